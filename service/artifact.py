@@ -1,0 +1,286 @@
+"""The artifact: the contract between the build and the service.
+
+A folder that the build writes and everybody else only reads:
+
+    manifest.json   what it is, what goes in, what comes out, and the hash of every other file
+    model.xml+.bin  the compiled model (OpenVINO IR; a card's model.mm later)
+    labels.txt      a line a class: wnid, a space, names
+    golden.npz      rows (uint8 N,H,W,3), probabilities (float32 N,classes), tolerance (float32)
+
+`read` verifies all of it before anything runs: the schema, every hash and size, every shape. It
+refuses what it does not know or cannot trust, and says which.
+"""
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from service.errors import ArtifactError
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+LABELS = "labels.txt"
+GOLDEN = "golden.npz"
+
+# Names that the inference protocols use as path segments cannot name a model.
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+RESERVED_NAMES = frozenset({"stats", "ready", "infer", "config"})
+
+Color = Literal["rgb", "bgr"]
+Target = Literal["cpu", "mlu"]
+Precision = Literal["force_float32", "force_float16"]
+
+
+def _plain_name(value: str) -> str:
+    if value in ("", ".", "..") or Path(value).name != value:
+        raise ValueError(f"{value!r} is not a plain file name")
+    return value
+
+
+def check_model_name(value: str) -> str:
+    """`value`, if it can name a model in a URL and a metric; else ValueError."""
+    if not NAME.fullmatch(value) or value in RESERVED_NAMES:
+        raise ValueError(
+            f"{value!r} cannot name a model: 1 to 63 letters, digits, '.', '_' or '-', "
+            f"beginning with a letter or digit, and none of {', '.join(sorted(RESERVED_NAMES))}"
+        )
+    return value
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FileFacts(_Part):
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    size: Annotated[int, Field(ge=0)]
+
+
+class Source(_Part):
+    """What the artifact was built from."""
+
+    kind: Literal["caffe", "onnx"]
+    files: dict[str, FileFacts]
+
+
+class Batch(_Part):
+    """Rows in one batch: any number from `min` to `max`; a static model has min = max."""
+
+    min: Annotated[int, Field(ge=1)]
+    max: Annotated[int, Field(ge=1)]
+
+
+class Input(_Part):
+    """One row: uint8, height x width x 3, RGB."""
+
+    name: str
+    height: Annotated[int, Field(ge=1)]
+    width: Annotated[int, Field(ge=1)]
+    channels: Literal[3] = 3
+    dtype: Literal["uint8"] = "uint8"
+    layout: Literal["NHWC"] = "NHWC"
+    batch: Batch
+
+
+class Output(_Part):
+    """Probabilities, float32, classes of them."""
+
+    name: str
+    classes: Annotated[int, Field(ge=1)]
+    softmax_added: bool
+    """The network ended in scores; the build appended the softmax."""
+
+
+class Inside(_Part):
+    """What the compiled model does itself, to the row: reorder to `color`, then (x - mean) / std."""
+
+    color: Color
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+class Preprocessing(_Part):
+    """A file to a row: short side to `resize` (long side truncated), centre crop, bilinear."""
+
+    resize: Annotated[int, Field(ge=1)]
+    crop: tuple[int, int]
+    """Height, width: those of the input."""
+    resample: Literal["bilinear"] = "bilinear"
+    color: Literal["rgb"] = "rgb"
+    inside: Inside
+
+
+class Manifest(_Part):
+    schema_version: Literal[1] = Field(SCHEMA, alias="schema")
+    name: Annotated[str, AfterValidator(check_model_name)]
+    version: Annotated[str, Field(pattern="^[0-9a-f]{12}$")]
+    target: Target
+    precision: Precision
+    precision_note: str
+    """What the target's engine makes of the precision."""
+    engine: Literal["openvino", "magicmind"]
+    model: Annotated[str, AfterValidator(_plain_name)]
+    """The file that the engine opens."""
+    source: Source
+    tools: dict[str, str]
+    input: Input
+    output: Output
+    preprocessing: Preprocessing
+    label_order: str
+    files: dict[Annotated[str, AfterValidator(_plain_name)], FileFacts]
+
+
+@dataclass(frozen=True)
+class Label:
+    wnid: str
+    names: str
+
+
+@dataclass(frozen=True)
+class Golden:
+    """Rows and the answers that a right device gives, to `tolerance` (largest difference)."""
+
+    rows: NDArray[np.uint8]
+    probabilities: NDArray[np.float32]
+    tolerance: float
+
+
+@dataclass(frozen=True)
+class Artifact:
+    path: Path
+    manifest: Manifest
+    labels: tuple[Label, ...]
+    golden: Golden
+
+    @property
+    def model_path(self) -> Path:
+        return self.path / self.manifest.model
+
+
+def facts(path: Path) -> FileFacts:
+    """SHA-256 and size in bytes of the file at `path`."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return FileFacts(sha256=digest, size=path.stat().st_size)
+
+
+def content_version(manifest: Manifest) -> str:
+    """The first 12 hex digits of the SHA-256 over everything that the manifest says but itself."""
+    said = manifest.model_dump(mode="json", by_alias=True, exclude={"version"})
+    canonical = json.dumps(said, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+
+def read(path: Path) -> Artifact:
+    """The verified artifact in the folder `path`; ArtifactError says what is wrong with it."""
+    manifest = read_manifest(path)
+    for name, expected in manifest.files.items():
+        _verify_file(path / name, expected)
+    missing = {manifest.model, LABELS, GOLDEN} - manifest.files.keys()
+    if missing:
+        raise ArtifactError(
+            f"{path / MANIFEST}: 'files' does not list {', '.join(sorted(missing))}", _REBUILD
+        )
+    labels = parse_labels((path / LABELS).read_text(encoding="utf-8"), path / LABELS)
+    if len(labels) != manifest.output.classes:
+        raise ArtifactError(
+            f"{path / LABELS}: {len(labels)} labels for {manifest.output.classes} classes", _REBUILD
+        )
+    return Artifact(path, manifest, labels, _read_golden(path / GOLDEN, manifest))
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest of the artifact in `path`, its own fields checked, its files not."""
+    file = path / MANIFEST
+    try:
+        text = file.read_bytes()
+    except OSError as error:
+        raise ArtifactError(
+            f"{file}: {error.strerror}",
+            "name the folder that topfive-build wrote (its --output)",
+        ) from error
+    try:
+        schema = json.loads(text)["schema"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ArtifactError(f"{file}: not an artifact's manifest", _REBUILD) from error
+    if schema != SCHEMA:
+        raise ArtifactError(
+            f"{file}: schema {schema!r}; this topfive reads schema {SCHEMA}",
+            "build it again with this topfive's topfive-build, or serve it with the one it is from",
+        )
+    try:
+        manifest = Manifest.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise ArtifactError(f"{file}: {place}: {first['msg']}", _REBUILD) from error
+    if manifest.version != content_version(manifest):
+        raise ArtifactError(
+            f"{file}: the version {manifest.version} is not that of its content "
+            f"({content_version(manifest)}): the manifest was changed",
+            _REBUILD,
+        )
+    return manifest
+
+
+def parse_labels(text: str, file: Path) -> tuple[Label, ...]:
+    """Labels of a text with a line a class: wnid, a space, names."""
+    labels = []
+    for number, line in enumerate(text.splitlines(), 1):
+        wnid, _, names = line.strip().partition(" ")
+        if not re.fullmatch(r"n\d{8}", wnid) or not names:
+            raise ArtifactError(
+                f"{file}: line {number}: {line[:60]!r} is not a label",
+                "write a line a class: the wnid (n and eight digits), a space, the names",
+            )
+        labels.append(Label(wnid, names.strip()))
+    return tuple(labels)
+
+
+_REBUILD = "copy the artifact again, or build it again with topfive-build"
+
+
+def _verify_file(path: Path, expected: FileFacts) -> None:
+    if not path.is_file():
+        raise ArtifactError(f"{path}: missing", _REBUILD)
+    found = facts(path)
+    if found != expected:
+        raise ArtifactError(
+            f"{path}: {found.size} bytes with SHA-256 {found.sha256}; "
+            f"the manifest says {expected.size} bytes with {expected.sha256}",
+            _REBUILD,
+        )
+
+
+def _read_golden(path: Path, manifest: Manifest) -> Golden:
+    row_shape = (manifest.input.height, manifest.input.width, manifest.input.channels)
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            rows, probabilities = arrays["rows"], arrays["probabilities"]
+            tolerance = float(arrays["tolerance"])
+    except (OSError, ValueError, KeyError) as error:
+        raise ArtifactError(f"{path}: not golden rows: {error}", _REBUILD) from error
+    right = (
+        len(rows) >= 1
+        and rows.dtype == np.uint8
+        and rows.shape[1:] == row_shape
+        and probabilities.dtype == np.float32
+        and probabilities.shape == (len(rows), manifest.output.classes)
+        and np.isfinite(probabilities).all()
+        and 0 < tolerance < 1
+    )
+    if not right:
+        raise ArtifactError(
+            f"{path}: rows {rows.dtype}{rows.shape} and probabilities "
+            f"{probabilities.dtype}{probabilities.shape} (tolerance {tolerance}) do not fit "
+            f"a model that takes {row_shape} and answers {manifest.output.classes} classes",
+            _REBUILD,
+        )
+    return Golden(rows, probabilities, tolerance)

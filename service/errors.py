@@ -1,0 +1,136 @@
+"""What can go wrong, for whom, with which status, and what to do about it.
+
+    TopfiveError
+    ├── RequestError           answered over HTTP; `status`, `code` and `title` stand with the class
+    │   │                      the caller's to change:
+    │   ├── Malformed          400  the request's grammar
+    │   ├── NotFound           404  no such path
+    │   ├── MethodNotAllowed   405  the path is known, the method is not
+    │   ├── BodyTimeout        408  the body did not arrive in time
+    │   ├── TooLarge           413  more bytes or images than are taken
+    │   ├── TooManyPixels      413  a picture larger than is decoded
+    │   ├── UnsupportedMedia   415  no image format, media type or coding that we take
+    │   ├── Undecodable        422  the right kind of file, but broken
+    │   │                      not the caller's:
+    │   ├── ClientGone         499  the caller left; never sent, only counted
+    │   ├── Internal           500  a bug of ours
+    │   ├── Overloaded         503  no row free, or no room for another body
+    │   ├── NotReady           503  no device is proven
+    │   ├── Draining           503  the service is stopping
+    │   ├── Deadline           504  taken, but not answered in time
+    │   └── DeviceFailed       503  the device failed the image, and so did the second try
+    ├── SettingsError          a setting, its value or its file
+    ├── ArtifactError          an artifact that cannot be read, trusted or run here
+    ├── DeviceError            a device host that does not start, answer or answer rightly
+    └── BuildError             model_build: a source file, a layer, an option
+
+Every error says what happened with the values that matter (`detail`) and what to do about it
+(`remedy`). Numbers that a program may want stand in `members`. The statuses and codes are those of
+the project's HTTP conventions; `docs/errors.md` explains each for users.
+"""
+
+
+class TopfiveError(Exception):
+    """Something expected went wrong; `detail` tells what, `remedy` what to do."""
+
+    def __init__(self, detail: str, remedy: str = "", **members: object) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.remedy = remedy
+        self.members = members
+
+
+class RequestError(TopfiveError):
+    """A request, or one image of it, that is answered with an error."""
+
+    status = 500
+    code = "internal"
+    title = "Internal error"
+
+
+class Malformed(RequestError):
+    status, code, title = 400, "malformed", "Malformed request"
+
+
+class NotFound(RequestError):
+    status, code, title = 404, "not_found", "Not found"
+
+
+class MethodNotAllowed(RequestError):
+    status, code, title = 405, "method_not_allowed", "Method not allowed"
+
+
+class BodyTimeout(RequestError):
+    status, code, title = 408, "body_timeout", "Body not received in time"
+
+
+class TooLarge(RequestError):
+    status, code, title = 413, "too_large", "Too large"
+
+
+class TooManyPixels(RequestError):
+    status, code, title = 413, "too_many_pixels", "Too many pixels"
+
+
+class UnsupportedMedia(RequestError):
+    status, code, title = 415, "unsupported_media", "Unsupported media type"
+
+
+class Undecodable(RequestError):
+    status, code, title = 422, "undecodable", "Undecodable image"
+
+
+class ClientGone(RequestError):
+    status, code, title = 499, "client_gone", "Caller left"
+
+
+class Internal(RequestError):
+    pass
+
+
+class Overloaded(RequestError):
+    status, code, title = 503, "overloaded", "Overloaded"
+
+
+class NotReady(RequestError):
+    status, code, title = 503, "not_ready", "No device is ready"
+
+
+class Draining(RequestError):
+    status, code, title = 503, "draining", "Stopping"
+
+
+class Deadline(RequestError):
+    status, code, title = 504, "deadline", "Deadline passed"
+
+
+class DeviceFailed(RequestError):
+    status, code, title = 503, "device_failed", "Device failed"
+
+
+class SettingsError(TopfiveError):
+    """A setting that cannot be used."""
+
+
+class ArtifactError(TopfiveError):
+    """An artifact that cannot be read, trusted or run here."""
+
+
+class DeviceError(TopfiveError):
+    """A device host failed; `reason` is one of crashed, hung, wrong_answer, driver, artifact."""
+
+    def __init__(self, detail: str, remedy: str = "", reason: str = "crashed") -> None:
+        super().__init__(detail, remedy, reason=reason)
+        self.reason = reason
+
+
+class BuildError(TopfiveError):
+    """A build that cannot go on: names the file and, inside a network, the layer."""
+
+    def __init__(self, detail: str, remedy: str = "", *, file: str = "", layer: str = "") -> None:
+        place = ": ".join(
+            part for part in (file, f"layer '{layer}'" if layer else "", detail) if part
+        )
+        super().__init__(place, remedy)
+        self.file = file
+        self.layer = layer
