@@ -1,0 +1,31 @@
+"""What every test may ask for: the data folder, the trained models in it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """The folder of models, photos and hostile files that TOPFIVE_DATA names."""
+    folder = Path(os.environ.get("TOPFIVE_DATA", ROOT.parent / "shared" / "data")).resolve()
+    if not (folder / "README.md").is_file():
+        reason = f"no test data in {folder}; set TOPFIVE_DATA to the folder that holds it"
+        if os.environ.get("CI"):
+            pytest.fail(f"{reason}: CI must not skip these tests")
+        pytest.skip(reason)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def models_folder(data_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The four trained Caffe networks, expanded: NAME.prototxt beside NAME.caffemodel."""
+    folder = tmp_path_factory.mktemp("models")
+    subprocess.run([sys.executable, str(data_folder / "unpack"), str(folder)], check=True)
+    return folder
