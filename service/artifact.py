@@ -99,7 +99,7 @@ class Output(_Part):
 
 
 class Inside(_Part):
-    """What the compiled model does itself, to the row: reorder to `color`, then (x - mean) / std."""
+    """What the compiled model does to a row: reorder to `color`, then (x - mean) / std."""
 
     color: Color
     mean: tuple[float, float, float]
@@ -118,7 +118,7 @@ class Preprocessing(_Part):
 
 
 class Manifest(_Part):
-    schema_version: Literal[1] = Field(SCHEMA, alias="schema")
+    schema_version: Literal[1] = Field(alias="schema")
     name: Annotated[str, AfterValidator(check_model_name)]
     version: Annotated[str, Field(pattern="^[0-9a-f]{12}$")]
     target: Target

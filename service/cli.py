@@ -1,0 +1,165 @@
+"""`topfive`: serve an artifact, classify images, look at settings and health.
+
+Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed (said with a remedy),
+2 usage, 4 server unreachable or not ready, 5 some images failed, 130 interrupted.
+"""
+
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from service.errors import TopfiveError
+
+if TYPE_CHECKING:
+    from service.settings import Settings
+
+FAILED, UNREACHABLE, PARTLY, INTERRUPTED = 1, 4, 5, 130
+
+cli = typer.Typer(
+    help="Serve a trained image classifier, and talk to it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def main() -> None:
+    """The command `topfive`."""
+    try:
+        cli()
+    except TopfiveError as error:
+        if os.environ.get("TOPFIVE_DEBUG"):
+            raise
+        print(f"error: {error.detail}", file=sys.stderr)
+        if error.remedy:
+            print(f"  try: {error.remedy}", file=sys.stderr)
+        sys.exit(FAILED)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+
+
+@cli.callback(invoke_without_command=True)
+def _top(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        from importlib.metadata import version as installed
+
+        print(f"topfive {installed('topfive')}")
+        raise typer.Exit
+
+
+def with_settings(command: Callable[["Settings", dict[str, str]], None]) -> Callable[..., None]:
+    """Give `command` an option for each setting, and the settings that result."""
+    from service import settings
+
+    def run(config: Path | None, **flags: Any) -> None:
+        command(*settings.load(flags, config))
+
+    parameters = [
+        inspect.Parameter(
+            "config",
+            inspect.Parameter.KEYWORD_ONLY,
+            annotation=Annotated[Path | None, typer.Option(help="A TOML file of settings.")],
+            default=None,
+        )
+    ]
+    for name, field in settings.Settings.model_fields.items():
+        default = "" if field.default is None else f" [default: {field.default}]"
+        parameters.append(
+            inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                annotation=Annotated[
+                    bool | None if field.annotation is bool else str | None,
+                    typer.Option(help=f"{field.description}{default}", show_default=False),
+                ],
+                default=None,
+            )
+        )
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    run.__doc__ = command.__doc__
+    return run
+
+
+def serve(settings: "Settings", sources: dict[str, str]) -> None:
+    """Serve an artifact over HTTP until SIGTERM.
+
+    Example: topfive serve --artifact models/resnext50 --port 8080
+    """
+    import logging
+
+    from service import app, logs
+    from service.settings import unknown_variables
+
+    logs.configure(settings.log_format, settings.log_level)
+    for name in unknown_variables():
+        logging.getLogger("topfive").warning(
+            "unknown_variable", extra={"variable": name, "detail": "no setting; see topfive config"}
+        )
+    sys.exit(app.serve(settings))
+
+
+def config(settings: "Settings", sources: dict[str, str]) -> None:
+    """Print the effective settings, and where each comes from."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("setting", "value", "from", box=None)
+    for name, value in settings:
+        table.add_row(name, str(value), sources[name])
+    Console().print(table)
+
+
+cli.command("serve")(with_settings(serve))
+cli.command("config")(with_settings(config))
+
+
+@cli.command()
+def classify(
+    server: Annotated[
+        str,
+        typer.Argument(metavar="URL|ARTIFACT", help="A running server's URL, or an artifact."),
+    ],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
+    top_k: Annotated[int, typer.Option(min=1, help="Labels for each image.")] = 5,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    timeout_s: Annotated[float, typer.Option(help="For each image's answer.")] = 30.0,
+) -> None:
+    """Classify images: over HTTP, or straight on an artifact's device.
+
+    Example: topfive classify http://127.0.0.1:8080 cat.jpg
+    """
+    from service import client
+
+    if server.startswith(("http://", "https://")):
+        answers = client.classify_over_http(server, images, top_k, timeout_s)
+    else:
+        answers = client.classify_on_artifact(Path(server), images, top_k, timeout_s)
+    failed = client.show(answers, as_json=json)
+    sys.exit(PARTLY if 0 < failed < len(images) else FAILED if failed else 0)
+
+
+@cli.command()
+def health(
+    url: Annotated[str, typer.Option(help="The server.", envvar="TOPFIVE_URL")] = "",
+    wait_s: Annotated[float, typer.Option(help="Ask again until ready, this long.")] = 0.0,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only the exit code.")] = False,
+) -> None:
+    """Ask a server whether it is ready: exit 0, else 4. For container health checks.
+
+    Without --url it asks the address that `topfive serve` would listen on here.
+    """
+    from service import client
+
+    ready, said = client.ask_ready(url or client.own_url(), wait_s)
+    if not quiet:
+        print(said)
+    sys.exit(0 if ready else UNREACHABLE)

@@ -1,0 +1,243 @@
+"""One device host seen from here: its process, its socket, its time-outs.
+
+A host fails once, in whatever way: it says so, it ends, it is late with a batch, or somebody finds
+its answers wrong and says `fail`. Then it is killed, and `failure` has the reason. Batches without
+an answer stay in `unanswered`: until the process is reaped it may still write to their rows.
+
+Everything here happens on the event loop, in the main thread: the kernel kills a host with the
+thread that spawned it.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from service.core.request import Image
+from service.device import wire
+from service.errors import DeviceError
+
+log = logging.getLogger("topfive.host")
+
+FOLDER = Path(__file__).resolve().parent.parent / "device"
+
+Timings = tuple[int, int, int]
+"""Nanoseconds, on the host's clock: copy in, compute, copy out."""
+
+
+@dataclass(slots=True)
+class Sent:
+    """A batch that was sent, the timer that calls it late; without images it is a probe."""
+
+    images: Sequence[Image]
+    answered: Callable[[Timings], None]
+    timer: asyncio.TimerHandle
+
+
+class Host:
+    """A process that was just spawned; `greet` makes it a device."""
+
+    def __init__(
+        self,
+        name: str,
+        python: str,
+        memory: int,
+        batch_timeout_s: float,
+        late_reply: Callable[[], None],
+    ) -> None:
+        """Spawn a host under the interpreter `python`; DeviceError if that cannot be run."""
+        self._loop = asyncio.get_running_loop()
+        self._name = name
+        self._batch_timeout_s = batch_timeout_s
+        self._late_reply = late_reply
+        self._next_id = 0
+        self.unanswered: dict[int, Sent] = {}
+        self.failure: asyncio.Future[DeviceError] = self._loop.create_future()
+        self.reaped = asyncio.Event()
+        self.facts: dict[str, Any] = {}
+        self._greeting: asyncio.Future[bytes] = self._loop.create_future()
+        self._connection, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            try:
+                self.process = _spawn(python, theirs.fileno(), memory)
+            except DeviceError:
+                self._connection.close()
+                raise
+        self._connection.setblocking(False)
+        self._loop.add_reader(self._connection, self._readable)
+        self._pidfd = os.pidfd_open(self.process.pid)
+        self._loop.add_reader(self._pidfd, self._exited)
+        assert self.process.stdout is not None
+        os.set_blocking(self.process.stdout.fileno(), False)
+        self._loop.add_reader(self.process.stdout.fileno(), self._said)
+
+    async def greet(self, hello: dict[str, object], timeout_s: float) -> None:
+        """Open the device: send `hello`, wait for its facts; DeviceError if it does not open."""
+        self._send(wire.pack_hello(hello))
+        try:
+            async with asyncio.timeout(timeout_s):
+                message = await self._greeting
+            self.facts = wire.unpack_hello(message)
+        except TimeoutError:
+            raise DeviceError(
+                f"device {self._name} did not open within {timeout_s:g} s", reason="hung"
+            ) from None
+        except wire.WireError as error:
+            raise DeviceError(f"device {self._name}: {error}") from error
+        if not self.facts["ready"]:
+            raise DeviceError(
+                f"device {self._name} does not open: {self.facts['detail']}",
+                reason=self.facts["reason"],
+            )
+
+    def send(
+        self,
+        images: Sequence[Image],
+        numbers: Sequence[int],
+        answered: Callable[[Timings], None],
+    ) -> None:
+        """Have the rows `numbers`, those of `images`, computed; then `answered` gets the times."""
+        batch_id = self._next_id = self._next_id + 1
+        timer = self._loop.call_later(self._batch_timeout_s, self._late, batch_id)
+        self.unanswered[batch_id] = Sent(images, answered, timer)
+        self._send(wire.pack_run(batch_id, numbers))
+
+    def fail(self, error: DeviceError) -> None:
+        """The host is done for: kill it. The first reason counts."""
+        if self.failure.done():
+            return
+        self.failure.set_result(error)
+        for sent in self.unanswered.values():
+            sent.timer.cancel()
+        self.kill()
+
+    def kill(self) -> None:
+        """SIGKILL, unless the process was reaped."""
+        if not self.reaped.is_set():
+            self.process.kill()
+
+    async def reap(self, timeout_s: float) -> bool:
+        """Wait for the process to end; whether it did in time."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self.reaped.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def usage(self) -> tuple[float, float]:
+        """CPU seconds (user and system) and resident bytes of the process, from proc(5)."""
+        try:
+            fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:  # it has just ended
+            return 0.0, 0.0
+        ticks, pages = int(fields[11]) + int(fields[12]), int(fields[21])
+        return ticks / os.sysconf("SC_CLK_TCK"), float(pages * os.sysconf("SC_PAGE_SIZE"))
+
+    async def stop(self, timeout_s: float) -> None:
+        """Ask the host to end after what it was sent; kill it when it takes longer."""
+        self._send(wire.pack_stop())
+        if not await self.reap(timeout_s):
+            self.kill()
+            await self.reap(timeout_s)
+
+    def _send(self, message: bytes) -> None:
+        try:
+            self._connection.send(message)
+        except OSError as error:  # the host is ending; its exit tells why
+            log.debug("send_failed", extra={"device": self._name, "error": str(error)})
+
+    def _readable(self) -> None:
+        try:
+            message = self._connection.recv(wire.MAX_MESSAGE_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            message = b""
+        if not message:  # the process is ending: its exit is the failure
+            self._loop.remove_reader(self._connection)
+        elif not self._greeting.done():
+            self._greeting.set_result(message)
+        else:
+            self._replied(message)
+
+    def _replied(self, message: bytes) -> None:
+        try:
+            batch_id, timings, failure = wire.unpack_done(message)
+        except wire.WireError as error:
+            self.fail(DeviceError(f"device {self._name}: {error}"))
+            return
+        if failure is not None:
+            reason, detail = failure
+            self.fail(DeviceError(f"device {self._name}: {detail}", reason=reason))
+            return
+        if self.failure.done() or batch_id not in self.unanswered:
+            self._late_reply()
+            return
+        sent = self.unanswered.pop(batch_id)
+        sent.timer.cancel()
+        sent.answered(timings)
+
+    def _late(self, batch_id: int) -> None:
+        self.fail(
+            DeviceError(
+                f"device {self._name} did not answer batch {batch_id} "
+                f"within {self._batch_timeout_s:g} s",
+                reason="hung",
+            )
+        )
+
+    def _exited(self) -> None:
+        self._loop.remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        self._said()
+        code = self.process.wait()
+        how = f"by {signal.Signals(-code).name}" if code < 0 else f"with code {code}"
+        self._loop.remove_reader(self._connection)
+        self._connection.close()
+        self._close_output()
+        self.reaped.set()
+        self.fail(DeviceError(f"the host of device {self._name} ended {how}"))
+
+    def _said(self) -> None:
+        """Log what the host, or the SDK in it, has printed."""
+        output = self.process.stdout
+        if output is None or output.closed:
+            return
+        text = output.read(65536)
+        if text == b"":
+            self._close_output()
+        for line in (text or b"").decode(errors="replace").splitlines():
+            log.info("host_output", extra={"device": self._name, "line": line[:2000]})
+
+    def _close_output(self) -> None:
+        output = self.process.stdout
+        if output is not None and not output.closed:
+            self._loop.remove_reader(output.fileno())
+            output.close()
+
+
+def _spawn(python: str, connection: int, memory: int) -> subprocess.Popen[bytes]:
+    command = [python, "-E", "-s", str(FOLDER)]
+    command += ["--socket", str(connection), "--memory", str(memory), "--parent", str(os.getpid())]
+    try:
+        return subprocess.Popen(  # noqa: S603 - no shell; the interpreter is a setting
+            command,
+            pass_fds=(connection, memory),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            bufsize=0,
+        )
+    except OSError as error:
+        raise DeviceError(
+            f"cannot start a device host: {python}: {error.strerror}",
+            "name the interpreter with --device-python",
+            reason="driver",
+        ) from error

@@ -1,0 +1,320 @@
+"""An artifact being served: bytes become a row, rows a batch, a batch an answer.
+
+`submit` takes the rows of all images of a request at once, or refuses. From then on each image
+walks forward: decoder threads fill its row, the batcher queues it, a device pulls and computes it,
+and its top-k settles its place in the request. Everything but the decoding happens on the event
+loop.
+"""
+
+import asyncio
+import logging
+import math
+import os
+import random
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from prometheus_client.core import Metric
+
+from service.artifact import Artifact
+from service.core.batcher import Batcher
+from service.core.decoder import Decoded, Decoder
+from service.core.host import Timings
+from service.core.pool import Pool, Shared
+from service.core.request import Image, Prediction, Request
+from service.core.rows import Rows, State
+from service.errors import (
+    ClientGone,
+    Deadline,
+    DeviceError,
+    DeviceFailed,
+    Draining,
+    NotReady,
+    Overloaded,
+    TooLarge,
+)
+from service.metrics import Metrics, counter_family, gauge_family
+from service.settings import Settings
+
+log = logging.getLogger("topfive.model")
+
+
+class Model:
+    """One artifact on a pool of devices; made, started and stopped on one event loop.
+
+    `fatal` is called with the reason when the service cannot go on.
+    """
+
+    def __init__(
+        self,
+        artifact: Artifact,
+        settings: Settings,
+        metrics: Metrics,
+        fatal: Callable[[DeviceError], None],
+    ) -> None:
+        self.artifact = artifact
+        self.draining = False
+        self._settings = settings
+        manifest, golden = artifact.manifest, artifact.golden
+        ordinals = _ordinals(settings.devices)
+        shape = (manifest.input.height, manifest.input.width, manifest.input.channels)
+        self.rows = Rows(
+            settings.rows, len(ordinals) * len(golden.rows), shape, manifest.output.classes
+        )
+        self.largest_request = min(settings.max_images, settings.rows)
+        self._batcher = Batcher(self._drop)
+        self._decoder = Decoder(
+            self.rows,
+            manifest.preprocessing.resize,
+            settings.max_pixels,
+            settings.decode_threads or available_cores(),
+            self._decoded,
+        )
+        shared = Shared(
+            artifact,
+            settings,
+            self.rows,
+            self._batcher,
+            metrics,
+            answer=self._answer,
+            refuse=self._refuse,
+            changed=lambda: self.pool.changed(),
+        )
+        self.pool = Pool(ordinals, shared, fatal)
+        self._open: dict[Request, asyncio.TimerHandle] = {}
+        self._recent: deque[tuple[float, int]] = deque(maxlen=64)
+        self._bind_metrics(metrics)
+
+    def _bind_metrics(self, metrics: Metrics) -> None:
+        manifest = self.artifact.manifest
+        name, batch = manifest.name, manifest.input.batch
+        self._images = {
+            outcome: metrics.images.labels(name, outcome)
+            for outcome in ("ok", "failed", "expired", "abandoned")
+        }
+        self._decode_seconds = metrics.image_stage.labels(name, "decode")
+        self._queue_seconds = metrics.image_stage.labels(name, "queue")
+        self._pixels = metrics.image_pixels.labels(name)
+        metrics.model_info.labels(
+            name,
+            manifest.version,
+            manifest.target,
+            manifest.precision,
+            str(batch.max) if batch.min == batch.max else f"{batch.min}-{batch.max}",
+            f"{manifest.input.height}x{manifest.input.width}",
+        ).set(1)
+        for device in self.pool.devices:
+            metrics.device_info.labels(
+                device.name, manifest.target, "", "", "", "", manifest.engine
+            ).set(1)
+        metrics.add(self._collect)
+
+    def start(self) -> None:
+        """Begin: the devices start, and are ready when they are proven."""
+        self.pool.start()
+
+    def drain(self, timeout_s: float) -> None:
+        """Take no more requests; what is open after `timeout_s` is answered that we stop."""
+        self.draining = True
+        asyncio.get_running_loop().call_later(timeout_s, self._end_open)
+
+    async def stop(self) -> None:
+        """End the devices and threads, and every request that is still open."""
+        self._end_open()
+        await self.pool.stop()
+        self._decoder.close()
+        self.rows.close()
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests are taken: a device is proven, and the service is not stopping."""
+        return self.pool.ready > 0 and not self.draining
+
+    def admit(self, images: int = 1) -> None:
+        """Raise what a request for `images` images would be refused with now, if anything."""
+        if images > self.largest_request:
+            raise TooLarge(
+                f"{images} images in one request; this server takes {self.largest_request}",
+                "send them in several requests",
+                limit_images=self.largest_request,
+            )
+        if self.draining:
+            raise Draining("the server is stopping", "send it to another", retry_after_s=1)
+        if not self.pool.ready:
+            raise NotReady(
+                "no device is proven right now",
+                "try again after Retry-After",
+                retry_after_s=_whole_seconds(self.pool.seconds_to_ready()),
+            )
+        if self.rows.free < images:
+            raise Overloaded(
+                f"{images} rows are needed and {self.rows.free} of {self.rows.capacity} are free",
+                "try again after Retry-After",
+                retry_after_s=self._seconds_to_free_rows(),
+            )
+
+    def submit(self, data: Sequence[bytes], top_k: int, deadline: float) -> Request:
+        """Classify the images whose files are `data`; `answered` of the request says when it is.
+
+        `deadline` is on the event loop's clock; when it passes, the request ends with Deadline.
+        TooLarge, Draining, NotReady or Overloaded if it is not taken.
+        """
+        self.admit(len(data))
+        numbers = self.rows.take(len(data))
+        assert numbers is not None
+        request = Request(len(data), top_k, deadline)
+        timer = asyncio.get_running_loop().call_at(deadline, self._expire, request)
+        self._open[request] = timer
+        request.answered.add_done_callback(lambda _: self._open.pop(request).cancel())
+        for index, (row, file) in enumerate(zip(numbers, data, strict=True)):
+            self._decoder.put(Image(request, index, row, file))
+        return request
+
+    def statistics(self) -> dict[str, object]:
+        """Rows, queue, threads and devices, as /model and the metrics show them."""
+        return {
+            "rows": self.rows.statistics(),
+            "queue": self._batcher.statistics(),
+            "decoder": self._decoder.statistics(),
+            "devices": self.pool.statistics(),
+            "images_per_second": round(self._images_per_second(), 2),
+        }
+
+    def _decoded(self, finished: list[Decoded]) -> None:
+        """The decoder's threads have finished these: queue them, or settle their errors."""
+        now = asyncio.get_running_loop().time()
+        for decoded in finished:
+            image, request = decoded.image, decoded.image.request
+            if request.over:
+                self._give_back_unserved(image, State.FILLING)
+                continue
+            self._decode_seconds.observe(decoded.seconds)
+            request.took("decode", decoded.seconds)
+            if decoded.error is not None:
+                if decoded.error.__cause__ and decoded.error.status == 500:
+                    log.error("decode_failed", exc_info=decoded.error.__cause__)
+                self._images["failed"].inc()
+                self.rows.give_back([image.row], State.FILLING)
+                request.settle(image.index, decoded.error)
+                continue
+            self._pixels.observe(decoded.pixels)
+            image.ready_at = now
+            self.rows.move([image.row], State.FILLING, State.WAITING)
+            self._batcher.put(image)
+
+    def _drop(self, image: Image) -> None:
+        """The batcher met an image that nobody waits for."""
+        if not image.request.over:
+            self._expire(image.request)
+        self._give_back_unserved(image, State.WAITING)
+
+    def _give_back_unserved(self, image: Image, state: State) -> None:
+        gone = isinstance(image.request.answered.exception(), ClientGone)
+        self._images["abandoned" if gone else "expired"].inc()
+        self.rows.give_back([image.row], state)
+
+    def _end_open(self) -> None:
+        for request in list(self._open):
+            request.end(Draining("the server is stopping", "send it to another", retry_after_s=1))
+
+    def _expire(self, request: Request) -> None:
+        request.end(
+            Deadline(
+                "the deadline passed before the device answered",
+                "try again; if it happens often, the server has more to do than it can",
+            )
+        )
+
+    def _answer(self, batch: list[Image], sent_at: float, timings: Timings) -> None:
+        """A device has computed `batch`: read its top-k, give its rows back, settle the images."""
+        numbers = [image.row for image in batch]
+        k = max(image.request.top_k for image in batch)
+        class_ids, scores = top_k(self.rows.outputs[numbers], k)
+        self.rows.give_back(numbers, State.RUNNING)
+        self._recent.append((time.monotonic(), len(batch)))
+        for image, ids, values in zip(batch, class_ids, scores, strict=True):
+            request = image.request
+            queued = sent_at - image.ready_at
+            self._queue_seconds.observe(queued)
+            if request.over:
+                gone = isinstance(request.answered.exception(), ClientGone)
+                self._images["abandoned" if gone else "expired"].inc()
+                continue
+            self._images["ok"].inc()
+            request.took("queue", queued)
+            for stage, nanoseconds in zip(("copy_in", "compute", "copy_out"), timings, strict=True):
+                request.took(stage, nanoseconds / 1e9)
+            request.batch = max(request.batch, len(batch))
+            k = request.top_k
+            request.settle(image.index, Prediction(ids[:k].tolist(), values[:k].tolist()))
+
+    def _refuse(self, image: Image, error: DeviceFailed) -> None:
+        """A device failed the image for good; its row is given back or lost already."""
+        self._images["failed"].inc()
+        image.request.settle(image.index, error)
+
+    def _images_per_second(self) -> float:
+        """Over the last 64 batches; 0 before there were two."""
+        if len(self._recent) < 2:
+            return 0.0
+        seconds = time.monotonic() - self._recent[0][0]
+        images = sum(count for _, count in self._recent) - self._recent[0][1]
+        return images / max(seconds, 1e-3)
+
+    def _seconds_to_free_rows(self) -> int:
+        rate = self._images_per_second()
+        in_use = self.rows.capacity - self.rows.free
+        return _whole_seconds(in_use / rate if rate else 1.0)
+
+    def _collect(self) -> Iterable[Metric]:
+        rows = self.rows.statistics()
+        name = self.artifact.manifest.name
+        states = [((name, state.value), rows[state.value]) for state in State]
+        yield gauge_family("rows", "Rows by state; the sum is all.", ("model", "state"), states)
+        yield counter_family(
+            "row_seconds",
+            "Time integral of rows in use.",
+            ("model",),
+            [((name,), rows["row_seconds"])],
+        )
+        yield from self.pool.collect()
+        yield gauge_family(
+            "decode_threads_busy", "Busy.", (), [((), self._decoder.statistics()["busy"])]
+        )
+        yield gauge_family("ready", "What /readyz says.", (), [((), float(self.ready))])
+        yield gauge_family("draining", "SIGTERM seen.", (), [((), float(self.draining))])
+
+
+def top_k(
+    probabilities: NDArray[np.float32], k: int
+) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
+    """The `k` most likely classes of each row, best first, and their probabilities.
+
+    `probabilities` is (rows, classes); both answers are (rows, min(k, classes)). Of equal ones the
+    lower class comes first.
+    """
+    classes = probabilities.shape[1]
+    if k >= classes:
+        chosen = np.broadcast_to(np.arange(classes), probabilities.shape)
+    else:
+        chosen = np.sort(np.argpartition(probabilities, -k, axis=1)[:, -k:], axis=1)
+    values = np.take_along_axis(probabilities, chosen, axis=1)
+    order = np.argsort(-values, axis=1, kind="stable")
+    return np.take_along_axis(chosen, order, axis=1), np.take_along_axis(values, order, axis=1)
+
+
+def available_cores() -> int:
+    """The processors that this process may run on."""
+    return len(os.sched_getaffinity(0))
+
+
+def _ordinals(devices: str) -> list[int]:
+    return [0] if devices == "all" else [int(ordinal) for ordinal in devices.split(",")]
+
+
+def _whole_seconds(seconds: float) -> int:
+    """1 to 30, and up to a third more by chance, so that callers do not all return together."""
+    return math.ceil(min(max(seconds, 1.0), 30.0) * (1 + random.random() / 3))  # noqa: S311

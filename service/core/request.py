@@ -1,0 +1,73 @@
+"""One caller's images on their way through the core, until each has its outcome.
+
+A request ends once: when its last image has an outcome, or before that by its deadline or its
+caller's departure. Rows of images that are still on their way then go back as whoever holds them
+looks at `over`.
+"""
+
+import asyncio
+from dataclasses import dataclass
+
+from service.errors import RequestError
+
+
+@dataclass(slots=True, frozen=True)
+class Prediction:
+    """The k most likely classes, best first, and their probabilities."""
+
+    class_ids: list[int]
+    scores: list[float]
+
+
+class Request:
+    """The outcomes of `count` images, in their order; `answered` is done when the last is there.
+
+    `deadline` is on the event loop's clock. `stages` holds the largest seconds of each stage, and
+    `batch` the images in the largest batch that an image of the request was in.
+    """
+
+    __slots__ = ("_missing", "answered", "batch", "deadline", "outcomes", "stages", "top_k")
+
+    def __init__(self, count: int, top_k: int, deadline: float) -> None:
+        self.top_k = top_k
+        self.deadline = deadline
+        self.outcomes: list[Prediction | RequestError | None] = [None] * count
+        self.stages: dict[str, float] = {}
+        self.batch = 0
+        self.answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._missing = count
+
+    @property
+    def over(self) -> bool:
+        """Nobody waits for the images any more."""
+        return self.answered.done()
+
+    def settle(self, index: int, outcome: Prediction | RequestError) -> None:
+        """The outcome of one image; of no interest when the request is over."""
+        if self.over:
+            return
+        self.outcomes[index] = outcome
+        self._missing -= 1
+        if self._missing == 0:
+            self.answered.set_result(None)
+
+    def end(self, error: RequestError) -> None:
+        """End the whole request with `error`, unless it has ended."""
+        if not self.over:
+            self.answered.set_exception(error)
+
+    def took(self, stage: str, seconds: float) -> None:
+        """Keep the largest `seconds` of `stage`."""
+        self.stages[stage] = max(seconds, self.stages.get(stage, 0.0))
+
+
+@dataclass(slots=True, eq=False)
+class Image:
+    """One image of a request, and the row that it has."""
+
+    request: Request
+    index: int
+    row: int
+    data: bytes = b""
+    ready_at: float = 0.0
+    tries: int = 0

@@ -1,0 +1,114 @@
+"""Rows: the shared memory in which an image waits for its device, and its answer comes back.
+
+One anonymous memory file holds `count` rows, each an input (height x width x 3, uint8) and an
+output (classes, float32). An image is decoded straight into its row; the device host, which maps
+the same file, reads it there and writes the probabilities there. The number of rows is the bound
+on work accepted.
+
+A row's life: free -> filling -> waiting -> running -> free, or lost with a host that cannot be
+reaped, until it is. Whoever moves a row says from where to where; a row that is not there is a bug,
+and said to be one.
+"""
+
+import enum
+import fcntl
+import mmap
+import os
+import time
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+_PAGE = mmap.PAGESIZE
+
+
+class State(enum.Enum):
+    FREE = "free"
+    FILLING = "filling"
+    WAITING = "waiting"
+    RUNNING = "running"
+    LOST = "lost"
+
+
+class Rows:
+    """`callers` rows for requests, and after them `kept` rows (numbers callers..) for probes."""
+
+    def __init__(self, callers: int, kept: int, shape: tuple[int, int, int], classes: int) -> None:
+        total = callers + kept
+        inputs_bytes = total * int(np.prod(shape))
+        self.outputs_offset = -(-inputs_bytes // _PAGE) * _PAGE
+        self.memory_bytes = self.outputs_offset + total * classes * 4
+        self.descriptor = _memory_file(self.memory_bytes)
+        memory = mmap.mmap(self.descriptor, self.memory_bytes)
+        self.inputs: NDArray[np.uint8] = np.ndarray((total, *shape), np.uint8, memory)
+        self.outputs: NDArray[np.float32] = np.ndarray(
+            (total, classes), np.float32, memory, self.outputs_offset
+        )
+        self.capacity = callers
+        # Taken from the end: the row given back last is the one still in the caches.
+        self._free = list(range(callers - 1, -1, -1))
+        self._states = [State.FREE] * callers
+        self._counts = dict.fromkeys(State, 0) | {State.FREE: callers}
+        self._row_seconds = 0.0
+        self._changed_at = time.monotonic()
+
+    @property
+    def free(self) -> int:
+        """Rows that `take` would give now."""
+        return len(self._free)
+
+    @property
+    def kept(self) -> range:
+        """Numbers of the rows that are not given to callers."""
+        return range(self.capacity, len(self.inputs))
+
+    def take(self, count: int) -> list[int] | None:
+        """The numbers of `count` rows, all at once, now filling; None if so many are not free."""
+        if count > len(self._free):
+            return None
+        numbers = [self._free.pop() for _ in range(count)]
+        self.move(numbers, State.FREE, State.FILLING)
+        return numbers
+
+    def give_back(self, numbers: Sequence[int], source: State) -> None:
+        """Make the rows free again; they are in the state `source`."""
+        self.move(numbers, source, State.FREE)
+        self._free.extend(numbers)
+
+    def move(self, numbers: Sequence[int], source: State, target: State) -> None:
+        """Move the rows from one state to another."""
+        self._integrate()
+        for number in numbers:
+            if self._states[number] is not source:
+                raise RuntimeError(
+                    f"row {number} is {self._states[number].value}, not {source.value}. "
+                    "This is a bug."
+                )
+            self._states[number] = target
+        self._counts[source] -= len(numbers)
+        self._counts[target] += len(numbers)
+
+    def statistics(self) -> dict[str, float]:
+        """Rows by state, the capacity, and the time integral of rows in use (row seconds)."""
+        self._integrate()
+        states = {state.value: count for state, count in self._counts.items()}
+        return states | {"capacity": self.capacity, "row_seconds": self._row_seconds}
+
+    def close(self) -> None:
+        """Let the memory file go; what has it mapped keeps it until it ends."""
+        os.close(self.descriptor)
+
+    def _integrate(self) -> None:
+        now = time.monotonic()
+        in_use = self.capacity - self._counts[State.FREE]
+        self._row_seconds += in_use * (now - self._changed_at)
+        self._changed_at = now
+
+
+def _memory_file(size_bytes: int) -> int:
+    descriptor = os.memfd_create("topfive-rows", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(descriptor, size_bytes)
+    # A host that shrank the file would kill the service with SIGBUS.
+    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+    return descriptor

@@ -1,0 +1,116 @@
+"""A device host: one process for one device. Takes a batch, runs it, answers; until told to stop.
+
+    python -E -s service/device --socket FD --memory FD --parent PID
+
+Started by path, so that this folder is first on the path and nothing else of the service can be
+imported. The socket carries the messages of wire.py, the memory file the rows. The host lives no
+longer than its parent: the kernel kills it with the thread that spawned it, and end of file on the
+socket ends it. SIGINT and SIGTERM are its parent's business: a signal to the whole process group
+must not cost the batches that the parent has accepted.
+
+Python 3.7, numpy and an engine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import mmap
+import os
+import signal
+import socket
+import sys
+import traceback
+from typing import Any
+
+import numpy as np
+import wire
+from engine import Engine, EngineError, Job, open_engine
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="device host")
+    parser.add_argument("--socket", type=int, required=True)
+    parser.add_argument("--memory", type=int, required=True)
+    parser.add_argument("--parent", type=int, required=True)
+    arguments = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    die_with_parent(arguments.parent)
+    connection = socket.socket(fileno=arguments.socket)
+    engine, rows = open_device(connection, arguments.memory)
+    if engine is None:
+        return 1
+    try:
+        return serve(connection, engine, rows)
+    finally:
+        engine.close()
+
+
+def die_with_parent(parent: int) -> None:
+    """Have the kernel kill this process with its parent; end at once if that is gone already."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+    if os.getppid() != parent:
+        sys.exit("the service %d that started this host is gone" % parent)
+
+
+def open_device(connection: socket.socket, memory: int) -> tuple[Engine | None, int]:
+    """(engine, number of rows) after the hellos, or (None, 0): then the parent has the reason."""
+    try:
+        hello = wire.unpack_hello(connection.recv(wire.MAX_MESSAGE_BYTES))
+        inputs, outputs = map_rows(memory, hello)
+        job = Job(hello["model"], hello["device"], hello["batch_min"], hello["batch_max"])
+        engine = open_engine(hello["engine"], job, inputs, outputs)
+    except Exception as error:  # noqa: BLE001 - whatever it was, the parent is told
+        traceback.print_exc()
+        reason = getattr(error, "reason", "driver")
+        detail = "%s: %s" % (type(error).__name__, error)
+        connection.send(wire.pack_hello({"ready": False, "reason": reason, "detail": detail}))
+        return None, 0
+    answer = {
+        "ready": True,
+        "largest_batch": engine.largest_batch,
+        "batches_in_flight": engine.batches_in_flight,
+        "description": engine.description,
+    }
+    connection.send(wire.pack_hello(answer))
+    return engine, len(inputs)
+
+
+def map_rows(memory: int, hello: dict[str, Any]) -> tuple[Any, Any]:
+    """The shared rows: inputs uint8 (rows, height, width, 3), outputs float32 (rows, classes)."""
+    shape = (hello["rows"], *hello["row_shape"])
+    shared = mmap.mmap(memory, hello["memory_bytes"])
+    inputs = np.ndarray(shape, np.uint8, shared)
+    outputs = np.ndarray(
+        (hello["rows"], hello["classes"]), np.float32, shared, hello["outputs_offset"]
+    )
+    return inputs, outputs
+
+
+def serve(connection: socket.socket, engine: Engine, rows: int) -> int:
+    """Run batches until stop or end of file (0), or until one fails (1)."""
+    while True:
+        message = connection.recv(wire.MAX_MESSAGE_BYTES)
+        if not message or wire.kind(message) == wire.STOP:
+            return 0
+        batch_id, numbers = wire.unpack_run(message)
+        try:
+            if not 1 <= len(numbers) <= engine.largest_batch or max(numbers) >= rows:
+                raise EngineError("driver", "no such batch: rows %r of %d" % (numbers, rows))
+            answer = wire.pack_done(batch_id, engine.run(numbers))
+        except Exception as error:  # noqa: BLE001 - the parent is told, this process ends
+            traceback.print_exc()
+            reason = getattr(error, "reason", "driver")
+            detail = "%s: %s" % (type(error).__name__, error)
+            connection.send(wire.pack_failed(batch_id, reason, detail))
+            return 1
+        connection.send(answer)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

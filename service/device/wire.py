@@ -1,0 +1,100 @@
+"""The messages between the service and a device host; both sides import this file.
+
+They travel over a SOCK_SEQPACKET Unix socket pair, which keeps their boundaries, so there is no
+framing. None is empty, since an empty one reads as end of file. First a hello each way, as JSON;
+then little structs:
+
+    run    service -> host   batch id, row numbers
+    done   host -> service   batch id, status, nanoseconds for copy in, compute, copy out, reason
+    stop   service -> host
+
+Python 3.7, standard library only.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from typing import Any, Sequence
+
+PROTOCOL = 1
+MAX_MESSAGE_BYTES = 65536
+
+RUN, DONE, STOP = 1, 2, 3
+OK, FAILED = 0, 1
+
+_KIND = struct.Struct("<B")
+_RUN = struct.Struct("<BHQ")
+_DONE = struct.Struct("<BBQQQQ")
+
+
+class WireError(Exception):
+    """A message that is not one of ours."""
+
+
+def pack_hello(fields: dict[str, object]) -> bytes:
+    """The hello message of `fields`; WireError if it does not fit into one message."""
+    message = json.dumps(dict(fields, protocol=PROTOCOL)).encode("utf-8")
+    if len(message) > MAX_MESSAGE_BYTES:
+        raise WireError("a hello of %d bytes; at most %d" % (len(message), MAX_MESSAGE_BYTES))
+    return message
+
+
+def unpack_hello(message: bytes) -> dict[str, Any]:
+    """The fields of a hello; WireError if it is none or of another protocol."""
+    try:
+        fields: dict[str, Any] = json.loads(message.decode("utf-8"))
+        protocol = fields.pop("protocol")
+    except (ValueError, KeyError, AttributeError) as error:
+        raise WireError("not a hello: %r" % message[:40]) from error
+    if protocol != PROTOCOL:
+        raise WireError("the other side speaks protocol %r; this one %d" % (protocol, PROTOCOL))
+    return fields
+
+
+def pack_run(batch_id: int, numbers: Sequence[int]) -> bytes:
+    """Run the rows `numbers` (at most 65,535 of them, each under 2**32) as the batch `batch_id`."""
+    return _RUN.pack(RUN, len(numbers), batch_id) + struct.pack("<%dI" % len(numbers), *numbers)
+
+
+def unpack_run(message: bytes) -> tuple[int, list[int]]:
+    """(batch id, row numbers) of a run message."""
+    try:
+        _, count, batch_id = _RUN.unpack_from(message)
+        numbers = list(struct.unpack("<%dI" % count, message[_RUN.size :]))
+    except struct.error as error:
+        raise WireError("a run message of %d bytes: %s" % (len(message), error)) from error
+    return batch_id, numbers
+
+
+def pack_done(batch_id: int, nanoseconds: tuple[int, int, int]) -> bytes:
+    """The batch is done; `nanoseconds`: copy in, compute, copy out."""
+    return _DONE.pack(DONE, OK, batch_id, *nanoseconds)
+
+
+def pack_failed(batch_id: int, reason: str, detail: str) -> bytes:
+    """The batch failed, and with it the host; `reason` is a word, `detail` a sentence."""
+    text = json.dumps([reason, detail[:4096]]).encode("utf-8")
+    return _DONE.pack(DONE, FAILED, batch_id, 0, 0, 0) + text
+
+
+def unpack_done(message: bytes) -> tuple[int, tuple[int, int, int], list[str] | None]:
+    """(batch id, (copy in, compute, copy out) in ns, None or [reason, detail])."""
+    try:
+        _, status, batch_id, copy_in, compute, copy_out = _DONE.unpack_from(message)
+        failure = json.loads(message[_DONE.size :].decode("utf-8")) if status == FAILED else None
+    except (struct.error, ValueError) as error:
+        raise WireError("a done message of %d bytes: %s" % (len(message), error)) from error
+    return batch_id, (copy_in, compute, copy_out), failure
+
+
+def pack_stop() -> bytes:
+    """Finish what was sent, then end."""
+    return _KIND.pack(STOP)
+
+
+def kind(message: bytes) -> int:
+    """RUN, DONE or STOP."""
+    if not message:
+        raise WireError("an empty message")
+    return message[0]

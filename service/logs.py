@@ -1,0 +1,63 @@
+"""Log lines: an event's word and its facts, as JSON or for a person, on stderr.
+
+A record is `log.info("device_state", extra={"device": "0", ...})`: the message is the event, a
+stable word; what `extra` adds are its facts. Control characters never reach the terminal raw.
+"""
+
+import logging
+import sys
+import traceback
+from datetime import UTC, datetime
+
+import orjson
+
+_STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
+
+
+def configure(format: str, level: str) -> None:
+    """Log to stderr from `level` up; `format` is console, json or auto (console on a terminal)."""
+    console = format == "console" or (format == "auto" and sys.stderr.isatty())
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Console() if console else _Json())
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    # uvicorn's own lines tell nothing that ours do not, but its errors do.
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+
+
+def _facts(record: logging.LogRecord) -> dict[str, object]:
+    return {name: value for name, value in record.__dict__.items() if name not in _STANDARD}
+
+
+def _trace(record: logging.LogRecord) -> str:
+    return "".join(traceback.format_exception(*record.exc_info)) if record.exc_info else ""
+
+
+class _Json(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, object] = {
+            "ts": _time(record).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "event": record.getMessage(),
+            **_facts(record),
+        }
+        if record.exc_info:
+            line["trace"] = _trace(record)
+        return orjson.dumps(line, default=str).decode()
+
+
+class _Console(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        facts = " ".join(f"{name}={_printable(value)}" for name, value in _facts(record).items())
+        time = _time(record).astimezone().strftime("%H:%M:%S")
+        line = f"{time} {record.levelname.lower():7} {_printable(record.getMessage())} {facts}"
+        return line.rstrip() + ("\n" + _trace(record) if record.exc_info else "")
+
+
+def _time(record: logging.LogRecord) -> datetime:
+    return datetime.fromtimestamp(record.created, UTC)
+
+
+def _printable(value: object) -> str:
+    text = str(value)
+    return text if text.isprintable() else repr(text)

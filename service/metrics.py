@@ -1,0 +1,216 @@
+"""Every metric: its name, labels and buckets, as docs/metrics.md lists them.
+
+One `Metrics` for one service, with a registry of its own. Children that the hot path touches are
+made at the start and kept: `labels()` takes a lock. What a queue or pool knows already (rows,
+device states) is read from its `statistics()` at the scrape, never counted twice.
+"""
+
+import platform
+from collections.abc import Callable, Iterable, Iterator
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    disable_created_metrics,
+)
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+REQUEST_SECONDS = (
+    0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075,
+    0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 2.5, 5, 10,
+)  # fmt: skip
+STAGE_SECONDS = (
+    0.0001, 0.00025, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075,
+    0.01, 0.02, 0.03, 0.05, 0.1, 0.25, 1, 5,
+)  # fmt: skip
+BODY_BYTES = (4096, *(65536 << step for step in range(10)))
+IMAGES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64)
+PIXELS = (50_176, 250_000, 1_000_000, 4_000_000, 12_000_000, 25_000_000, 50_000_000)
+LAG_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
+
+ROUTES = ("classify", "admin", "other")
+REASONS = (
+    "malformed", "not_found", "method_not_allowed", "body_timeout", "too_large", "too_many_pixels",
+    "unsupported_media", "undecodable", "client_gone", "internal", "overloaded", "not_ready",
+    "draining", "deadline", "device_failed",
+)  # fmt: skip
+DEVICE_STATES = ("starting", "proving", "ready", "failed", "waiting", "quarantined")
+RESTART_REASONS = ("crashed", "hung", "wrong_answer", "driver", "artifact")
+
+disable_created_metrics()  # type: ignore[no-untyped-call]
+
+
+class Metrics:
+    """The families; attributes are named as the metrics are, without `topfive_` and unit."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+
+        def counter(name: str, help: str, *labels: str) -> Counter:
+            return Counter(f"topfive_{name}", help, labels, registry=registry)
+
+        def gauge(name: str, help: str, *labels: str) -> Gauge:
+            return Gauge(f"topfive_{name}", help, labels, registry=registry)
+
+        def histogram(
+            name: str, help: str, buckets: Iterable[float], *labels: str
+        ) -> Histogram:  # fmt: skip
+            return Histogram(
+                f"topfive_{name}", help, labels, buckets=tuple(buckets), registry=registry
+            )
+
+        self.http_requests = counter(
+            "http_requests_total", "Answers by status; 499: the caller left.", "route", "code"
+        )
+        self.http_requests_in_flight = gauge(
+            "http_requests_in_flight", "Head read, answer not finished.", "route"
+        )
+        self.http_request_duration = histogram(
+            "http_request_duration_seconds",
+            "First byte in to last byte handed to the socket.",
+            REQUEST_SECONDS,
+            "route",
+            "outcome",
+        )
+        self.http_request_body = histogram(
+            "http_request_body_bytes", "Bodies as received.", BODY_BYTES, "route"
+        )
+        self.request_stage = histogram(
+            "request_stage_duration_seconds",
+            "Per request: receive the body; encode the answer.",
+            STAGE_SECONDS,
+            "route",
+            "stage",
+        )
+        self.refusals = counter(
+            "refusals_total", "Answers from 400 up, by their code.", "route", "reason"
+        )
+        self.images = counter(
+            "images_total", "Images that got a row, by how the row ended.", "model", "outcome"
+        )
+        self.image_stage = histogram(
+            "image_stage_duration_seconds",
+            "Per image: decode, file to row; queue, row ready to batch sent.",
+            STAGE_SECONDS,
+            "model",
+            "stage",
+        )
+        self.image_pixels = histogram("image_pixels", "Size before scaling.", PIXELS, "model")
+        self.batches = counter(
+            "batches_total", "Batches by how they ended.", "model", "device", "outcome"
+        )
+        self.batch_images = histogram(
+            "batch_images", "Images per batch sent.", IMAGES, "model", "device"
+        )
+        self.batch_padding_rows = counter(
+            "batch_padding_rows_total", "Rows computed for nothing.", "model", "device"
+        )
+        self.batch_stage = histogram(
+            "batch_stage_duration_seconds",
+            "Per batch, the host's clock: copy_in, compute, copy_out.",
+            STAGE_SECONDS,
+            "model",
+            "device",
+            "stage",
+        )
+        self.image_retries = counter(
+            "image_retries_total", "Images tried a second time after a device failed.", "model"
+        )
+        self.late_replies = counter(
+            "late_replies_total", "Replies for a batch no longer expected.", "device"
+        )
+        self.device_restarts = counter(
+            "device_restarts_total", "Device hosts started again.", "device", "reason"
+        )
+        self.golden_probes = counter(
+            "golden_probes_total", "Golden rows run on a device.", "device", "result"
+        )
+        self.golden_probe_deviation = gauge(
+            "golden_probe_deviation", "Largest difference at the last probe.", "device"
+        )
+        self.golden_probe_success = gauge(
+            "golden_probe_success_timestamp_seconds", "Last probe passed.", "device"
+        )
+        self.doubtful_images = counter(
+            "doubtful_images_total",
+            "Images answered by a device between its last passed probe and a failed one.",
+            "device",
+        )
+        self.device_info = gauge(
+            "device_info", "1; joins with mlu-exporter.",
+            "device", "kind", "mlu", "uuid", "sn", "card", "engine",
+        )  # fmt: skip
+        self.model_info = gauge(
+            "model_info", "1; what is served.",
+            "model", "version", "target", "precision", "batch", "input",
+        )  # fmt: skip
+        self.model_load_duration = gauge(
+            "model_load_duration_seconds", "Verification and load at the last start.", "model"
+        )
+        self.event_loop_lag = histogram(
+            "event_loop_lag_seconds", "Lateness of a 100 ms tick.", LAG_SECONDS
+        )
+        self.build_info = gauge("build_info", "1; this topfive.", "version", "revision", "python")
+        for route in ROUTES:
+            for reason in REASONS:
+                self.refusals.labels(route, reason)
+
+    def describe_build(self, version: str, revision: str) -> None:
+        self.build_info.labels(version, revision, platform.python_version()).set(1)
+
+    def add(self, collect: Callable[[], Iterable[Metric]]) -> None:
+        """Expose the families that `collect` yields; it is called by `snapshot` alone."""
+        self._snapshot = _Snapshot(collect)
+        self.registry.register(self._snapshot)
+
+    def snapshot(self) -> None:
+        """Read what is not counted here but known to queues and pools; on the event loop."""
+        self._snapshot.take()
+
+
+class _Snapshot(Collector):
+    """Families read on the event loop, exposed from the thread that renders the scrape."""
+
+    def __init__(self, read: Callable[[], Iterable[Metric]]) -> None:
+        self._read = read
+        self._families: list[Metric] = []
+
+    def take(self) -> None:
+        self._families = list(self._read())
+
+    def collect(self) -> Iterable[Metric]:
+        return self._families
+
+
+def gauge_family(
+    name: str, help: str, labels: tuple[str, ...], values: Iterable[tuple[tuple[str, ...], float]]
+) -> Metric:
+    """A gauge `topfive_<name>` with a value for each tuple of label values."""
+    family = GaugeMetricFamily(f"topfive_{name}", help, labels=labels)
+    for label_values, value in values:
+        family.add_metric(label_values, value)
+    return family
+
+
+def counter_family(
+    name: str, help: str, labels: tuple[str, ...], values: Iterable[tuple[tuple[str, ...], float]]
+) -> Metric:
+    """A counter `topfive_<name>_total` with a value for each tuple of label values."""
+    family = CounterMetricFamily(f"topfive_{name}", help, labels=labels)
+    for label_values, value in values:
+        family.add_metric(label_values, value)
+    return family
+
+
+def families(registry: CollectorRegistry) -> Iterator[str]:
+    """The names of all families, as they are exposed."""
+    for family in registry.collect():
+        suffix = "_total" if family.type == "counter" else ""
+        yield family.name + suffix

@@ -1,0 +1,216 @@
+"""What /docs says of the doors: bodies, answers, errors, with examples.
+
+The handlers read and write bytes themselves, so FastAPI cannot know; this is the only place that
+tells it.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from fastapi import APIRouter, Response
+
+from service import images
+from service.errors import (
+    BodyTimeout,
+    Deadline,
+    DeviceFailed,
+    Draining,
+    Internal,
+    Malformed,
+    NotReady,
+    Overloaded,
+    RequestError,
+    TooLarge,
+    TooManyPixels,
+    Undecodable,
+    UnsupportedMedia,
+)
+from service.settings import Settings
+
+Handler = Callable[..., Any]
+
+_REFUSALS: tuple[type[RequestError], ...] = (
+    Malformed, BodyTimeout, TooLarge, TooManyPixels, UnsupportedMedia, Undecodable,
+    Internal, Overloaded, NotReady, Draining, DeviceFailed, Deadline,
+)  # fmt: skip
+
+_PREDICTION = {"class_id": 285, "wnid": "n02124075", "label": "Egyptian cat", "score": 0.57}
+_ANSWER = {
+    "model": {"name": "efficientnet-lite0", "version": "0123456789ab"},
+    "request_id": "5b0b6d7c2f4e4f6f8d0f4f3f0a1b2c3d",
+    "results": [{"predictions": [_PREDICTION]}],
+}
+_ERROR_FIELDS = {
+    "status": {"type": "integer"},
+    "code": {"type": "string"},
+    "detail": {"type": "string"},
+    "remedy": {"type": "string"},
+}
+_PROBLEM_SCHEMA = {
+    "type": "object",
+    "required": ["type", "title", "status", "code", "detail", "request_id", "error"],
+    "properties": {
+        **_ERROR_FIELDS,
+        "type": {"type": "string"},
+        "title": {"type": "string"},
+        "request_id": {"type": "string"},
+        "error": {"type": "string"},
+        "retry_after_ms": {"type": "integer"},
+        "errors": {"type": "array", "items": {"type": "object"}},
+    },
+}
+_ANSWER_SCHEMA = {
+    "type": "object",
+    "required": ["model", "request_id", "results"],
+    "properties": {
+        "model": {
+            "type": "object",
+            "required": ["name", "version"],
+            "properties": {"name": {"type": "string"}, "version": {"type": "string"}},
+        },
+        "request_id": {"type": "string"},
+        "results": {
+            "type": "array",
+            "description": "One for each image, in their order.",
+            "items": {
+                "oneOf": [
+                    {
+                        "type": "object",
+                        "required": ["predictions"],
+                        "properties": {
+                            "predictions": {
+                                "type": "array",
+                                "items": {
+                                    "type": "object",
+                                    "required": ["class_id", "wnid", "label", "score"],
+                                    "properties": {
+                                        "class_id": {"type": "integer"},
+                                        "wnid": {"type": "string"},
+                                        "label": {"type": "string"},
+                                        "score": {"type": "number"},
+                                    },
+                                },
+                            }
+                        },
+                    },
+                    {
+                        "type": "object",
+                        "required": ["error"],
+                        "properties": {"error": {"type": "object", "properties": _ERROR_FIELDS}},
+                    },
+                ]
+            },
+        },
+    },
+}
+
+
+def classify(settings: Settings, largest_request: int) -> dict[str, Any]:
+    """The words of POST /classify, as keyword arguments of its route."""
+    return {
+        "tags": ["classify"],
+        "summary": "The most likely labels of one or several images",
+        "description": (
+            f"At most {largest_request} images and {settings.max_body_bytes} bytes in a request, "
+            f"{settings.max_pixels} pixels in an image. One bad image among several fails alone. "
+            "Classification may be retried: it changes nothing."
+        ),
+        "response_class": Response,
+        "responses": {
+            200: {
+                "description": "Predictions, best first.",
+                "content": {"application/json": {"schema": _ANSWER_SCHEMA, "example": _ANSWER}},
+            },
+            **_problems(),
+        },
+        "openapi_extra": {
+            "parameters": [
+                {
+                    "name": "top_k",
+                    "in": "query",
+                    "description": "Labels for each image; at most the classes of the model.",
+                    "schema": {"type": "integer", "minimum": 1, "maximum": 1000, "default": 5},
+                }
+            ],
+            "requestBody": {"required": True, "content": _bodies()},
+        },
+    }
+
+
+def get(
+    routes: APIRouter,
+    path: str,
+    summary: str,
+    media_type: str = "application/json",
+    refuses: bool = False,
+) -> Callable[[Handler], Handler]:
+    """Decorates the handler of GET and HEAD `path`; `refuses`: it also answers 503."""
+    answer: dict[str, Any] = {"content": {media_type: {"schema": {}}}}
+    responses: dict[int | str, dict[str, Any]] = {200: {"description": "Yes.", **answer}}
+    if refuses:
+        responses[503] = {"description": "No, and the reason.", **answer}
+
+    def decorate(handler: Handler) -> Handler:
+        routes.head(path, include_in_schema=False)(handler)
+        return routes.get(
+            path,
+            summary=summary,
+            tags=["operation"],
+            responses=responses,
+            response_class=Response,
+        )(handler)
+
+    return decorate
+
+
+def _problems() -> dict[int, dict[str, Any]]:
+    """The refusals by status; those with the same status share an entry."""
+    answers: dict[int, dict[str, Any]] = {}
+    for error in _REFUSALS:
+        answer = answers.setdefault(
+            error.status,
+            {
+                "description": "",
+                "content": {
+                    "application/problem+json": {
+                        "schema": _PROBLEM_SCHEMA,
+                        "example": {
+                            "type": f"/problems/{error.code}",
+                            "title": error.title,
+                            "status": error.status,
+                            "code": error.code,
+                            "detail": "what happened, with the values that matter",
+                            "remedy": "what to do about it",
+                            "request_id": _ANSWER["request_id"],
+                            "error": "what happened, with the values that matter",
+                        },
+                    }
+                },
+            },
+        )
+        answer["description"] += f"`{error.code}`: {error.title}. "
+    return answers
+
+
+def _bodies() -> dict[str, Any]:
+    raw = {"schema": {"type": "string", "format": "binary"}}
+    file = {"type": "array", "items": {"type": "string", "format": "binary"}}
+    image = {
+        "type": "object",
+        "required": ["b64"],
+        "properties": {"b64": {"type": "string", "format": "byte"}},
+    }
+    return {
+        **dict.fromkeys((*images.MEDIA_TYPES, "application/octet-stream"), raw),
+        "multipart/form-data": {
+            "schema": {"type": "object", "properties": {"image": file, "file": file}}
+        },
+        "application/json": {
+            "schema": {
+                "type": "object",
+                "required": ["images"],
+                "properties": {"images": {"type": "array", "items": image}},
+            },
+            "example": {"images": [{"b64": "/9j/4AAQSkZJRgABAQAAAQABAAD..."}]},
+        },
+    }

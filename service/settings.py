@@ -1,0 +1,155 @@
+"""Every setting of the service: as a flag, an environment variable and a line of a TOML file.
+
+A flag wins over the environment, which wins over the file, which wins over the default:
+
+    --body-timeout-ms 5000      TOPFIVE_BODY_TIMEOUT_MS=5000      body_timeout_ms = 5000
+
+The file is the one that --config or TOPFIVE_CONFIG names, else /etc/topfive/config.toml where that
+exists. `load` says of each value where it came from. A name carries its unit.
+"""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
+
+from service.errors import SettingsError
+
+PREFIX = "TOPFIVE_"
+SYSTEM_FILE = Path("/etc/topfive/config.toml")
+# Of ours in the environment, but no setting of the service.
+OTHER_VARIABLES = frozenset({"TOPFIVE_CONFIG", "TOPFIVE_DEBUG", "TOPFIVE_DATA"})
+
+Positive = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+
+
+class Settings(BaseSettings):
+    """The effective settings; immutable."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
+
+    artifact: Path | None = Field(None, description="The artifact's folder (topfive-build's).")
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8080, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+
+    rows: int = Field(256, ge=1, le=65536, description="Images accepted at one time.")
+    max_images: Positive = Field(32, description="Images in one request.")
+    max_body_bytes: Positive = Field(16 << 20, description="Largest body of one request.")
+    max_receiving_bytes: Positive = Field(
+        256 << 20, description="Bodies being received, all requests together."
+    )
+    max_pixels: Positive = Field(50_000_000, description="Largest image, width times height.")
+
+    default_deadline_ms: Positive = Field(
+        10_000, description="From a request's first byte to its answer; then 504."
+    )
+    body_timeout_ms: Positive = Field(
+        8_000, description="From a request's head to the end of its body; then 408."
+    )
+    batch_timeout_ms: Positive = Field(
+        10_000,
+        description="From sending a batch to its reply; then its device host counts as hung.",
+    )
+    start_timeout_s: Seconds = Field(
+        120, description="Until the first device is proven; then the service ends with 1."
+    )
+    no_device_grace_s: Seconds = Field(
+        60, description="With no device ready after one was; then the service ends with 1."
+    )
+    drain_timeout_s: Seconds = Field(
+        30, description="After SIGTERM, for what was accepted; then it is answered 503."
+    )
+
+    devices: str = Field(
+        "all",
+        pattern=r"^(all|\d+(,\d+)*)$",
+        description="Devices to serve on: all, or ordinals such as 0,1 (on the CPU: how many).",
+    )
+    device_python: str | None = Field(
+        None, description="Interpreter of the device hosts; default: the service's own on the CPU."
+    )
+    decode_threads: int = Field(0, ge=0, le=256, description="Decoding threads; 0: one a core.")
+    probe_interval_s: Seconds = Field(5, description="Between golden probes of a ready device.")
+    restart_delay_s: Seconds = Field(
+        0.5, description="Before a failed device is started again; doubles with each failure."
+    )
+    quarantine_failures: Positive = Field(
+        5, description="Failures in a row, with no probe passed between, that quarantine a device."
+    )
+    quarantine_s: Seconds = Field(60, description="Until a quarantined device is tried again.")
+    reap_timeout_s: Seconds = Field(
+        5, description="For a killed device host to end; then its rows are lost until it does."
+    )
+
+    server_timing: bool = Field(True, description="Answer with a Server-Timing header.")
+    log_format: Literal["auto", "console", "json"] = Field(
+        "auto", description="Log lines: console, json, or auto (console on a terminal)."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="The least level that is logged."
+    )
+
+
+def load(flags: Mapping[str, object], file: Path | None = None) -> tuple[Settings, dict[str, str]]:
+    """The settings, and for each its source: flag, environment, a file's path, or default.
+
+    `flags` are the values given on the command line. SettingsError names the value that is wrong
+    and where it stands.
+    """
+    file = file or _named_file()
+    layers = {
+        str(file): _read_file(file) if file else {},
+        "environment": EnvSettingsSource(Settings)(),
+        "flag": {name: value for name, value in flags.items() if value is not None},
+    }
+    values: dict[str, object] = {}
+    sources = dict.fromkeys(Settings.model_fields, "default")
+    for source, layer in layers.items():
+        values |= layer
+        sources |= dict.fromkeys(layer, source)
+    try:
+        return Settings.model_validate(values), sources
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0])
+        raise SettingsError(
+            f"{_spelling(name, sources.get(name, ''))}: {first['msg']}, not {first['input']!r}",
+            f"topfive config --help describes {name}",
+        ) from error
+
+
+def unknown_variables() -> list[str]:
+    """Variables that look like ours and are none: misspelt, or of a Kubernetes service link."""
+    known = {PREFIX + name.upper() for name in Settings.model_fields} | OTHER_VARIABLES
+    return sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
+
+
+def _named_file() -> Path | None:
+    if "TOPFIVE_CONFIG" in os.environ:
+        return Path(os.environ["TOPFIVE_CONFIG"])
+    return SYSTEM_FILE if SYSTEM_FILE.exists() else None
+
+
+def _read_file(file: Path) -> dict[str, object]:
+    try:
+        values = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SettingsError(
+            f"{file}: {error}", "name a readable TOML file with --config or TOPFIVE_CONFIG"
+        ) from error
+    unknown = sorted(values.keys() - Settings.model_fields.keys())
+    if unknown:
+        raise SettingsError(
+            f"{file}: no setting is named {unknown[0]!r}", "topfive config lists them all"
+        )
+    return values
+
+
+def _spelling(name: str, source: str) -> str:
+    spellings = {"flag": f"--{name.replace('_', '-')}", "environment": PREFIX + name.upper()}
+    return spellings.get(source, f"{name} in {source}")
