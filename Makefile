@@ -1,0 +1,85 @@
+# What people and CI run. `make help` lists it.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+HOST ?= 127.0.0.1
+PORT ?= 8080
+DEMO ?= artifacts/efficientnet-lite0
+# The SDK's interpreter: a CPython 3.7 on the path, or pyenv's.
+PYTHON37 ?= $(shell ls -d $$(command -v python3.7 2>/dev/null | grep -v /shims/) \
+	$${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.7.*/bin/python3.7 2>/dev/null | head -n 1)
+
+.PHONY: help demo install develop test check lint types python37 unit campaigns bench lock lines clean
+
+help: ## list the targets
+	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+demo: $(VENV)/.demo ## build the demo artifact, serve it, classify the shipped photos
+	@TOPFIVE_HOST=$(HOST) TOPFIVE_PORT=$(PORT) BIN=$(BIN) ARTIFACT=$(DEMO) sh demo.sh
+
+install: $(VENV)/.demo ## an environment with the service, the build and the demo network
+
+develop: $(VENV)/.dev ## the same, with what the tests need
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: topfive needs Python 3.11 or newer; try: make PYTHON=python3.11 $(MAKECMDGOALS)")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: requirements.lock pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/.dev: requirements-dev.lock $(VENV)/.demo
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	@touch $@
+
+.venv37/.ready: requirements-sdk37.lock
+	$(PYTHON37) -m venv .venv37
+	.venv37/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-sdk37.lock
+	@touch $@
+
+test: check python37 unit ## everything that CI runs: checks, then tests, under both Pythons
+
+check: lint types ## lint, format, types
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+	cd service/device && ../../$(BIN)/mypy --config-file ../../pyproject.toml --explicit-package-bases *.py
+
+python37: $(VENV)/.dev ## the device host's tests under the SDK's CPython 3.7
+	$(BIN)/vermin --quiet --no-tips --no-parse-comments --violations -t=3.7- service/device
+ifeq ($(PYTHON37),)
+	@echo "SKIPPED: no CPython 3.7 here, so the device host's tests did not run under it; try: make test PYTHON37=/path/to/python3.7"
+	@test -z "$$CI" || { echo "error: CI must run them"; exit 1; }
+else
+	$(MAKE) --no-print-directory .venv37/.ready
+	.venv37/bin/python -m pytest -q -c tests37/pytest.ini tests37
+endif
+
+unit: $(VENV)/.dev
+	$(BIN)/python -m pytest -m "not slow"
+
+campaigns: $(VENV)/.dev ## the minutes-long tests: hostile files, a minute of load, ...
+	$(BIN)/python -m pytest -m slow -s
+
+bench: $(VENV)/.dev ## one minute of 32 clients, as a share of the bare engine of the same run
+	$(BIN)/python -m bench.service_share
+
+lock: $(VENV)/.dev ## resolve the dependencies anew
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile $(LOCK) --upgrade --universal --python-version 3.11 --group backend --extra cpu --extra build --extra demo pyproject.toml -o requirements.lock
+	$(BIN)/uv pip compile $(LOCK) --universal --python-version 3.11 --group backend --group dev --extra cpu --extra build --extra demo -c requirements.lock pyproject.toml -o requirements-dev.lock
+	$(BIN)/uv pip compile $(LOCK) --python-version 3.7 --python-platform linux --group sdk37 -o requirements-sdk37.lock
+LOCK := --quiet --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate
+
+lines: ## the size of the code
+	@for part in service model_build tests; do printf '%-12s %6s\n' $$part $$(git ls-files $$part | grep '\.py$$' | xargs cat | wc -l); done
+
+clean: ## remove environments and built artifacts
+	rm -rf $(VENV) .venv37 artifacts build *.egg-info

@@ -1,0 +1,82 @@
+"""A closed-loop load: clients that post one image after another over connections kept alive.
+
+Lean on purpose: it shares its processors with the service that it loads.
+"""
+
+import asyncio
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+
+@dataclass
+class Outcome:
+    """What the clients saw: answers by status, seconds of each, connections that broke."""
+
+    statuses: Counter[int] = field(default_factory=Counter)
+    seconds: list[float] = field(default_factory=list)
+    finished_at: list[float] = field(default_factory=list)
+    broken: int = 0
+
+    @property
+    def answered(self) -> int:
+        return sum(self.statuses.values())
+
+    def percentile(self, share: float) -> float:
+        """Seconds; `share` of the answers came within them."""
+        ordered = sorted(self.seconds)
+        return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+async def load(
+    url: str, bodies: list[bytes], clients: int, seconds: float, path: str = "/classify"
+) -> Outcome:
+    """Post `bodies` in turn from `clients` clients until `seconds` have passed."""
+    outcome = Outcome()
+    until = time.monotonic() + seconds
+    await asyncio.gather(
+        *(_client(url, path, bodies, number, until, outcome) for number in range(clients))
+    )
+    return outcome
+
+
+async def _client(
+    url: str, path: str, bodies: list[bytes], number: int, until: float, outcome: Outcome
+) -> None:
+    where = urlsplit(url)
+    requests = [
+        (
+            f"POST {path} HTTP/1.1\r\nHost: {where.netloc}\r\n"
+            f"Content-Type: application/octet-stream\r\nContent-Length: {len(body)}\r\n\r\n"
+        ).encode()
+        + body
+        for body in bodies
+    ]
+    reader, writer = await asyncio.open_connection(where.hostname, where.port)
+    turn = number
+    while time.monotonic() < until:
+        turn += 1
+        started = time.monotonic()
+        try:
+            writer.write(requests[turn % len(requests)])
+            status, close = await _answer(reader)
+        except (OSError, asyncio.IncompleteReadError):
+            outcome.broken += 1
+            status, close = 0, True
+        if status:
+            outcome.statuses[status] += 1
+            outcome.seconds.append(time.monotonic() - started)
+            outcome.finished_at.append(time.monotonic())
+        if close:
+            writer.close()
+            reader, writer = await asyncio.open_connection(where.hostname, where.port)
+    writer.close()
+    await writer.wait_closed()
+
+
+async def _answer(reader: asyncio.StreamReader) -> tuple[int, bool]:
+    head = (await reader.readuntil(b"\r\n\r\n")).lower()
+    length = int(head.split(b"content-length:", 1)[1].split(b"\r\n", 1)[0])
+    await reader.readexactly(length)
+    return int(head.split(b" ", 2)[1]), b"connection: close" in head

@@ -1,0 +1,131 @@
+"""The whole way with trained networks: built, served, and compared with OpenCV's dnn over HTTP.
+
+The photos are sent as PNG whose short side is the recipe's resize, so that interpolation, where
+decoders differ, plays no part: what is compared is the network, its preprocessing and the path of
+every byte.
+"""
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.support.serving import serving
+
+PHOTOS = 60
+
+# What ../shared/data/models/models.json says, as topfive-build's options.
+CAFFE = ["--preprocess", "caffe"]
+MOBILENET = ["--color", "rgb", "--mean", "128", "--std", "128", "--resize", "256"]
+LITE = ["--preprocess", "efficientnet-lite"]
+MODELS = {
+    "squeezenet_v1.1": CAFFE,
+    "squeezenet_v1.0_dc": CAFFE,
+    "mobilenet_v2": MOBILENET,
+    "efficientnet_lite0": LITE,
+}
+# The same in the reference's own words: crop, channel order, mean, divisor.
+REFERENCE = {
+    "squeezenet_v1.1": (227, "bgr", (104, 117, 123), 1),
+    "squeezenet_v1.0_dc": (227, "bgr", (104, 117, 123), 1),
+    "mobilenet_v2": (224, "rgb", (128, 128, 128), 128),
+    "efficientnet_lite0": (224, "rgb", (127, 127, 127), 128),
+    "demo": (224, "rgb", (127, 127, 127), 128),
+}
+
+
+@pytest.fixture(scope="session")
+def prepared_photos(data_folder: Path) -> list[np.ndarray]:
+    """RGB photos, short side 256, resized once by a third party (OpenCV, area)."""
+    paths = sorted((data_folder / "photos").glob("*.*JP*G"))[:: 663 // PHOTOS][:PHOTOS]
+    photos = []
+    for path in paths:
+        photo = cv2.imread(str(path))
+        height, width = photo.shape[:2]
+        short = min(height, width)
+        size = (width * 256 // short, height * 256 // short)
+        photos.append(cv2.resize(photo, size, interpolation=cv2.INTER_AREA)[:, :, ::-1])
+    assert len(photos) >= 50
+    return photos
+
+
+@pytest.mark.models
+@pytest.mark.parametrize("name", MODELS)
+def test_trained_network_answers_as_opencv_does(
+    name: str, models_folder: Path, prepared_photos: list[np.ndarray], tmp_path: Path
+) -> None:
+    """Probabilities over HTTP differ from OpenCV's by at most 1e-4; the top-5 are the same."""
+    prototxt, caffemodel = (models_folder / f"{name}.{end}" for end in ("prototxt", "caffemodel"))
+    artifact = tmp_path / name
+    _build("caffe", "--prototxt", prototxt, "--caffemodel", caffemodel, "--target", "cpu",
+           "--precision", "force_float32", "--output", artifact, *MODELS[name])  # fmt: skip
+    _compare(name, artifact, prototxt, caffemodel, prepared_photos)
+
+
+@pytest.mark.models
+def test_demo_network_answers_as_opencv_does(
+    prepared_photos: list[np.ndarray], tmp_path: Path
+) -> None:
+    """The same for the demo network, on the Caffe files that the demo writes."""
+    from model_build.demo import write_demo_sources
+
+    prototxt, caffemodel = write_demo_sources(tmp_path)
+    _build("demo", "--output", tmp_path / "demo")
+    _compare("demo", tmp_path / "demo", prototxt, caffemodel, prepared_photos)
+
+
+def _build(*arguments: object) -> None:
+    command = [str(Path(sys.executable).with_name("topfive-build")), *map(str, arguments)]
+    subprocess.run(command, check=True, timeout=200)
+
+
+def _compare(
+    name: str, artifact: Path, prototxt: Path, caffemodel: Path, photos: list[np.ndarray]
+) -> None:
+    network = cv2.dnn.readNetFromCaffe(str(prototxt), str(caffemodel))
+    largest = 0.0
+    with serving(artifact) as service:
+        for photo in photos:
+            ours, theirs = _ours(service.http, photo), _reference(network, name, photo)
+            largest = max(largest, float(np.abs(ours - theirs).max()))
+            top = np.argsort(-theirs, kind="stable")[:5]
+            assert np.array_equal(np.argsort(-ours, kind="stable")[:5], top)
+    print(f"\n{name}: largest difference over {len(photos)} photos {largest:.2g}")
+    assert largest <= 1e-4
+
+
+def _ours(http: httpx.Client, photo: np.ndarray) -> np.ndarray:
+    file = io.BytesIO()
+    Image.fromarray(photo).save(file, "PNG", compress_level=1)
+    reply = http.post(
+        "/classify?top_k=1000", content=file.getvalue(), headers={"content-type": "image/png"}
+    )
+    assert reply.status_code == 200, reply.text
+    predictions = reply.json()["results"][0]["predictions"]
+    scores = [prediction["score"] for prediction in predictions]
+    assert scores == sorted(scores, reverse=True)
+    probabilities = np.full(1000, np.nan)
+    probabilities[[prediction["class_id"] for prediction in predictions]] = scores
+    return probabilities
+
+
+def _reference(network: cv2.dnn.Net, name: str, photo: np.ndarray) -> np.ndarray:
+    """OpenCV's dnn on the original Caffe files; a network that ends in scores gets a softmax."""
+    crop, color, mean, divisor = REFERENCE[name]
+    top, left = (photo.shape[0] - crop) // 2, (photo.shape[1] - crop) // 2
+    pixels = photo[top : top + crop, left : left + crop].astype(np.float64)
+    if color == "bgr":
+        pixels = pixels[:, :, ::-1]
+    blob = ((pixels - mean) / divisor).transpose(2, 0, 1)[None].astype(np.float32)
+    network.setInput(np.ascontiguousarray(blob))
+    answer = network.forward().reshape(-1).astype(np.float64)
+    if abs(answer.sum() - 1) > 1e-3 or answer.min() < 0:
+        answer = np.exp(answer - answer.max())
+        answer /= answer.sum()
+    return answer
