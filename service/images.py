@@ -127,7 +127,10 @@ def _open(data: bytes, kind: str, max_pixels: int) -> ImageFile:
     with _pillow_limit:
         # Only ever raised: another thread's limit may be higher, and each checks its own below.
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, (max_pixels + 1) // 2)
-    image = _READERS[kind](io.BytesIO(data))
+    try:
+        image = _READERS[kind](io.BytesIO(data))
+    except SyntaxError as error:
+        raise _undecodable(kind, f"its header or its size is no good ({error})") from error
     width, height = image.size
     if width * height > max_pixels or max(width, height) > MAX_SIDE:
         raise _too_many(f"an image of {width} x {height}", max_pixels)
@@ -138,12 +141,18 @@ def _open(data: bytes, kind: str, max_pixels: int) -> ImageFile:
 
 def _scans(data: bytes) -> int:
     """The scans of a JPEG, counted as far as one beyond the limit: each costs a pass over it."""
-    scans, position = 0, 2
+    scans, position, components = 0, 2, b"none"
     while scans <= MAX_JPEG_SCANS and (marker := _JPEG_MARKER.search(data, position)):
+        segment = marker.end()
         if marker[1] == b"\xd9":
             break
-        scans += marker[1] == b"\xda"
-        position = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2])
+        if marker[1] in (b"\xc0", b"\xc1"):
+            components = data[segment + 7 : segment + 8]
+        if marker[1] == b"\xda":
+            scans += 1
+            if data[segment + 2 : segment + 3] == components:
+                break  # sequential, all components in this scan: there can be no other
+        position = segment + int.from_bytes(data[segment : segment + 2])
     return scans
 
 

