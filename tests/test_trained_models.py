@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.support.seeded import write_seeded_weights
 from tests.support.serving import serving
 
 PHOTOS = 60
@@ -37,7 +38,9 @@ REFERENCE = {
     "mobilenet_v2": (224, "rgb", (128, 128, 128), 128),
     "efficientnet_lite0": (224, "rgb", (127, 127, 127), 128),
     "demo": (224, "rgb", (127, 127, 127), 128),
+    "resnext50": (224, "bgr", (103.52, 116.28, 123.675), (57.375, 57.12, 58.395)),
 }
+RESNEXT = "prototxt/soeaver/resnext/deploy_resnext50-32x4d.prototxt"
 
 
 @pytest.fixture(scope="session")
@@ -78,6 +81,19 @@ def test_demo_network_answers_as_opencv_does(
     prototxt, caffemodel = write_demo_sources(tmp_path)
     _build("demo", "--output", tmp_path / "demo")
     _compare("demo", tmp_path / "demo", prototxt, caffemodel, prepared_photos)
+
+
+@pytest.mark.models
+def test_resnext50_is_built_and_served(
+    data_folder: Path, prepared_photos: list[np.ndarray], tmp_path: Path
+) -> None:
+    """soeaver's ResNeXt-50 with seeded weights, the sample's network, goes the same way."""
+    prototxt, caffemodel = data_folder / RESNEXT, tmp_path / "resnext50.caffemodel"
+    write_seeded_weights(prototxt, caffemodel, seed=50)
+    artifact = tmp_path / "resnext50"
+    _build("caffe", "--prototxt", prototxt, "--caffemodel", caffemodel,
+           "--preprocess", "resnext", "--output", artifact)  # fmt: skip
+    _compare("resnext50", artifact, prototxt, caffemodel, prepared_photos[:5])
 
 
 def _build(*arguments: object) -> None:
