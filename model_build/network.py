@@ -1,8 +1,25 @@
-"""The network between its source and its target: an ONNX graph with known ends."""
+"""The network between its source and its target: an ONNX graph with known ends.
 
+A source (Caffe) makes a Network; a target takes one. Between them the graph is checked, gets the
+preprocessing put before it, and is run on the CPU in float32 for the answers that a right device
+gives. No file is read or written here.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from service.artifact import Color
+from service.errors import BuildError
+
+OPSETS = range(11, 14)
+MAX_IR_VERSION = 8
+ROWS = "rows"
+"""The input's name once the preprocessing is inside."""
 
 
 @dataclass
@@ -10,6 +27,7 @@ class Network:
     """A classifier as ONNX: float32 (N,3,height,width) in, probabilities (N,classes) out.
 
     `model` uses standard operators of opset 11 to 13, IR 8 or lower, and has a free batch axis.
+    `scores` names the value that the softmax is taken of.
     """
 
     model: onnx.ModelProto
@@ -19,3 +37,68 @@ class Network:
     output_name: str
     classes: int
     softmax_added: bool
+    scores: str
+
+
+def check(network: Network) -> None:
+    """Have ONNX's own checker look at the network, whole; BuildError if it objects."""
+    model = network.model
+    opsets = {entry.domain: entry.version for entry in model.opset_import}
+    if set(opsets) != {""} or opsets[""] not in OPSETS or model.ir_version > MAX_IR_VERSION:
+        raise BuildError(f"opsets {opsets} and IR {model.ir_version} are not what targets take")
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise BuildError(f"the graph does not pass ONNX's checker: {error}") from error
+
+
+def fold_preprocessing(
+    network: Network, color: Color, mean: Sequence[float], std: Sequence[float]
+) -> onnx.ModelProto:
+    """A copy of the network that takes rows: uint8 (N,height,width,3) RGB, named `rows`.
+
+    Inside, the channels are put in the order `color`, and each becomes (x - mean) / std; `mean` and
+    `std` are in that order too. BuildError if the network has a value of that name already.
+    """
+    made = {name for node in network.model.graph.node for name in node.output}
+    if ROWS in {network.input_name, *made}:
+        remedy = "give the blob another name in the prototxt"
+        raise BuildError(f"a blob is named '{ROWS}', as the input will be", remedy)
+    model = onnx.ModelProto()
+    model.CopyFrom(network.model)
+    graph = model.graph
+    del graph.node[:], graph.input[:]
+    graph.node.extend(_preprocessing(network.input_name, color))
+    graph.node.extend(network.model.graph.node)
+    row = (network.height, network.width, 3)
+    graph.input.append(helper.make_tensor_value_info(ROWS, TensorProto.UINT8, ("N", *row)))
+    for name, numbers in (("rows:mean", mean), ("rows:std", std)):
+        by_channel = np.array(numbers, np.float32).reshape(3, 1, 1)
+        graph.initializer.append(numpy_helper.from_array(by_channel, name))
+    if color == "bgr":
+        graph.initializer.append(numpy_helper.from_array(np.array([2, 1, 0]), "rows:order"))
+    return model
+
+
+def _preprocessing(output: str, color: Color) -> list[onnx.NodeProto]:
+    # Bytes are moved before they become floats of four times their size: the fastest order of
+    # those measured with OpenVINO.
+    nodes = [helper.make_node("Transpose", [ROWS], ["rows:nchw"], perm=(0, 3, 1, 2))]
+    if color == "bgr":
+        nodes.append(helper.make_node("Gather", ["rows:nchw", "rows:order"], ["rows:bgr"], axis=1))
+    last = nodes[-1].output[0]
+    nodes.append(helper.make_node("Cast", [last], ["rows:float"], to=TensorProto.FLOAT))
+    nodes.append(helper.make_node("Sub", ["rows:float", "rows:mean"], ["rows:centred"]))
+    nodes.append(helper.make_node("Div", ["rows:centred", "rows:std"], [output]))
+    return nodes
+
+
+def run_reference(model: onnx.ModelProto, rows: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """The probabilities (N,classes) of `rows` by a folded model, on the CPU in float32."""
+    import openvino
+
+    core = openvino.Core()
+    compiled = core.compile_model(
+        core.read_model(model.SerializeToString()), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+    )
+    return np.array(compiled(rows)[0], np.float32)

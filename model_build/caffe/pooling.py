@@ -1,0 +1,98 @@
+"""Pooling, by Caffe's rules, which differ from everybody else's.
+
+The number of windows rounds up unless the text says otherwise, so that the last one may stick out.
+ONNX is told the padding that this takes, and rounds down. An average divides by the window's area
+within the input and its own padding, but not by what sticks out of that.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model_build.caffe.graph import Graph
+from model_build.caffe.window import Window, pooling_window
+from model_build.caffe.wiring import Layer
+
+Line = NDArray[np.int64]
+
+# By their numbers in PoolMethod and RoundMode.
+_OPERATORS = {0: "MaxPool", 1: "AveragePool"}
+_FLOOR = 1
+
+
+def pooling(graph: Graph, layer: Layer) -> None:
+    param = layer.proto.pooling_param
+    value = graph.single(layer)
+    graph.require(layer, param.pool in _OPERATORS, "pool: STOCHASTIC is of training")
+    operator = _OPERATORS[param.pool]
+    if param.global_pooling:
+        _global(graph, layer, value, f"Global{operator}")
+        return
+    window = pooling_window(graph, layer)
+    batch, channels, *sides = graph.shapes[value]
+    starts = _starts(window, sides, _rounds_down(graph, layer, param))
+    inside = all(start[-1] < side for start, side in zip(starts, sides, strict=True))
+    graph.require(layer, inside, f"with {window} the last window has no input")
+    last = [int(start[-1]) + kernel for start, kernel in zip(starts, window.kernel, strict=True)]
+    ends = [max(0, end - side) for end, side in zip(last, sides, strict=True)]
+    made = (batch, channels, *map(len, starts))
+    attributes = dict(kernel_shape=window.kernel, strides=window.stride, pads=[*window.pad, *ends])
+    if operator == "MaxPool":
+        graph.node(layer, operator, [value], layer.tops[0], made, **attributes)
+        return
+    average = graph.node(
+        layer, operator, [value], f"{layer.name}:mean", made, count_include_pad=1, **attributes
+    )
+    # ONNX divides by the whole kernel.
+    correction = (np.prod(window.kernel) / _areas(window, starts, sides)).astype(np.float32)
+    corrected = bool((correction != 1).any())
+    steps = [("Mul", graph.constant(f"{layer.name}:correction", correction))] if corrected else []
+    graph.chain(layer, average, steps, layer.tops[0], made)
+
+
+def _starts(window: Window, sides: Sequence[int], floor: bool) -> list[Line]:
+    """Where the windows begin, downwards and across; the input's first pixel is 0."""
+    starts = []
+    for side, kernel, stride, pad in zip(
+        sides, window.kernel, window.stride, window.pad, strict=True
+    ):
+        room = side + 2 * pad - kernel
+        count = (room // stride if floor else -(-room // stride)) + 1
+        # One that would begin in the padding behind the input is dropped.
+        if any(window.pad) and (count - 1) * stride >= side + pad:
+            count -= 1
+        starts.append(np.arange(count, dtype=np.int64) * stride - pad)
+    return starts
+
+
+def _areas(window: Window, starts: Sequence[Line], sides: Sequence[int]) -> NDArray[np.int64]:
+    """The area of each window within the input and its padding."""
+    down, across = (
+        np.minimum(start + kernel, side + pad) - start
+        for start, kernel, side, pad in zip(starts, window.kernel, sides, window.pad, strict=True)
+    )
+    return np.outer(down, across)
+
+
+def _global(graph: Graph, layer: Layer, value: str, operator: str) -> None:
+    param = layer.proto.pooling_param
+    shape = graph.shapes[value]
+    graph.require(layer, len(shape) == 4, "its bottom is not a map of two sides")
+    kernel = param.kernel_size or param.kernel_h or param.kernel_w
+    pad = param.pad or param.pad_h or param.pad_w
+    stride = param.stride != 1 or param.stride_h > 1 or param.stride_w > 1
+    detail = "global_pooling takes the whole map: no kernel, pad 0, stride 1"
+    graph.require(layer, not (kernel or pad or stride), detail, "correct the prototxt")
+    graph.node(layer, operator, [value], layer.tops[0], (*shape[:2], 1, 1))
+
+
+def _rounds_down(graph: Graph, layer: Layer, param: Any) -> bool:
+    said = set()
+    if param.HasField("round_mode"):
+        said.add(param.round_mode == _FLOOR)
+    if param.HasField("ceil_mode"):
+        said.add(not param.ceil_mode)
+    graph.require(layer, len(said) < 2, "round_mode and ceil_mode differ", "keep one of them")
+    return True in said

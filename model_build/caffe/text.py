@@ -1,0 +1,122 @@
+"""A prototxt to the network that it describes, as it is at test time.
+
+A file enters; a NetParameter leaves, of which the layers of other phases and stages are gone. What
+is not a network's text, or names a field or value that Caffe does not have, is a BuildError with
+the line and the layer. Nothing that the text says is skipped in silence.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import text_format
+
+from model_build.caffe import schema
+from service.errors import BuildError
+
+MAX_TEXT_BYTES = 4 << 20
+DATA_LAYERS = frozenset(
+    {"Data", "DummyData", "HDF5Data", "ImageData", "MemoryData", "WindowData", "AnnotatedData"}
+)
+
+_LEGACY_LAYERS = re.compile(r"^[^#\"'\n]*\blayers\s*:?\s*[{<]", re.MULTILINE)
+_LAYER_START = re.compile(r"\blayer\s*:?\s*[{<]")
+_LAYER_NAME = re.compile(r"\bname\s*:\s*[\"']([^\"'\n]*)")
+
+
+def read(path: Path) -> Any:
+    """The NetParameter of the prototxt at `path`, with the layers of its TEST phase."""
+    net = _parse(_text(path), str(path))
+    if not net.layer:
+        raise BuildError("it has no layers", _DEPLOY, file=str(path))
+    stages = set(net.state.stage)
+    kept = [layer for layer in net.layer if _belongs(layer, stages, str(path))]
+    del net.layer[:]
+    net.layer.extend(kept)
+    _refuse_training(net, str(path))
+    return net
+
+
+_DEPLOY = "give the deploy prototxt, which describes the network as it answers"
+
+
+def _text(path: Path) -> str:
+    try:
+        if path.stat().st_size > MAX_TEXT_BYTES:
+            raise BuildError(f"a prototxt of more than {MAX_TEXT_BYTES} bytes", file=str(path))
+        data = path.read_bytes()
+    except OSError as error:
+        raise BuildError(str(error.strerror), "name the prototxt", file=str(path)) from error
+    if b"\0" in data:
+        remedy = "give the prototxt; the caffemodel is the other file"
+        raise BuildError("binary data, not a prototxt", remedy, file=str(path))
+    # Comments in other encodings are common; a damaged name is found by what refers to it.
+    text = data.decode("utf-8-sig", errors="replace")
+    if not text.strip():
+        raise BuildError("empty", _DEPLOY, file=str(path))
+    return text
+
+
+def _parse(text: str, file: str) -> Any:
+    if _LEGACY_LAYERS.search(text):
+        raise BuildError(
+            "`layers` is an old form of Caffe's; `layer` is read",
+            "upgrade the text with Caffe's upgrade_net_proto_text",
+            file=file,
+        )
+    try:
+        return text_format.Parse(text, schema.NetParameter())
+    except text_format.ParseError as error:
+        line, column = error.GetLine() or 1, error.GetColumn() or 1
+        detail = str(error).removeprefix(f"{line}:{column} : ").replace("caffe.", "")
+        raise BuildError(
+            f"line {line}: {detail[:300]}",
+            "correct the text, or give a classifier's deploy prototxt in BVLC Caffe's terms",
+            file=file,
+            layer=_layer_at(text, line, column),
+        ) from error
+
+
+def _layer_at(text: str, line: int, column: int) -> str:
+    """The name of the layer in whose braces the place is, if it can be told."""
+    place = sum(len(before) + 1 for before in text.split("\n")[: line - 1]) + column
+    starts = [match.start() for match in _LAYER_START.finditer(text)]
+    before = [start for start in starts if start < place]
+    after = [start for start in starts if start >= place]
+    if not before:
+        return ""
+    name = _LAYER_NAME.search(text, before[-1], after[0] if after else len(text))
+    return name[1] if name else ""
+
+
+def _belongs(layer: Any, stages: set[str], file: str) -> bool:
+    """Whether the layer is part of the network at test time, by Caffe's rules."""
+    if layer.include and layer.exclude:
+        raise BuildError("it has include and exclude", "keep one", file=file, layer=layer.name)
+    if layer.include:
+        return any(_meets(rule, stages) for rule in layer.include)
+    return not any(_meets(rule, stages) for rule in layer.exclude)
+
+
+def _meets(rule: Any, stages: set[str]) -> bool:
+    return (
+        (not rule.HasField("phase") or rule.phase == schema.TEST)
+        and (not rule.HasField("min_level") or rule.min_level <= 0)
+        and (not rule.HasField("max_level") or rule.max_level >= 0)
+        and stages.issuperset(rule.stage)
+        and stages.isdisjoint(rule.not_stage)
+    )
+
+
+def _refuse_training(net: Any, file: str) -> None:
+    names = set()
+    for layer in net.layer:
+        if layer.type in DATA_LAYERS:
+            detail = f"{layer.type} reads training data"
+            raise BuildError(detail, _DEPLOY, file=file, layer=layer.name)
+        if layer.HasField("phase") and layer.phase != schema.TEST:
+            raise BuildError("its phase is TRAIN", _DEPLOY, file=file, layer=layer.name)
+        if layer.name in names:
+            remedy = "give each layer a name of its own: weights are found by it"
+            raise BuildError("two layers have this name", remedy, file=file, layer=layer.name)
+        names.add(layer.name)

@@ -1,0 +1,88 @@
+"""The sliding window of Convolution and Pooling: what the text says, and Caffe's checks of it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from model_build.caffe.graph import Graph
+from model_build.caffe.wiring import MAX_SIDE, Layer
+
+Pair = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Window:
+    """Heights and widths; `extent` is the kernel with the holes that dilation makes in it."""
+
+    kernel: Pair
+    stride: Pair
+    pad: Pair
+    dilation: Pair = (1, 1)
+
+    @property
+    def extent(self) -> Pair:
+        high, wide = ((k - 1) * d + 1 for k, d in zip(self.kernel, self.dilation, strict=True))
+        return high, wide
+
+    def places(self, sides: Sequence[int]) -> list[int]:
+        """How many windows lie wholly in the padded input, downwards and across."""
+        return [
+            (side + 2 * pad - extent) // stride + 1
+            for side, pad, extent, stride in zip(
+                sides, self.pad, self.extent, self.stride, strict=True
+            )
+        ]
+
+
+def convolution_window(graph: Graph, layer: Layer) -> Window:
+    param = layer.proto.convolution_param
+    window = Window(
+        kernel=_pair(graph, layer, param, "kernel_size", 0),
+        stride=_pair(graph, layer, param, "stride", 1),
+        pad=_pair(graph, layer, param, "pad", 0),
+        dilation=_pair(graph, layer, param, "dilation", 1),
+    )
+    return _checked(graph, layer, window)
+
+
+def pooling_window(graph: Graph, layer: Layer) -> Window:
+    param = layer.proto.pooling_param
+    window = Window(
+        kernel=_pair(graph, layer, param, "kernel_size", 0),
+        stride=_pair(graph, layer, param, "stride", 1),
+        pad=_pair(graph, layer, param, "pad", 0),
+    )
+    smaller = all(p < max(k, 1) for p, k in zip(window.pad, window.kernel, strict=True))
+    detail = f"the padding {window.pad} is not smaller than the kernel {window.kernel}"
+    graph.require(layer, smaller, detail, "correct the prototxt")
+    return _checked(graph, layer, window)
+
+
+def _pair(graph: Graph, layer: Layer, param: Any, field: str, default: int) -> Pair:
+    """Height and width of a setting given as one number, as two, or as NAME_h and NAME_w."""
+    stem = field.removesuffix("_size")
+    given = getattr(param, field)
+    if isinstance(given, int):
+        given = [given] if param.HasField(field) else []
+    known = param.DESCRIPTOR.fields_by_name
+    sides = [side for side in (f"{stem}_h", f"{stem}_w") if side in known and param.HasField(side)]
+    if sides:
+        graph.require(layer, not given, f"it has {field} and {sides[0]}", "keep one of them")
+        return getattr(param, f"{stem}_h"), getattr(param, f"{stem}_w")
+    graph.require(layer, len(given) <= 2, f"{field} has {len(given)} numbers; a map has 2 sides")
+    return (given[0], given[-1]) if given else (default, default)
+
+
+def _checked(graph: Graph, layer: Layer, window: Window) -> Window:
+    sizes = (*window.kernel, *window.stride, *window.dilation)
+    sane = min(sizes) >= 1 and max(*sizes, *window.pad) <= MAX_SIDE
+    detail = f"{window}: kernel, stride and dilation must be 1 to {MAX_SIDE}, pad not more"
+    graph.require(layer, sane, detail, "correct the prototxt")
+    [value] = layer.bottoms
+    graph.require(layer, len(graph.shapes[value]) == 4, "its bottom is not a map of two sides")
+    sides = graph.shapes[value][2:]
+    reach = [side + 2 * pad for side, pad in zip(sides, window.pad, strict=True)]
+    fits = all(k <= r for k, r in zip(window.extent, reach, strict=True))
+    detail = f"a kernel of {window.extent} is larger than its input, {sides} padded by {window.pad}"
+    graph.require(layer, fits, detail, "give the network a larger input, or correct the prototxt")
+    return window
