@@ -5,7 +5,7 @@ set -eu
 
 "$BIN/topfive-build" demo --output "$ARTIFACT"
 
-TOPFIVE_ARTIFACT="$ARTIFACT" "$BIN/topfive" serve &
+TOPFIVE_ARTIFACT="$ARTIFACT" "$BIN/topfive" serve --log-format console &
 service=$!
 trap 'kill "$service" 2>/dev/null || true; wait "$service" 2>/dev/null || true' EXIT
 trap 'exit 130' INT TERM
