@@ -17,6 +17,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -188,7 +189,7 @@ def read(path: Path) -> Artifact:
         raise ArtifactError(
             f"{path / MANIFEST}: 'files' does not list {', '.join(sorted(missing))}", _REBUILD
         )
-    labels = parse_labels((path / LABELS).read_text(encoding="utf-8"), path / LABELS)
+    labels = read_labels(path / LABELS)
     if len(labels) != manifest.output.classes:
         raise ArtifactError(
             f"{path / LABELS}: {len(labels)} labels for {manifest.output.classes} classes", _REBUILD
@@ -208,7 +209,7 @@ def read_manifest(path: Path) -> Manifest:
         ) from error
     try:
         schema = json.loads(text)["schema"]
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ArtifactError(f"{file}: not an artifact's manifest", _REBUILD) from error
     if schema != SCHEMA:
         raise ArtifactError(
@@ -230,20 +231,22 @@ def read_manifest(path: Path) -> Manifest:
     return manifest
 
 
-def parse_labels(text: str, file: Path) -> tuple[Label, ...]:
-    """Labels of a text with a line a class: wnid, a space, names."""
+def read_labels(file: Path) -> tuple[Label, ...]:
+    """The labels of a text file with a line a class: wnid, a space, names."""
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ArtifactError(f"{file}: no labels can be read: {error}", _LABEL_FORM) from error
     labels = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(lines, 1):
         wnid, _, names = line.strip().partition(" ")
         if not re.fullmatch(r"n\d{8}", wnid) or not names:
-            raise ArtifactError(
-                f"{file}: line {number}: {line[:60]!r} is not a label",
-                "write a line a class: the wnid (n and eight digits), a space, the names",
-            )
+            raise ArtifactError(f"{file}: line {number}: {line[:60]!r} is not a label", _LABEL_FORM)
         labels.append(Label(wnid, names.strip()))
     return tuple(labels)
 
 
+_LABEL_FORM = "give a text with a line a class: the wnid (n and eight digits), a space, the names"
 _REBUILD = "copy the artifact again, or build it again with topfive-build"
 
 
@@ -265,12 +268,12 @@ def _read_golden(path: Path, manifest: Manifest) -> Golden:
         with np.load(path, allow_pickle=False) as arrays:
             rows, probabilities = arrays["rows"], arrays["probabilities"]
             tolerance = float(arrays["tolerance"])
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, BadZipFile) as error:
         raise ArtifactError(f"{path}: not golden rows: {error}", _REBUILD) from error
     right = (
-        len(rows) >= 1
-        and rows.dtype == np.uint8
+        rows.dtype == np.uint8
         and rows.shape[1:] == row_shape
+        and len(rows) >= 1
         and probabilities.dtype == np.float32
         and probabilities.shape == (len(rows), manifest.output.classes)
         and np.isfinite(probabilities).all()

@@ -1,0 +1,59 @@
+"""The CPU as a target: a folded network becomes OpenVINO IR.
+
+In goes the ONNX graph that takes rows; out come model.xml and model.bin in a folder of the
+caller's. `run` has them answer, as the device will.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import openvino as ov
+from numpy.typing import NDArray
+
+from service.artifact import Precision
+from service.errors import BuildError
+
+ENGINE = "openvino"
+MODEL = "model.xml"
+NOTES: dict[Precision, str] = {
+    "force_float32": "weights and arithmetic are float32",
+    "force_float16": "weights are stored as float16 and widened when the model is opened; "
+    "the arithmetic is float32",
+}
+
+
+def compile_into(
+    folder: Path, model: onnx.ModelProto, batch: tuple[int, int], precision: Precision
+) -> None:
+    """Write the IR of `model` to `folder`; static if `batch` is one size.
+
+    Raises BuildError where OpenVINO does not take the graph.
+    """
+    try:
+        # Not convert_model: it reports to its makers.
+        network = ov.Core().read_model(model.SerializeToString())
+        if batch[0] == batch[1]:
+            network.reshape([batch[0], *list(network.input().partial_shape)[1:]])
+    except RuntimeError as error:
+        raise BuildError(f"OpenVINO does not compile the network: {error}") from error
+    try:
+        ov.save_model(network, folder / MODEL, compress_to_fp16=precision == "force_float16")
+    except RuntimeError as error:
+        raise BuildError(
+            f"cannot be written: {error}", "look for a full disk", file=str(folder / MODEL)
+        ) from error
+
+
+def run(folder: Path, rows: NDArray[np.uint8], batch: tuple[int, int]) -> NDArray[np.float32]:
+    """The probabilities (N,classes) of `rows` by the IR in `folder`, computed as the device does.
+
+    Where the model is static, the last batch is filled up with its last row.
+    """
+    # The device host's hint: without it a CPU that has bfloat16 computes in it.
+    compiled = ov.Core().compile_model(folder / MODEL, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    size = batch[0] if batch[0] == batch[1] else len(rows)
+    filled = np.pad(rows, ((0, -len(rows) % size), (0, 0), (0, 0), (0, 0)), "edge")
+    batches = filled.reshape(-1, size, *rows.shape[1:])
+    answers = [np.array(compiled(one)[0], np.float32) for one in batches]
+    return np.concatenate(answers)[: len(rows)]

@@ -1,0 +1,159 @@
+"""What was asked for: a recipe, checked as far as it can be without the network.
+
+Options come in, a Recipe leaves; BuildError says what is missing or contradicts itself. Nothing is
+read but the recipe's own words, and nothing heavy imported, so the command line can show PRESETS in
+its help.
+"""
+
+import math
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from service.errors import BuildError
+
+if TYPE_CHECKING:
+    from service.artifact import Color, Precision, Target
+
+LABEL_ORDERS = ("2012", "2015")
+Triple = tuple[float, float, float]
+LARGEST_BATCH = 64
+"""Of a mutable model unless more is asked for: the upper end of the sample's dim_range."""
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Short side to `resize` pixels, centre crop, channels in the order `color`, (x - mean) / std.
+
+    `mean` and `std` are in the order of `color`. `crop` None is the network's input size.
+    """
+
+    color: "Color"
+    mean: Triple
+    std: Triple
+    resize: int
+    crop: int | None = None
+
+
+# soeaver/caffe-model's cls/README.md and evaluation_cls.py; "caffe" is BVLC's own custom;
+# efficientnet-lite is that of its authors.
+PRESETS: dict[str, Preprocessing] = {
+    "resnext": Preprocessing("bgr", (103.52, 116.28, 123.675), (57.375, 57.12, 58.395), 256),
+    "resnet-v2": Preprocessing("bgr", (102.98, 115.947, 122.772), (1, 1, 1), 256),
+    "inception": Preprocessing("bgr", (128, 128, 128), (128, 128, 128), 320),
+    "caffe": Preprocessing("bgr", (104, 117, 123), (1, 1, 1), 256),
+    "efficientnet-lite": Preprocessing("rgb", (127, 127, 127), (128, 128, 128), 256),
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One artifact to build. `height` and `width` None are the network's own."""
+
+    name: str
+    prototxt: Path
+    caffemodel: Path
+    target: "Target"
+    precision: "Precision"
+    batch: tuple[int, int]
+    preprocessing: Preprocessing
+    labels: str
+    """"2012", "2015", or the path of a file in their form."""
+    height: int | None = None
+    width: int | None = None
+
+    @property
+    def label_order(self) -> str:
+        """As the manifest has it: a class order that comes with topfive, or the file's name."""
+        return self.labels if self.labels in LABEL_ORDERS else Path(self.labels).name
+
+
+def triple(text: str) -> Triple:
+    """Three numbers with commas between, or one for all three; ValueError for anything else."""
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) not in (1, 3) or not all(map(math.isfinite, numbers)):
+        raise ValueError(f"{text!r} is neither one number nor three with commas between")
+    first, second, third = numbers * 3 if len(numbers) == 1 else numbers
+    return first, second, third
+
+
+def preprocessing(
+    preset: str | None,
+    color: "Color | None" = None,
+    mean: Triple | None = None,
+    std: Triple | None = None,
+    resize: int | None = None,
+    crop: int | None = None,
+) -> Preprocessing:
+    """The preset with the given parts in place of its own, or the parts alone if they are whole."""
+    parts = {"color": color, "mean": mean, "std": std, "resize": resize, "crop": crop}
+    given = {name: value for name, value in parts.items() if value is not None}
+    if preset is not None and preset not in PRESETS:
+        raise BuildError(f"--preprocess {preset} is not known", f"give one of {', '.join(PRESETS)}")
+    missing = [f"--{name}" for name in parts if name not in given and name != "crop"]
+    if preset is None and missing:
+        raise BuildError(
+            f"the preprocessing lacks {', '.join(missing)}",
+            f"give it whole, or --preprocess with one of {', '.join(PRESETS)}",
+        )
+    # Every part is given where there is no preset, so it does not matter which one is replaced.
+    asked = replace(PRESETS[preset or "caffe"], **given)  # type: ignore[arg-type]
+    if min(asked.std) <= 0:
+        raise BuildError(f"--std {asked.std}: pixels are divided by it", "give numbers above 0")
+    if asked.crop is not None and asked.resize < asked.crop:
+        raise BuildError(
+            f"--resize {asked.resize} is smaller than --crop {asked.crop}",
+            "the short side is scaled to --resize before the crop: give at least the crop",
+        )
+    return asked
+
+
+def precision(asked: str) -> "Precision":
+    """`asked`, if it is a precision of this version."""
+    if asked in ("force_float32", "force_float16"):
+        return cast("Precision", asked)
+    later = "; int8 comes in a later version" if asked.startswith("qint8") else ""
+    raise BuildError(
+        f"--precision {asked} cannot be built{later}", "build with force_float32 or force_float16"
+    )
+
+
+def batch(size: int, mutable: bool) -> tuple[int, int]:
+    """Rows in one batch, least and most: only `size`, or any number up to LARGEST_BATCH or it."""
+    return (1, max(size, LARGEST_BATCH)) if mutable else (size, size)
+
+
+def model_name(asked: str | None, prototxt: Path) -> str:
+    """The name asked for, if it can name a model; else one made of the prototxt's."""
+    from service.artifact import RESERVED_NAMES, check_model_name
+
+    if asked is None:
+        made = re.sub(r"[^A-Za-z0-9._-]+", "-", prototxt.stem).lstrip("._-")[:63]
+        return made if made and made not in RESERVED_NAMES else "model"
+    try:
+        return check_model_name(asked)
+    except ValueError as error:
+        raise BuildError(f"--name: {error}", "give another --name") from error
+
+
+def check_input_size(recipe: Recipe, height: int, width: int) -> None:
+    """BuildError if the preprocessing does not end in rows of the network's `height` x `width`."""
+    asked = recipe.preprocessing
+    if asked.crop is not None and {asked.crop} != {height, width}:
+        raise BuildError(
+            f"--crop {asked.crop}, but the network takes {height} x {width} (height x width)",
+            "leave --crop out, or give the network another input with --input-height and "
+            "--input-width",
+            file=str(recipe.prototxt),
+        )
+    if asked.resize < max(height, width):
+        raise BuildError(
+            f"--resize {asked.resize} is smaller than the network's input, {height} x {width} "
+            "(height x width)",
+            f"give --resize {max(height, width)} or more",
+            file=str(recipe.prototxt),
+        )

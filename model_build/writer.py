@@ -1,0 +1,133 @@
+"""The artifact on disk: written aside, synced, read back, renamed.
+
+A build fills a temporary folder beside the output. `write_manifest` completes it and has the reader
+of the contract look at the whole; only then does the folder get the output's name. So the output is
+what was there before, or the whole new artifact. A build that fails takes its temporary folder
+along; one that is killed leaves it to the next build of the same output.
+"""
+
+import contextlib
+import fcntl
+import glob
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from service import artifact
+from service.artifact import GOLDEN, LABELS, MANIFEST, Manifest
+from service.errors import ArtifactError, BuildError
+
+# All that a folder may hold to be replaced: nobody's own files are removed with it.
+OURS = frozenset({MANIFEST, LABELS, GOLDEN, "model.xml", "model.bin"})
+
+
+def check_output(output: Path, force: bool) -> None:
+    """BuildError if `output` exists and is not an artifact that `force` allows to replace."""
+    try:
+        names = {path.name for path in output.iterdir()}
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise BuildError(
+            f"exists and is no folder to be replaced: {error.strerror}",
+            "name a new folder as --output",
+            file=str(output),
+        ) from error
+    if MANIFEST not in names or names - OURS:
+        foreign = ", ".join(sorted(names - OURS)[:3]) or "no manifest"
+        raise BuildError(
+            f"exists and is no artifact of ours: it holds {foreign}",
+            "name a new folder as --output",
+            file=str(output),
+        )
+    if not force:
+        raise BuildError(
+            "exists", "name a new folder as --output, or replace it with --force", file=str(output)
+        )
+
+
+@contextlib.contextmanager
+def aside(output: Path, force: bool) -> Iterator[Path]:
+    """A temporary folder beside `output` that takes its place when the block ends well."""
+    output = output.resolve()
+    folder = output.with_name(f".{output.name}.partial-{secrets.token_hex(4)}")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(output)
+        folder.mkdir()
+        with _lock(folder):
+            yield folder
+            for path in (*folder.iterdir(), folder):
+                _sync(path)
+            check_output(output, force)
+            _put_in_place(folder, output)
+    except OSError as error:
+        raise BuildError(
+            f"cannot be written: {error}",
+            "name an --output whose folder can be written to, and has room",
+            file=str(output),
+        ) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_manifest(folder: Path, **fields: Any) -> Manifest:
+    """Write the manifest: `fields`, the files' hashes, the tools. Then read the whole as the
+    service does; BuildError if that objects."""
+    tools = {name: metadata.version(name) for name in ("topfive", "openvino", "onnx", "protobuf")}
+    files = {path.name: artifact.facts(path) for path in sorted(folder.iterdir())}
+    unsigned = Manifest(schema=1, version="0" * 12, tools=tools, files=files, **fields)
+    manifest = unsigned.model_copy(update={"version": artifact.content_version(unsigned)})
+    text = manifest.model_dump_json(by_alias=True, indent=2)
+    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    try:
+        return artifact.read(folder).manifest
+    except ArtifactError as error:
+        raise BuildError(f"the artifact does not read back: {error}", error.remedy) from error
+
+
+@contextlib.contextmanager
+def _lock(folder: Path, flags: int = fcntl.LOCK_EX) -> Iterator[None]:
+    """The mark of a build that lives: the kernel drops the lock when its process ends."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, flags)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _remove_leftovers(output: Path) -> None:
+    """Remove the temporary folders of builds of `output` that were killed."""
+    for folder in output.parent.glob(f".{glob.escape(output.name)}.partial-*"):
+        with contextlib.suppress(BlockingIOError), _lock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            shutil.rmtree(folder)
+
+
+def _sync(path: Path) -> None:
+    """Have the disk hold the file at `path`, or the names in the folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _put_in_place(folder: Path, output: Path) -> None:
+    """Rename `folder` to `output`; what was there goes aside first and is removed last."""
+    old = folder.with_name(f"{folder.name}-old")
+    replaced = output.exists()
+    if replaced:
+        output.rename(old)
+    try:
+        folder.rename(output)
+    except BaseException:
+        if replaced:
+            old.rename(output)
+        raise
+    _sync(output.parent)
+    shutil.rmtree(old, ignore_errors=True)

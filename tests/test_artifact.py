@@ -1,0 +1,167 @@
+"""The contract: whoever reads an artifact refuses what was tampered with, and names the file."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from service import artifact
+from service.errors import ArtifactError
+from tests.support.tiny import write_manifest, write_tiny_artifact
+
+FILES = ["model.xml", "model.bin", artifact.LABELS, artifact.GOLDEN]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An artifact as it should be."""
+    return write_tiny_artifact(tmp_path_factory.mktemp("whole") / "tiny")
+
+
+@pytest.fixture
+def copy(whole: Path, tmp_path: Path) -> Path:
+    """One to tamper with."""
+    return shutil.copytree(whole, tmp_path / "tiny")
+
+
+def test_a_whole_artifact_is_read(whole: Path) -> None:
+    """Manifest, labels, golden rows."""
+    read = artifact.read(whole)
+    assert read.manifest.name == "tiny"
+    assert len(read.labels) == read.manifest.output.classes == 10
+    assert read.golden.rows.dtype == np.uint8
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("place", [0, -1])
+def test_a_flipped_bit_is_refused(copy: Path, name: str, place: int) -> None:
+    """In any file, at its begin or end."""
+    content = bytearray((copy / name).read_bytes())
+    content[place] ^= 1
+    (copy / name).write_bytes(content)
+    with pytest.raises(ArtifactError, match=f"{name}: .*SHA-256"):
+        artifact.read(copy)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_cut_short_is_refused(copy: Path, name: str) -> None:
+    """By a copy that did not end."""
+    (copy / name).write_bytes((copy / name).read_bytes()[:-1])
+    with pytest.raises(ArtifactError, match=f"{name}: .*SHA-256"):
+        artifact.read(copy)
+
+
+@pytest.mark.parametrize("name", [*FILES, artifact.MANIFEST])
+def test_a_missing_file_is_refused(copy: Path, name: str) -> None:
+    """Each of them."""
+    (copy / name).unlink()
+    with pytest.raises(ArtifactError, match=f"{name}: (missing|No such file)"):
+        artifact.read(copy)
+
+
+def _edit(copy: Path, change: Callable[[dict], None]) -> None:
+    manifest = json.loads((copy / artifact.MANIFEST).read_text())
+    change(manifest)
+    (copy / artifact.MANIFEST).write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda manifest: manifest.update(name="other"),
+        lambda manifest: manifest["preprocessing"]["inside"].update(color="bgr"),
+        lambda manifest: manifest["files"]["model.bin"].update(size=1),
+        lambda manifest: manifest.update(version="0" * 12),
+    ],
+)
+def test_an_edited_manifest_is_refused(copy: Path, change: Callable[[dict], None]) -> None:
+    """The version is the hash of what it says."""
+    _edit(copy, change)
+    with pytest.raises(ArtifactError, match=r"manifest\.json: .*the manifest was changed"):
+        artifact.read(copy)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda manifest: manifest.update(schema=2), "schema 2; this topfive reads schema 1"),
+        (lambda manifest: manifest.pop("schema"), "not an artifact's manifest"),
+        (lambda manifest: manifest.update(surprise=1), "surprise"),
+        (lambda manifest: manifest.update(name="infer"), "cannot name a model"),
+        (lambda manifest: manifest.update(target="gpu"), "target"),
+        (lambda manifest: manifest.update(model="../model.xml"), "not a plain file name"),
+        (lambda manifest: manifest["input"].update(channels=1), r"input\.channels"),
+    ],
+)
+def test_a_manifest_of_another_kind_is_refused(
+    copy: Path, change: Callable[[dict], None], said: str
+) -> None:
+    """Another schema first of all; then what this one does not have."""
+    _edit(copy, change)
+    with pytest.raises(ArtifactError, match=rf"manifest\.json: .*{said}"):
+        artifact.read(copy)
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"null", b"\xff\xfe"])
+def test_a_manifest_that_is_none_is_refused(copy: Path, text: bytes) -> None:
+    """Not JSON, or not an object."""
+    (copy / artifact.MANIFEST).write_bytes(text)
+    with pytest.raises(ArtifactError, match=r"manifest\.json: not an artifact's manifest"):
+        artifact.read(copy)
+
+
+def test_pickled_golden_rows_are_refused(copy: Path) -> None:
+    """Even with the right hash: reading them would run what they say."""
+    np.savez(copy / artifact.GOLDEN, rows=np.array([{}], dtype=object), allow_pickle=True)
+    write_manifest(copy)
+    with pytest.raises(ArtifactError, match=r"golden\.npz: .*allow_pickle"):
+        artifact.read(copy)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"rows": np.zeros((0, 16, 16, 3), np.uint8), "probabilities": np.zeros((0, 10), "f")},
+        {"rows": np.zeros((3, 16, 16, 3), np.float32)},
+        {"rows": np.zeros((3, 8, 8, 3), np.uint8)},
+        {"probabilities": np.zeros((3, 11), np.float32)},
+        {"probabilities": np.full((3, 10), np.nan, np.float32)},
+        {"tolerance": np.float32(1)},
+        {"tolerance": np.float32(np.nan)},
+        {"tolerance": np.zeros(2, np.float32)},
+    ],
+)
+def test_golden_rows_of_another_shape_are_refused(copy: Path, wrong: dict) -> None:
+    """Even with the right hash: nothing could be proven by them."""
+    with np.load(copy / artifact.GOLDEN) as arrays:
+        np.savez(copy / artifact.GOLDEN, **{**arrays, **wrong})
+    write_manifest(copy)
+    with pytest.raises(ArtifactError, match=r"golden\.npz: "):
+        artifact.read(copy)
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        ("n00000000 one\n", "1 labels for 10 classes"),
+        ("n0000 one\n" * 10, "line 1: .*not a label"),
+        ("n00000000\n" * 10, "line 1: .*not a label"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused(copy: Path, labels: str, said: str) -> None:
+    """Even with the right hash."""
+    (copy / artifact.LABELS).write_text(labels)
+    write_manifest(copy)
+    with pytest.raises(ArtifactError, match=rf"labels\.txt: {said}"):
+        artifact.read(copy)
+
+
+def test_labels_that_are_no_text_are_refused(copy: Path) -> None:
+    """Even with the right hash."""
+    (copy / artifact.LABELS).write_bytes(b"n00000000 \xff\n" * 10)
+    write_manifest(copy)
+    with pytest.raises(ArtifactError, match=r"labels\.txt: "):
+        artifact.read(copy)

@@ -1,0 +1,127 @@
+"""What may be asked of a build, and what is refused before any file is read."""
+
+from pathlib import Path
+
+import pytest
+
+from model_build import recipe
+from model_build.recipe import PRESETS, Preprocessing, Recipe
+from service.errors import BuildError
+
+
+def asked(preprocessing: Preprocessing) -> Recipe:
+    """A recipe with this preprocessing."""
+    files = Path("net.prototxt"), Path("net.caffemodel")
+    return Recipe("net", *files, "cpu", "force_float32", (1, 64), preprocessing, "2012")
+
+
+def test_a_preset_alone_is_whole() -> None:
+    """Nothing else has to be said; the crop is left to the network."""
+    assert recipe.preprocessing("resnext") == PRESETS["resnext"]
+    assert PRESETS["resnext"].crop is None
+
+
+def test_parts_given_replace_those_of_the_preset() -> None:
+    """And only those."""
+    made = recipe.preprocessing("caffe", color="rgb", std=(2, 2, 2), crop=224)
+    assert made == Preprocessing("rgb", PRESETS["caffe"].mean, (2, 2, 2), 256, 224)
+
+
+def test_parts_alone_make_a_preprocessing() -> None:
+    """No preset is needed when color, mean, std and resize are given."""
+    made = recipe.preprocessing(None, "bgr", (1, 2, 3), (4, 5, 6), 299)
+    assert made == Preprocessing("bgr", (1, 2, 3), (4, 5, 6), 299)
+
+
+def test_missing_parts_are_named_with_the_presets() -> None:
+    """The error says which options to add, or which presets there are."""
+    with pytest.raises(BuildError, match=r"lacks --color, --std, --resize$") as caught:
+        recipe.preprocessing(None, mean=(0, 0, 0))
+    assert all(preset in caught.value.remedy for preset in PRESETS)
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        ({"preset": "resnet"}, "--preprocess resnet is not known"),
+        ({"preset": "caffe", "std": (1, 0, 1)}, "--std"),
+        ({"preset": "caffe", "std": (1, -2, 1)}, "--std"),
+        ({"preset": "caffe", "crop": 257}, "--resize 256 is smaller than --crop 257"),
+    ],
+)
+def test_a_preprocessing_that_cannot_be_is_refused(parts: dict, said: str) -> None:
+    """Before anything is read."""
+    with pytest.raises(BuildError, match=said):
+        recipe.preprocessing(**parts)
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"),
+    [("103.52,116.28,123.675", (103.52, 116.28, 123.675)), ("128", (128, 128, 128))],
+)
+def test_three_numbers_or_one_for_all(text: str, numbers: tuple) -> None:
+    """The two forms of --mean and --std."""
+    assert recipe.triple(text) == numbers
+
+
+@pytest.mark.parametrize("text", ["", "1,2", "1,2,3,4", "1;2;3", "nan", "1,inf,3"])
+def test_other_numbers_are_refused(text: str) -> None:
+    """Two, four, none, not finite, not numbers."""
+    with pytest.raises(ValueError, match="neither one number nor three"):
+        recipe.triple(text)
+
+
+@pytest.mark.parametrize(
+    ("size", "mutable", "expected"),
+    [(1, True, (1, 64)), (128, True, (1, 128)), (1, False, (1, 1)), (8, False, (8, 8))],
+)
+def test_batch(size: int, mutable: bool, expected: tuple[int, int]) -> None:
+    """A mutable model takes at least up to 64 rows, a static one exactly what was asked for."""
+    assert recipe.batch(size, mutable) == expected
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("deploy_resnext50-32x4d.prototxt", "deploy_resnext50-32x4d"),
+        ("my net (2).prototxt", "my-net-2-"),
+        (".hidden", "hidden"),
+        ("ready.prototxt", "model"),
+        ("网络.prototxt", "model"),
+        ("x" * 80, "x" * 63),
+    ],
+)
+def test_a_name_is_made_of_the_prototxts(file: str, name: str) -> None:
+    """One that can stand in a URL."""
+    assert recipe.model_name(None, Path(file)) == name
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "infer", "-x", "x" * 64])
+def test_a_name_that_cannot_name_a_model_is_refused(name: str) -> None:
+    """A name that was asked for is never changed."""
+    with pytest.raises(BuildError, match=r"--name: .* cannot name a model"):
+        recipe.model_name(name, Path("net.prototxt"))
+
+
+@pytest.mark.parametrize(
+    ("crop", "height", "width"), [(None, 224, 224), (224, 224, 224), (None, 200, 256)]
+)
+def test_a_crop_of_the_networks_size_passes(crop: int | None, height: int, width: int) -> None:
+    """The network's own size is also the default; it need not be square."""
+    recipe.check_input_size(asked(recipe.preprocessing("caffe", crop=crop)), height, width)
+
+
+@pytest.mark.parametrize(
+    ("crop", "height", "width", "said"),
+    [
+        (224, 227, 227, "--crop 224, but the network takes 227 x 227"),
+        (224, 224, 227, "--crop 224, but the network takes 224 x 227"),
+        (None, 224, 257, "--resize 256 is smaller than the network's input, 224 x 257"),
+    ],
+)
+def test_a_crop_of_another_size_is_refused(
+    crop: int | None, height: int, width: int, said: str
+) -> None:
+    """As is a short side from which the input cannot be cut."""
+    with pytest.raises(BuildError, match=said):
+        recipe.check_input_size(asked(recipe.preprocessing("caffe", crop=crop)), height, width)
