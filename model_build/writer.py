@@ -22,6 +22,7 @@ from service.artifact import GOLDEN, LABELS, MANIFEST, Manifest
 from service.errors import ArtifactError, BuildError
 
 # All that a folder may hold to be replaced: nobody's own files are removed with it.
+_OLD = "-old"
 OURS = frozenset({MANIFEST, LABELS, GOLDEN, "model.xml", "model.bin"})
 
 
@@ -104,6 +105,9 @@ def _lock(folder: Path, flags: int = fcntl.LOCK_EX) -> Iterator[None]:
 def _remove_leftovers(output: Path) -> None:
     """Remove the temporary folders of builds of `output` that were killed."""
     for folder in output.parent.glob(f".{glob.escape(output.name)}.partial-*"):
+        if folder.name.endswith(_OLD) and not output.exists():
+            folder.rename(output)  # killed between the two renames of `_put_in_place`
+            continue
         with contextlib.suppress(BlockingIOError), _lock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB):
             shutil.rmtree(folder)
 
@@ -119,7 +123,7 @@ def _sync(path: Path) -> None:
 
 def _put_in_place(folder: Path, output: Path) -> None:
     """Rename `folder` to `output`; what was there goes aside first and is removed last."""
-    old = folder.with_name(f"{folder.name}-old")
+    old = folder.with_name(f"{folder.name}{_OLD}")
     replaced = output.exists()
     if replaced:
         output.rename(old)

@@ -24,12 +24,23 @@ def test_a_running_build_is_left_alone(tmp_path: Path) -> None:
 
 def test_leftovers_are_removed(tmp_path: Path) -> None:
     """Those of this output; not those of one whose name begins the same."""
+    (tmp_path / "net").mkdir()
+    (tmp_path / "net" / "manifest.json").write_text("whole")
     for name in (".net.partial-0", ".net.partial-0-old", ".network.partial-0"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "model.bin").write_text("half")
-    with writer.aside(tmp_path / "net", force=False):
+    with writer.aside(tmp_path / "net", force=True):
         pass
     assert {path.name for path in tmp_path.iterdir()} == {"net", ".network.partial-0"}
+
+
+def test_an_artifact_put_aside_comes_back(tmp_path: Path) -> None:
+    """A build killed between its two renames has moved the old artifact; it is put back."""
+    (tmp_path / ".net.partial-0-old").mkdir()
+    (tmp_path / ".net.partial-0-old" / "manifest.json").write_text("old")
+    with pytest.raises(RuntimeError), writer.aside(tmp_path / "net", force=True):
+        raise RuntimeError("the next build fails")
+    assert (tmp_path / "net" / "manifest.json").read_text() == "old"
 
 
 def test_the_later_of_two_builds_is_refused(tmp_path: Path) -> None:
