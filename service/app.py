@@ -1,7 +1,8 @@
 """The one place where parts are put together: settings become a model, doors and a server.
 
 `create_app` makes the ASGI application, whose lifespan starts and stops the model; `serve` runs it
-on a socket until a signal or a fatal error, and returns the exit code.
+on a socket until a signal or a fatal error, and returns the exit code. After a signal what was
+accepted is finished, within limits; a second signal ends that at once.
 """
 
 import asyncio
@@ -20,6 +21,7 @@ import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service import artifact as artifacts
 from service.core.model import Model
@@ -33,6 +35,7 @@ from service.errors import (
 )
 from service.metrics import Metrics
 from service.routes import about, classify, health
+from service.routes.body import Intake
 from service.routes.exchange import KEY, Edge
 from service.routes.problem import problem
 from service.settings import Settings
@@ -40,6 +43,12 @@ from service.settings import Settings
 log = logging.getLogger("topfive.app")
 
 Fatal = Callable[[DeviceError], None]
+
+MAX_HEAD_BYTES = 65536
+_HEAD_TOO_LARGE = (
+    b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
+    b"connection: close\r\ncontent-length: 0\r\n\r\n"
+)
 
 
 def create_app(settings: Settings, fatal: Fatal) -> FastAPI:
@@ -54,18 +63,27 @@ def create_app(settings: Settings, fatal: Fatal) -> FastAPI:
     artifact = artifacts.read(settings.artifact)
     metrics = Metrics()
     metrics.describe_build(version(), os.environ.get("TOPFIVE_REVISION", ""))
-    metrics.model_load_duration.labels(artifact.manifest.name).set(time.perf_counter() - started)
+    intake = Intake(
+        settings.max_receiving_bytes,
+        settings.max_body_bytes,
+        metrics.http_request_body.labels("classify").observe,
+    )
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        model = app.state.model = Model(artifact, settings, metrics, fatal)
-        app.include_router(classify.router(model, settings, metrics))
+        model = Model(artifact, settings, metrics, fatal)
+        app.state.model, app.state.intake = model, intake
+        app.include_router(classify.router(model, intake, settings, metrics))
         app.include_router(health.router(model))
-        app.include_router(about.router(model, metrics))
+        app.include_router(about.router(model, intake, metrics))
         model.start()
-        lag = asyncio.create_task(_watch_loop_lag(metrics))
+        watches = [
+            asyncio.create_task(_watch_loop_lag(metrics)),
+            asyncio.create_task(_measure_load(model, metrics, started)),
+        ]
         yield
-        lag.cancel()
+        for watch in watches:
+            watch.cancel()
         await model.stop()
 
     app = cast(
@@ -87,19 +105,21 @@ def create_app(settings: Settings, fatal: Fatal) -> FastAPI:
 
 def serve(settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT (0), or until no device is left to serve on (1)."""
-    listener = _listen(settings.host, settings.port)
     fatal: list[DeviceError] = []
 
     def give_up(error: DeviceError) -> None:
+        log.error("fatal", extra={"detail": error.detail, "remedy": error.remedy})
         fatal.append(error)
-        server.should_exit = True
+        server.stop(0)
 
     app = create_app(settings, give_up)
     server = _Server(app, settings)
-    _log_start(app, settings, listener)
-    server.run(sockets=[listener])
-    for error in fatal:
-        log.error("fatal", extra={"detail": error.detail, "remedy": error.remedy})
+    listener = _listen(settings.host, settings.port)
+    _log_start(settings, listener)
+    try:
+        server.run(sockets=[listener])
+    except SystemExit:  # uvicorn's way to say that the start failed; it has logged why
+        return 1
     return 1 if fatal else 0
 
 
@@ -111,13 +131,36 @@ def version() -> str:
         return "0+unknown"
 
 
+class _Protocol(HttpToolsProtocol):
+    """uvicorn's, with a bound on heads, trailers and chunk headers: httptools has none."""
+
+    _unparsed_bytes = 0
+
+    def data_received(self, data: bytes) -> None:
+        self._unparsed_bytes += len(data)
+        super().data_received(data)
+        if self._unparsed_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+            self.transport.write(_HEAD_TOO_LARGE)
+            self.transport.close()
+
+    def on_headers_complete(self) -> None:
+        self._unparsed_bytes = 0
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._unparsed_bytes = 0
+        super().on_body(body)
+
+
 class _Server(uvicorn.Server):
-    """uvicorn, with our way to stop: what was accepted is finished, then the exit code is ours."""
+    """uvicorn, with our way to stop."""
 
     def __init__(self, app: FastAPI, settings: Settings) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
+                http=_Protocol,
+                ws="none",
                 log_config=None,
                 access_log=False,
                 server_header=False,
@@ -134,30 +177,40 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop, number)
+            loop.add_signal_handler(number, self._stop_on, number)
         yield
 
-    def _stop(self, number: signal.Signals) -> None:
-        if self.should_exit:
-            self.force_exit = True
-        self.should_exit = True
+    def _stop_on(self, number: signal.Signals) -> None:
+        self.force_exit = self.should_exit
         log.info("stopping", extra={"signal": number.name, "hurry": self.force_exit})
+        self.stop(0 if self.force_exit else self._drain_timeout_s)
+
+    def stop(self, drain_s: float) -> None:
+        """Stop when what was accepted is finished, or answered 503 after `drain_s` seconds."""
+        self.should_exit = True
         model: Model = self._app.state.model
-        model.drain(0 if self.force_exit else self._drain_timeout_s)
+        intake: Intake = self._app.state.intake
+        model.drain(drain_s)
+        asyncio.get_running_loop().call_later(drain_s, intake.end)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        if self.force_exit:  # then uvicorn leaves the application as it is
+            await self.lifespan.shutdown()
 
 
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=2048)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         raise SettingsError(
-            f"cannot listen on {host}:{port}: {error.strerror}",
+            f"cannot listen on {host}:{port}: {getattr(error, 'strerror', None) or error}",
             "choose another address with --host or --port, or end what listens there",
         ) from error
 
 
-def _log_start(app: FastAPI, settings: Settings, listener: socket.socket) -> None:
+def _log_start(settings: Settings, listener: socket.socket) -> None:
     host, port = listener.getsockname()[:2]
     if not host.startswith("127.") and host != "::1":
         log.warning("open_to_all", extra={"host": host, "detail": "strangers can use it: no keys"})
@@ -169,6 +222,12 @@ def _log_start(app: FastAPI, settings: Settings, listener: socket.socket) -> Non
             "devices": settings.devices,
         },
     )
+
+
+async def _measure_load(model: Model, metrics: Metrics, started: float) -> None:
+    await model.pool.first_ready.wait()
+    load_duration = metrics.model_load_duration.labels(model.artifact.manifest.name)
+    load_duration.set(time.perf_counter() - started)
 
 
 async def _watch_loop_lag(metrics: Metrics) -> None:
@@ -187,11 +246,15 @@ async def _answer_request_error(http: Request, error: Exception) -> Response:
 async def _answer_http_error(http: Request, error: Exception) -> Response:
     """What the router refuses."""
     assert isinstance(error, HTTPException)
+    path = http.url.path[:200]
     known: dict[int, RequestError] = {
-        404: NotFound(f"nothing is at {http.url.path[:200]}", "see /docs for what is"),
-        405: MethodNotAllowed(f"{http.method} is not for {http.url.path[:200]}", "see Allow"),
+        404: NotFound(f"nothing is at {path}", "see /docs for what is"),
+        405: MethodNotAllowed(f"{path} is there, but not for this method", "see the Allow header"),
     }
     answer = problem(http.scope[KEY], known.get(error.status_code) or Malformed(str(error.detail)))
-    if error.headers and "Allow" in error.headers:
-        answer.headers["allow"] = error.headers["Allow"]
+    if error.status_code == 405:
+        allowed = set((error.headers or {}).get("Allow", "GET").split(", "))
+        if "GET" in allowed:
+            allowed.add("HEAD")  # see Edge
+        answer.headers["allow"] = ", ".join(sorted(allowed))
     return answer

@@ -1,10 +1,12 @@
 """`topfive`: serve an artifact, classify images, look at settings and health.
 
 Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed (said with a remedy),
-2 usage, 4 server unreachable or not ready, 5 some images failed, 130 interrupted.
+2 usage, 4 server unreachable or not ready, 5 some images failed, 130 interrupted. With --json an
+error is JSON too, one line.
 """
 
 import inspect
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -13,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from service.errors import TopfiveError
+from service.errors import TopfiveError, Unreachable
 
 if TYPE_CHECKING:
     from service.settings import Settings
@@ -24,6 +26,7 @@ cli = typer.Typer(
     help="Serve a trained image classifier, and talk to it.",
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode=None,  # it would shorten the names of options and take [...] for markup
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -36,12 +39,20 @@ def main() -> None:
     except TopfiveError as error:
         if os.environ.get("TOPFIVE_DEBUG"):
             raise
-        print(f"error: {error.detail}", file=sys.stderr)
-        if error.remedy:
-            print(f"  try: {error.remedy}", file=sys.stderr)
-        sys.exit(FAILED)
+        _complain(error)
+        sys.exit(UNREACHABLE if isinstance(error, Unreachable) else FAILED)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
+
+
+def _complain(error: TopfiveError) -> None:
+    if "--json" in sys.argv:
+        said = {"error": error.detail, "detail": error.detail, "remedy": error.remedy}
+        print(json.dumps(said), file=sys.stderr)
+        return
+    print(f"error: {error.detail}", file=sys.stderr)
+    if error.remedy:
+        print(f"  try: {error.remedy}", file=sys.stderr)
 
 
 @cli.callback(invoke_without_command=True)
@@ -108,14 +119,12 @@ def serve(settings: "Settings", sources: dict[str, str]) -> None:
 
 
 def config(settings: "Settings", sources: dict[str, str]) -> None:
-    """Print the effective settings, and where each comes from."""
-    from rich.console import Console
-    from rich.table import Table
+    """Print the effective settings, and where each comes from.
 
-    table = Table("setting", "value", "from", box=None)
+    Example: topfive config --port 9000
+    """
     for name, value in settings:
-        table.add_row(name, str(value), sources[name])
-    Console().print(table)
+        print(f"{name:20} {value!s:20} {sources[name]}")
 
 
 cli.command("serve")(with_settings(serve))
@@ -128,9 +137,9 @@ def classify(
         str,
         typer.Argument(metavar="URL|ARTIFACT", help="A running server's URL, or an artifact."),
     ],
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Files; - is stdin.")],
     top_k: Annotated[int, typer.Option(min=1, help="Labels for each image.")] = 5,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     timeout_s: Annotated[float, typer.Option(help="For each image's answer.")] = 30.0,
 ) -> None:
     """Classify images: over HTTP, or straight on an artifact's device.
@@ -143,8 +152,12 @@ def classify(
         answers = client.classify_over_http(server, images, top_k, timeout_s)
     else:
         answers = client.classify_on_artifact(Path(server), images, top_k, timeout_s)
-    failed = client.show(answers, as_json=json)
-    sys.exit(PARTLY if 0 < failed < len(images) else FAILED if failed else 0)
+    if as_json:
+        client.print_json(answers)
+    else:
+        client.print_table(answers)
+    failed = sum(bool(answer.error) for answer in answers)
+    sys.exit(0 if not failed else PARTLY if failed < len(answers) else FAILED)
 
 
 @cli.command()
@@ -156,10 +169,16 @@ def health(
     """Ask a server whether it is ready: exit 0, else 4. For container health checks.
 
     Without --url it asks the address that `topfive serve` would listen on here.
+
+    Example: topfive health --wait-s 60
     """
     from service import client
 
-    ready, said = client.ask_ready(url or client.own_url(), wait_s)
+    try:
+        said = client.ask_ready(url or client.own_url(), wait_s)
+    except Unreachable:
+        if quiet:
+            sys.exit(UNREACHABLE)
+        raise
     if not quiet:
         print(said)
-    sys.exit(0 if ready else UNREACHABLE)

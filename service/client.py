@@ -1,16 +1,24 @@
 """The command line's own calls: classify over HTTP or straight on an artifact, ask for health."""
 
 import asyncio
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import orjson
 
-from service.errors import DeviceError, RequestError, TopfiveError
+from service.errors import DeviceError, RequestError, Unreachable
+
+if TYPE_CHECKING:
+    from service.core.model import Model
+
+STDIN = Path("-")
+_START_IT = "start it with topfive serve, or correct the URL"
+NOT_SERVING = ("not_ready", "draining")
 
 
 @dataclass(frozen=True)
@@ -22,137 +30,34 @@ class Answer:
     error: str = ""
 
 
-def classify_over_http(
-    url: str, files: list[Path], top_k: int, timeout_s: float
-) -> Iterator[Answer]:
-    """One request a file, in order; TopfiveError if the server cannot be reached."""
-    with httpx.Client(base_url=url, timeout=timeout_s, trust_env=False) as http:
-        for file in files:
-            data = _read(file)
-            try:
-                reply = http.post(
-                    "/classify",
-                    params={"top_k": top_k},
-                    content=data,
-                    headers={"content-type": "application/octet-stream"},
-                )
-            except httpx.HTTPError as error:
-                raise TopfiveError(
-                    f"{url} does not answer: {error}", "start it with topfive serve"
-                ) from error
-            yield _answer(file, reply)
+def classify_over_http(url: str, files: list[Path], top_k: int, timeout_s: float) -> list[Answer]:
+    """One request a file, in order; Unreachable if the server does not answer or is not ready."""
+    try:
+        with httpx.Client(base_url=url, timeout=timeout_s, trust_env=False) as http:
+            return [_ask(http, file, top_k) for file in files]
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise Unreachable(f"{url} does not answer: {error}", _START_IT) from error
 
 
 def classify_on_artifact(
     artifact: Path, files: list[Path], top_k: int, timeout_s: float
-) -> Iterator[Answer]:
-    """All files through the artifact's device, without HTTP; the way that the service takes."""
-    answers = asyncio.run(_classify_on_artifact(artifact, files, top_k, timeout_s))
-    yield from answers
-
-
-async def _classify_on_artifact(
-    path: Path, files: list[Path], top_k: int, timeout_s: float
 ) -> list[Answer]:
-    from service import artifact as artifacts
-    from service.core.model import Model
-    from service.metrics import Metrics
-    from service.settings import Settings
-
-    given_up: asyncio.Future[DeviceError] = asyncio.get_running_loop().create_future()
-    artifact = artifacts.read(path)
-    model = Model(artifact, Settings(), Metrics(), given_up.set_result)
-    model.start()
-    try:
-        ready = asyncio.ensure_future(model.pool.first_ready.wait())
-        await asyncio.wait((ready, given_up), return_when=asyncio.FIRST_COMPLETED)
-        if given_up.done():
-            raise given_up.result()
-        answers = []
-        for file in files:
-            deadline = asyncio.get_running_loop().time() + timeout_s
-            request = model.submit([_read(file)], min(top_k, len(artifact.labels)), deadline)
-            await request.answered
-            outcome = request.outcomes[0]
-            if isinstance(outcome, RequestError):
-                answers.append(Answer(file, [], outcome.detail))
-                continue
-            assert outcome is not None
-            predictions = [
-                {
-                    "class_id": class_id,
-                    "wnid": artifact.labels[class_id].wnid,
-                    "label": artifact.labels[class_id].names,
-                    "score": score,
-                }
-                for class_id, score in zip(outcome.class_ids, outcome.scores, strict=True)
-            ]
-            answers.append(Answer(file, predictions))
-        return answers
-    finally:
-        await model.stop()
+    """All files through the artifact's device, without HTTP; the way that the service takes."""
+    return asyncio.run(_classify_on_artifact(artifact, files, top_k, timeout_s))
 
 
-def show(answers: Iterator[Answer], as_json: bool) -> int:
-    """Print the answers, as a table or as one JSON document; how many of them are errors."""
-    known = list(answers)
-    if as_json:
-        document = [
-            {"file": str(answer.file)}
-            | ({"error": answer.error} if answer.error else {"predictions": answer.predictions})
-            for answer in known
-        ]
-        print(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode())
-    else:
-        _print_table(known)
-    return sum(bool(answer.error) for answer in known)
+def print_json(answers: Iterable[Answer]) -> None:
+    """Print one JSON document: an array with an object for each file."""
+    document = [
+        {"file": str(answer.file)}
+        | ({"error": answer.error} if answer.error else {"predictions": answer.predictions})
+        for answer in answers
+    ]
+    print(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode())
 
 
-def ask_ready(url: str, wait_s: float) -> tuple[bool, str]:
-    """Whether the server says that it is ready, and its words; asks again for `wait_s` seconds."""
-    give_up_at = time.monotonic() + wait_s
-    while True:
-        ready, said = _ask_once(url)
-        if ready or time.monotonic() >= give_up_at:
-            return ready, said
-        time.sleep(0.2)
-
-
-def own_url() -> str:
-    """Where `topfive serve` would listen, by the environment and the settings file."""
-    from service import settings
-
-    effective, _ = settings.load({})
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(effective.host, effective.host)  # noqa: S104
-    return f"http://{host}:{effective.port}"
-
-
-def _ask_once(url: str) -> tuple[bool, str]:
-    try:
-        reply = httpx.get(f"{url}/readyz", timeout=2.0, trust_env=False)
-    except httpx.HTTPError as error:
-        return False, f"{url} does not answer: {error}"
-    return reply.status_code == 200, reply.text
-
-
-def _read(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise TopfiveError(f"{file}: {error.strerror}", "name readable image files") from error
-
-
-def _answer(file: Path, reply: httpx.Response) -> Answer:
-    try:
-        body = reply.json()
-    except ValueError:
-        body = {"error": f"status {reply.status_code}, and no JSON: {reply.text[:100]!r}"}
-    if reply.status_code != 200:
-        return Answer(file, [], str(body.get("error", body)))
-    return Answer(file, body["results"][0]["predictions"])
-
-
-def _print_table(answers: list[Answer]) -> None:
+def print_table(answers: Iterable[Answer]) -> None:
+    """Print a table with a line for each prediction."""
     from rich.console import Console
     from rich.table import Table
 
@@ -170,4 +75,118 @@ def _print_table(answers: list[Answer]) -> None:
                 prediction["wnid"],
                 end_section=place == len(answer.predictions),
             )
-    Console().print(table)
+    Console(markup=False, emoji=False).print(table)
+
+
+def ask_ready(url: str, wait_s: float) -> str:
+    """The server's words when it is ready; asks for `wait_s` seconds, then raises Unreachable."""
+    give_up_at = time.monotonic() + wait_s
+    while True:
+        try:
+            return _ask_ready_once(url)
+        except Unreachable:
+            if time.monotonic() >= give_up_at:
+                raise
+        time.sleep(0.2)
+
+
+def own_url() -> str:
+    """Where `topfive serve` would listen, by the environment and the settings file."""
+    from service import settings
+
+    effective, _ = settings.load({})
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(effective.host, effective.host)  # noqa: S104
+    return f"http://{f'[{host}]' if ':' in host else host}:{effective.port}"
+
+
+def _ask_ready_once(url: str) -> str:
+    try:
+        reply = httpx.get(f"{url}/readyz", timeout=2.0, trust_env=False)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise Unreachable(f"{url} does not answer: {error}", _START_IT) from error
+    if reply.status_code != 200:
+        raise Unreachable(f"{url} is not ready: {reply.text[:500]}", "wait with --wait-s")
+    return reply.text
+
+
+def _ask(http: httpx.Client, file: Path, top_k: int) -> Answer:
+    try:
+        data = _read(file)
+    except OSError as error:
+        return _unreadable(file, error)
+    reply = http.post(
+        "/classify",
+        params={"top_k": top_k},
+        content=data,
+        headers={"content-type": "application/octet-stream"},
+    )
+    said = _said(reply)
+    if reply.status_code == 200 and "results" in said:
+        return Answer(file, said["results"][0]["predictions"])
+    if said.get("code") in NOT_SERVING:
+        raise Unreachable(f"{http.base_url}: {said['detail']}", "wait: topfive health --wait-s 60")
+    return Answer(file, [], str(said.get("error", f"status {reply.status_code}, not of topfive")))
+
+
+def _said(reply: httpx.Response) -> dict[str, Any]:
+    try:
+        said = reply.json()
+    except ValueError:
+        return {}
+    return said if isinstance(said, dict) else {}
+
+
+async def _classify_on_artifact(
+    path: Path, files: list[Path], top_k: int, timeout_s: float
+) -> list[Answer]:
+    from service import artifact as artifacts
+    from service import settings
+    from service.core.model import Model
+    from service.metrics import Metrics
+
+    given_up: asyncio.Future[DeviceError] = asyncio.get_running_loop().create_future()
+    artifact = artifacts.read(path)
+    model = Model(artifact, settings.load({})[0], Metrics(), given_up.set_result)
+    model.start()
+    try:
+        ready = asyncio.ensure_future(model.pool.first_ready.wait())
+        await asyncio.wait((ready, given_up), return_when=asyncio.FIRST_COMPLETED)
+        if given_up.done():
+            raise given_up.result()
+        return [await _submit(model, file, top_k, timeout_s) for file in files]
+    finally:
+        await model.stop()
+
+
+async def _submit(model: "Model", file: Path, top_k: int, timeout_s: float) -> Answer:
+    labels = model.artifact.labels
+    deadline = asyncio.get_running_loop().time() + timeout_s
+    try:
+        request = model.submit([_read(file)], min(top_k, len(labels)), deadline)
+        await request.answered
+    except OSError as error:
+        return _unreadable(file, error)
+    except RequestError as error:
+        return Answer(file, [], error.detail)
+    outcome = request.outcomes[0]
+    if isinstance(outcome, RequestError):
+        return Answer(file, [], outcome.detail)
+    assert outcome is not None
+    predictions = [
+        {
+            "class_id": class_id,
+            "wnid": labels[class_id].wnid,
+            "label": labels[class_id].names,
+            "score": score,
+        }
+        for class_id, score in zip(outcome.class_ids, outcome.scores, strict=True)
+    ]
+    return Answer(file, predictions)
+
+
+def _unreadable(file: Path, error: OSError) -> Answer:
+    return Answer(file, [], f"cannot be read: {error.strerror}")
+
+
+def _read(file: Path) -> bytes:
+    return sys.stdin.buffer.read() if file == STDIN else file.read_bytes()

@@ -22,6 +22,7 @@
     ├── SettingsError          a setting, its value or its file
     ├── ArtifactError          an artifact that cannot be read, trusted or run here
     ├── DeviceError            a device host that does not start, answer or answer rightly
+    ├── Unreachable            a server that a command asks: silent, or not ready
     └── BuildError             model_build: a source file, a layer, an option
 
 Every error says what happened with the values that matter (`detail`) and what to do about it
@@ -122,6 +123,10 @@ class DeviceError(TopfiveError):
     def __init__(self, detail: str, remedy: str = "", reason: str = "crashed") -> None:
         super().__init__(detail, remedy, reason=reason)
         self.reason = reason
+
+
+class Unreachable(TopfiveError):
+    """A server that a command asks does not answer, or is not ready."""
 
 
 class BuildError(TopfiveError):

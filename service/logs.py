@@ -4,12 +4,11 @@ A record is `log.info("device_state", extra={"device": "0", ...})`: the message 
 stable word; what `extra` adds are its facts. Control characters never reach the terminal raw.
 """
 
+import json
 import logging
 import sys
 import traceback
 from datetime import UTC, datetime
-
-import orjson
 
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 
@@ -20,16 +19,18 @@ def configure(format: str, level: str) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(_Console() if console else _Json())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    # uvicorn's own lines tell nothing that ours do not, but its errors do.
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    # A line for every bad request would let callers fill the log; faults still show.
+    for library in ("uvicorn", "python_multipart"):
+        logging.getLogger(library).setLevel(logging.ERROR)
 
 
 def _facts(record: logging.LogRecord) -> dict[str, object]:
     return {name: value for name, value in record.__dict__.items() if name not in _STANDARD}
 
 
-def _trace(record: logging.LogRecord) -> str:
-    return "".join(traceback.format_exception(*record.exc_info)) if record.exc_info else ""
+def _trace(record: logging.LogRecord) -> list[str]:
+    text = "".join(traceback.format_exception(*record.exc_info)) if record.exc_info else ""
+    return text.splitlines()
 
 
 class _Json(logging.Formatter):
@@ -42,8 +43,9 @@ class _Json(logging.Formatter):
             **_facts(record),
         }
         if record.exc_info:
-            line["trace"] = _trace(record)
-        return orjson.dumps(line, default=str).decode()
+            line["trace"] = "\n".join(_trace(record))
+        # Everything beyond ASCII is escaped: control characters of any kind, and what is no text.
+        return json.dumps(line, default=str)
 
 
 class _Console(logging.Formatter):
@@ -51,7 +53,7 @@ class _Console(logging.Formatter):
         facts = " ".join(f"{name}={_printable(value)}" for name, value in _facts(record).items())
         time = _time(record).astimezone().strftime("%H:%M:%S")
         line = f"{time} {record.levelname.lower():7} {_printable(record.getMessage())} {facts}"
-        return line.rstrip() + ("\n" + _trace(record) if record.exc_info else "")
+        return "\n".join([line.rstrip(), *map(_printable, _trace(record))])
 
 
 def _time(record: logging.LogRecord) -> datetime:

@@ -12,6 +12,7 @@ from prometheus_client import (
     CollectorRegistry,
     Counter,
     Gauge,
+    GCCollector,
     Histogram,
     PlatformCollector,
     ProcessCollector,
@@ -19,6 +20,8 @@ from prometheus_client import (
 )
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
+
+from service.errors import RequestError
 
 REQUEST_SECONDS = (
     0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075,
@@ -34,11 +37,6 @@ PIXELS = (50_176, 250_000, 1_000_000, 4_000_000, 12_000_000, 25_000_000, 50_000_
 LAG_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
 
 ROUTES = ("classify", "admin", "other")
-REASONS = (
-    "malformed", "not_found", "method_not_allowed", "body_timeout", "too_large", "too_many_pixels",
-    "unsupported_media", "undecodable", "client_gone", "internal", "overloaded", "not_ready",
-    "draining", "deadline", "device_failed",
-)  # fmt: skip
 DEVICE_STATES = ("starting", "proving", "ready", "failed", "waiting", "quarantined")
 RESTART_REASONS = ("crashed", "hung", "wrong_answer", "driver", "artifact")
 
@@ -52,6 +50,7 @@ class Metrics:
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
+        GCCollector(registry=registry)
 
         def counter(name: str, help: str, *labels: str) -> Counter:
             return Counter(f"topfive_{name}", help, labels, registry=registry)
@@ -59,12 +58,8 @@ class Metrics:
         def gauge(name: str, help: str, *labels: str) -> Gauge:
             return Gauge(f"topfive_{name}", help, labels, registry=registry)
 
-        def histogram(
-            name: str, help: str, buckets: Iterable[float], *labels: str
-        ) -> Histogram:  # fmt: skip
-            return Histogram(
-                f"topfive_{name}", help, labels, buckets=tuple(buckets), registry=registry
-            )
+        def histogram(name: str, help: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+            return Histogram(f"topfive_{name}", help, labels, buckets=buckets, registry=registry)
 
         self.http_requests = counter(
             "http_requests_total", "Answers by status; 499: the caller left.", "route", "code"
@@ -158,9 +153,12 @@ class Metrics:
             "event_loop_lag_seconds", "Lateness of a 100 ms tick.", LAG_SECONDS
         )
         self.build_info = gauge("build_info", "1; this topfive.", "version", "revision", "python")
-        for route in ROUTES:
-            for reason in REASONS:
-                self.refusals.labels(route, reason)
+        for route, code in (("classify", 200), ("admin", 200), ("admin", 503), ("other", 404)):
+            self.http_requests.labels(route, str(code))
+        for error in RequestError.__subclasses__():
+            self.http_requests.labels("classify", str(error.status))
+            for route in ROUTES:
+                self.refusals.labels(route, error.code)
 
     def describe_build(self, version: str, revision: str) -> None:
         self.build_info.labels(version, revision, platform.python_version()).set(1)

@@ -9,6 +9,7 @@ exists. `load` says of each value where it came from. A name carries its unit.
 """
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +23,9 @@ from service.errors import SettingsError
 PREFIX = "TOPFIVE_"
 SYSTEM_FILE = Path("/etc/topfive/config.toml")
 # Of ours in the environment, but no setting of the service.
-OTHER_VARIABLES = frozenset({"TOPFIVE_CONFIG", "TOPFIVE_DEBUG", "TOPFIVE_DATA"})
+OTHER_VARIABLES = frozenset(
+    f"{PREFIX}{name}" for name in ("CONFIG", "DEBUG", "DATA", "REVISION", "URL")
+)
 
 Positive = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
@@ -41,7 +44,7 @@ class Settings(BaseSettings):
     max_images: Positive = Field(32, description="Images in one request.")
     max_body_bytes: Positive = Field(16 << 20, description="Largest body of one request.")
     max_receiving_bytes: Positive = Field(
-        256 << 20, description="Bodies being received, all requests together."
+        256 << 20, description="Bodies in memory, all requests together."
     )
     max_pixels: Positive = Field(50_000_000, description="Largest image, width times height.")
 
@@ -116,10 +119,11 @@ def load(flags: Mapping[str, object], file: Path | None = None) -> tuple[Setting
         return Settings.model_validate(values), sources
     except ValidationError as error:
         first = error.errors()[0]
-        name = str(first["loc"][0])
+        name, value = str(first["loc"][0]), first["input"]
+        service_link = str(value).startswith("tcp://")
         raise SettingsError(
-            f"{_spelling(name, sources.get(name, ''))}: {first['msg']}, not {first['input']!r}",
-            f"topfive config --help describes {name}",
+            f"{_place(name, sources[name])}: {first['msg']}, not {value!r}",
+            _SERVICE_LINK if service_link else f"topfive config --help describes {name}",
         ) from error
 
 
@@ -142,14 +146,26 @@ def _read_file(file: Path) -> dict[str, object]:
         raise SettingsError(
             f"{file}: {error}", "name a readable TOML file with --config or TOPFIVE_CONFIG"
         ) from error
-    unknown = sorted(values.keys() - Settings.model_fields.keys())
-    if unknown:
+    for name in values.keys() - Settings.model_fields.keys():
         raise SettingsError(
-            f"{file}: no setting is named {unknown[0]!r}", "topfive config lists them all"
+            f"{_place(name, str(file))}: no such setting", "topfive config lists them all"
         )
     return values
 
 
-def _spelling(name: str, source: str) -> str:
-    spellings = {"flag": f"--{name.replace('_', '-')}", "environment": PREFIX + name.upper()}
-    return spellings.get(source, f"{name} in {source}")
+_SERVICE_LINK = (
+    "Kubernetes sets this for a Service of that name: set enableServiceLinks: false in the pod, "
+    "or rename the Service"
+)
+
+
+def _place(name: str, source: str) -> str:
+    """How the setting is spelt where it stands."""
+    if source == "flag":
+        return f"--{name.replace('_', '-')}"
+    if source == "environment":
+        return PREFIX + name.upper()
+    lines = Path(source).read_text(encoding="utf-8").splitlines()
+    key = re.compile(rf"""[\s\["']*{re.escape(name)}\b""")
+    at = next((number for number, line in enumerate(lines, 1) if key.match(line)), 1)
+    return f"{source}:{at}: {name}"

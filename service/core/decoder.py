@@ -5,6 +5,7 @@ each image would cost more than its hand-over. Images whose request is over are 
 """
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections import deque
@@ -45,9 +46,9 @@ class Decoder:
         self._todo: SimpleQueue[Image | None] = SimpleQueue()
         self._done: deque[Decoded] = deque()
         self._wake_pending = False
-        self._busy = 0
+        self._busy = [False] * threads
         self._threads = [
-            threading.Thread(target=self._run, name=f"decode-{number}", daemon=True)
+            threading.Thread(target=self._run, args=(number,), name=f"decode-{number}", daemon=True)
             for number in range(threads)
         ]
         for thread in self._threads:
@@ -66,20 +67,22 @@ class Decoder:
         """Threads, those busy, and images waiting for one."""
         return {
             "threads": len(self._threads),
-            "busy": self._busy,
+            "busy": sum(self._busy),
             "waiting": self._todo.qsize(),
         }
 
-    def _run(self) -> None:
+    def _run(self, number: int) -> None:
         while (image := self._todo.get()) is not None:
-            self._busy += 1
+            self._busy[number] = True
             decoded = self._decode(image)
-            self._busy -= 1
+            self._busy[number] = False
             self._done.append(decoded)
             # Cleared before `_done` is emptied, so what is appended now is seen then.
             if not self._wake_pending:
                 self._wake_pending = True
-                self._loop.call_soon_threadsafe(self._collect)
+                # The event loop may be closed: then nobody waits for the image any more.
+                with contextlib.suppress(RuntimeError):
+                    self._loop.call_soon_threadsafe(self._collect)
 
     def _decode(self, image: Image) -> Decoded:
         started = time.perf_counter()

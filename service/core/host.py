@@ -61,7 +61,7 @@ class Host:
         self.failure: asyncio.Future[DeviceError] = self._loop.create_future()
         self.reaped = asyncio.Event()
         self.facts: dict[str, Any] = {}
-        self._greeting: asyncio.Future[bytes] = self._loop.create_future()
+        self._opened = asyncio.Event()
         self._connection, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             try:
@@ -78,23 +78,18 @@ class Host:
         self._loop.add_reader(self.process.stdout.fileno(), self._said)
 
     async def greet(self, hello: dict[str, object], timeout_s: float) -> None:
-        """Open the device: send `hello`, wait for its facts; DeviceError if it does not open."""
+        """Open the device: send `hello`, wait for its `facts` (those of wire.pack_ready).
+
+        DeviceError if they are not there in time; a refusal is the host's `failure`.
+        """
         self._send(wire.pack_hello(hello))
         try:
             async with asyncio.timeout(timeout_s):
-                message = await self._greeting
-            self.facts = wire.unpack_hello(message)
+                await self._opened.wait()
         except TimeoutError:
             raise DeviceError(
                 f"device {self._name} did not open within {timeout_s:g} s", reason="hung"
             ) from None
-        except wire.WireError as error:
-            raise DeviceError(f"device {self._name}: {error}") from error
-        if not self.facts["ready"]:
-            raise DeviceError(
-                f"device {self._name} does not open: {self.facts['detail']}",
-                reason=self.facts["reason"],
-            )
 
     def send(
         self,
@@ -154,25 +149,36 @@ class Host:
             log.debug("send_failed", extra={"device": self._name, "error": str(error)})
 
     def _readable(self) -> None:
-        try:
-            message = self._connection.recv(wire.MAX_MESSAGE_BYTES)
-        except BlockingIOError:
+        """Take in whatever the host has sent."""
+        while True:
+            try:
+                message = self._connection.recv(wire.MAX_MESSAGE_BYTES)
+            except BlockingIOError:
+                return
+            except OSError:
+                message = b""
+            if not message:  # the process is ending: its exit is the failure
+                self._loop.remove_reader(self._connection)
+                return
+            try:
+                if self._opened.is_set():
+                    self._replied(message)
+                else:
+                    self._greeted(message)
+            except wire.WireError as error:
+                self.fail(DeviceError(f"device {self._name}: {error}"))
+
+    def _greeted(self, message: bytes) -> None:
+        facts = wire.unpack_answer(message)
+        if facts["ready"]:
+            self.facts = facts
+            self._opened.set()
             return
-        except OSError:
-            message = b""
-        if not message:  # the process is ending: its exit is the failure
-            self._loop.remove_reader(self._connection)
-        elif not self._greeting.done():
-            self._greeting.set_result(message)
-        else:
-            self._replied(message)
+        detail, reason = facts["detail"], facts["reason"]
+        self.fail(DeviceError(f"device {self._name} does not open: {detail}", reason=reason))
 
     def _replied(self, message: bytes) -> None:
-        try:
-            batch_id, timings, failure = wire.unpack_done(message)
-        except wire.WireError as error:
-            self.fail(DeviceError(f"device {self._name}: {error}"))
-            return
+        batch_id, timings, failure = wire.unpack_done(message)
         if failure is not None:
             reason, detail = failure
             self.fail(DeviceError(f"device {self._name}: {detail}", reason=reason))
@@ -185,17 +191,18 @@ class Host:
         sent.answered(timings)
 
     def _late(self, batch_id: int) -> None:
-        self.fail(
-            DeviceError(
-                f"device {self._name} did not answer batch {batch_id} "
-                f"within {self._batch_timeout_s:g} s",
-                reason="hung",
-            )
-        )
+        # When it was we who were held up, the answer is there already.
+        if not self.failure.done():
+            self._readable()
+        if batch_id in self.unanswered:
+            limit = f"within {self._batch_timeout_s:g} s"
+            detail = f"device {self._name} did not answer batch {batch_id} {limit}"
+            self.fail(DeviceError(detail, reason="hung"))
 
     def _exited(self) -> None:
         self._loop.remove_reader(self._pidfd)
         os.close(self._pidfd)
+        self._readable()
         self._said()
         code = self.process.wait()
         how = f"by {signal.Signals(-code).name}" if code < 0 else f"with code {code}"

@@ -27,7 +27,6 @@ from service.core.pool import Pool, Shared
 from service.core.request import Image, Prediction, Request
 from service.core.rows import Rows, State
 from service.errors import (
-    ClientGone,
     Deadline,
     DeviceError,
     DeviceFailed,
@@ -212,8 +211,7 @@ class Model:
         self._give_back_unserved(image, State.WAITING)
 
     def _give_back_unserved(self, image: Image, state: State) -> None:
-        gone = isinstance(image.request.answered.exception(), ClientGone)
-        self._images["abandoned" if gone else "expired"].inc()
+        self._images[image.request.why_over].inc()
         self.rows.give_back([image.row], state)
 
     def _end_open(self) -> None:
@@ -240,8 +238,7 @@ class Model:
             queued = sent_at - image.ready_at
             self._queue_seconds.observe(queued)
             if request.over:
-                gone = isinstance(request.answered.exception(), ClientGone)
-                self._images["abandoned" if gone else "expired"].inc()
+                self._images[request.why_over].inc()
                 continue
             self._images["ok"].inc()
             request.took("queue", queued)
@@ -297,13 +294,15 @@ def top_k(
     lower class comes first.
     """
     classes = probabilities.shape[1]
-    if k >= classes:
-        chosen = np.broadcast_to(np.arange(classes), probabilities.shape)
-    else:
-        chosen = np.sort(np.argpartition(probabilities, -k, axis=1)[:, -k:], axis=1)
-    values = np.take_along_axis(probabilities, chosen, axis=1)
-    order = np.argsort(-values, axis=1, kind="stable")
-    return np.take_along_axis(chosen, order, axis=1), np.take_along_axis(values, order, axis=1)
+    k = min(k, classes)
+    # Floats from 0 up order as their bits do. Behind those the class leaves no two equal, so that
+    # the partition, which is no stable sort, has no choice at the k-th.
+    bits = np.ascontiguousarray(probabilities).view(np.int32).astype(np.int64)
+    keys = np.arange(classes) - (bits << 32)
+    chosen = np.argpartition(keys, k - 1, axis=1)[:, :k]
+    order = np.argsort(np.take_along_axis(keys, chosen, axis=1), axis=1)
+    best = np.take_along_axis(chosen, order, axis=1)
+    return best, np.take_along_axis(probabilities, best, axis=1)
 
 
 def available_cores() -> int:
@@ -312,7 +311,9 @@ def available_cores() -> int:
 
 
 def _ordinals(devices: str) -> list[int]:
-    return [0] if devices == "all" else [int(ordinal) for ordinal in devices.split(",")]
+    if devices == "all":
+        return [0]
+    return list(dict.fromkeys(int(ordinal) for ordinal in devices.split(",")))  # each once
 
 
 def _whole_seconds(seconds: float) -> int:

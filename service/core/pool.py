@@ -237,11 +237,9 @@ class Device:
         """Run the golden rows; DeviceError if the answers are not the golden ones."""
         rows, golden = self._shared.rows, self._shared.artifact.golden
         rows.outputs[self._kept] = np.nan
-        largest = host.facts["largest_batch"]
+        largest, vouched_for = host.facts["largest_batch"], 0
         for first in range(0, len(self._kept), largest):
-            done = asyncio.get_running_loop().create_future()
-            host.send([], self._kept[first : first + largest], done.set_result)
-            await done
+            vouched_for = await self._run_kept(host, self._kept[first : first + largest])
         deviation = float(np.abs(rows.outputs[self._kept] - golden.probabilities).max())
         self._deviation.set(deviation)
         if not deviation <= golden.tolerance:  # NaN is no pass either
@@ -254,7 +252,19 @@ class Device:
             )
         self._probes["pass"].inc()
         self._probe_passed_at.set_to_current_time()
-        self._unproven_images = 0
+        self._unproven_images -= vouched_for
+
+    async def _run_kept(self, host: Host, numbers: Sequence[int]) -> int:
+        """Have these kept rows computed; the unproven images that were answered before them."""
+        answered: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        def count(_: Timings) -> None:
+            # Now, not when the awaiting task wakes up: by then later batches may be answered.
+            if not answered.cancelled():
+                answered.set_result(self._unproven_images)
+
+        host.send([], numbers, count)
+        return await answered
 
     async def _reclaim(self, host: Host, failure: DeviceError) -> None:
         """Find new owners for the rows of the batches that the host did not answer."""
@@ -293,7 +303,8 @@ class Device:
         settings = self._shared.settings
         if quarantined:
             return settings.quarantine_s
-        delay: float = settings.restart_delay_s * 2 ** (self._failures - 1)
+        # The exponent is bounded, since a float's is.
+        delay: float = settings.restart_delay_s * 2 ** min(self._failures - 1, 16)
         return min(delay, LONGEST_DELAY_S)
 
     def _become(self, state: str, **facts: object) -> None:
@@ -417,7 +428,7 @@ class Pool:
 
 def _refusal(failure: DeviceError) -> DeviceFailed:
     return DeviceFailed(
-        f"the device failed twice on this image's batch ({failure.reason})",
+        f"the device failed on this image's batch ({failure.reason})",
         "try again; if it happens again the operator's log has the reason",
         reason=failure.reason,
         retry_after_s=1,

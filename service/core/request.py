@@ -8,7 +8,7 @@ looks at `over`.
 import asyncio
 from dataclasses import dataclass
 
-from service.errors import RequestError
+from service.errors import ClientGone, RequestError
 
 
 @dataclass(slots=True, frozen=True)
@@ -41,6 +41,14 @@ class Request:
     def over(self) -> bool:
         """Nobody waits for the images any more."""
         return self.answered.done()
+
+    @property
+    def why_over(self) -> str:
+        """Of a request that is over: abandoned by its caller, or expired."""
+        # Cancelled is who awaited `answered` unshielded.
+        cancelled = self.answered.cancelled()
+        gone = cancelled or isinstance(self.answered.exception(), ClientGone)
+        return "abandoned" if gone else "expired"
 
     def settle(self, index: int, outcome: Prediction | RequestError) -> None:
         """The outcome of one image; of no interest when the request is over."""

@@ -6,8 +6,8 @@ the same file, reads it there and writes the probabilities there. The number of 
 on work accepted.
 
 A row's life: free -> filling -> waiting -> running -> free, or lost with a host that cannot be
-reaped, until it is. Whoever moves a row says from where to where; a row that is not there is a bug,
-and said to be one.
+reaped, until it is. Whoever moves a row says from where to where; a row that is not there, or a
+step that is not in STEPS, is a bug, and said to be one.
 """
 
 import enum
@@ -29,6 +29,21 @@ class State(enum.Enum):
     WAITING = "waiting"
     RUNNING = "running"
     LOST = "lost"
+
+
+STEPS = frozenset(
+    {
+        (State.FREE, State.FILLING),
+        (State.FILLING, State.WAITING),
+        (State.WAITING, State.RUNNING),
+        (State.RUNNING, State.WAITING),  # tried again
+        (State.RUNNING, State.LOST),
+        (State.FILLING, State.FREE),
+        (State.WAITING, State.FREE),
+        (State.RUNNING, State.FREE),
+        (State.LOST, State.FREE),
+    }
+)
 
 
 class Rows:
@@ -68,23 +83,32 @@ class Rows:
         if count > len(self._free):
             return None
         numbers = [self._free.pop() for _ in range(count)]
-        self.move(numbers, State.FREE, State.FILLING)
+        self._move(numbers, State.FREE, State.FILLING)
         return numbers
 
     def give_back(self, numbers: Sequence[int], source: State) -> None:
         """Make the rows free again; they are in the state `source`."""
-        self.move(numbers, source, State.FREE)
+        self._move(numbers, source, State.FREE)
         self._free.extend(numbers)
 
     def move(self, numbers: Sequence[int], source: State, target: State) -> None:
-        """Move the rows from one state to another."""
-        self._integrate()
+        """Move the rows, none of them free before or after, from one state to another."""
+        if State.FREE in (source, target):
+            raise RuntimeError(f"rows {numbers} moved past take or give_back. This is a bug.")
+        self._move(numbers, source, target)
+
+    def _move(self, numbers: Sequence[int], source: State, target: State) -> None:
+        """All of them or, with a RuntimeError, none."""
+        if (source, target) not in STEPS or len(set(numbers)) < len(numbers):
+            raise RuntimeError(f"{source.value} -> {target.value}: {numbers}. This is a bug.")
         for number in numbers:
             if self._states[number] is not source:
                 raise RuntimeError(
                     f"row {number} is {self._states[number].value}, not {source.value}. "
                     "This is a bug."
                 )
+        self._integrate()
+        for number in numbers:
             self._states[number] = target
         self._counts[source] -= len(numbers)
         self._counts[target] += len(numbers)

@@ -67,17 +67,11 @@ def open_device(connection: socket.socket, memory: int) -> tuple[Engine | None, 
         engine = open_engine(hello["engine"], job, inputs, outputs)
     except Exception as error:  # noqa: BLE001 - whatever it was, the parent is told
         traceback.print_exc()
-        reason = getattr(error, "reason", "driver")
-        detail = "%s: %s" % (type(error).__name__, error)
-        connection.send(wire.pack_hello({"ready": False, "reason": reason, "detail": detail}))
+        connection.send(wire.pack_refused(*told(error)))
         return None, 0
-    answer = {
-        "ready": True,
-        "largest_batch": engine.largest_batch,
-        "batches_in_flight": engine.batches_in_flight,
-        "description": engine.description,
-    }
-    connection.send(wire.pack_hello(answer))
+    connection.send(
+        wire.pack_ready(engine.largest_batch, engine.batches_in_flight, engine.description)
+    )
     return engine, len(inputs)
 
 
@@ -105,11 +99,16 @@ def serve(connection: socket.socket, engine: Engine, rows: int) -> int:
             answer = wire.pack_done(batch_id, engine.run(numbers))
         except Exception as error:  # noqa: BLE001 - the parent is told, this process ends
             traceback.print_exc()
-            reason = getattr(error, "reason", "driver")
-            detail = "%s: %s" % (type(error).__name__, error)
-            connection.send(wire.pack_failed(batch_id, reason, detail))
+            connection.send(wire.pack_failed(batch_id, *told(error)))
             return 1
         connection.send(answer)
+
+
+def told(error: Exception) -> tuple[str, str]:
+    """(reason, detail) of `error`, as the parent is told them."""
+    # Only ours: a UnicodeError has a `reason` too, and it is none of wire.REASONS.
+    reason = error.reason if isinstance(error, EngineError) else "driver"
+    return reason, "%s: %s" % (type(error).__name__, error)
 
 
 if __name__ == "__main__":

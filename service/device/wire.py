@@ -22,10 +22,19 @@ MAX_MESSAGE_BYTES = 65536
 
 RUN, DONE, STOP = 1, 2, 3
 OK, FAILED = 0, 1
+REASONS = ("driver", "artifact")  # the device's fault, the model's
+
+# What a host's hello says: that it is ready, or why it is not.
+_READY = {"ready": bool, "largest_batch": int, "batches_in_flight": int, "description": str}
+_REFUSED = {"ready": bool, "reason": str, "detail": str}
+_DETAIL_CHARACTERS = 4096
 
 _KIND = struct.Struct("<B")
 _RUN = struct.Struct("<BHQ")
 _DONE = struct.Struct("<BBQQQQ")
+
+# What json.loads and the picking apart of its result raise when the other side sends junk.
+_NOT_JSON = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
 class WireError(Exception):
@@ -45,10 +54,41 @@ def unpack_hello(message: bytes) -> dict[str, Any]:
     try:
         fields: dict[str, Any] = json.loads(message.decode("utf-8"))
         protocol = fields.pop("protocol")
-    except (ValueError, KeyError, AttributeError) as error:
+    except _NOT_JSON as error:
         raise WireError("not a hello: %r" % message[:40]) from error
     if protocol != PROTOCOL:
         raise WireError("the other side speaks protocol %r; this one %d" % (protocol, PROTOCOL))
+    return fields
+
+
+def pack_ready(largest_batch: int, batches_in_flight: int, description: str) -> bytes:
+    """The host's hello when its engine is open: what engine.py says of these three."""
+    return pack_hello(
+        {
+            "ready": True,
+            "largest_batch": largest_batch,
+            "batches_in_flight": batches_in_flight,
+            "description": description,
+        }
+    )
+
+
+def pack_refused(reason: str, detail: str) -> bytes:
+    """The host's hello when it cannot serve; `reason` is one of REASONS, `detail` a sentence."""
+    return pack_hello({"ready": False, "reason": reason, "detail": detail[:_DETAIL_CHARACTERS]})
+
+
+def unpack_answer(message: bytes) -> dict[str, Any]:
+    """The fields of a host's hello, as pack_ready or pack_refused has them."""
+    fields = unpack_hello(message)
+    ready = fields.get("ready") is True
+    types = {name: type(value) for name, value in fields.items()}
+    if types != (_READY if ready else _REFUSED):
+        raise WireError("not a host's hello: %r" % message[:200])
+    if ready and min(fields["largest_batch"], fields["batches_in_flight"]) < 1:
+        raise WireError("a host that takes no batches: %r" % message[:200])
+    if not ready and fields["reason"] not in REASONS:
+        raise WireError("a host refuses for no known reason: %r" % message[:200])
     return fields
 
 
@@ -60,10 +100,12 @@ def pack_run(batch_id: int, numbers: Sequence[int]) -> bytes:
 def unpack_run(message: bytes) -> tuple[int, list[int]]:
     """(batch id, row numbers) of a run message."""
     try:
-        _, count, batch_id = _RUN.unpack_from(message)
+        kind, count, batch_id = _RUN.unpack_from(message)
         numbers = list(struct.unpack("<%dI" % count, message[_RUN.size :]))
     except struct.error as error:
         raise WireError("a run message of %d bytes: %s" % (len(message), error)) from error
+    if kind != RUN:
+        raise WireError("a message of kind %d where a run was expected" % kind)
     return batch_id, numbers
 
 
@@ -73,19 +115,32 @@ def pack_done(batch_id: int, nanoseconds: tuple[int, int, int]) -> bytes:
 
 
 def pack_failed(batch_id: int, reason: str, detail: str) -> bytes:
-    """The batch failed, and with it the host; `reason` is a word, `detail` a sentence."""
-    text = json.dumps([reason, detail[:4096]]).encode("utf-8")
+    """The batch failed, and with it the host; `reason` is one of REASONS, `detail` a sentence."""
+    text = json.dumps([reason, detail[:_DETAIL_CHARACTERS]]).encode("utf-8")
     return _DONE.pack(DONE, FAILED, batch_id, 0, 0, 0) + text
 
 
 def unpack_done(message: bytes) -> tuple[int, tuple[int, int, int], list[str] | None]:
     """(batch id, (copy in, compute, copy out) in ns, None or [reason, detail])."""
     try:
-        _, status, batch_id, copy_in, compute, copy_out = _DONE.unpack_from(message)
-        failure = json.loads(message[_DONE.size :].decode("utf-8")) if status == FAILED else None
-    except (struct.error, ValueError) as error:
+        kind, status, batch_id, copy_in, compute, copy_out = _DONE.unpack_from(message)
+    except struct.error as error:
         raise WireError("a done message of %d bytes: %s" % (len(message), error)) from error
+    text = message[_DONE.size :]
+    if kind != DONE or status not in (OK, FAILED) or (status == OK and text):
+        raise WireError("not a done message: %r" % message[:40])
+    failure = _unpack_failure(text) if status == FAILED else None
     return batch_id, (copy_in, compute, copy_out), failure
+
+
+def _unpack_failure(text: bytes) -> list[str]:
+    try:
+        reason, detail = json.loads(text.decode("utf-8"))
+    except _NOT_JSON as error:
+        raise WireError("a failure without its reason: %r" % text[:40]) from error
+    if reason not in REASONS or not isinstance(detail, str):
+        raise WireError("a failure for no known reason: %r" % text[:200])
+    return [reason, detail]
 
 
 def pack_stop() -> bytes:

@@ -8,20 +8,31 @@ from prometheus_client.exposition import choose_encoder
 
 from service.core.model import Model
 from service.metrics import Metrics
+from service.routes.body import Intake
 from service.routes.openapi import get
 
 
-def router(model: Model, metrics: Metrics) -> APIRouter:
+def router(model: Model, intake: Intake, metrics: Metrics) -> APIRouter:
     """The manifest with live statistics, and the metrics."""
     routes = APIRouter()
+    manifest = model.artifact.manifest.model_dump(mode="json", by_alias=True)
 
-    @get(routes, "/model", "What is served, and statistics of its rows, queue and devices")
+    @get(
+        routes,
+        "/model",
+        "What is served, and statistics of its bodies, rows, queue and devices",
+        {"model": {"name": "efficientnet-lite0"}, "ready": True, "statistics": {}},
+    )
     async def about() -> Response:
-        manifest = model.artifact.manifest.model_dump(mode="json", by_alias=True)
-        body = {"model": manifest, "ready": model.ready, "statistics": model.statistics()}
-        return Response(orjson.dumps(body), media_type="application/json")
+        statistics = {"bodies": intake.statistics(), **model.statistics()}
+        body = {"model": manifest, "ready": model.ready, "statistics": statistics}
+        return Response(
+            orjson.dumps(body),
+            headers={"cache-control": "no-store"},
+            media_type="application/json",
+        )
 
-    @get(routes, "/metrics", "Metrics as Prometheus text or OpenMetrics", "text/plain")
+    @get(routes, "/metrics", "Metrics as Prometheus text or OpenMetrics", "# HELP topfive_ready")
     async def scrape(http: Request) -> Response:
         encode, media_type = choose_encoder(http.headers.get("accept", ""))
         metrics.snapshot()

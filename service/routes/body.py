@@ -2,76 +2,116 @@
 
 import asyncio
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 from starlette.requests import Request as HTTPRequest
 
 from service.errors import (
     BodyTimeout,
     ClientGone,
+    Draining,
     Malformed,
     Overloaded,
+    RequestError,
     TooLarge,
     UnsupportedMedia,
 )
+from service.routes.problem import CODINGS
 
 _INFLATE = {"gzip": zlib.MAX_WBITS | 16, "deflate": zlib.MAX_WBITS}
 
 
 class Intake:
-    """Bodies being received; together they hold at most `limit_bytes`, each `max_body_bytes`."""
+    """The bodies in memory: together at most `limit_bytes`, each at most `max_body_bytes`.
 
-    def __init__(self, limit_bytes: int, max_body_bytes: int) -> None:
+    `observe` is called with the size of each, as it was received.
+    """
+
+    def __init__(
+        self, limit_bytes: int, max_body_bytes: int, observe: Callable[[float], None]
+    ) -> None:
         self._limit_bytes = limit_bytes
         self._max_body_bytes = max_body_bytes
+        self._observe = observe
         self._reserved_bytes = 0
+        self._timers: set[asyncio.Timeout] = set()
+        self._ended = False
 
     def statistics(self) -> dict[str, int]:
-        """Bytes reserved by bodies being received, and the bound on them."""
-        return {"receiving_bytes": self._reserved_bytes, "limit_bytes": self._limit_bytes}
+        """Bodies being received, the bytes reserved by all in memory, and the bound on them."""
+        return {
+            "receiving": len(self._timers),
+            "reserved_bytes": self._reserved_bytes,
+            "limit_bytes": self._limit_bytes,
+        }
 
-    async def receive(self, http: HTTPRequest, timeout_s: float) -> bytes:
-        """The whole body, without its content coding.
+    def end(self) -> None:
+        """Answer every body that is still being received that we stop."""
+        self._ended = True
+        for timer in self._timers:
+            if not timer.expired():
+                timer.reschedule(asyncio.get_running_loop().time())
 
-        UnsupportedMedia, TooLarge and Overloaded are raised before anything is read where the
-        head says enough; BodyTimeout after `timeout_s`; ClientGone when the caller leaves.
-        """
-        coding = http.headers.get("content-encoding", "identity").strip().lower()
-        if coding not in ("identity", *_INFLATE):
+    def check_head(self, http: HTTPRequest) -> None:
+        """Refuse what the head alone tells is not taken: UnsupportedMedia or TooLarge."""
+        coding = _coding(http)
+        if coding not in CODINGS:
             raise UnsupportedMedia(
                 f"Content-Encoding {coding[:40]!r} is not taken",
                 "send the body as it is, or with gzip or deflate",
             )
-        length = int(http.headers.get("content-length", "0"))
-        self._check_size(length)
-        with self._reservation(length) as reserve:
-            try:
-                async with asyncio.timeout(timeout_s):
-                    body = await self._read(http, reserve)
-            except TimeoutError:
-                raise BodyTimeout(
-                    f"the body was not whole within {timeout_s:g} s",
-                    "send it faster, or a smaller one",
-                ) from None
-        if coding == "identity":
-            return body
-        return await asyncio.to_thread(self._inflate, body, coding)
+        self._check_size(_length(http))
+
+    @asynccontextmanager
+    async def receive(self, http: HTTPRequest, timeout_s: float) -> AsyncIterator[bytes]:
+        """The whole body, without its content coding; its bytes are reserved until the end.
+
+        Overloaded if there is no room for it, TooLarge and Malformed as it comes; BodyTimeout
+        after `timeout_s`; ClientGone when the caller leaves; Draining after `end`.
+        """
+        with self._reservation() as reserve:
+            reserve(_length(http))
+            body = await self._read_in_time(http, timeout_s, reserve)
+            self._observe(len(body))
+            coding = _coding(http)
+            if coding != "identity":
+                body = await asyncio.to_thread(self._inflate, body, coding)
+                reserve(len(body))
+            yield body
+
+    async def _read_in_time(
+        self, http: HTTPRequest, timeout_s: float, reserve: Callable[[int], None]
+    ) -> bytes:
+        timer = asyncio.timeout(timeout_s)
+        self._timers.add(timer)
+        try:
+            async with timer:
+                return await self._read(http, reserve)
+        except TimeoutError:
+            raise self._late(timeout_s) from None
+        finally:
+            self._timers.discard(timer)
+
+    def _late(self, timeout_s: float) -> RequestError:
+        if self._ended:
+            return Draining("the server is stopping", "send it to another", retry_after_s=1)
+        return BodyTimeout(
+            f"the body was not whole within {timeout_s:g} s", "send it faster, or a smaller one"
+        )
 
     async def _read(self, http: HTTPRequest, reserve: Callable[[int], None]) -> bytes:
-        chunks: list[bytes] = []
-        received = 0
-        while True:
+        body = bytearray()
+        more = True
+        while more:
             message = await http.receive()
             if message["type"] == "http.disconnect":
                 raise ClientGone("the caller left before its body was whole")
-            chunk = message.get("body", b"")
-            received += len(chunk)
-            self._check_size(received)
-            reserve(received)
-            chunks.append(chunk)
-            if not message.get("more_body", False):
-                return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+            body += message.get("body", b"")
+            self._check_size(len(body))
+            reserve(len(body))
+            more = message.get("more_body", False)
+        return bytes(body)
 
     def _check_size(self, size_bytes: int) -> None:
         if size_bytes > self._max_body_bytes:
@@ -82,16 +122,16 @@ class Intake:
             )
 
     @contextmanager
-    def _reservation(self, length: int) -> Iterator[Callable[[int], None]]:
-        """Room for `length` bytes; the function yielded makes it `received` (a chunked body's)."""
+    def _reservation(self) -> Iterator[Callable[[int], None]]:
+        """Yields a function that makes the reservation at least so many bytes, or Overloaded."""
         reserved = 0
 
-        def reserve(received: int) -> None:
+        def reserve(size_bytes: int) -> None:
             nonlocal reserved
-            more = max(0, received - reserved)
+            more = max(0, size_bytes - reserved)
             if self._reserved_bytes + more > self._limit_bytes:
                 raise Overloaded(
-                    "no room for another body: too many are being received",
+                    "no room for another body: those that are here fill the memory for them",
                     "try again after Retry-After",
                     retry_after_s=1,
                 )
@@ -99,7 +139,6 @@ class Intake:
             reserved += more
 
         try:
-            reserve(length)
             yield reserve
         finally:
             self._reserved_bytes -= reserved
@@ -113,6 +152,18 @@ class Intake:
                 f"the body is not {coding}: {error}", "compress it again, or send it as it is"
             ) from error
         self._check_size(len(inflated))
-        if not inflater.eof:
-            raise Malformed(f"the {coding} body ends early", "send all of it")
+        if not inflater.eof or inflater.unused_data:
+            raise Malformed(
+                f"the {coding} body ends early, or there is more behind its end",
+                "send all of it, compressed in one piece",
+            )
         return inflated
+
+
+def _coding(http: HTTPRequest) -> str:
+    return http.headers.get("content-encoding", "identity").strip().lower()
+
+
+def _length(http: HTTPRequest) -> int:
+    """Bytes of the body that the head announces; 0 for a chunked one."""
+    return int(http.headers.get("content-length", "0"))

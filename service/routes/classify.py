@@ -1,11 +1,11 @@
 """POST /classify: image files in, for each the most likely labels out."""
 
 import asyncio
-import logging
 from typing import Any
 
 import orjson
 from fastapi import APIRouter, Request, Response
+from starlette.datastructures import Headers
 
 from service.artifact import Label
 from service.core.model import Model
@@ -19,19 +19,15 @@ from service.routes.exchange import CLASSIFY, KEY, Exchange
 from service.routes.problem import fields
 from service.settings import Settings
 
-log = logging.getLogger("topfive.http")
-
-DEFAULT_TOP_K = 5
 # Splitting a larger body into files takes milliseconds: not on the event loop.
 LARGE_BODY_BYTES = 1 << 20
+DEADLINE_HEADERS = ("x-request-timeout-ms", "x-envoy-expected-rq-timeout-ms")
 STAGES = ("receive", "decode", "queue", "copy_in", "compute", "copy_out", "encode")
 
 
-def router(model: Model, settings: Settings, metrics: Metrics) -> APIRouter:
-    """The door of `model`."""
+def router(model: Model, intake: Intake, settings: Settings, metrics: Metrics) -> APIRouter:
+    """The door of `model`; bodies come in through `intake`."""
     routes = APIRouter()
-    intake = Intake(settings.max_receiving_bytes, settings.max_body_bytes)
-    body_bytes = metrics.http_request_body.labels("classify")
     receive_seconds = metrics.request_stage.labels("classify", "receive")
     encode_seconds = metrics.request_stage.labels("classify", "encode")
     labels = [_label(label) for label in model.artifact.labels]
@@ -40,29 +36,24 @@ def router(model: Model, settings: Settings, metrics: Metrics) -> APIRouter:
         "version": model.artifact.manifest.version,
     }
 
-    @routes.post(CLASSIFY, **openapi.classify(settings, model.largest_request))
+    @routes.post(CLASSIFY, **openapi.classify(settings, model.largest_request, len(labels)))
     async def classify(http: Request) -> Response:
         exchange: Exchange = http.scope[KEY]
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + settings.default_deadline_ms / 1000
-        model.admit()
+        # What the caller must change comes before what time may change; all of it before the body.
         content_type = http.headers.get("content-type", "")
         files.media_type(content_type)
         top_k = _top_k(http.query_params.get("top_k"), len(labels))
-        body_timeout_ms = min(settings.body_timeout_ms, settings.default_deadline_ms)
-        body = await intake.receive(http, body_timeout_ms / 1000)
-        received = exchange.seconds()
-        body_bytes.observe(len(body))
-        receive_seconds.observe(received)
-
-        request = model.submit(await _split(body, content_type, model), top_k, deadline)
-        request.took("receive", received)
-        del body
-        departure = asyncio.create_task(_end_on_departure(http, request))
-        try:
-            await request.answered
-        finally:
-            departure.cancel()
+        deadline_s = _deadline_ms(http.headers, settings.default_deadline_ms) / 1000
+        intake.check_head(http)
+        model.admit()
+        deadline = asyncio.get_running_loop().time() + deadline_s
+        body_timeout_s = min(settings.body_timeout_ms / 1000, deadline_s)
+        async with intake.receive(http, body_timeout_s) as body:
+            received = exchange.seconds()
+            receive_seconds.observe(received)
+            request = model.submit(await _split(body, content_type, model), top_k, deadline)
+            request.took("receive", received)
+            await _answered(http, request)
 
         encoding = exchange.seconds()
         answer = orjson.dumps(
@@ -89,16 +80,42 @@ async def _split(body: bytes, content_type: str, model: Model) -> list[bytes]:
     return await asyncio.to_thread(files.split, body, content_type, limit)
 
 
+async def _answered(http: Request, request: CoreRequest) -> None:
+    """Until `request` has ended; what it ended with is raised."""
+    departure = asyncio.create_task(_end_on_departure(http, request))
+    try:
+        # Shielded, since rows of images on their way ask the future how the request ended.
+        await asyncio.shield(request.answered)
+    finally:
+        departure.cancel()
+
+
 async def _end_on_departure(http: Request, request: CoreRequest) -> None:
-    """The body is whole, so the next message is the caller's departure."""
-    message = await http.receive()
-    if message["type"] == "http.disconnect":
-        request.end(ClientGone("the caller left"))
+    """The body is whole, so what comes next is the caller's departure."""
+    while (await http.receive())["type"] != "http.disconnect":
+        pass
+    request.end(ClientGone("the caller left"))
+
+
+def _deadline_ms(headers: Headers, default_ms: int) -> int:
+    """The least of the caller's, its proxy's and our own."""
+    deadline_ms = default_ms
+    for name in DEADLINE_HEADERS:
+        if (text := headers.get(name)) is not None:
+            deadline_ms = min(deadline_ms, _positive(name, text))
+    return deadline_ms
+
+
+def _positive(name: str, text: str) -> int:
+    # Of very many digits the first tell enough: it is above any default.
+    if not (text.isascii() and text.isdigit() and int(text[:18]) >= 1):
+        raise Malformed(f"{name} is {text[:40]!r}", "make it a whole number of milliseconds")
+    return int(text[:18])
 
 
 def _top_k(text: str | None, classes: int) -> int:
     if text is None:
-        return min(DEFAULT_TOP_K, classes)
+        return min(openapi.DEFAULT_TOP_K, classes)
     if not (text.isascii() and text.isdigit() and len(text) <= 6 and 1 <= int(text) <= classes):
         raise Malformed(f"top_k is {text[:40]!r}", f"make it an integer from 1 to {classes}")
     return int(text)

@@ -2,44 +2,59 @@
 
 `Edge` wraps the whole application. It gives every request an `Exchange` (in the ASGI scope, under
 `KEY`), stamps every answer with X-Request-Id, turns what nobody caught into a 500, and is the one
-place that counts answers.
+place that counts and logs answers.
 """
 
 import logging
 import re
 import secrets
 import time
-from collections.abc import Callable
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import Internal
-from service.metrics import Metrics
+from service.metrics import ROUTES, Metrics
 from service.routes.problem import problem
 
 log = logging.getLogger("topfive.http")
 
 KEY = "topfive.exchange"
 CLASSIFY = "/classify"
-ADMIN = frozenset(
-    {"/livez", "/readyz", "/healthz", "/v2/health/live", "/v2/health/ready", "/metrics", "/model"}
-)
-HEALTH = ADMIN - {"/metrics", "/model"}
+HEALTH = frozenset({"/livez", "/readyz", "/healthz", "/v2/health/live", "/v2/health/ready"})
+ADMIN = HEALTH | {"/metrics", "/model"}
+
 _REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@/+=-]{0,127}")
+# W3C Trace Context; versions after 00 may have more behind the flags.
+_TRACEPARENT = re.compile(
+    r"(?!ff)(?P<version>[0-9a-f]{2})-(?P<trace>(?!0{32})[0-9a-f]{32})-(?!0{16})[0-9a-f]{16}"
+    r"-(?P<flags>[0-9a-f]{2})(?P<more>-.*)?"
+)
+# An answer is no document: nobody may guess its type, embed it or learn from where it was asked.
+_SECURITY = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+)
+LOGGED_FAULTS_PER_SECOND = 5
 
 
 class Exchange:
     """What the doors know of a request beyond HTTP; `reason` is the code of its error, if any."""
 
-    __slots__ = ("reason", "request_id", "route", "started", "status")
+    __slots__ = (
+        "body_ended", "reason", "request_id", "route", "sampled", "started", "status", "trace_id",
+    )  # fmt: skip
 
-    def __init__(self, request_id: str, route: str) -> None:
-        self.request_id = request_id
-        self.route = route
+    def __init__(self, scope: Scope) -> None:
         self.started = time.perf_counter()
+        self.route = _route(scope["path"])
+        self.request_id = _request_id(scope)
+        self.trace_id, self.sampled = _trace(scope)
         self.status = 0
         self.reason = ""
+        self.body_ended = False
+        """All of the body is read, or the caller has left: there is no more to receive."""
 
     def seconds(self) -> float:
         """Since the head of the request was read."""
@@ -52,63 +67,118 @@ class Edge:
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
         self._metrics = metrics
-        self._in_flight = {
-            route: metrics.http_requests_in_flight.labels(route)
-            for route in ("classify", "admin", "other")
-        }
+        self._in_flight = {route: metrics.http_requests_in_flight.labels(route) for route in ROUTES}
         self._seconds = {
             ok: metrics.http_request_duration.labels("classify", "ok" if ok else "error")
             for ok in (True, False)
         }
+        self._second, self._faults = 0, 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = Exchange(_request_id(scope), _route(scope["path"]))
-        scope[KEY] = exchange
+        exchange = scope[KEY] = Exchange(scope)
+        receive, send = _watch(exchange, receive), _stamp(exchange, send)
+        # Whatever answers GET answers HEAD; the server leaves the body out.
+        method = "GET" if scope["method"] == "HEAD" else scope["method"]
         in_flight = self._in_flight[exchange.route]
         in_flight.inc()
         try:
-            await self._app(scope, receive, _stamp(exchange, send))
+            await self._app({**scope, "method": method}, receive, send)
         except Exception:
-            log.exception("request_failed", extra={"request_id": exchange.request_id})
+            log.exception("request_failed", extra=_facts(exchange, scope))
             if exchange.status:  # the answer has begun: only the connection can tell
                 raise
             error = Internal("an error of the server's own", "report it with the request id")
-            await problem(exchange, error)(scope, receive, _stamp(exchange, send))
+            await problem(exchange, error)(scope, receive, send)
         finally:
             in_flight.dec()
+            exchange.status = exchange.status or 499
             self._count(exchange, scope["path"])
+            self._log(exchange, scope)
 
     def _count(self, exchange: Exchange, path: str) -> None:
-        status, route = exchange.status or 499, exchange.route
+        status, route = exchange.status, exchange.route
         self._metrics.http_requests.labels(route, str(status)).inc()
         if route == "classify":
-            self._seconds[status < 400].observe(exchange.seconds())
+            exemplar = {"trace_id": exchange.trace_id} if exchange.sampled else None
+            self._seconds[status < 400].observe(exchange.seconds(), exemplar)
         if status >= 400 and path not in HEALTH:
             reason = exchange.reason or "client_gone"
             self._metrics.refusals.labels(route, reason).inc()
 
+    def _log(self, exchange: Exchange, scope: Scope) -> None:
+        """Faults of ours as warnings, a few a second; every answer for those who debug."""
+        if exchange.status >= 500 and scope["path"] not in HEALTH and self._few_faults():
+            log.warning("answered", extra=_facts(exchange, scope))
+        elif log.isEnabledFor(logging.DEBUG):
+            log.debug("answered", extra=_facts(exchange, scope))
 
-def _stamp(exchange: Exchange, send: Send) -> Callable[[Message], Any]:
-    request_id = (b"x-request-id", exchange.request_id.encode())
+    def _few_faults(self) -> bool:
+        now = int(time.monotonic())
+        self._faults = self._faults + 1 if now == self._second else 1
+        self._second = now
+        return self._faults <= LOGGED_FAULTS_PER_SECOND
+
+
+def _watch(exchange: Exchange, receive: Receive) -> Receive:
+    async def watched() -> Message:
+        message = await receive()
+        exchange.body_ended = not message.get("more_body", False)
+        return message
+
+    return watched
+
+
+def _stamp(exchange: Exchange, send: Send) -> Send:
+    stamps = ((b"x-request-id", exchange.request_id.encode()), *_SECURITY)
 
     async def stamped(message: Message) -> None:
         if message["type"] == "http.response.start":
             exchange.status = message["status"]
-            message["headers"] = [*message.get("headers", ()), request_id]
+            message["headers"] = [*message.get("headers", ()), *stamps]
         await send(message)
 
     return stamped
 
 
+def _facts(exchange: Exchange, scope: Scope) -> dict[str, Any]:
+    """For the log; never the query or the body."""
+    facts = {
+        "request_id": exchange.request_id,
+        "method": scope["method"],
+        "path": scope["path"][:200],
+        "seconds": round(exchange.seconds(), 4),
+    }
+    if exchange.status:
+        facts["status"] = exchange.status
+    if exchange.reason:
+        facts["reason"] = exchange.reason
+    if exchange.trace_id:
+        facts["trace_id"] = exchange.trace_id
+    return facts
+
+
+def _headers(scope: Scope, name: bytes) -> list[str]:
+    return [value.decode("latin-1") for header, value in scope["headers"] if header == name]
+
+
 def _request_id(scope: Scope) -> str:
     """The caller's, if it can be repeated safely; else 128 random bits."""
-    for name, value in scope["headers"]:
-        if name == b"x-request-id" and _REQUEST_ID.fullmatch(text := value.decode("latin-1")):
-            return str(text)
+    for text in _headers(scope, b"x-request-id"):
+        if _REQUEST_ID.fullmatch(text):
+            return text
     return secrets.token_hex(16)
+
+
+def _trace(scope: Scope) -> tuple[str, bool]:
+    """(trace id, sampled) of the caller's one valid traceparent; else ("", False)."""
+    texts = _headers(scope, b"traceparent")
+    found = _TRACEPARENT.fullmatch(texts[0]) if len(texts) == 1 else None
+    if found is None or (found["version"] == "00" and found["more"] is not None):
+        return "", False
+    return found["trace"], bool(int(found["flags"], 16) & 1)
 
 
 def _route(path: str) -> str:

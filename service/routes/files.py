@@ -45,8 +45,8 @@ def split(body: bytes, content_type: str, limit: int) -> list[bytes]:
         files = _json(body, limit)
     else:
         files = [body]
-    if not files or not all(files):
-        raise Malformed("the body is empty, or one of its images is", _TAKEN)
+    if not any(files):
+        raise Malformed("there is no image in the body", _TAKEN)
     return files
 
 
@@ -95,8 +95,8 @@ def _form(body: bytes, content_type: str, limit: int) -> list[bytes]:
     if not boundary:
         raise Malformed(f"{FORM} without a boundary", "let the client set the Content-Type")
     form = _Form(limit)
-    parser = MultipartParser(boundary, form.callbacks())  # type: ignore[arg-type]
     try:
+        parser = MultipartParser(boundary, form.callbacks())  # type: ignore[arg-type]
         parser.write(body)
         parser.finalize()
     except FormParserError as error:

@@ -3,6 +3,7 @@
 Nothing here touches a device or a disk: the answers are evaluated from what is known now.
 """
 
+import math
 from typing import Any
 
 import orjson
@@ -11,29 +12,41 @@ from fastapi import APIRouter, Response
 from service.core.model import Model
 from service.routes.openapi import get
 
+LONGEST_RETRY_S = 30
+
 
 def router(model: Model) -> APIRouter:
     """Liveness and readiness of the service around `model`."""
     routes = APIRouter()
 
-    @get(routes, "/healthz", "Alias of /livez")
-    @get(routes, "/livez", "Is the event loop turning?")
-    @get(routes, "/v2/health/live", "Liveness in the words of the V2 protocol")
+    @get(routes, "/healthz", "Alias of /livez", _LIVE)
+    @get(routes, "/livez", "Is the event loop turning?", _LIVE)
+    @get(routes, "/v2/health/live", "Liveness in the words of the V2 protocol", _LIVE)
     async def live() -> Response:
-        return _answer(200, {"live": True})
+        return _answer(model, 200, _LIVE)
 
-    @get(routes, "/readyz", "Should traffic come?", refuses=True)
+    @get(routes, "/readyz", "Should traffic come?", _READY, _NOT_READY)
     async def ready() -> Response:
-        return _answer(200 if model.ready else 503, _readiness(model))
+        return _answer(model, 200 if model.ready else 503, _readiness(model))
 
-    @get(routes, "/v2/health/ready", "Readiness in the words of the V2 protocol", refuses=True)
+    @get(
+        routes,
+        "/v2/health/ready",
+        "Readiness in the words of the V2 protocol",
+        {"ready": True},
+        {"ready": False, "error": "not ready: starting"},
+    )
     async def v2_ready() -> Response:
         if model.ready:
-            return _answer(200, {"ready": True})
-        reason = _readiness(model)["reason"]
-        return _answer(503, {"ready": False, "error": f"not ready: {reason}"})
+            return _answer(model, 200, {"ready": True})
+        return _answer(model, 503, {"ready": False, "error": f"not ready: {_reason(model)}"})
 
     return routes
+
+
+_LIVE = {"live": True}
+_READY = {"ready": True, "devices": {"ready": 1, "total": 1}}
+_NOT_READY = {"ready": False, "reason": "starting", "devices": {"ready": 0, "total": 1}}
 
 
 def _readiness(model: Model) -> dict[str, Any]:
@@ -49,10 +62,9 @@ def _reason(model: Model) -> str:
     return "no_device" if model.pool.first_ready.is_set() else "starting"
 
 
-def _answer(status: int, body: dict[str, Any]) -> Response:
-    return Response(
-        orjson.dumps(body),
-        status,
-        headers={"cache-control": "no-store"},
-        media_type="application/json",
-    )
+def _answer(model: Model, status: int, body: dict[str, Any]) -> Response:
+    headers = {"cache-control": "no-store"}
+    if status == 503:
+        wait_s = 1 if model.draining else math.ceil(model.pool.seconds_to_ready())
+        headers["retry-after"] = str(min(wait_s, LONGEST_RETRY_S))
+    return Response(orjson.dumps(body), status, headers=headers, media_type="application/json")

@@ -29,6 +29,8 @@ from service.settings import Settings
 
 Handler = Callable[..., Any]
 
+DEFAULT_TOP_K = 5
+
 _REFUSALS: tuple[type[RequestError], ...] = (
     Malformed, BodyTimeout, TooLarge, TooManyPixels, UnsupportedMedia, Undecodable,
     Internal, Overloaded, NotReady, Draining, DeviceFailed, Deadline,
@@ -105,7 +107,7 @@ _ANSWER_SCHEMA = {
 }
 
 
-def classify(settings: Settings, largest_request: int) -> dict[str, Any]:
+def classify(settings: Settings, largest_request: int, classes: int) -> dict[str, Any]:
     """The words of POST /classify, as keyword arguments of its route."""
     return {
         "tags": ["classify"],
@@ -125,12 +127,19 @@ def classify(settings: Settings, largest_request: int) -> dict[str, Any]:
         },
         "openapi_extra": {
             "parameters": [
-                {
-                    "name": "top_k",
-                    "in": "query",
-                    "description": "Labels for each image; at most the classes of the model.",
-                    "schema": {"type": "integer", "minimum": 1, "maximum": 1000, "default": 5},
-                }
+                _parameter(
+                    "top_k",
+                    "query",
+                    "Labels for each image.",
+                    maximum=classes,
+                    default=min(DEFAULT_TOP_K, classes),
+                ),
+                _parameter(
+                    "X-Request-Timeout-Ms",
+                    "header",
+                    "After so many milliseconds the answer is 504; at most, and without it, "
+                    f"{settings.default_deadline_ms}.",
+                ),
             ],
             "requestBody": {"required": True, "content": _bodies()},
         },
@@ -138,29 +147,37 @@ def classify(settings: Settings, largest_request: int) -> dict[str, Any]:
 
 
 def get(
-    routes: APIRouter,
-    path: str,
-    summary: str,
-    media_type: str = "application/json",
-    refuses: bool = False,
+    routes: APIRouter, path: str, summary: str, example: object, refusal: object = None
 ) -> Callable[[Handler], Handler]:
-    """Decorates the handler of GET and HEAD `path`; `refuses`: it also answers 503."""
-    answer: dict[str, Any] = {"content": {media_type: {"schema": {}}}}
-    responses: dict[int | str, dict[str, Any]] = {200: {"description": "Yes.", **answer}}
-    if refuses:
-        responses[503] = {"description": "No, and the reason.", **answer}
+    """Decorates the handler of GET `path`, with an example of its answer.
 
-    def decorate(handler: Handler) -> Handler:
-        routes.head(path, include_in_schema=False)(handler)
-        return routes.get(
-            path,
-            summary=summary,
-            tags=["operation"],
-            responses=responses,
-            response_class=Response,
-        )(handler)
+    `refusal` is an example of its 503, if it has one; text stands for plain text.
+    """
+    responses: dict[int | str, dict[str, Any]] = {200: _example("What was asked for.", example)}
+    if refusal is not None:
+        responses[503] = _example("No, and the reason.", refusal)
+    return routes.get(
+        path, summary=summary, tags=["operation"], responses=responses, response_class=Response
+    )
 
-    return decorate
+
+def _example(description: str, example: object) -> dict[str, Any]:
+    plain = isinstance(example, str)
+    schema = {"type": "string" if plain else "object"}
+    media_type = "text/plain" if plain else "application/json"
+    return {
+        "description": description,
+        "content": {media_type: {"schema": schema, "example": example}},
+    }
+
+
+def _parameter(name: str, place: str, description: str, **schema: int) -> dict[str, Any]:
+    return {
+        "name": name,
+        "in": place,
+        "description": description,
+        "schema": {"type": "integer", "minimum": 1, **schema},
+    }
 
 
 def _problems() -> dict[int, dict[str, Any]]:

@@ -1,27 +1,35 @@
 """Errors as answers: RFC 9457 problem details, one body for all doors."""
 
+import asyncio
+from contextlib import suppress
 from typing import Protocol
 
 import orjson
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from service import images
 from service.errors import RequestError, UnsupportedMedia
 
 MEDIA_TYPE = "application/problem+json"
-ACCEPTED = (
+MEDIA_TYPES = (
     *images.MEDIA_TYPES,
     "application/octet-stream",
     "multipart/form-data",
     "application/json",
 )
+CODINGS = ("gzip", "deflate", "identity")
+
+LINGER_BYTES = 1 << 20
+LINGER_SECONDS = 1.0
 
 
 class Answering(Protocol):
-    """What is being answered: its id, and where the error's code is kept for the count."""
+    """What is being answered: its id, its error's code for the count, whether its body is read."""
 
     request_id: str
     reason: str
+    body_ended: bool
 
 
 def fields(error: RequestError) -> dict[str, object]:
@@ -46,9 +54,36 @@ def problem(answering: Answering, error: RequestError) -> Response:
         # What the clients of the inference protocols look for.
         "error": error.detail,
     }
-    return Response(
-        orjson.dumps(body), error.status, headers=_headers(error), media_type=MEDIA_TYPE
+    headers = _headers(error)
+    lingers = "connection" in headers and not answering.body_ended
+    return (_LastAnswer if lingers else Response)(
+        orjson.dumps(body), error.status, headers=headers, media_type=MEDIA_TYPE
     )
+
+
+class _LastAnswer(Response):
+    """An answer after which the connection closes while the body may still be coming.
+
+    A close with bytes unread resets the connection, and the caller may lose the answer with it: so
+    a little more is taken in and dropped first.
+    """
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        start = {"status": self.status_code, "headers": self.raw_headers}
+        await send({"type": "http.response.start", **start})
+        await send({"type": "http.response.body", "body": self.body, "more_body": True})
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LINGER_SECONDS):
+                await _drop_body(receive)
+        await send({"type": "http.response.body"})
+
+
+async def _drop_body(receive: Receive) -> None:
+    dropped, more = 0, True
+    while more and dropped < LINGER_BYTES:
+        message = await receive()
+        dropped += len(message.get("body", b""))
+        more = message.get("more_body", False)
 
 
 def _headers(error: RequestError) -> dict[str, str]:
@@ -58,5 +93,6 @@ def _headers(error: RequestError) -> dict[str, str]:
     if error.status in (408, 413):  # the rest of the body is not wanted
         headers["connection"] = "close"
     if isinstance(error, UnsupportedMedia):
-        headers["accept"] = ", ".join(ACCEPTED)
+        headers["accept"] = ", ".join(MEDIA_TYPES)
+        headers["accept-encoding"] = ", ".join(CODINGS)
     return headers

@@ -5,6 +5,7 @@ import json
 import os
 import queue
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -13,25 +14,30 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from prometheus_client.parser import text_string_to_metric_families
 
 COMMAND = [str(Path(sys.executable).with_name("topfive"))]
+
+
+def plain_environment() -> dict[str, str]:
+    """This process's, without any setting of ours."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("TOPFIVE_")}
 
 
 class Service:
     """A running server: its process, its URL, its log as it comes."""
 
-    def __init__(self, artifact: Path, *flags: str, ready_within_s: float = 60) -> None:
+    def __init__(self, artifact: Path, *flags: str, listening_within_s: float = 60) -> None:
         command = [*COMMAND, "serve", "--artifact", str(artifact), "--port", "0"]
         command += ["--log-format", "json", *flags]
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("TOPFIVE_")}
         self.process = subprocess.Popen(
-            command, stderr=subprocess.PIPE, text=True, env=environment, bufsize=1
+            command, stderr=subprocess.PIPE, text=True, env=plain_environment(), bufsize=1
         )
         self.log: list[dict[str, Any]] = []
         self._lines: queue.Queue[dict[str, Any]] = queue.Queue()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        self.url = self.await_event("listening", ready_within_s)["url"]
+        self.url = self.await_event("listening", listening_within_s)["url"]
         self.http = httpx.Client(base_url=self.url, timeout=30, trust_env=False)
 
     def _read(self) -> None:
@@ -62,23 +68,47 @@ class Service:
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
         return [int(pid) for pid in children.split()]
 
+    @contextlib.contextmanager
+    def frozen_device(self) -> Iterator[None]:
+        """The device hosts do nothing meanwhile."""
+        hosts = self.hosts()
+        for pid in hosts:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in hosts:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
+
+    def connect(self) -> socket.socket:
+        """A raw connection, for what no well-behaved client would send."""
+        url = httpx.URL(self.url)
+        return socket.create_connection((url.host, url.port), timeout=30)
+
     def metric(self, name: str, **labels: str) -> float:
         """The sum of the samples of `name` that have these labels."""
-        from prometheus_client.parser import text_string_to_metric_families
-
-        text = self.http.get("/metrics").text
         return sum(
             sample.value
-            for family in text_string_to_metric_families(text)
+            for family in text_string_to_metric_families(self.http.get("/metrics").text)
             for sample in family.samples
             if sample.name == name and labels.items() <= sample.labels.items()
         )
+
+    def await_metric(self, value: float, name: str, **labels: str) -> None:
+        """Ask for the metrics until it has `value`: for what happens after an answer."""
+        while self.metric(name, **labels) != value:
+            assert self.process.poll() is None
 
     def stop(self) -> int:
         """SIGTERM, and the exit code."""
         self.http.close()
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
+        return self.await_end()
+
+    def await_end(self) -> int:
+        """The exit code, when it has ended."""
         try:
             code = self.process.wait(timeout=60)
         except subprocess.TimeoutExpired:
@@ -87,6 +117,7 @@ class Service:
         self._reader.join(timeout=10)
         assert self.process.stderr is not None
         self.process.stderr.close()
+        self.http.close()
         return code
 
 

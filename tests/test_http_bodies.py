@@ -1,0 +1,329 @@
+"""POST /classify over a real socket: every form of body, and what is said of bad ones."""
+
+import base64
+import gzip
+import json
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from tests.support import pictures, tiny
+from tests.support.serving import Service, serving
+
+MAX_PIXELS = 1_000_000
+MAX_IMAGES = 4
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    artifact = tiny.write_tiny_artifact(tmp_path_factory.mktemp("artifacts") / "tiny")
+    flags = ("--max-pixels", str(MAX_PIXELS), "--max-images", str(MAX_IMAGES))
+    with serving(artifact, *flags) as running:
+        yield running
+
+
+def post(service: Service, body: bytes, content_type: str = "", **headers: str) -> httpx.Response:
+    """POST `body`; without a Content-Type if that is empty."""
+    typed = {"content-type": content_type} if content_type else {}
+    return service.http.post("/classify", content=body, headers=typed | headers)
+
+
+def post_json(service: Service, images: object) -> httpx.Response:
+    return post(service, json.dumps({"images": images}).encode(), "application/json")
+
+
+def b64(seed: int = 0) -> dict[str, str]:
+    return {"b64": base64.b64encode(pictures.encoded("PNG", seed)).decode()}
+
+
+def scores(predictions: list[dict[str, Any]]) -> np.ndarray:
+    """The scores by class id, where all classes were asked for."""
+    return np.array([p["score"] for p in sorted(predictions, key=lambda p: p["class_id"])])
+
+
+def winners(reply: httpx.Response) -> list[int]:
+    """The best class of each image."""
+    return [result["predictions"][0]["class_id"] for result in reply.json()["results"]]
+
+
+def expected_winners(*seeds: int) -> list[int]:
+    """What the network of the tiny artifact says, computed by numpy."""
+    rows = np.array([pictures.pixels(seed) for seed in seeds])
+    return [int(row.argmax()) for row in tiny.probabilities(rows)]
+
+
+def assert_problem(reply: httpx.Response, status: int, code: str, *words: str) -> dict[str, Any]:
+    """The problem that the reply is."""
+    assert (reply.status_code, reply.json()["code"]) == (status, code), reply.text
+    for word in words:
+        assert word in reply.json()["detail"], reply.text
+    return reply.json()
+
+
+KINDS = [
+    ("image/png", "PNG"), ("image/bmp", "BMP"), ("image/gif", "GIF"),
+    ("image/webp", "WEBP"), ("image/jpeg", "JPEG"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("content_type", "kind"), KINDS)
+def test_raw_bodies_of_each_type(service: Service, content_type: str, kind: str) -> None:
+    """Every image type is taken under its name, as octet-stream and with no type at all."""
+    body = pictures.encoded(kind)
+    replies = [post(service, body, name) for name in (content_type, "application/octet-stream", "")]
+    assert [reply.status_code for reply in replies] == [200, 200, 200]
+    assert replies[0].json()["results"] == replies[1].json()["results"]
+    assert replies[0].json()["results"] == replies[2].json()["results"]
+
+
+def test_scores_are_those_of_the_network(service: Service) -> None:
+    """All probabilities agree with numpy's, and come best first with their labels."""
+    reply = service.http.post("/classify?top_k=10", content=pictures.encoded())
+    predictions = reply.json()["results"][0]["predictions"]
+    expected = tiny.probabilities(pictures.pixels()[None])[0]
+    assert np.abs(scores(predictions) - expected).max() < 1e-5
+    assert [p["class_id"] for p in predictions] == list(np.argsort(-expected))
+    assert all(p["wnid"] == f"n{p['class_id']:08d}" for p in predictions)
+    assert all(p["label"] == f"class {p['class_id']}" for p in predictions)
+
+
+def test_answer_names_the_model(service: Service) -> None:
+    """The answer has the model's name and version, and the request's id."""
+    reply = post(service, pictures.encoded())
+    manifest = service.http.get("/model").json()["model"]
+    assert reply.json()["model"] == {"name": "tiny", "version": manifest["version"]}
+    assert reply.json()["request_id"] == reply.headers["x-request-id"]
+    assert reply.headers["content-type"] == "application/json"
+    assert set(reply.json()) == {"model", "request_id", "results"}
+
+
+def test_the_bytes_decide_not_the_declared_type(service: Service) -> None:
+    """A PNG that is called a JPEG is classified all the same."""
+    reply = post(service, pictures.encoded("PNG"), "IMAGE/JPEG; q=1")
+    assert winners(reply) == expected_winners(0)
+
+
+@pytest.mark.parametrize("content_type", ["text/plain", "image/tiff", "x", "multipart/mixed"])
+def test_other_media_types_are_refused(service: Service, content_type: str) -> None:
+    """415, with the types that are taken in Accept."""
+    reply = post(service, pictures.encoded(), content_type)
+    assert_problem(reply, 415, "unsupported_media", content_type)
+    assert "image/webp" in reply.headers["accept"]
+    assert "multipart/form-data" in reply.headers["accept"]
+
+
+@pytest.mark.parametrize("content_type", ["", "image/png", "multipart/form-data; boundary=b"])
+def test_an_empty_body_is_malformed(service: Service, content_type: str) -> None:
+    """400, whatever it is said to be."""
+    assert_problem(post(service, b"", content_type), 400, "malformed")
+
+
+def test_form_with_several_parts_keeps_their_order(service: Service) -> None:
+    """Parts named image and file, mixed, are answered in the order that they were sent."""
+    names = ("image", "file", "image", "file")
+    parts = [(name, ("x.png", pictures.encoded(seed=i))) for i, name in enumerate(names)]
+    reply = service.http.post("/classify", files=parts)
+    assert winners(reply) == expected_winners(0, 1, 2, 3)
+
+
+def form(*parts: bytes, end: bytes = b"--b--\r\n") -> bytes:
+    return b"".join(b"--b\r\n" + part + b"\r\n" for part in parts) + end
+
+
+def part(headers: bytes, seed: int = 0) -> bytes:
+    return headers + b"\r\n\r\n" + pictures.encoded(seed=seed)
+
+
+DISPOSITION = b'Content-Disposition: form-data; name="image"'
+FORM = "multipart/form-data; boundary=b"
+
+
+def test_form_by_hand(service: Service) -> None:
+    """Odd but right: no file name, lower-case headers, an epilogue, a quoted boundary."""
+    parts = (part(b"content-disposition:form-data;name=image", 1), part(DISPOSITION, 2))
+    body = form(*parts) + b"epilogue"
+    reply = post(service, body, 'multipart/form-data; boundary="b"')
+    assert winners(reply) == expected_winners(1, 2)
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body"),
+    [
+        ("multipart/form-data", form(part(DISPOSITION))),
+        ("multipart/form-data; boundary=", form(part(DISPOSITION))),
+        (f"multipart/form-data; boundary={'b' * 1000}", form(part(DISPOSITION))),
+        (FORM, form(part(DISPOSITION))[:-20]),
+        (FORM, form(part(DISPOSITION), end=b"")),
+        (FORM, b"no form at all"),
+        (FORM, b"--b--\r\n"),
+        (FORM, form(part(b'Content-Disposition: form-data; name="photo"'))),
+        (FORM, form(part(b"Content-Disposition: form-data"))),
+        (FORM, form(part(b"Content-Type: image/png"))),
+        (FORM, form(part(b'X: name="image"'))),
+        (FORM, form(b"\r\n" + pictures.encoded())),
+        (FORM, form(part(b"no colon"))),
+        (FORM, form(part(b"X-Long: " + b"x" * 100_000 + b"\r\n" + DISPOSITION))),
+        (FORM, form(part(DISPOSITION + b"\r\nX: y" * 1000))),
+        (FORM, form(part(DISPOSITION.replace(b"image", b"im\xff\x00age")))),
+    ],
+)
+def test_bad_forms_are_malformed(service: Service, content_type: str, body: bytes) -> None:
+    """400: no boundary, too long a one, truncated, empty, parts of other names or of none."""
+    assert_problem(post(service, body, content_type), 400, "malformed")
+
+
+def test_unknown_part_is_named(service: Service) -> None:
+    """The refusal tells the part's name and the names that are taken."""
+    body = form(part(b'Content-Disposition: form-data; name="photo"'))
+    said = assert_problem(post(service, body, FORM), 400, "malformed", "'photo'")
+    assert "image or file" in said["remedy"]
+
+
+def test_json_images_in_order(service: Service) -> None:
+    """Base64 in JSON, several of them."""
+    reply = post_json(service, [b64(3), b64(1), b64(2)])
+    assert winners(reply) == expected_winners(3, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("images", "pointer"),
+    [
+        ("x", "#/images"),
+        ({"b64": ""}, "#/images"),
+        (None, "#/images"),
+        ([b64(), {"b64": 5}], "#/images/1/b64"),
+        ([{"b65": "x"}], "#/images/0/b64"),
+        (["x"], "#/images/0/b64"),
+        ([None], "#/images/0/b64"),
+        ([{"b64": "not base64!"}], "#/images/0/b64"),
+        ([b64(), b64(), {"b64": "abc"}], "#/images/2/b64"),
+        ([{"b64": "ü"}], "#/images/0/b64"),
+    ],
+)
+def test_wrong_members_are_pointed_at(service: Service, images: object, pointer: str) -> None:
+    """400, with a JSON pointer to the first wrong member."""
+    said = assert_problem(post_json(service, images), 400, "malformed", pointer)
+    assert said["errors"][0]["pointer"] == pointer
+    assert said["errors"][0]["detail"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"{", b"[]", b"5", b'"images"', b"{}", b'{"images": []}', b'{"images": [{"b64": ""}]}',
+     b"\xff", b"null", b"[" * 100_000],
+)  # fmt: skip
+def test_bad_json_is_malformed(service: Service, body: bytes) -> None:
+    """400 for what is no JSON, has no images, or is empty."""
+    assert_problem(post(service, body, "application/json"), 400, "malformed")
+
+
+def test_compressed_bodies(service: Service) -> None:
+    """gzip and deflate (zlib's form) of a raw image, and of JSON."""
+    image, document = pictures.encoded(seed=5), json.dumps({"images": [b64(6)]}).encode()
+    zipped = {"content-encoding": "gzip"}
+    deflated = {"content-encoding": "Deflate"}
+    assert winners(post(service, gzip.compress(image), **zipped)) == expected_winners(5)
+    assert winners(post(service, zlib.compress(image), **deflated)) == expected_winners(5)
+    reply = post(service, gzip.compress(document), "application/json", **zipped)
+    assert winners(reply) == expected_winners(6)
+
+
+ZIPPED = gzip.compress(pictures.encoded())
+
+
+@pytest.mark.parametrize(
+    "body", [b"not gzip", ZIPPED[:-9], ZIPPED + b"more", ZIPPED + ZIPPED, b"", ZIPPED[:5]]
+)
+def test_broken_compression_is_malformed(service: Service, body: bytes) -> None:
+    """400 for what is not gzip, ends early, or goes on behind the end: never half an image."""
+    assert_problem(post(service, body, **{"content-encoding": "gzip"}), 400, "malformed")
+
+
+@pytest.mark.parametrize("coding", ["br", "gzip, gzip", "zstd", ""])
+def test_unknown_codings_are_refused(service: Service, coding: str) -> None:
+    """415, with the codings that are taken in Accept-Encoding."""
+    reply = post(service, pictures.encoded(), **{"content-encoding": coding})
+    assert_problem(reply, 415, "unsupported_media", "Content-Encoding")
+    assert reply.headers["accept-encoding"] == "gzip, deflate, identity"
+
+
+@pytest.mark.parametrize("top_k", ["1", "5", "10"])
+def test_top_k(service: Service, top_k: str) -> None:
+    """As many predictions as asked for, the best first."""
+    reply = service.http.post("/classify", params={"top_k": top_k}, content=pictures.encoded())
+    values = [p["score"] for p in reply.json()["results"][0]["predictions"]]
+    assert len(values) == int(top_k)
+    assert values == sorted(values, reverse=True)
+
+
+def test_top_k_is_five_by_default(service: Service) -> None:
+    """Five."""
+    assert len(post(service, pictures.encoded()).json()["results"][0]["predictions"]) == 5
+
+
+@pytest.mark.parametrize("top_k", ["0", "11", "-1", "abc", "", "1.0", " 5", "٥", "9" * 5000, "1e1"])
+def test_bad_top_k_is_malformed(service: Service, top_k: str) -> None:
+    """400 beyond 1 to the classes, and for what is no integer."""
+    reply = service.http.post("/classify", params={"top_k": top_k}, content=pictures.encoded())
+    assert_problem(reply, 400, "malformed", "top_k")
+
+
+def bad_images() -> list[tuple[bytes, int, str]]:
+    """(a file, its status, its code)."""
+    return [
+        (b"hello, I am no image", 415, "unsupported_media"),
+        (pictures.encoded("JPEG")[:-60], 422, "undecodable"),
+        (pictures.vast_png(1001, 1000), 413, "too_many_pixels"),
+    ]
+
+
+@pytest.mark.parametrize(("file", "status", "code"), bad_images())
+def test_a_single_bad_image_has_its_own_status(
+    service: Service, file: bytes, status: int, code: str
+) -> None:
+    """415, 422 or 413, with a remedy."""
+    said = assert_problem(post(service, file), status, code)
+    assert said["remedy"]
+
+
+@pytest.mark.parametrize(
+    ("file", "status", "code"), [*bad_images(), (b"", 415, "unsupported_media")]
+)
+def test_one_bad_image_among_several_fails_alone(
+    service: Service, file: bytes, status: int, code: str
+) -> None:
+    """200, its place has the error, the others their predictions."""
+    files = [pictures.encoded(seed=1), file, pictures.encoded(seed=2)]
+    reply = service.http.post("/classify", files=[("file", ("x", data)) for data in files])
+    assert reply.status_code == 200
+    first, second, third = reply.json()["results"]
+    assert set(second) == {"error"}
+    assert (second["error"]["status"], second["error"]["code"]) == (status, code)
+    found = [result["predictions"][0]["class_id"] for result in (first, third)]
+    assert found == expected_winners(1, 2)
+
+
+def test_several_images_all_bad(service: Service) -> None:
+    """422, with the error of each under its pointer."""
+    files = [("image", ("x", data)) for data, _, _ in bad_images()]
+    said = assert_problem(service.http.post("/classify", files=files), 422, "undecodable")
+    assert [error["pointer"] for error in said["errors"]] == [f"#/images/{i}" for i in range(3)]
+    assert [error["status"] for error in said["errors"]] == [
+        status for _, status, _ in bad_images()
+    ]
+    assert all(error["detail"] for error in said["errors"])
+
+
+def test_too_many_images(service: Service) -> None:
+    """413 with the limit, by form and by JSON; as many as the limit are taken."""
+    count = MAX_IMAGES + 1
+    parts = [("image", ("x", pictures.encoded()))] * count
+    for reply in (service.http.post("/classify", files=parts), post_json(service, [b64()] * count)):
+        said = assert_problem(reply, 413, "too_large", str(MAX_IMAGES))
+        assert said["limit_images"] == MAX_IMAGES
+        assert reply.headers["connection"] == "close"
+    assert winners(post_json(service, [b64(1)] * MAX_IMAGES)) == expected_winners(1) * MAX_IMAGES

@@ -1,0 +1,237 @@
+"""Health in every state, GET /model, and /docs with the OpenAPI document behind it."""
+
+import asyncio
+import os
+import re
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from service import errors
+from service.app import create_app
+from service.settings import Settings
+from tests.support import pictures, tiny
+from tests.support.serving import Service, serving
+
+LIVE = ("/livez", "/healthz", "/v2/health/live")
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.write_tiny_artifact(tmp_path_factory.mktemp("artifacts") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def service(artifact: Path) -> Iterator[Service]:
+    with serving(artifact) as running:
+        yield running
+
+
+def test_ready(service: Service) -> None:
+    """200 and the plain words of each path."""
+    said = {path: service.http.get(path).json() for path in LIVE}
+    assert all(body == {"live": True} for body in said.values())
+    ready = {"ready": True, "devices": {"ready": 1, "total": 1}}
+    assert service.http.get("/readyz").json() == ready
+    assert service.http.get("/v2/health/ready").json() == {"ready": True}
+    for path in (*LIVE, "/readyz", "/v2/health/ready"):
+        assert service.http.get(path).headers["cache-control"] == "no-store"
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Path:
+    """A FIFO beside `python`, an interpreter that starts only when something is written to it."""
+    gate, python = tmp_path / "gate", tmp_path / "python"
+    os.mkfifo(gate)
+    python.write_text(f'#!/bin/sh\nread _ < {gate}\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    return gate
+
+
+def test_not_ready_at_the_start(artifact: Path, gate: Path) -> None:
+    """Live at once; unready and 503 not_ready with Retry-After until the device is proven."""
+    service = Service(artifact, "--device-python", str(gate.with_name("python")))
+    try:
+        assert [service.http.get(path).status_code for path in LIVE] == [200] * 3
+        unready = service.http.get("/readyz")
+        assert unready.status_code == service.http.get("/v2/health/ready").status_code == 503
+        devices = {"ready": 0, "total": 1}
+        assert unready.json() == {"ready": False, "reason": "starting", "devices": devices}
+        assert service.http.get("/v2/health/ready").json()["error"] == "not ready: starting"
+        assert_not_ready(service.http.post("/classify", content=pictures.encoded()))
+        assert service.metric("topfive_ready") == 0
+        gate.write_text("go\n")
+        service.await_ready()
+        assert service.http.get("/readyz").status_code == 200
+        assert service.metric("topfive_ready") == 1
+    finally:
+        service.stop()
+
+
+def assert_not_ready(reply: httpx.Response) -> None:
+    assert (reply.status_code, reply.json()["code"]) == (503, "not_ready")
+    assert int(reply.headers["retry-after"]) >= 1
+    assert reply.json()["retry_after_ms"] == int(reply.headers["retry-after"]) * 1000
+
+
+async def ask_draining(http: httpx.AsyncClient, app: FastAPI) -> list[httpx.Response]:
+    await app.state.model.pool.first_ready.wait()
+    app.state.model.drain(60)
+    paths = ("/livez", "/readyz", "/v2/health/ready", "/metrics")
+    replies = [await http.get(path) for path in paths]
+    return [*replies, await http.post("/classify", content=pictures.encoded())]
+
+
+def test_draining(artifact: Path) -> None:
+    """Live, unready and 503 draining, for as long as connections that are open are answered."""
+    live, ready, v2_ready, metrics, classify = in_process(artifact, ask_draining)
+    assert live.status_code == 200
+    assert (ready.status_code, ready.json()["reason"]) == (503, "draining")
+    assert v2_ready.json() == {"ready": False, "error": "not ready: draining"}
+    assert "topfive_draining 1.0" in metrics.text
+    assert "topfive_ready 0.0" in metrics.text
+    assert (classify.status_code, classify.json()["code"]) == (503, "draining")
+    assert ready.headers["retry-after"] == classify.headers["retry-after"] == "1"
+
+
+def in_process(artifact: Path, ask: Callable[[httpx.AsyncClient, FastAPI], Awaitable[Any]]) -> Any:
+    """What `ask` returns, of the application in this process."""
+
+    async def run() -> Any:
+        app = create_app(Settings(artifact=artifact), lambda error: None)
+        transport = httpx.ASGITransport(app)
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=transport, base_url="http://x") as http,
+        ):
+            return await ask(http, app)
+
+    return asyncio.run(run())
+
+
+def test_model_tells_manifest_and_statistics(service: Service, artifact: Path) -> None:
+    """The manifest as the artifact has it, and what rows, queue, threads and devices do."""
+    import json
+
+    said = service.http.get("/model").json()
+    assert said["model"] == json.loads((artifact / "manifest.json").read_text())
+    assert said["ready"] is True
+    statistics = said["statistics"]
+    assert statistics["rows"]["free"] == statistics["rows"]["capacity"] == 256
+    assert statistics["devices"][0]["state"] == "ready"
+    assert {"bodies", "queue", "decoder", "images_per_second"} <= statistics.keys()
+
+
+def test_docs_need_no_network(service: Service) -> None:
+    """The page refers to nothing elsewhere, and all that it refers to is served."""
+    page = service.http.get("/docs").text
+    assert "://" not in page
+    links = re.findall(r"""(?:src|href)=["']([^"']+)|url: '([^']+)""", page)
+    paths = [first or second for first, second in links]
+    assert len(paths) == 4
+    assert [service.http.get(path).status_code for path in paths] == [200] * 4
+
+
+@pytest.fixture(scope="module")
+def document(service: Service) -> dict[str, Any]:
+    return service.http.get("/openapi.json").json()
+
+
+def operations(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for methods in document["paths"].values():
+        yield from methods.values()
+
+
+def contents(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Schema and example of every answer."""
+    for operation in operations(document):
+        for response in operation["responses"].values():
+            assert response["description"].strip()
+            yield from response["content"].values()
+
+
+def conforms(value: Any, schema: dict[str, Any]) -> bool:
+    """Whether the value is one of this JSON schema, of which we use a part."""
+    if "oneOf" in schema:
+        return sum(conforms(value, one) for one in schema["oneOf"]) == 1
+    types = {"object": dict, "array": list, "string": str, "integer": int, "number": (int, float)}
+    if "type" in schema and not isinstance(value, types[schema["type"]]):
+        return False
+    if isinstance(value, list):
+        return all(conforms(item, schema.get("items", {})) for item in value)
+    if isinstance(value, dict):
+        known = schema.get("properties", {})
+        required = set(schema.get("required", ()))
+        return required <= value.keys() and all(
+            conforms(member, known.get(name, {})) for name, member in value.items()
+        )
+    return True
+
+
+def test_openapi_is_whole(document: dict[str, Any]) -> None:
+    """3.1, with the paths there are; ids are unique, every operation says what it is for."""
+    assert document["openapi"].startswith("3.1")
+    assert set(document["paths"]) == {
+        "/classify", "/livez", "/healthz", "/readyz", "/v2/health/live", "/v2/health/ready",
+        "/model", "/metrics",
+    }  # fmt: skip
+    ids = [operation["operationId"] for operation in operations(document)]
+    assert len(ids) == len(set(ids))
+    assert all(operation["summary"] and operation["tags"] for operation in operations(document))
+
+
+def test_openapi_examples_are_of_their_schemas(document: dict[str, Any]) -> None:
+    """Every answer has an example, and every example is what its schema says."""
+    for content in contents(document):
+        assert conforms(content["example"], content["schema"]), content
+
+
+def test_openapi_tells_every_status_of_classify(document: dict[str, Any]) -> None:
+    """Those of all errors but for those of the router, and 499, which is never sent."""
+    statuses = {error.status for error in errors.RequestError.__subclasses__()} - {404, 405, 499}
+    classify = document["paths"]["/classify"]["post"]
+    assert set(classify["responses"]) == {"200", *map(str, statuses)}
+    for error in errors.RequestError.__subclasses__():
+        if error.status in statuses:
+            assert f"`{error.code}`" in classify["responses"][str(error.status)]["description"]
+
+
+def test_openapi_tells_every_body_of_classify(document: dict[str, Any]) -> None:
+    """The media types that are taken, and no other; the JSON with an example."""
+    bodies = document["paths"]["/classify"]["post"]["requestBody"]["content"]
+    assert bodies["application/json"]["example"]["images"]
+    for media_type in bodies:
+        assert media_type.startswith("image/") or media_type in (
+            "application/octet-stream", "multipart/form-data", "application/json",
+        )  # fmt: skip
+
+
+def test_openapi_is_true_of_answers(service: Service, document: dict[str, Any]) -> None:
+    """Answers with results, with errors in them, and problems are of their schemas."""
+    responses = document["paths"]["/classify"]["post"]["responses"]
+    image = ("image", ("x", pictures.encoded()))
+    for files in ([image], [image, ("image", ("x", b"bad"))], [("image", ("x", b"bad"))] * 2):
+        reply = service.http.post("/classify", files=files)
+        content = responses[str(reply.status_code)]["content"][reply.headers["content-type"]]
+        assert conforms(reply.json(), content["schema"]), reply.text
+
+
+def test_openapi_tells_the_largest_top_k(document: dict[str, Any]) -> None:
+    """The model's classes, not a thousand."""
+    parameters = document["paths"]["/classify"]["post"]["parameters"]
+    (top_k,) = [parameter for parameter in parameters if parameter["name"] == "top_k"]
+    assert (top_k["schema"]["default"], top_k["schema"]["maximum"]) == (5, tiny.CLASSES)
+
+
+async def ask_openapi(http: httpx.AsyncClient, app: FastAPI) -> Any:
+    return (await http.get("/openapi.json")).json()
+
+
+def test_openapi_is_generated_without_a_warning(artifact: Path, document: dict[str, Any]) -> None:
+    """In this process, where a warning is an error."""
+    assert in_process(artifact, ask_openapi) == document
