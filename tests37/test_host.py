@@ -40,8 +40,8 @@ def test_a_static_batch_is_padded(host: StartedHost, static_model: str) -> None:
 
 
 def test_no_more_rows_at_once_than_a_cpu_likes(host: StartedHost, dynamic_model: str) -> None:
-    """Of a model for up to 64 rows the CPU wants 16."""
-    assert host.greet(dynamic_model, batch_max=64)["largest_batch"] == 16
+    """Of a model for up to 64 rows the CPU wants 8."""
+    assert host.greet(dynamic_model, batch_max=64)["largest_batch"] == 8
 
 
 def test_a_missing_model(host: StartedHost) -> None:

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import wire
-from engine import Engine, EngineError, Job, open_engine
+from engine import Engine, EngineError, Job
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -73,6 +73,15 @@ def open_device(connection: socket.socket, memory: int) -> tuple[Engine | None, 
         wire.pack_ready(engine.largest_batch, engine.batches_in_flight, engine.description)
     )
     return engine, len(inputs)
+
+
+def open_engine(name: str, job: Job, inputs: Any, outputs: Any) -> Engine:
+    """The engine `name` opened on `job.device` over uint8 `inputs` and float32 `outputs`."""
+    if name == "openvino":
+        from engine_openvino import OpenVINOEngine
+
+        return OpenVINOEngine(job, inputs, outputs)
+    raise EngineError("artifact", "this host has no engine named %r" % name)
 
 
 def map_rows(memory: int, hello: dict[str, Any]) -> tuple[Any, Any]:

@@ -1,4 +1,4 @@
-"""What an engine is, and which there are.
+"""What an engine is.
 
 An engine is opened once, on one device, over the two arrays of shared rows. It is an object with
 
@@ -17,7 +17,7 @@ Python 3.7, numpy.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Sequence
+from typing import NamedTuple, Sequence
 
 
 class Engine(object):
@@ -49,12 +49,3 @@ class Job(NamedTuple):
     device: int
     batch_min: int
     batch_max: int
-
-
-def open_engine(name: str, job: Job, inputs: Any, outputs: Any) -> Engine:
-    """The engine `name` opened on `job.device` over uint8 `inputs` and float32 `outputs`."""
-    if name == "openvino":
-        from engine_openvino import OpenVINOEngine
-
-        return OpenVINOEngine(job, inputs, outputs)
-    raise EngineError("artifact", "this host has no engine named %r" % name)

@@ -14,7 +14,7 @@ from engine import Engine, EngineError, Job
 
 # More rows at once gain nothing on a CPU and make everybody wait: measured with EfficientNet-Lite0
 # on 2 cores by bench/engine_batches.py.
-LARGEST_BATCH = 16
+LARGEST_BATCH = 8
 
 
 class OpenVINOEngine(Engine):
