@@ -97,7 +97,7 @@ def create_app(settings: Settings, fatal: Fatal) -> FastAPI:
             lifespan=lifespan,
         ),
     )
-    app.add_middleware(Edge, metrics=metrics)
+    app.add_middleware(Edge, metrics=metrics, draining=lambda: app.state.model.draining)
     app.add_exception_handler(RequestError, _answer_request_error)
     app.add_exception_handler(HTTPException, _answer_http_error)
     return app

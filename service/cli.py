@@ -123,8 +123,8 @@ def config(settings: "Settings", sources: dict[str, str]) -> None:
 
     Example: topfive config --port 9000
     """
-    for name, value in settings:
-        print(f"{name:20} {value!s:20} {sources[name]}")
+    lines = (f"{name:20} {value!s:20} {sources[name]}" for name, value in settings)
+    print("\n".join(lines), flush=True)
 
 
 cli.command("serve")(with_settings(serve))
@@ -181,4 +181,4 @@ def health(
             sys.exit(UNREACHABLE)
         raise
     if not quiet:
-        print(said)
+        print(said, flush=True)

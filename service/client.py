@@ -53,7 +53,7 @@ def print_json(answers: Iterable[Answer]) -> None:
         | ({"error": answer.error} if answer.error else {"predictions": answer.predictions})
         for answer in answers
     ]
-    print(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode())
+    print(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode(), flush=True)
 
 
 def print_table(answers: Iterable[Answer]) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
 import numpy as np
@@ -13,11 +13,10 @@ from service.core.decoder import Decoded, Decoder
 from service.core.request import Image, Request
 from service.core.rows import Rows
 from service.errors import ClientGone, Internal, TooManyPixels, Undecodable, UnsupportedMedia
+from tests.support.gate import Gate
 from tests.support.pictures import encoded, pixels, vast_png
 from tests.support.running import until
 from tests.support.tiny import SIDE
-
-DecodeInto = Callable[..., int]
 
 
 @pytest.fixture
@@ -50,21 +49,6 @@ async def decoding(rows: Rows, threads: int = 2) -> AsyncIterator[Decoding]:
     begun = Decoding(rows, threads)
     yield begun
     begun.decoder.close()
-
-
-class Gate:
-    """Stands in for decode_into: `entered` is set inside, and it goes on when `open` is."""
-
-    def __init__(self, decode_into: DecodeInto) -> None:
-        self.entered, self.open = threading.Event(), threading.Event()
-        self.calls = 0
-        self._decode_into = decode_into
-
-    def __call__(self, *arguments: object) -> int:
-        self.calls += 1
-        self.entered.set()
-        assert self.open.wait(10)
-        return self._decode_into(*arguments)
 
 
 @pytest.fixture

@@ -10,7 +10,11 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from service.errors import Malformed, TooLarge, UnsupportedMedia
+from service.routes import files
 from tests.support import pictures, tiny
 from tests.support.serving import Service, serving
 
@@ -158,6 +162,7 @@ def test_form_by_hand(service: Service) -> None:
         (f"multipart/form-data; boundary={'b' * 1000}", form(part(DISPOSITION))),
         (FORM, form(part(DISPOSITION))[:-20]),
         (FORM, form(part(DISPOSITION), end=b"")),
+        (FORM, form(part(DISPOSITION), part(DISPOSITION))[:-60]),
         (FORM, b"no form at all"),
         (FORM, b"--b--\r\n"),
         (FORM, form(part(b'Content-Disposition: form-data; name="photo"'))),
@@ -202,6 +207,7 @@ def test_json_images_in_order(service: Service) -> None:
         ([{"b64": "not base64!"}], "#/images/0/b64"),
         ([b64(), b64(), {"b64": "abc"}], "#/images/2/b64"),
         ([{"b64": "ü"}], "#/images/0/b64"),
+        ([{"b64": "aGVs!bG8="}], "#/images/0/b64"),
     ],
 )
 def test_wrong_members_are_pointed_at(service: Service, images: object, pointer: str) -> None:
@@ -327,3 +333,40 @@ def test_too_many_images(service: Service) -> None:
         assert said["limit_images"] == MAX_IMAGES
         assert reply.headers["connection"] == "close"
     assert winners(post_json(service, [b64(1)] * MAX_IMAGES)) == expected_winners(1) * MAX_IMAGES
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body"),
+    [
+        (FORM, form(*[part(DISPOSITION)] * 5, end=b"and then nothing")),
+        ("application/json", b'{"images": [1, 2, 3, 4, 5]}'),
+    ],
+)
+def test_images_are_counted_before_they_are_read(content_type: str, body: bytes) -> None:
+    """One too many is seen before the end of the form, and before any base64 is."""
+    with pytest.raises(TooLarge):
+        files.split(body, content_type, 4)
+
+
+FRAGMENTS = st.sampled_from(
+    [b"--b", b"\r\n", b"--", b"\n", DISPOSITION, b": ", b"x", b"\r\n\r\n", b'name="',
+     b'{"images": [', b'{"b64": "', b'"}', b"]}", b"\x00", b"\xff", b";", b"="]
+)  # fmt: skip
+CONTENT_TYPES = st.one_of(
+    st.just(FORM),
+    st.just("application/json"),
+    st.text(st.characters(max_codepoint=255), max_size=20).map(lambda text: f"{FORM}{text}"),
+    st.text(st.characters(max_codepoint=255), max_size=20),
+)
+
+
+@settings(max_examples=1000, deadline=None)
+@given(st.lists(FRAGMENTS | st.binary(max_size=8)).map(b"".join), CONTENT_TYPES)
+def test_any_bytes_are_files_or_refused(body: bytes, content_type: str) -> None:
+    """Whatever a body and its type are, they are split into files, or said to be wrong."""
+    try:
+        found = files.split(body, content_type, MAX_IMAGES)
+    except (Malformed, TooLarge, UnsupportedMedia) as error:
+        assert error.detail
+    else:
+        assert 1 <= len(found) <= MAX_IMAGES

@@ -84,8 +84,7 @@ async def _answered(http: Request, request: CoreRequest) -> None:
     """Until `request` has ended; what it ended with is raised."""
     departure = asyncio.create_task(_end_on_departure(http, request))
     try:
-        # Shielded, since rows of images on their way ask the future how the request ended.
-        await asyncio.shield(request.answered)
+        await request.answered
     finally:
         departure.cancel()
 

@@ -9,6 +9,7 @@ import logging
 import re
 import secrets
 import time
+from collections.abc import Callable
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -62,11 +63,12 @@ class Exchange:
 
 
 class Edge:
-    """ASGI middleware; the outermost."""
+    """ASGI middleware; the outermost. While `draining`, every answer ends its connection."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, draining: Callable[[], bool]) -> None:
         self._app = app
         self._metrics = metrics
+        self._draining = draining
         self._in_flight = {route: metrics.http_requests_in_flight.labels(route) for route in ROUTES}
         self._seconds = {
             ok: metrics.http_request_duration.labels("classify", "ok" if ok else "error")
@@ -79,7 +81,7 @@ class Edge:
             await self._app(scope, receive, send)
             return
         exchange = scope[KEY] = Exchange(scope)
-        receive, send = _watch(exchange, receive), _stamp(exchange, send)
+        receive, send = _watch(exchange, receive), self._stamp(exchange, send)
         # Whatever answers GET answers HEAD; the server leaves the body out.
         method = "GET" if scope["method"] == "HEAD" else scope["method"]
         in_flight = self._in_flight[exchange.route]
@@ -97,6 +99,20 @@ class Edge:
             exchange.status = exchange.status or 499
             self._count(exchange, scope["path"])
             self._log(exchange, scope)
+
+    def _stamp(self, exchange: Exchange, send: Send) -> Send:
+        stamps = ((b"x-request-id", exchange.request_id.encode()), *_SECURITY)
+
+        async def stamped(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                exchange.status = message["status"]
+                headers = [*message.get("headers", ()), *stamps]
+                if self._draining() and b"connection" not in dict(headers):
+                    headers.append((b"connection", b"close"))
+                message["headers"] = headers
+            await send(message)
+
+        return stamped
 
     def _count(self, exchange: Exchange, path: str) -> None:
         status, route = exchange.status, exchange.route
@@ -129,18 +145,6 @@ def _watch(exchange: Exchange, receive: Receive) -> Receive:
         return message
 
     return watched
-
-
-def _stamp(exchange: Exchange, send: Send) -> Send:
-    stamps = ((b"x-request-id", exchange.request_id.encode()), *_SECURITY)
-
-    async def stamped(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            exchange.status = message["status"]
-            message["headers"] = [*message.get("headers", ()), *stamps]
-        await send(message)
-
-    return stamped
 
 
 def _facts(exchange: Exchange, scope: Scope) -> dict[str, Any]:

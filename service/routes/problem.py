@@ -9,7 +9,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from service import images
-from service.errors import RequestError, UnsupportedMedia
+from service.errors import Draining, RequestError, UnsupportedMedia
 
 MEDIA_TYPE = "application/problem+json"
 MEDIA_TYPES = (
@@ -90,7 +90,7 @@ def _headers(error: RequestError) -> dict[str, str]:
     headers = {"cache-control": "no-store"}
     if "retry_after_s" in error.members:
         headers["retry-after"] = str(error.members["retry_after_s"])
-    if error.status in (408, 413):  # the rest of the body is not wanted
+    if error.status in (408, 413) or isinstance(error, Draining):  # no more of this body, or none
         headers["connection"] = "close"
     if isinstance(error, UnsupportedMedia):
         headers["accept"] = ", ".join(MEDIA_TYPES)

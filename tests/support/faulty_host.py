@@ -1,0 +1,73 @@
+"""A device host with faults on demand, under the interpreter that the service's own run under.
+
+    python faulty_host.py CONTROL -E -s service/device --socket ...
+
+CONTROL is a JSON file: {"<ordinal>": {"open" or "run": fault, "after": runs that are still well}}.
+It is read when the engine opens and before each run, so a test may change it under way. Faults:
+
+    raise, exit, kill    an error of the engine; the process ends by itself; by a signal
+    hang                 for ever
+    garbage              a message that is none
+    stale                a reply for a batch that nobody sent; then all goes on
+    wrong                the probabilities in another order (only when running)
+"""
+
+import json
+import os
+import runpy
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+control = Path(sys.argv[1])
+sys.argv[:] = sys.argv[4:]
+sys.path[0] = sys.argv[0]
+connection = int(sys.argv[sys.argv.index("--socket") + 1])
+
+import engine_openvino  # noqa: E402
+import wire  # noqa: E402
+from engine import EngineError, Job  # noqa: E402
+
+
+def fail(fault: str) -> None:
+    """Do what the fault says."""
+    if fault == "raise":
+        raise EngineError("driver", "told to fail")
+    if fault == "exit":
+        os._exit(3)
+    if fault == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if fault == "hang":
+        time.sleep(3600)
+    if fault == "garbage":
+        os.write(connection, b"\xffgarbage")
+    if fault == "stale":
+        os.write(connection, wire.pack_done(10**9, (1, 1, 1)))
+
+
+class FaultyEngine(engine_openvino.OpenVINOEngine):
+    """The real one, until it is told otherwise."""
+
+    def __init__(self, job: Job, inputs: Any, outputs: Any) -> None:
+        self._device, self._runs = str(job.device), 0
+        fail(self._fault("open"))
+        super().__init__(job, inputs, outputs)
+
+    def run(self, numbers: Any) -> tuple[int, int, int]:
+        fault = self._fault("run")
+        self._runs += 1
+        fail(fault)
+        nanoseconds = super().run(numbers)
+        if fault == "wrong":
+            self._outputs[numbers] = self._outputs[numbers][:, ::-1]
+        return nanoseconds
+
+    def _fault(self, moment: str) -> str:
+        told = json.loads(control.read_text()).get(self._device, {})
+        return told.get(moment, "") if self._runs >= told.get("after", 0) else ""
+
+
+engine_openvino.OpenVINOEngine = FaultyEngine  # type: ignore[misc]
+runpy.run_path(sys.argv[0], run_name="__main__")

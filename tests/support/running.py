@@ -1,0 +1,140 @@
+"""A model in this process on real device hosts, as tests of the core drive it."""
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from service import artifact as artifacts
+from service.core.host import Host
+from service.core.model import Model
+from service.core.pool import Device
+from service.core.request import Prediction, Request
+from service.errors import DeviceError
+from service.metrics import Metrics
+from service.settings import Settings
+from tests.support.pictures import encoded, pixels
+from tests.support.tiny import CLASSES, probabilities
+
+PATIENCE_S = 20
+
+
+@dataclass
+class Running:
+    """A model of the tiny artifact, its metrics, and the errors that it called fatal."""
+
+    model: Model
+    metrics: Metrics
+    fatal: list[DeviceError]
+
+    @property
+    def device(self) -> Device:
+        """The first."""
+        return self.model.pool.devices[0]
+
+    def submit(self, *seeds: int, top_k: int = CLASSES, deadline_s: float = PATIENCE_S) -> Request:
+        """A request for the pictures of these seeds."""
+        deadline = asyncio.get_running_loop().time() + deadline_s
+        return self.model.submit([encoded(seed=seed) for seed in seeds], top_k, deadline)
+
+    @property
+    def host(self) -> Host:
+        """The first device's."""
+        host = self.device.host
+        assert host is not None
+        return host
+
+    def freeze(self) -> None:
+        """The host's process stands still: as hung as one can be."""
+        self.host.process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """It goes on."""
+        self.host.process.send_signal(signal.SIGCONT)
+
+    def kill_host(self) -> None:
+        """kill -9, which ends a frozen process too."""
+        os.kill(self.host.process.pid, signal.SIGKILL)
+
+    def rows(self, state: str) -> int:
+        """How many rows are in it."""
+        return int(self.model.rows.statistics()[state])
+
+    async def frozen_with(self, *seeds: int, **others: Any) -> Request:
+        """A request in the hands of a host that does not answer; of two images, both are there."""
+        self.freeze()
+        request = self.submit(*seeds, **others)
+        sent = min(len(seeds), 2)
+        await until(lambda: self.rows("running") >= sent and not self.rows("filling"))
+        return request
+
+    async def frozen_full(self) -> list[Request]:
+        """Two requests of one image each, in two batches: the host, frozen, gets no third."""
+        first = await self.frozen_with(98)
+        second = self.submit(99)
+        await until(lambda: self.rows("running") == 2)
+        return [first, second]
+
+    async def answers_rightly(self, *seeds: int) -> None:
+        """The pictures are classified, as numpy does it."""
+        request = self.submit(*seeds)
+        await request.answered
+        assert_right(request, *seeds)
+
+    def value(self, name: str, **labels: str) -> float:
+        """The sum of the samples of `topfive_<name>` that have these labels."""
+        self.metrics.snapshot()
+        return sum(
+            sample.value
+            for family in self.metrics.registry.collect()
+            for sample in family.samples
+            if sample.name == f"topfive_{name}" and labels.items() <= sample.labels.items()
+        )
+
+    async def ready(self) -> None:
+        """Until all devices are."""
+        await until(lambda: self.model.pool.ready == len(self.model.pool.devices))
+
+    async def all_rows_free(self) -> None:
+        """Until every row is back; then each image that had one has one outcome."""
+        await until(lambda: self.model.rows.free == self.model.rows.capacity)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Until `condition` holds, asked every millisecond; fails after PATIENCE_S."""
+    async with asyncio.timeout(PATIENCE_S):
+        while not condition():  # noqa: ASYNC110 - what it asks about tells nobody when it changes
+            await asyncio.sleep(0.001)
+
+
+@contextlib.asynccontextmanager
+async def running(artifact: Path, ready: bool = True, **settings: object) -> AsyncIterator[Running]:
+    """A model that was started and, unless said otherwise, is ready; stopped at the end."""
+    fatal: list[DeviceError] = []
+    metrics = Metrics()
+    effective = Settings.model_validate({"restart_delay_s": 0.05, **settings})
+    model = Model(artifacts.read(artifact), effective, metrics, fatal.append)
+    model.start()
+    service = Running(model, metrics, fatal)
+    try:
+        if ready:
+            await service.ready()
+        yield service
+    finally:
+        await model.stop()
+
+
+def assert_right(request: Request, *seeds: int) -> None:
+    """Each outcome is the `top_k` best of what numpy computes from the pixels, to 1e-5."""
+    for seed, outcome in zip(seeds, request.outcomes, strict=True):
+        assert isinstance(outcome, Prediction), outcome
+        expected = probabilities(pixels(seed)[None])[0]
+        best = np.argsort(-expected, kind="stable")[: request.top_k]
+        assert outcome.class_ids == best.tolist()
+        np.testing.assert_allclose(outcome.scores, expected[best], atol=1e-5)

@@ -1,0 +1,162 @@
+"""Log lines of the real service: JSON and console, safe to print, and silent on what is private."""
+
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import pictures, tiny
+from tests.support.serving import Service, serving
+
+# A path that would end the line, colour it, ring, and (C1, DEL) steer a terminal.
+HOSTILE = "/a%0aevent=fake%1b%5b31m%07%c2%9b31m%7f%e2%80%a8"
+CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028]")
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.write_tiny_artifact(tmp_path_factory.mktemp("artifacts") / "tiny")
+
+
+def asked(service: Service) -> None:
+    """Requests whose paths, queries and bodies a log must not be hurt by."""
+    service.http.post("/classify?key=of-the-query", content=b"text-of-the-body")
+    service.http.get(f"{HOSTILE}?key=of-the-query", headers={"x-request-id": "hostile"})
+    service.http.post("/classify", files=[("of-the-form", ("x", b"text-of-the-body"))])
+    service.http.post("/classify", content=pictures.encoded(), headers={"x-request-id": "last"})
+
+
+@pytest.fixture(scope="module")
+def lines(artifact: Path) -> Iterator[list[dict[str, Any]]]:
+    """All lines of a service at level debug."""
+    with serving(artifact, "--log-level", "debug") as service:
+        asked(service)
+        service.await_event("answered", request_id="last")
+    yield service.log
+
+
+def test_every_line_is_an_object(lines: list[dict[str, Any]]) -> None:
+    """With time, level, logger and the event's word."""
+    for line in lines:
+        assert line.keys() >= {"ts", "level", "logger", "event"}, line
+        assert line["level"] in ("debug", "info", "warning", "error", "critical")
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", line["ts"])
+        assert abs(datetime.fromisoformat(line["ts"]) - datetime.now(UTC)) < timedelta(minutes=5)
+
+
+def test_the_services_life_is_told(lines: list[dict[str, Any]]) -> None:
+    """Start, every state of the device, each request at debug, stop."""
+    events = [line["event"] for line in lines]
+    assert events.index("listening") < events.index("device_state") < events.index("answered")
+    assert "stopping" in events
+    states = [line["to"] for line in lines if line["event"] == "device_state"]
+    assert states[:3] == ["starting", "proving", "ready"]
+    assert events.count("answered") == 4
+
+
+def test_requests_are_told_without_what_is_private(lines: list[dict[str, Any]]) -> None:
+    """No query, no body, no name of a form's part."""
+    everything = json.dumps(lines)
+    assert "of-the-query" not in everything
+    assert "of-the-body" not in everything
+    assert "of-the-form" not in everything
+    (refused, *_) = [line for line in lines if line.get("status") == 415]
+    assert refused.keys() >= {"method", "path", "seconds", "reason", "request_id"}
+
+
+def test_no_request_is_told_by_default(artifact: Path) -> None:
+    """Only changes of state are, at level info."""
+    with serving(artifact) as service:
+        asked(service)
+    assert {line["event"] for line in service.log} == {"listening", "device_state", "stopping"}
+
+
+def test_a_hostile_path_is_one_line(lines: list[dict[str, Any]]) -> None:
+    """Whatever it says is inside its value."""
+    (line,) = [line for line in lines if line.get("request_id") == "hostile"]
+    assert line["path"] == "/a\nevent=fake\x1b[31m\x07\x9b31m\x7f\u2028"
+
+
+WRITE = r"""
+import logging
+from service import logs
+logs.configure({format!r}, "info")
+log = logging.getLogger("topfive.test")
+bad = "a\nb\x1b[31m\x07\x9b31m\x7f\u2028\udcff"
+log.debug("unseen")
+log.info("an_event", extra={{"device": "cpu0", "word": bad, "number": 1.5, "path": log}})
+try:
+    raise ValueError(bad)
+except ValueError:
+    log.exception("failed")
+logging.getLogger("uvicorn.error").warning("Invalid HTTP request received.")
+logging.getLogger("python_multipart.multipart").warning("Expected boundary")
+"""
+
+
+def written(log_format: str) -> str:
+    """What a program writes that logs all kinds of things to a pipe."""
+    command = [sys.executable, "-c", WRITE.format(format=log_format)]
+    done = subprocess.run(command, capture_output=True, check=True)
+    assert done.stdout == b""
+    return done.stderr.decode()
+
+
+@pytest.mark.parametrize("log_format", ["json", "auto"])
+def test_json(log_format: str) -> None:
+    """Off a terminal: a line an event, pure ASCII, the trace inside; what is no text is escaped."""
+    text = written(log_format)
+    assert text.isascii()
+    assert not CONTROL.search(text.replace("\x7f", ""))
+    event, failed = map(json.loads, text.splitlines())
+    assert (event["event"], event["device"], event["number"]) == ("an_event", "cpu0", 1.5)
+    assert event["word"] == "a\nb\x1b[31m\x07\x9b31m\x7f\u2028\udcff"
+    assert (failed["event"], failed["level"]) == ("failed", "error")
+    assert failed["trace"].startswith("Traceback")
+
+
+def test_console() -> None:
+    """For people: time, level, event and facts; no control character, in the trace neither."""
+    text = written("console")
+    assert not CONTROL.search(text)
+    first, *_ = text.splitlines()
+    assert re.match(r"\d\d:\d\d:\d\d info    an_event device=cpu0 word='a\\nb", first)
+    assert "Traceback (most recent call last):" in text
+    assert "unseen" not in text
+
+
+def test_console_on_a_terminal() -> None:
+    """`auto` on a terminal is the console form."""
+    command = [sys.executable, "-c", WRITE.format(format="auto")]
+    ours, theirs = pty.openpty()
+    subprocess.run(command, stderr=theirs, check=True)
+    assert b"info    an_event device=cpu0" in os.read(ours, 65536)
+    os.close(ours)
+    os.close(theirs)
+
+
+def test_faults_are_told_a_few_a_second(artifact: Path) -> None:
+    """An overloaded server tells so, but does not fill the log with it."""
+    with serving(artifact, "--rows", "1", "--default-deadline-ms", "3000") as service:
+        with service.frozen_device(), service.connect() as waiting:
+            body = pictures.encoded()
+            waiting.sendall(b"POST /classify HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % len(body))
+            waiting.sendall(body)
+            while service.metric("topfive_rows", state="free") == 1:
+                pass
+            started = time.monotonic()
+            replies = [service.http.post("/classify", content=body) for _ in range(100)]
+            seconds = time.monotonic() - started
+        assert {reply.status_code for reply in replies} == {503}
+    told = [line for line in service.log if line["event"] == "answered"]
+    assert 1 <= len(told) <= 5 * (seconds + 2)
+    assert all((line["level"], line["reason"]) == ("warning", "overloaded") for line in told[:-1])

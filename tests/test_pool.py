@@ -1,0 +1,558 @@
+"""The devices' lives, with real host processes that fail in every way that we know of."""
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from service.core.host import Host
+from service.core.request import Request
+from service.errors import DeviceFailed, NotReady
+from service.metrics import DEVICE_STATES
+from tests.support.pictures import pixels
+from tests.support.running import Running, assert_right, running, until
+from tests.support.tiny import probabilities, write_tiny_artifact
+
+FAULTY_HOST = Path(__file__).resolve().parent / "support" / "faulty_host.py"
+HUNG_MS = 600
+"""A batch_timeout_ms that costs a test little and a healthy host on a busy machine nothing."""
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_artifact(tmp_path_factory.mktemp("artifacts") / "tiny")
+
+
+class Faults:
+    """What the device hosts of a test are told to do wrong; `python` is their interpreter."""
+
+    def __init__(self, folder: Path) -> None:
+        self._control = folder / "faults.json"
+        self.heal()
+        command = " ".join(f"'{part}'" for part in (sys.executable, FAULTY_HOST, self._control))
+        wrapper = folder / "python"
+        wrapper.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
+        wrapper.chmod(0o755)
+        self.python = str(wrapper)
+
+    def tell(self, device: int = 0, **fault: object) -> None:
+        """As faulty_host.py has it: open="hang", or run="wrong", after=1."""
+        self._write({str(device): fault})
+
+    def heal(self) -> None:
+        self._write({})
+
+    def _write(self, told: dict[str, object]) -> None:
+        aside = self._control.with_suffix(".new")
+        aside.write_text(json.dumps(told))
+        aside.replace(self._control)
+
+
+@pytest.fixture
+def faults(tmp_path: Path) -> Faults:
+    return Faults(tmp_path)
+
+
+def run(steps: Callable[[], Coroutine[object, object, None]]) -> None:
+    asyncio.run(asyncio.wait_for(steps(), 60))
+
+
+def states(log: pytest.LogCaptureFixture) -> list[str]:
+    """The states that were logged, in order."""
+    return [record.to for record in log.records if record.msg == "device_state"]
+
+
+def wrong_answers(request: Request, *seeds: int) -> int:
+    """How many outcomes have another first class than numpy finds."""
+    right = probabilities(np.stack([pixels(seed) for seed in seeds])).argmax(axis=1)
+    firsts = [outcome.class_ids[0] for outcome in request.outcomes]
+    return int((right != firsts).sum())
+
+
+@pytest.fixture
+def kills_in_vain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hosts cannot be killed by the service, as if they were stuck in the driver."""
+    monkeypatch.setattr(Host, "kill", lambda host: None)
+
+
+def test_proven_before_ready(artifact: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A device starts, is proven on the golden rows, is ready; then its figures are there."""
+
+    async def steps() -> None:
+        with caplog.at_level(logging.INFO):
+            async with running(artifact) as service:
+                assert states(caplog) == ["starting", "proving", "ready"]
+                assert service.value("golden_probes_total", result="pass") == 1
+                assert 0 <= service.value("golden_probe_deviation") < 1e-4
+                assert time.time() - service.value("golden_probe_success_timestamp_seconds") < 60
+                assert service.value("host_cpu_seconds_total") > 0
+                assert service.value("host_resident_memory_bytes") > 1e7
+                assert service.device.statistics()["engine"] == service.device.description != ""
+                for state in DEVICE_STATES:
+                    assert service.value("device_state", state=state) == (state == "ready")
+
+    run(steps)
+
+
+def test_a_killed_host(artifact: Path) -> None:
+    """kill -9 with batches in it: each image is tried once more and answered, the host is back."""
+
+    async def steps() -> None:
+        async with running(artifact) as service:
+            request = await service.frozen_with(*range(20))
+            sent = service.rows("running")
+            service.kill_host()
+            await request.answered
+            assert_right(request, *range(20))
+            assert service.device.state == "ready"
+            assert service.value("image_retries_total") == sent
+            assert service.value("device_restarts_total", reason="crashed") == 1
+            assert service.value("batches_total", outcome="failed") == 2
+            await service.all_rows_free()
+
+    run(steps)
+
+
+def test_kills_under_load(artifact: Path) -> None:
+    """Two kills while eight callers ask on and on: all that was taken is answered, rightly."""
+
+    async def ask(service: Running, seed: int, until_answered: int) -> int:
+        answered = 0
+        while answered < until_answered:
+            try:
+                await service.answers_rightly(seed)
+                answered += 1
+            except NotReady:
+                await until(lambda: service.model.ready)
+        return answered
+
+    async def steps() -> None:
+        async with running(artifact, quarantine_failures=9) as service:
+            callers = [asyncio.create_task(ask(service, seed, 150)) for seed in range(8)]
+            for kills in (1, 2):
+                await until(lambda goal=kills * 300: service.value("images_total") > goal)
+                await until(lambda: service.device.state == "ready")
+                service.kill_host()
+                await until(lambda: service.device.state != "ready")
+            assert await asyncio.gather(*callers) == [150] * 8
+            assert service.value("images_total", outcome="ok") == 1200
+            assert service.value("images_total") == 1200
+            assert service.value("device_restarts_total") == 2
+            await service.all_rows_free()
+
+    run(steps)
+
+
+def test_a_hung_host(artifact: Path) -> None:
+    """A batch that is late costs its host its life; its rows are tried again."""
+
+    async def steps() -> None:
+        async with running(artifact, batch_timeout_ms=HUNG_MS) as service:
+            process = service.host.process
+            request = await service.frozen_with(1, 2)
+            await request.answered
+            assert_right(request, 1, 2)
+            assert process.returncode == -signal.SIGKILL
+            assert service.value("device_restarts_total", reason="hung") == 1
+            assert service.value("batches_total", outcome="timed_out") >= 1
+            assert service.value("images_total", outcome="ok") == 2
+
+    run(steps)
+
+
+@pytest.mark.usefixtures("kills_in_vain")
+def test_rows_have_no_new_owner_before_the_host_is_reaped(artifact: Path) -> None:
+    """Until then it may write: the rows stay running, nobody else gets them, nobody tries them."""
+
+    async def steps() -> None:
+        async with running(artifact, batch_timeout_ms=HUNG_MS, rows=4) as service:
+            request = await service.frozen_with(1, 2)
+            await until(lambda: service.device.state == "failed")
+            statistics = service.model.rows.statistics()
+            assert (statistics["running"], statistics["waiting"]) == (2, 0)
+            assert service.model.rows.take(3) is None
+            assert service.value("image_retries_total") == 0
+            service.kill_host()
+            await request.answered
+            assert_right(request, 1, 2)
+            assert service.value("image_retries_total") == 2
+
+    run(steps)
+
+
+@pytest.mark.usefixtures("kills_in_vain")
+def test_a_host_that_cannot_be_reaped(artifact: Path) -> None:
+    """Its rows are lost, its device quarantined with no second host, till it ends after all."""
+
+    async def steps() -> None:
+        settings = {"batch_timeout_ms": HUNG_MS, "reap_timeout_s": 0.1, "rows": 8}
+        async with running(artifact, **settings) as service:
+            stuck = service.host
+            request = await service.frozen_with(1, 2)
+            await request.answered
+            assert all(isinstance(outcome, DeviceFailed) for outcome in request.outcomes)
+            await until(lambda: service.device.state == "quarantined")
+            assert service.model.rows.statistics()["lost"] == 2
+            assert service.value("rows", state="lost") == 2
+            assert service.value("images_total", outcome="failed") == 2
+            assert service.device.host is stuck
+            service.kill_host()
+            await service.all_rows_free()
+            await service.ready()
+            await service.answers_rightly(4)
+            assert service.device.host is not stuck
+
+    run(steps)
+
+
+@pytest.mark.usefixtures("kills_in_vain")
+def test_a_late_reply(artifact: Path) -> None:
+    """A reply to a batch that was given up is counted and dropped; the batch is tried again."""
+
+    async def steps() -> None:
+        async with running(artifact, batch_timeout_ms=HUNG_MS) as service:
+            request = await service.frozen_with(1, 2)
+            batches = service.device.batches_in_flight
+            await until(lambda: service.device.state == "failed")
+            service.thaw()
+            await until(lambda: service.value("late_replies_total") == batches)
+            assert not request.over
+            service.kill_host()
+            await request.answered
+            assert_right(request, 1, 2)
+            assert service.value("images_total") == 2
+
+    run(steps)
+
+
+def test_a_reply_that_nobody_expects(artifact: Path, faults: Faults) -> None:
+    """A reply for a batch that was never sent is counted, and harms nobody."""
+
+    async def steps() -> None:
+        async with running(artifact, device_python=faults.python) as service:
+            faults.tell(run="stale")
+            await service.answers_rightly(1)
+            assert service.value("late_replies_total") == 1
+            assert service.value("device_restarts_total") == 0
+
+    run(steps)
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [("raise", "driver"), ("exit", "crashed"), ("kill", "crashed"), ("garbage", "crashed")],
+)
+def test_a_batch_that_fails(artifact: Path, faults: Faults, fault: str, reason: str) -> None:
+    """In whatever way the host fails its batch: restarted for that reason, the batch answered."""
+
+    async def steps() -> None:
+        async with running(artifact, device_python=faults.python) as service:
+            faults.tell(run=fault)
+            request = service.submit(1, 2)
+            await until(lambda: service.device.state != "ready")
+            faults.heal()
+            await request.answered
+            assert_right(request, 1, 2)
+            assert service.value("device_restarts_total", reason=reason) >= 1
+            assert service.value("device_restarts_total") == service.value(
+                "device_restarts_total", reason=reason
+            )
+            await service.all_rows_free()
+
+    run(steps)
+
+
+def test_failing_twice(artifact: Path, faults: Faults) -> None:
+    """An image whose second try fails too is refused with the reason, and its row is free."""
+
+    async def steps() -> None:
+        async with running(artifact, device_python=faults.python) as service:
+            faults.tell(run="raise", after=1)  # proven, and no more
+            request = service.submit(1)
+            await request.answered
+            outcome = request.outcomes[0]
+            assert isinstance(outcome, DeviceFailed)
+            assert "driver" in outcome.detail
+            assert outcome.members["retry_after_s"] == 1
+            assert service.model.rows.free == service.model.rows.capacity
+            assert service.value("image_retries_total") == 1
+            assert service.value("images_total", outcome="failed") == 1
+            assert service.value("batches_total", outcome="failed") == 2
+
+    run(steps)
+
+
+def test_wrong_answers(artifact: Path, faults: Faults) -> None:
+    """A probe finds them: the host is ended, and those it answered since the last are counted."""
+
+    async def steps() -> None:
+        async with running(artifact, device_python=faults.python, probe_interval_s=0.5) as service:
+            await service.answers_rightly(*range(20))
+            passed = service.value("golden_probes_total", result="pass")
+            await until(lambda: service.value("golden_probes_total", result="pass") > passed)
+            faults.tell(run="wrong")
+            request = service.submit(1, 2, 3, 4, 5)
+            await request.answered
+            assert wrong_answers(request, 1, 2, 3, 4, 5) == 5
+            await until(lambda: service.device.state != "ready")
+            faults.heal()
+            assert service.value("golden_probes_total", result="fail") == 1
+            assert service.value("golden_probe_deviation") > 1e-4
+            assert service.value("doubtful_images_total") == 5
+            await service.ready()
+            assert service.value("device_restarts_total", reason="wrong_answer") >= 1
+            await service.answers_rightly(6)
+
+    run(steps)
+
+
+def test_batches_of_a_device_found_wrong_are_tried_again(artifact: Path, faults: Faults) -> None:
+    """Those not answered when the probe fails are answered rightly by its next host."""
+
+    async def steps() -> None:
+        async with running(artifact, device_python=faults.python, probe_interval_s=0.1) as service:
+            service.freeze()
+            await until(lambda: service.device.batches_in_flight == 1)  # the probe
+            request = await service.frozen_with(1, 2)
+            faults.tell(run="wrong")
+            service.thaw()
+            await until(lambda: service.device.state != "ready")
+            faults.heal()
+            await request.answered
+            doubtful = service.value("doubtful_images_total")
+            assert doubtful + service.value("image_retries_total") == 2
+            assert wrong_answers(request, 1, 2) == doubtful
+
+    run(steps)
+
+
+def test_never_ready_with_wrong_answers(artifact: Path, faults: Faults) -> None:
+    """A device that computes the golden rows wrongly gets no caller's image, ever."""
+
+    async def steps() -> None:
+        faults.tell(run="wrong")
+        settings = {"device_python": faults.python, "quarantine_failures": 2, "quarantine_s": 60}
+        async with running(artifact, ready=False, **settings) as service:
+            await until(lambda: service.device.state == "quarantined")
+            assert service.value("golden_probes_total", result="fail") == 2
+            assert service.value("doubtful_images_total") == 0
+            with pytest.raises(NotReady):
+                service.submit(1)
+
+    run(steps)
+
+
+def test_another_device_takes_over_at_once(artifact: Path, faults: Faults) -> None:
+    """Of two devices one fails: its batches are answered by the other, which goes on."""
+
+    async def steps() -> None:
+        settings = {"device_python": faults.python, "devices": "0,1", "restart_delay_s": 30}
+        async with running(artifact, **settings) as service:
+            faults.tell(device=0, run="exit")
+            requests = [service.submit(seed) for seed in range(40)]
+            await asyncio.gather(*(request.answered for request in requests))
+            for seed, request in enumerate(requests):
+                assert_right(request, seed)
+            assert [device.state for device in service.model.pool.devices] == ["waiting", "ready"]
+            assert service.value("image_retries_total") >= 1
+            assert service.value("batches_total", device="cpu0", outcome="ok") == 0
+            await service.answers_rightly(1, 2, 3)
+            assert service.model.ready
+
+    run(steps)
+
+
+def test_restarts_are_spaced_then_quarantined(
+    artifact: Path, faults: Faults, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The delay doubles with each failure; after so many in a row it is the quarantine's."""
+
+    async def steps() -> None:
+        settings = {"restart_delay_s": 0.1, "quarantine_failures": 3, "quarantine_s": 0.3}
+        faults.tell(open="exit")
+        settings["device_python"] = faults.python
+        async with running(artifact, ready=False, **settings) as service:
+            await until(lambda: service.device.state == "quarantined")
+            faults.heal()
+            delays = [record.delay_s for record in caplog.records if hasattr(record, "delay_s")]
+            assert delays == [0.1, 0.2, 0.3]
+            await service.ready()
+            assert service.value("device_restarts_total", reason="crashed") == 3
+
+    with caplog.at_level(logging.INFO):
+        run(steps)
+
+
+def test_a_passed_probe_ends_the_row_of_failures(artifact: Path) -> None:
+    """Only failures with no probe passed between count towards quarantine."""
+
+    async def steps() -> None:
+        async with running(artifact, quarantine_failures=2, probe_interval_s=0.1) as service:
+            for _ in range(3):
+                service.kill_host()
+                await until(lambda: service.device.state == "waiting")
+                assert service.device.statistics()["failures_in_a_row"] == 1
+                await until(lambda: service.device.statistics()["failures_in_a_row"] == 0)
+                assert service.device.state == "ready"
+
+    run(steps)
+
+
+def test_after_very_many_failures(artifact: Path) -> None:
+    """The delay grows to half a minute and no further, however often it was doubled."""
+
+    async def steps() -> None:
+        async with running(artifact, quarantine_failures=10**6) as service:
+            service.device._failures = 5000
+            service.kill_host()
+            await until(lambda: service.device.state == "waiting")
+            assert 29 < service.model.pool.seconds_to_ready() <= 31
+            assert not service.fatal
+
+    run(steps)
+
+
+@pytest.mark.parametrize("fault", ["hang", "exit", "garbage"])
+def test_no_device_in_time_is_fatal(artifact: Path, faults: Faults, fault: str) -> None:
+    """None is proven within start_timeout_s: the service cannot go on, and is told once."""
+
+    async def steps() -> None:
+        faults.tell(open=fault)
+        settings = {"start_timeout_s": 0.4, "reap_timeout_s": 0.5}
+        settings["device_python"] = faults.python
+        async with running(artifact, ready=False, **settings) as service:
+            await until(lambda: service.fatal)
+            assert "0.4 s (cpu0" in service.fatal[0].detail
+            assert service.value("ready") == 0
+        assert len(service.fatal) == 1
+
+    run(steps)
+
+
+def test_a_grace_that_passes_is_fatal(artifact: Path, faults: Faults) -> None:
+    """No device is ready again within no_device_grace_s after one was."""
+
+    async def steps() -> None:
+        settings = {"device_python": faults.python, "no_device_grace_s": 0.3}
+        async with running(artifact, **settings) as service:
+            faults.tell(open="exit")
+            service.kill_host()
+            await until(lambda: service.fatal)
+            assert "no device was ready for 0.3 s" in service.fatal[0].detail
+
+    run(steps)
+
+
+def test_a_grace_that_is_kept(artifact: Path) -> None:
+    """A device that is ready again in time calls the alarm off."""
+
+    async def steps() -> None:
+        async with running(artifact, no_device_grace_s=3) as service:
+            service.kill_host()
+            await until(lambda: service.device.state != "ready")
+            await service.ready()
+            assert service.model.pool._alarm is None
+            assert not service.fatal
+
+    run(steps)
+
+
+def test_an_engine_that_does_not_open(
+    artifact: Path, faults: Faults, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What the host says on opening is logged with its reason, and it is started again."""
+
+    async def steps() -> None:
+        faults.tell(open="raise")
+        async with running(artifact, ready=False, device_python=faults.python) as service:
+            await until(lambda: service.device.state == "failed" or "failed" in states(caplog))
+            faults.heal()
+            await service.ready()
+            failed = [record for record in caplog.records if getattr(record, "to", "") == "failed"]
+            assert failed[0].reason == "driver"
+            assert "told to fail" in failed[0].detail
+
+    with caplog.at_level(logging.INFO):
+        run(steps)
+
+
+def test_no_interpreter(artifact: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A host that cannot be spawned at all is a failure like any other, and names what to set."""
+
+    async def steps() -> None:
+        settings = {"device_python": "/nowhere/python3.7", "quarantine_failures": 1}
+        async with running(artifact, ready=False, **settings) as service:
+            await until(lambda: service.device.state == "quarantined")
+            failed = [record for record in caplog.records if getattr(record, "to", "") == "failed"]
+            assert "/nowhere/python3.7: No such file" in failed[0].detail
+
+    with caplog.at_level(logging.INFO):
+        run(steps)
+
+
+def test_what_a_host_said_before_it_ended_counts(artifact: Path, faults: Faults) -> None:
+    """Its refusal and its end seen at the same moment: the failure is the refusal."""
+
+    async def steps() -> None:
+        faults.tell(open="raise")
+        async with running(artifact, ready=False, device_python=faults.python) as service:
+            await until(lambda: service.device.host)
+            host = service.host
+            await asyncio.sleep(0)  # the hello is sent
+            # The event loop stands still until the process has ended; it is not reaped by this.
+            os.waitid(os.P_PID, host.process.pid, os.WEXITED | os.WNOWAIT)  # noqa: ASYNC222
+            assert (await host.failure).reason == "driver"
+
+    run(steps)
+
+
+def test_an_answer_that_we_were_late_to_read(artifact: Path) -> None:
+    """The event loop was held up beyond the time-out: answers that are there are no failure."""
+
+    async def steps() -> None:
+        async with running(artifact, batch_timeout_ms=HUNG_MS) as service:
+            request = await service.frozen_with(*range(20))
+            service.thaw()
+            time.sleep(HUNG_MS / 1000 + 0.1)  # noqa: ASYNC251 - this is the hold-up
+            await request.answered
+            assert service.value("batches_total", outcome="timed_out") == 0
+            assert service.value("device_restarts_total") == 0
+            assert service.device.state == "ready"
+
+    run(steps)
+
+
+def test_stopping_with_a_probe_under_way(artifact: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Its reply comes when nobody waits for it any more: no error, and the host ends by itself."""
+
+    async def steps() -> None:
+        async with running(artifact, probe_interval_s=0.05) as service:
+            process = service.host.process
+            service.freeze()
+            await until(lambda: service.device.batches_in_flight == 1)
+            stopping = asyncio.create_task(service.model.pool.stop())
+            await asyncio.sleep(0)
+            service.thaw()
+            await stopping
+            assert process.returncode == 0
+
+    run(steps)
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
+def test_a_device_is_named_once(artifact: Path) -> None:
+    """The same ordinal twice is one device: two hosts would share its metrics and its card."""
+
+    async def steps() -> None:
+        async with running(artifact, devices="1,0,1,01") as service:
+            assert [device.name for device in service.model.pool.devices] == ["cpu1", "cpu0"]
+
+    run(steps)

@@ -1,0 +1,177 @@
+"""Who may import whom, held by walking the source; and what must not be loaded for a --help."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+LEAVES = {f"service.{name}" for name in ("errors", "settings", "images", "metrics", "artifact")}
+BELOW_POOL = {f"service.core.{name}" for name in ("batcher", "host", "rows", "request")}
+
+# Down only: beside the leaves, what each module of the service may import of it. A name stands for
+# all that is inside it.
+MAY_IMPORT = {
+    "service.cli": {"service.app", "service.client", "service.logs"},
+    "service.app": {"service.routes", "service.core.model"},
+    "service.client": {"service.core.model"},
+    "service.logs": set(),
+    "service.routes": {"service.routes", "service.core.model", "service.core.request"},
+    "service.core.model": BELOW_POOL | {"service.core.pool", "service.core.decoder"},
+    "service.core.pool": BELOW_POOL,
+    "service.core.host": {"service.core.request", "service.device.wire"},
+    "service.core.decoder": {"service.core.rows", "service.core.request"},
+    "service.core.batcher": {"service.core.request"},
+    "service.core.rows": set(),
+    "service.core.request": set(),
+}
+# The only places of what is large, or what would turn a room into another one.
+HOMES = {
+    "fastapi": {"service.app", "service.routes"},
+    "fastapi_offline": {"service.app"},
+    "starlette": {"service.app", "service.routes"},
+    "uvicorn": {"service.app"},
+    "python_multipart": {"service.routes"},
+    "PIL": {"service.images"},
+    "openvino": {"service.device.engine_openvino", "model_build"},
+    "onnx": {"model_build"},
+    "google": {"model_build"},
+    "httpx": {"service.client"},
+    "rich": {"service.cli", "service.client", "model_build"},
+    "typer": {"service.cli", "model_build.cli"},
+    "cv2": set(),
+    "onnxruntime": set(),
+    "torch": set(),
+    "pickle": {"model_build.demo"},
+}
+DEVICE = ROOT / "service" / "device"
+
+
+def name_of(file: Path) -> str:
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+def inside(name: str, rooms: set[str]) -> bool:
+    return any(name == room or name.startswith(f"{room}.") for room in rooms)
+
+
+def imports(file: Path) -> set[str]:
+    """The modules that are imported anywhere in `file`, inside functions too."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level and node.module, f"{file}:{node.lineno}: a relative import"
+            found |= {_module(node.module, alias.name) for alias in node.names}
+    return found
+
+
+def _module(package: str, name: str) -> str:
+    """The module `package.name` where that is one of ours, else `package`."""
+    path = ROOT.joinpath(*package.split("."), name)
+    return f"{package}.{name}" if path.with_suffix(".py").is_file() or path.is_dir() else package
+
+
+SERVICE = sorted(file for file in (ROOT / "service").rglob("*.py") if DEVICE not in file.parents)
+BUILD = sorted((ROOT / "model_build").rglob("*.py"))
+HOST = sorted(DEVICE.glob("*.py"))
+
+
+def ours(file: Path) -> set[str]:
+    return {name for name in imports(file) if name.split(".")[0] in ("service", "model_build")}
+
+
+@pytest.mark.parametrize("file", SERVICE, ids=name_of)
+def test_the_service_imports_downwards(file: Path) -> None:
+    """A leaf imports errors alone; any other module leaves and what stands below it."""
+    name = name_of(file)
+    if file.stat().st_size == 0:
+        return
+    if name in LEAVES:
+        assert ours(file) <= {"service.errors"}
+        return
+    rooms = [room for room in MAY_IMPORT if inside(name, {room})]
+    assert rooms, f"{name} has no place in MAY_IMPORT"
+    allowed = LEAVES.union(*(MAY_IMPORT[room] for room in rooms))
+    strays = {imported for imported in ours(file) if not inside(imported, allowed)}
+    assert not strays, f"{name} may not import {strays}"
+
+
+@pytest.mark.parametrize("file", BUILD, ids=name_of)
+def test_the_build_imports_the_contract_alone(file: Path) -> None:
+    """Of the service the build knows the artifact, the preprocessing and the errors."""
+    contract = {"model_build", "service.artifact", "service.images", "service.errors"}
+    assert {name for name in ours(file) if not inside(name, contract)} == set()
+
+
+@pytest.mark.parametrize("file", SERVICE + BUILD + HOST, ids=name_of)
+def test_every_library_has_its_home(file: Path) -> None:
+    """No FastAPI in the core, no Pillow but in the one preprocessing, no OpenVINO but for hosts."""
+    for imported in imports(file):
+        homes = HOMES.get(imported.split(".")[0])
+        assert homes is None or inside(name_of(file), homes), f"{imported} in {name_of(file)}"
+
+
+@pytest.mark.parametrize("file", HOST, ids=name_of)
+def test_the_device_folder_stands_alone(file: Path) -> None:
+    """A host knows the standard library, numpy, its own flat modules, and its engine its SDK."""
+    flat = {module.stem for module in HOST}
+    for imported in imports(file):
+        top = imported.split(".")[0]
+        if top == "openvino":
+            assert file.stem == "engine_openvino"
+        else:
+            assert top == "numpy" or top in flat or top in sys.stdlib_module_names, imported
+
+
+def test_no_module_of_the_device_folder_hides_a_library() -> None:
+    """Its folder is first on the path of a host: a module there must not be called as a package."""
+    names = {module.stem for module in HOST} - {"__main__"}
+    assert not names & ({"numpy", "openvino", "magicmind"} | sys.stdlib_module_names)
+
+
+@pytest.mark.parametrize("folder", ["service/device", "model_build/sdk", "tests37"])
+def test_python_3_7_can_read_it(folder: str) -> None:
+    """The SDK's interpreter runs it: vermin finds nothing newer than 3.7."""
+    if not (ROOT / folder).is_dir():
+        return  # model_build/sdk comes with the card
+    vermin = str(Path(sys.executable).with_name("vermin"))
+    options = ["--no-tips", "--no-parse-comments", "--violations", "-t=3.7-"]
+    answer = subprocess.run(
+        [vermin, *options, folder], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert answer.returncode == 0, answer.stdout
+
+
+HELP = """
+import sys
+from {package}.cli import main
+sys.argv = ["command", "--help"]
+try:
+    main()
+except SystemExit as ended:
+    assert not ended.code
+print(*sys.modules, file=sys.stderr)
+"""
+HEAVY = {
+    *("numpy", "openvino", "onnx", "google.protobuf", "PIL", "cv2", "fastapi", "starlette"),
+    *("uvicorn", "httpx", "rich.table", "prometheus_client", "service.app"),
+}
+
+
+@pytest.mark.parametrize("package", ["service", "model_build"])
+def test_help_loads_nothing_heavy(package: str) -> None:
+    """`topfive --help` and `topfive-build --help` answer without the libraries that they use."""
+    answer = subprocess.run(
+        [sys.executable, "-c", HELP.format(package=package)],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+    )
+    assert "Usage" in answer.stdout
+    assert HEAVY & set(answer.stderr.split()) == set()
