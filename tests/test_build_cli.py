@@ -332,7 +332,9 @@ def build_command(folder: Path, data_folder: Path) -> list[str]:
 
 
 @pytest.mark.models
-def test_a_killed_build_leaves_no_output(data_folder: Path, tmp_path: Path) -> None:
+def test_a_killed_build_leaves_no_output(
+    data_folder: Path, tmp_path: Path, figure: Callable[[str], None]
+) -> None:
     """SIGKILL in the middle; the next build works, clears away, and needs little memory."""
     command, made = build_command(tmp_path, data_folder), tmp_path / "made"
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
@@ -349,7 +351,8 @@ def test_a_killed_build_leaves_no_output(data_folder: Path, tmp_path: Path) -> N
     artifact.read(made / "net")
     weights = (tmp_path / "resnext.caffemodel").stat().st_size
     share = usage.ru_maxrss * 1024 / weights
-    print(f"\npeak memory: {usage.ru_maxrss / 1024:.0f} MiB, {share:.1f} times the caffemodel")
+    peak = f"{usage.ru_maxrss / 1024:.0f} MiB, {share:.1f} times the caffemodel"
+    figure(f"ResNeXt-50, built: peak memory {peak}")
     assert share < 10
 
 

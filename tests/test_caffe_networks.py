@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -37,7 +38,7 @@ def softmax(scores: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_trained_networks_answer_as_opencv_does(
-    name: str, models_folder: Path, data_folder: Path
+    name: str, models_folder: Path, data_folder: Path, figure: Callable[[str], None]
 ) -> None:
     """The probabilities differ by at most 1e-5 from those of OpenCV's dnn on the same files."""
     prototxt = models_folder / f"{name}.prototxt"
@@ -49,7 +50,7 @@ def test_trained_networks_answer_as_opencv_does(
     theirs = run_opencv(prototxt, caffemodel, images).reshape(ours.shape)
     reference = softmax(theirs) if network.softmax_added else theirs
     difference = np.abs(ours - reference).max()
-    print(f"{name}: largest difference of a probability {difference:.1e}")
+    figure(f"{name}, imported: largest difference of a probability {difference:.1e}")
     assert network.softmax_added is (name == "squeezenet_v1.0_dc")
     assert difference <= 1e-5
 
@@ -62,7 +63,9 @@ def resnext(data_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
     return prototxt, caffemodel
 
 
-def test_resnext50_answers_as_opencv_does(resnext: tuple[Path, Path], data_folder: Path) -> None:
+def test_resnext50_answers_as_opencv_does(
+    resnext: tuple[Path, Path], data_folder: Path, figure: Callable[[str], None]
+) -> None:
     """pool1 is 56 x 56, and the scores agree with OpenCV's dnn to 1e-4 of the largest."""
     network = load(*resnext)
     images = blobs(224, "bgr", data_folder)[:1] / 58
@@ -70,7 +73,7 @@ def test_resnext50_answers_as_opencv_does(resnext: tuple[Path, Path], data_folde
     ours = run_onnx(network.model, images, network.scores)
     reference = run_opencv(*resnext, images, "classifier")
     difference = largest_difference(ours, reference)
-    print(f"ResNeXt-50: largest difference of a score {difference:.1e} of the largest score")
+    figure(f"ResNeXt-50, imported: largest difference {difference:.1e} of the largest score")
     assert (network.scores, network.output_name) == ("classifier", "prob")
     assert difference <= 1e-4
 
@@ -89,6 +92,7 @@ def test_resnext50_is_convolutions_and_little_else(resnext: tuple[Path, Path]) -
 
 PEAK = """
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from model_build.caffe import load
 
@@ -103,7 +107,9 @@ print(peak() - before)
 """
 
 
-def test_memory_of_an_import_stays_within_a_few_models(resnext: tuple[Path, Path]) -> None:
+def test_memory_of_an_import_stays_within_a_few_models(
+    resnext: tuple[Path, Path], figure: Callable[[str], None]
+) -> None:
     """The peak of importing ResNeXt-50, above what the libraries take, is a few times its size."""
     done = subprocess.run(
         [sys.executable, "-c", PEAK, *map(str, resnext)],
@@ -114,7 +120,7 @@ def test_memory_of_an_import_stays_within_a_few_models(resnext: tuple[Path, Path
     )
     size = resnext[1].stat().st_size
     share = int(done.stdout) / size
-    print(f"ResNeXt-50, {size / 2**20:.0f} MiB: imported within {share:.1f} times its size")
+    figure(f"ResNeXt-50, {size / 2**20:.0f} MiB: imported within {share:.1f} times its size")
     assert 1 < share <= MAX_MEMORY
 
 

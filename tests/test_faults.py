@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,9 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_artifact(tmp_path_factory.mktemp("artifacts") / "tiny")
 
 
-def test_a_killed_host_costs_no_request_its_answer(artifact: Path) -> None:
+def test_a_killed_host_costs_no_request_its_answer(
+    artifact: Path, figure: Callable[[str], None]
+) -> None:
     """kill -9 of the host under load: all are answered in time, the host is back in seconds."""
     with serving(artifact) as service:
         outcome, seen_unready = asyncio.run(_kill_host_under_load(service))
@@ -30,7 +33,7 @@ def test_a_killed_host_costs_no_request_its_answer(artifact: Path) -> None:
         assert service.http.post("/classify", content=PHOTO).status_code == 200
         assert service.metric("topfive_device_restarts_total", reason="crashed") == 1
     refused = outcome.statuses[503]
-    print(f"\nhost killed: {dict(outcome.statuses)}, slowest {outcome.percentile(1):.2f} s")
+    figure(f"host killed: {dict(outcome.statuses)}, slowest {outcome.percentile(1):.2f} s")
     assert outcome.broken == 0
     assert outcome.statuses[200] > 100
     assert outcome.answered == outcome.statuses[200] + refused
@@ -53,7 +56,7 @@ def _is_unready(service: Service) -> bool:
     return service.http.get("/readyz").status_code == 503
 
 
-def test_hosts_end_with_the_service(artifact: Path) -> None:
+def test_hosts_end_with_the_service(artifact: Path, figure: Callable[[str], None]) -> None:
     """kill -9 of the service under load: its hosts are gone within 2 s."""
     with serving(artifact, "--devices", "0,1") as service:
         service.await_ready()
@@ -63,7 +66,7 @@ def test_hosts_end_with_the_service(artifact: Path) -> None:
         killed_at = time.monotonic()
         for host in hosts:
             _await_exit(host, 2)
-        print(f"\nservice killed: hosts gone after {time.monotonic() - killed_at:.3f} s")
+        figure(f"service killed: hosts gone after {time.monotonic() - killed_at:.3f} s")
 
 
 def _await_exit(pidfd: int, timeout_s: float) -> None:

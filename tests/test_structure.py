@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 LEAVES = {f"service.{name}" for name in ("errors", "settings", "images", "metrics", "artifact")}
-BELOW_POOL = {f"service.core.{name}" for name in ("batcher", "host", "rows", "request")}
+BELOW_DEVICE = {f"service.core.{name}" for name in ("batcher", "host", "rows", "request")}
 
 # Down only: beside the leaves, what each module of the service may import of it. A name stands for
 # all that is inside it.
@@ -19,8 +19,10 @@ MAY_IMPORT = {
     "service.client": {"service.core.model"},
     "service.logs": set(),
     "service.routes": {"service.routes", "service.core.model", "service.core.request"},
-    "service.core.model": BELOW_POOL | {"service.core.pool", "service.core.decoder"},
-    "service.core.pool": BELOW_POOL,
+    "service.core.model": BELOW_DEVICE
+    | {f"service.core.{name}" for name in ("pool", "device", "decoder")},
+    "service.core.pool": {"service.core.device"},
+    "service.core.device": BELOW_DEVICE,
     "service.core.host": {"service.core.request", "service.device.wire"},
     "service.core.decoder": {"service.core.rows", "service.core.request"},
     "service.core.batcher": {"service.core.request"},

@@ -22,8 +22,9 @@ from prometheus_client.core import Metric
 from service.artifact import Artifact
 from service.core.batcher import Batcher
 from service.core.decoder import Decoded, Decoder
+from service.core.device import Shared
 from service.core.host import Timings
-from service.core.pool import Pool, Shared
+from service.core.pool import Pool
 from service.core.request import Image, Prediction, Request
 from service.core.rows import Rows, State
 from service.errors import (
@@ -184,7 +185,7 @@ class Model:
 
     def _decoded(self, finished: list[Decoded]) -> None:
         """The decoder's threads have finished these: queue them, or settle their errors."""
-        now = asyncio.get_running_loop().time()
+        now = time.perf_counter()
         for decoded in finished:
             image, request = decoded.image, decoded.image.request
             if request.over:

@@ -78,4 +78,5 @@ class Image:
     row: int
     data: bytes = b""
     ready_at: float = 0.0
+    """When its row was filled, by `time.perf_counter`: uvloop's own clock counts milliseconds."""
     tries: int = 0

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from service import artifact as artifacts
+from service.core.device import Device
 from service.core.host import Host
 from service.core.model import Model
-from service.core.pool import Device
 from service.core.request import Prediction, Request
 from service.errors import DeviceError
 from service.metrics import Metrics
