@@ -44,6 +44,7 @@ log = logging.getLogger("topfive.app")
 
 Fatal = Callable[[DeviceError], None]
 
+LAG_TICK_S = 0.1
 MAX_HEAD_BYTES = 65536
 _HEAD_TOO_LARGE = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
@@ -63,27 +64,17 @@ def create_app(settings: Settings, fatal: Fatal) -> FastAPI:
     artifact = artifacts.read(settings.artifact)
     metrics = Metrics()
     metrics.describe_build(version(), os.environ.get("TOPFIVE_REVISION", ""))
-    intake = Intake(
-        settings.max_receiving_bytes,
-        settings.max_body_bytes,
-        metrics.http_request_body.labels("classify").observe,
-    )
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        model = Model(artifact, settings, metrics, fatal)
-        app.state.model, app.state.intake = model, intake
-        app.include_router(classify.router(model, intake, settings, metrics))
-        app.include_router(health.router(model))
-        app.include_router(about.router(model, intake, metrics))
+        model = app.state.model = Model(artifact, settings, metrics, fatal)
+        _add_doors(app, settings, metrics)
         model.start()
-        watches = [
-            asyncio.create_task(_watch_loop_lag(metrics)),
-            asyncio.create_task(_measure_load(model, metrics, started)),
-        ]
+        lag = asyncio.create_task(_watch_loop_lag(metrics))
+        load = asyncio.create_task(_measure_load(model, metrics, started))
         yield
-        for watch in watches:
-            watch.cancel()
+        lag.cancel()
+        load.cancel()
         await model.stop()
 
     app = cast(
@@ -101,6 +92,18 @@ def create_app(settings: Settings, fatal: Fatal) -> FastAPI:
     app.add_exception_handler(RequestError, _answer_request_error)
     app.add_exception_handler(HTTPException, _answer_http_error)
     return app
+
+
+def _add_doors(app: FastAPI, settings: Settings, metrics: Metrics) -> None:
+    model: Model = app.state.model
+    intake = app.state.intake = Intake(
+        settings.max_receiving_bytes,
+        settings.max_body_bytes,
+        metrics.http_request_body.labels("classify").observe,
+    )
+    app.include_router(classify.router(model, intake, settings, metrics))
+    app.include_router(health.router(model))
+    app.include_router(about.router(model, intake, metrics))
 
 
 def serve(settings: Settings) -> int:
@@ -231,11 +234,11 @@ async def _measure_load(model: Model, metrics: Metrics, started: float) -> None:
 
 
 async def _watch_loop_lag(metrics: Metrics) -> None:
-    loop = asyncio.get_running_loop()
     while True:
-        due = loop.time() + 0.1
-        await asyncio.sleep(0.1)
-        metrics.event_loop_lag.observe(max(0.0, loop.time() - due))
+        # Not the event loop's own clock: uvloop's ticks in whole milliseconds.
+        due = time.perf_counter() + LAG_TICK_S
+        await asyncio.sleep(LAG_TICK_S)
+        metrics.event_loop_lag.observe(max(0.0, time.perf_counter() - due))
 
 
 async def _answer_request_error(http: Request, error: Exception) -> Response:

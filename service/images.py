@@ -97,7 +97,7 @@ def decode_into(
     """Decode `data` into `row`, (height, width, 3) RGB; the pixels that the file declares.
 
     `resize`, in pixels, is at least the height and the width of the row. Raises UnsupportedMedia,
-    TooManyPixels (with `limit`) or Undecodable, and nothing else; then the row is as it was.
+    TooManyPixels (with `limit_pixels`) or Undecodable, and nothing else; then the row is as it was.
     """
     height, width = row.shape[:2]
     assert resize >= max(height, width)
@@ -222,7 +222,7 @@ def _too_many(what: str, max_pixels: int) -> TooManyPixels:
     return TooManyPixels(
         f"{what} is too large: at most {max_pixels} pixels are taken, {MAX_SIDE} a side",
         "send the picture scaled down",
-        limit=max_pixels,
+        limit_pixels=max_pixels,
     )
 
 

@@ -191,6 +191,20 @@ def test_a_signal_finishes_what_was_accepted(artifact: Path, number: signal.Sign
         await_exits(hosts, 0)
 
 
+def test_a_signal_lets_a_body_arrive(artifact: Path) -> None:
+    """A request whose body was on the way at SIGTERM is received to its end, and answered."""
+    with serving(artifact) as service:
+        connection = service.connect()
+        connection.sendall(POST % len(PNG) + PNG[:20])
+        while service.http.get("/model").json()["statistics"]["bodies"]["receiving"] == 0:
+            assert service.process.poll() is None
+        service.process.send_signal(signal.SIGTERM)
+        service.await_event("stopping")
+        connection.sendall(PNG[20:])
+        assert receive_all(connection).startswith(b"HTTP/1.1 200")
+        assert service.await_end() == 0
+
+
 def test_the_drain_has_an_end(artifact: Path) -> None:
     """Past drain_timeout_s what is left is answered 503 draining; a stuck host is killed."""
     with serving(artifact, "--drain-timeout-s", "0.5", "--reap-timeout-s", "0.5") as service:

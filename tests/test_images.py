@@ -288,7 +288,7 @@ def test_limits_are_named_and_exact() -> None:
     assert images.decode_into(data, row, 256, 300 * 256) == 300 * 256
     with pytest.raises(TooManyPixels) as refused:
         images.decode_into(data, row, 256, 300 * 256 - 1)
-    assert refused.value.members == {"limit": 300 * 256 - 1}
+    assert refused.value.members == {"limit_pixels": 300 * 256 - 1}
     with pytest.raises(TooManyPixels, match="20001 x 1"):
         decode(png_header(20_001, 1))
     with pytest.raises(Undecodable, match="its size"):

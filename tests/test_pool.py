@@ -314,6 +314,25 @@ def test_wrong_answers(artifact: Path, faults: Faults) -> None:
     run(steps)
 
 
+def test_a_probe_does_not_vouch_for_later_batches(artifact: Path, faults: Faults) -> None:
+    """A batch behind a passed probe, both answers read at once: the next probe may doubt it."""
+
+    async def steps() -> None:
+        async with running(artifact, device_python=faults.python, probe_interval_s=0.5) as service:
+            service.freeze()
+            await until(lambda: service.device.batches_in_flight == 1)  # the probe
+            request = await service.frozen_with(1, 2)
+            service.thaw()
+            time.sleep(0.3)  # noqa: ASYNC251 - held up until both answers are there
+            faults.tell(run="wrong")
+            await request.answered
+            assert_right(request, 1, 2)
+            await until(lambda: service.device.state != "ready")
+            assert service.value("doubtful_images_total") == 2
+
+    run(steps)
+
+
 def test_batches_of_a_device_found_wrong_are_tried_again(artifact: Path, faults: Faults) -> None:
     """Those not answered when the probe fails are answered rightly by its next host."""
 
@@ -458,8 +477,10 @@ def test_a_grace_that_is_kept(artifact: Path) -> None:
         async with running(artifact, no_device_grace_s=3) as service:
             service.kill_host()
             await until(lambda: service.device.state != "ready")
+            alarm = service.model.pool._alarm
             await service.ready()
-            assert service.model.pool._alarm is None
+            assert alarm is not None
+            assert alarm.cancelled()
             assert not service.fatal
 
     run(steps)

@@ -133,16 +133,19 @@ class Model:
         """Whether requests are taken: a device is proven, and the service is not stopping."""
         return self.pool.ready > 0 and not self.draining
 
-    def admit(self, images: int = 1) -> None:
-        """Raise what a request for `images` images would be refused with now, if anything."""
+    def admit(self) -> None:
+        """Raise what the smallest request would be refused with now: to be asked at its head."""
+        if self.draining:
+            raise Draining("the server is stopping", "send it to another", retry_after_s=1)
+        self._check_room(1)
+
+    def _check_room(self, images: int) -> None:
         if images > self.largest_request:
             raise TooLarge(
                 f"{images} images in one request; this server takes {self.largest_request}",
                 "send them in several requests",
                 limit_images=self.largest_request,
             )
-        if self.draining:
-            raise Draining("the server is stopping", "send it to another", retry_after_s=1)
         if not self.pool.ready:
             raise NotReady(
                 "no device is proven right now",
@@ -160,9 +163,10 @@ class Model:
         """Classify the images whose files are `data`; `answered` of the request says when it is.
 
         `deadline` is on the event loop's clock; when it passes, the request ends with Deadline.
-        TooLarge, Draining, NotReady or Overloaded if it is not taken.
+        TooLarge, NotReady or Overloaded if it is not taken. A request that was admitted is taken
+        while the service drains, too: its body was on the way.
         """
-        self.admit(len(data))
+        self._check_room(len(data))
         numbers = self.rows.take(len(data))
         assert numbers is not None
         request = Request(len(data), top_k, deadline)

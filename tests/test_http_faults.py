@@ -1,0 +1,65 @@
+"""What callers are told when devices fail: device_failed, not_ready, and the reason of health."""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support import pictures, tiny
+from tests.support.serving import serving
+
+FAULTY_HOST = Path(__file__).resolve().parent / "support" / "faulty_host.py"
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.write_tiny_artifact(tmp_path_factory.mktemp("artifacts") / "tiny")
+
+
+@pytest.fixture
+def python(tmp_path: Path) -> str:
+    """An interpreter whose hosts fail at the first batch after they are proven."""
+    control, wrapper = tmp_path / "control.json", tmp_path / "python"
+    control.write_text(json.dumps({"0": {"run": "raise", "after": 1}}))
+    wrapper.write_text(f'#!/bin/sh\nexec {sys.executable} {FAULTY_HOST} {control} "$@"\n')
+    wrapper.chmod(0o755)
+    return str(wrapper)
+
+
+def test_a_device_that_fails_twice(artifact: Path, python: str) -> None:
+    """503 with the reason and Retry-After, counted as a refusal and told in the log."""
+    flags = ("--device-python", python, "--restart-delay-s", "0.1", "--probe-interval-s", "3600")
+    with serving(artifact, *flags) as service:
+        reply = service.http.post("/classify", content=pictures.encoded())
+        said = reply.json()
+        assert (reply.status_code, said["code"], said["reason"]) == (503, "device_failed", "driver")
+        assert int(reply.headers["retry-after"]) >= 1
+        assert service.metric("topfive_refusals_total", reason="device_failed") == 1
+        assert service.metric("topfive_images_total", outcome="failed") == 1
+        assert service.metric("topfive_image_retries_total") == 1
+        assert service.await_event("answered", status=503)["reason"] == "device_failed"
+
+
+def test_no_device_is_left(artifact: Path) -> None:
+    """Live, not ready for want of a device, and 503 not_ready until there is one again."""
+    with serving(artifact, "--restart-delay-s", "30") as service:
+        os.kill(service.hosts()[0], signal.SIGKILL)
+        service.await_event("device_state", to="waiting")
+        assert service.http.get("/livez").status_code == 200
+        unready = service.http.get("/readyz")
+        assert (unready.status_code, unready.json()["reason"]) == (503, "no_device")
+        assert 25 <= int(unready.headers["retry-after"]) <= 30
+        reply = service.http.post("/classify", content=pictures.encoded())
+        assert (reply.status_code, reply.json()["code"]) == (503, "not_ready")
+        assert 25 <= int(reply.headers["retry-after"]) <= 40
+
+
+def test_the_grace_without_a_device_has_an_end(artifact: Path) -> None:
+    """Past no_device_grace_s the service ends with 1, so that whatever supervises it acts."""
+    with serving(artifact, "--restart-delay-s", "30", "--no-device-grace-s", "0.5") as service:
+        os.kill(service.hosts()[0], signal.SIGKILL)
+        assert "no device was ready for 0.5 s" in service.await_event("fatal")["detail"]
+        assert service.await_end() == 1
