@@ -10,7 +10,7 @@ DEMO ?= artifacts/efficientnet-lite0
 PYTHON37 ?= $(shell ls -d $$(command -v python3.7 2>/dev/null | grep -v /shims/) \
 	$${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.7.*/bin/python3.7 2>/dev/null | head -n 1)
 
-.PHONY: help demo install develop test check lint types python37 unit campaigns bench lock lines clean
+.PHONY: help demo install develop test check lint types python37 unit bench lock lines clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -63,13 +63,11 @@ else
 endif
 
 unit: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "not slow"
-
-campaigns: $(VENV)/.dev ## the minutes-long tests: hostile files, a minute of load, ...
-	$(BIN)/python -m pytest -m slow -s
+	$(BIN)/python -m pytest
 
 bench: $(VENV)/.dev ## one minute of 32 clients, as a share of the bare engine of the same run
-	$(BIN)/python -m bench.service_share
+	$(BIN)/topfive-build demo --output $(DEMO)
+	$(BIN)/python -m bench.service_share --artifact $(DEMO)
 
 lock: $(VENV)/.dev ## resolve the dependencies anew
 	$(BIN)/python -m pip install --quiet uv
