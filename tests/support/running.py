@@ -67,12 +67,15 @@ class Running:
         return int(self.model.rows.statistics()[state])
 
     async def frozen_with(self, *seeds: int, **others: Any) -> Request:
-        """A request in the hands of a host that does not answer; of two images, both are there."""
+        """A request of which a host that does not answer has as many batches as it takes."""
         self.freeze()
         request = self.submit(*seeds, **others)
-        sent = min(len(seeds), 2)
-        await until(lambda: self.rows("running") >= sent and not self.rows("filling"))
+        await until(lambda: not self.rows("filling") and (self._full() or not self.rows("waiting")))
         return request
+
+    def _full(self) -> bool:
+        batches = [sent for sent in self.host.unanswered.values() if sent.images]
+        return len(batches) == self.host.facts["batches_in_flight"]
 
     async def frozen_full(self) -> list[Request]:
         """Two requests of one image each, in two batches: the host, frozen, gets no third."""
