@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Coroutine
@@ -541,9 +542,20 @@ def test_an_answer_that_we_were_late_to_read(artifact: Path) -> None:
     async def steps() -> None:
         async with running(artifact, batch_timeout_ms=HUNG_MS) as service:
             request = await service.frozen_with(*range(20))
-            service.thaw()
-            time.sleep(HUNG_MS / 1000 + 0.1)  # noqa: ASYNC251 - this is the hold-up
+            ours, theirs = socket.socketpair()
+
+            def hold_up() -> None:
+                ours.recv(1)
+                service.thaw()
+                time.sleep(HUNG_MS / 1000 + 0.1)
+
+            # While it handles what sockets have, after which uvloop looks at its timers first.
+            asyncio.get_running_loop().add_reader(ours, hold_up)
+            theirs.send(b"x")
             await request.answered
+            asyncio.get_running_loop().remove_reader(ours)
+            ours.close()
+            theirs.close()
             assert service.value("batches_total", outcome="timed_out") == 0
             assert service.value("device_restarts_total") == 0
             assert service.device.state == "ready"

@@ -91,13 +91,14 @@ class StartedHost(object):
 
     def _end(self) -> None:
         self.process.kill()
-        self.process.communicate()
+        self.process.wait()
+        self.process.stderr.close()
 
     def __enter__(self) -> StartedHost:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.connection.close()  # which ends a host that has lost its parent, too
         self._end()
-        self.connection.close()
         self._theirs.close()
         self._file.close()
