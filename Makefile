@@ -10,7 +10,7 @@ DEMO ?= artifacts/efficientnet-lite0
 PYTHON37 ?= $(shell ls -d $$(command -v python3.7 2>/dev/null | grep -v /shims/) \
 	$${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.7.*/bin/python3.7 2>/dev/null | head -n 1)
 
-.PHONY: help demo install develop test check lint types python37 unit bench lock lines clean
+.PHONY: help demo install develop test check lint types python37 unit networks bench lock lines clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -64,6 +64,9 @@ endif
 
 unit: $(VENV)/.dev
 	$(BIN)/python -m pytest
+
+networks: $(VENV)/.dev ## all published Caffe networks beside OpenCV's dnn: minutes
+	$(BIN)/python -m pytest -m large tests/test_caffe_published.py
 
 bench: $(VENV)/.dev ## one minute of 32 clients, as a share of the bare engine of the same run
 	$(BIN)/topfive-build demo --output $(DEMO)

@@ -38,6 +38,15 @@ def pool(fields: str) -> str:
     return layer("Pooling", f"pooling_param {{ {fields} }}")
 
 
+def deconv(fields: str, bottoms: str = "data", top: str = "x") -> str:
+    return layer("Deconvolution", f"convolution_param {{ {fields} }}", bottoms, top)
+
+
+def slices(param: str, bottom: str, tops: str, type_: str = "Slice") -> str:
+    named = " ".join(f'top: "{top}"' for top in tops.split())
+    return f'layer {{ name: "parts" type: "{type_}" bottom: "{bottom}" {named} {param} }}'
+
+
 def files(folder: Path, *layers: str) -> tuple[Path, Path]:
     """A network of these layers, of which `x` is the last, and seeded weights for it."""
     prototxt, caffemodel = folder / "net.prototxt", folder / "net.caffemodel"
@@ -120,6 +129,64 @@ LIKE_OPENCV = {
     "flatten channels and rows": [layer("Flatten", "flatten_param { axis: 1 end_axis: 2 }")],
     "power": [layer("Power", "power_param { power: 2 scale: 3 shift: -0.5 }")],
     "power of nothing": [layer("Power")],
+    "sigmoid": [layer("Sigmoid")],
+    "tanh": [layer("TanH")],
+    "absolute value": [layer("AbsVal")],
+    "elu": [layer("ELU", "elu_param { alpha: 0.7 }")],
+    "prelu": [layer("PReLU")],
+    "lrn": [C6, layer("LRN", "lrn_param { local_size: 3 alpha: 0.5 beta: 0.7 }", "c")],
+    "lrn within a channel": [
+        layer("LRN", "lrn_param { local_size: 3 alpha: 0.5 norm_region: WITHIN_CHANNEL }")
+    ],
+    "deconvolution": [C6, deconv("num_output: 4 kernel_size: 4 stride: 2 pad: 1", "c")],
+    "deconvolution in groups": [
+        C6,
+        deconv("num_output: 6 kernel_h: 3 kernel_w: 2 group: 3 bias_term: false", "c"),
+    ],
+    "deconvolution and batch norm": [
+        C6,
+        deconv("num_output: 4 kernel_size: 2 stride: 2", "c", "d"),
+        layer("BatchNorm", bottoms="d"),
+    ],
+    "conv depthwise by its own name": [
+        C6,
+        layer("ConvolutionDepthwise", "convolution_param { num_output: 6 kernel_size: 3 }", "c"),
+    ],
+    "slice at points": [
+        C6,
+        slices("slice_param { axis: 1 slice_point: 1 slice_point: 4 }", "c", "p q r"),
+        layer("Concat", bottoms="r p q"),
+    ],
+    "slice in equal parts": [
+        C6,
+        slices("", "c", "p q r"),
+        layer("Eltwise", "eltwise_param { operation: MAX }", "p q r"),
+    ],
+    "slice of which a part is unused": [
+        C6,
+        slices("slice_param { slice_point: 2 }", "c", "p q"),
+        layer("ReLU", bottoms="q"),
+    ],
+    "split": [
+        C6,
+        slices("", "c", "p q", "Split"),
+        layer("Sigmoid", bottoms="q", top="s"),
+        layer("Eltwise", "eltwise_param { operation: PROD }", "p s"),
+    ],
+    "reshape": [layer("Reshape", "reshape_param { shape { dim: 0 dim: -1 dim: 9 } }")],
+    "reshape from an axis on": [
+        layer("Reshape", "reshape_param { axis: 2 shape { dim: 9 dim: 11 } }")
+    ],
+    "reshape of one axis": [
+        layer("Reshape", "reshape_param { axis: 1 num_axes: 1 shape { dim: 1 dim: 3 } }")
+    ],
+    "scale of columns": [layer("Scale", "scale_param { axis: 3 bias_term: true }")],
+    "scale of channels and rows": [layer("Scale", "scale_param { num_axes: 2 }")],
+    "scale by a second bottom": [
+        layer("Pooling", "pooling_param { pool: AVE global_pooling: true }", top="g"),
+        layer("Flatten", bottoms="g", top="f"),
+        layer("Scale", "scale_param { axis: 0 }", "data f"),
+    ],
     "in place": [
         C6,
         layer("ReLU", bottoms="c", top="c", name="r"),
@@ -159,6 +226,44 @@ SAME = {
         for field in ("round_mode: CEIL", "ceil_mode: true", "")
     ],
     "ReLU6 and Clip": [[layer("ReLU6")], [layer("Clip", "clip_param { min: 0 max: 6 }")]],
+    "slice_dim": [
+        [slices(f"slice_param {{ {field}: 2 slice_point: 4 }}", "data", "x y")]
+        for field in ("slice_dim", "axis")
+    ],
+    "ConvolutionDepthwise": [
+        [C6, layer(type_, f"convolution_param {{ num_output: 6 kernel_size: 3 {group} }}", "c")]
+        for type_, group in (
+            ("Convolution", "group: 6"),
+            ("ConvolutionDepthwise", ""),
+            ("ConvolutionDepthwise", "group: 6"),
+            ("DepthwiseConvolution", ""),
+        )
+    ],
+    "Axpy": [
+        [
+            layer("Pooling", "pooling_param { pool: AVE global_pooling: true }", top="g"),
+            layer("Sigmoid", bottoms="data", top="s"),
+            *last,
+        ]
+        for last in (
+            [layer("Axpy", bottoms="g s data")],
+            [
+                layer("Flatten", bottoms="g", top="f"),
+                layer("Scale", "scale_param { axis: 0 }", "s f", "t"),
+                layer("Eltwise", bottoms="t data"),
+            ],
+            [layer("Flatten", bottoms="g", top="f"), layer("Axpy", bottoms="f s data")],
+        )
+    ],
+    "Reshape": [
+        [layer("Reshape", f"reshape_param {{ {fields} }}")]
+        for fields in (
+            "shape { dim: 0 dim: 33 dim: 9 }",
+            "shape { dim: -1 dim: 33 dim: 9 }",
+            "shape { dim: 1 dim: -1 dim: 9 }",
+            "shape { dim: 33 } axis: 1 num_axes: 2",
+        )
+    ],
     "use_global_stats": [
         [layer("BatchNorm")],
         [layer("BatchNorm", "batch_norm_param { use_global_stats: true }")],
@@ -194,11 +299,13 @@ def caffe_pool(images: np.ndarray, kernel: int, stride: int, pad: int, average: 
     return made
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.integers(1, 5), st.integers(1, 5), st.integers(0, 4), st.booleans())
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 13), st.integers(1, 5), st.integers(0, 4), st.booleans())
 def test_pooling_is_caffes(kernel: int, stride: int, pad: int, average: bool) -> None:
     """Any kernel, stride and padding gives what Caffe's own loop gives."""
     assume(pad < kernel and stride <= kernel)
+    # Rounding up lets a kernel stick out of its input, by less than a stride.
+    assume(kernel - min(IMAGES.shape[2:]) - 2 * pad < stride)
     method = "AVE" if average else "MAX"
     text = pool(f"pool: {method} kernel_size: {kernel} stride: {stride} pad: {pad}")
     with tempfile.TemporaryDirectory() as folder:
@@ -232,6 +339,24 @@ def test_inner_product_with_transposed_weights(tmp_path: Path) -> None:
     assert largest_difference(ours, wanted) <= 1e-5
 
 
+def test_lrn_adds_its_k(tmp_path: Path) -> None:
+    """OpenCV reads no `k`: the formula of Caffe's documentation, over three channels."""
+    text = layer("LRN", "lrn_param { local_size: 3 alpha: 0.5 beta: 0.7 k: 2 }")
+    padded = np.pad(np.square(IMAGES), ((0, 0), (1, 1), (0, 0), (0, 0)))
+    wanted = IMAGES / (2 + 0.5 / 3 * sum(padded[:, at : at + 3] for at in range(3))) ** 0.7
+    ours = run_onnx(load(*files(tmp_path, text)).model, IMAGES, "x")
+    assert largest_difference(ours, wanted) <= 1e-6
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1, 1, 1)])
+def test_prelu_with_one_slope_for_all(shape: tuple[int, ...], tmp_path: Path) -> None:
+    """channel_shared stores one number, in the shape of whichever Caffe wrote it."""
+    prototxt, caffemodel = files(tmp_path, layer("PReLU", "prelu_param { channel_shared: true }"))
+    write_weights(caffemodel, {"x": [np.full(shape, 0.25, np.float32)], "fc": FC})
+    ours = run_onnx(load(prototxt, caffemodel).model, IMAGES, "x")
+    assert largest_difference(ours, np.where(IMAGES < 0, IMAGES / 4, IMAGES)) <= 1e-6
+
+
 def operators(folder: Path, case: str) -> list[str]:
     network = load(*files(folder, *LIKE_OPENCV[case]))
     return [node.op_type for node in network.model.graph.node]
@@ -254,9 +379,22 @@ def test_relu6_becomes_one_clip(tmp_path: Path) -> None:
 
 REFUSED = {
     "global_stats": layer("BatchNorm", "batch_norm_param { use_global_stats: false }"),
-    "axis: 2": layer("Scale", "scale_param { axis: 2 }"),
-    "num_axes: 2": layer("Scale", "scale_param { num_axes: 2 }"),
-    "one bottom and one top": layer("Scale", bottoms="data data"),
+    "axis: 0 of 4; 1 to 3": layer("Scale", "scale_param { axis: 0 }"),
+    "num_axes: 4": layer("Scale", "scale_param { num_axes: 4 }"),
+    "one bottom and one top": layer("Scale", bottoms="data data data"),
+    "the second is not the start": layer("Scale", bottoms="data data"),
+    "a number for each image": layer(
+        "Scale", "scale_param { axis: 0 bias_term: true }", "data data"
+    ),
+    "leave group out": C6
+    + layer("ConvolutionDepthwise", "convolution_param { num_output: 6 group: 2 }", "c"),
+    "Axpy takes": layer("Axpy", bottoms="data data data"),
+    "does not part 3 into 2": slices("", "data", "x z").replace('"parts"', '"x"'),
+    "local_size: 4": layer("LRN", "lrn_param { local_size: 4 }"),
+    "leaves nothing": deconv("num_output: 2 kernel_size: 1 pad: 6"),
+    "dims [0, 298] of": layer("Reshape", "reshape_param { shape { dim: 0 dim: 298 } }"),
+    "dims [0, -1, -1] of": layer("Reshape", "reshape_param { shape { dim: [0, -1, -1] } }"),
+    "num_axes: 9": layer("Reshape", "reshape_param { num_axes: 9 }"),
     "axis: 0 of 4": layer("Concat", "concat_param { axis: 0 }"),
     "concat_dim": layer("Concat", "concat_param { axis: 1 concat_dim: 1 }"),
     "agree but for axis 1": C6

@@ -18,10 +18,10 @@ def relu(name: str, more: str = "", bottom: str = "data") -> str:
     return f'layer {{ name: "{name}" type: "ReLU" bottom: "{bottom}" top: "{name}" {more} }}'
 
 
-def read(folder: Path, *lines: str) -> Wiring:
+def read(folder: Path, *lines: str, output: str | None = None) -> Wiring:
     prototxt = folder / "net.prototxt"
     prototxt.write_text("\n".join(lines))
-    return wire(text.read(prototxt), str(prototxt))
+    return wire(text.read(prototxt), str(prototxt), output)
 
 
 @pytest.mark.parametrize(
@@ -97,8 +97,67 @@ def test_the_output_is_prob_or_the_only_one(tmp_path: Path) -> None:
     several = read(tmp_path, INPUT, relu("prob"), relu("other"))
     assert (several.output, [layer.name for layer in several.layers]) == ("prob", ["prob"])
     assert read(tmp_path, INPUT, relu("scores")).output == "scores"
-    with pytest.raises(BuildError, match="found 'one', 'two'"):
+    with pytest.raises(BuildError, match="found 'one', 'two'") as caught:
         read(tmp_path, INPUT, relu("one"), relu("two"))
+    assert "--output-name" in caught.value.remedy
+
+
+def test_prob_is_the_output_even_if_something_reads_it(tmp_path: Path) -> None:
+    """What comes after `prob` is left out, of whatever type it is."""
+    after = 'layer { name: "top" type: "ArgMax" bottom: "prob" top: "top" }'
+    wiring = read(tmp_path, INPUT, relu("prob"), after)
+    assert (wiring.output, [layer.name for layer in wiring.layers]) == ("prob", ["prob"])
+
+
+def test_the_output_can_be_named(tmp_path: Path) -> None:
+    """Any blob, before `prob` too; one that is not there is an error with those that are left."""
+    lines = INPUT, relu("a"), relu("prob", bottom="a"), relu("b", bottom="a")
+    assert read(tmp_path, *lines, output="b").output == "b"
+    assert [layer.name for layer in read(tmp_path, *lines, output="a").layers] == ["a"]
+    for name in ("c", "data"):
+        with pytest.raises(BuildError, match=f"makes the output '{name}'; nothing reads 'prob'"):
+            read(tmp_path, *lines, output=name)
+
+
+def test_a_slices_unread_part_is_no_output(tmp_path: Path) -> None:
+    """A layer of which one top is read has no output among the others."""
+    parts = 'layer { name: "s" type: "Slice" bottom: "data" top: "p" top: "q" }'
+    assert read(tmp_path, INPUT, parts, relu("r", bottom="q")).output == "r"
+    with pytest.raises(BuildError, match="found 'p', 'q'"):
+        read(tmp_path, INPUT, parts)
+
+
+V1 = 'layers { name: "c" type: CONVOLUTION bottom: "data" top: "c" blobs_lr: 1 weight_decay: 0'
+V1_CONV = (
+    f'{V1} param: "w" convolution_param {{ num_output: 2 weight_filler {{ type: "xavier" }} }} }}'
+)
+
+
+def test_layers_of_the_older_form_are_todays(tmp_path: Path) -> None:
+    """Types, phases and parameters of `layers` are those of `layer`; how it learns is dropped."""
+    train = 'layers { name: "t" type: RELU bottom: "c" top: "t" include { phase: TRAIN } }'
+    prob = 'layers { name: "p" type: SOFTMAX bottom: "c" top: "prob" include: { phase: TEST } }'
+    first, last = read(
+        tmp_path, 'input: "data" input_dim: [1, 3, 6, 8]', V1_CONV, train, prob
+    ).layers
+    assert (first.type, first.proto.convolution_param.num_output) == ("Convolution", 2)
+    assert (last.type, last.bottoms, last.tops) == ("Softmax", ("c",), ("prob",))
+
+
+def test_layers_with_todays_types_are_read(tmp_path: Path) -> None:
+    """GoogLeNet-BN's text: `layers` around what would be right in `layer`."""
+    wiring = read(
+        tmp_path, INPUT.replace("layer {", "layers {"), relu("r").replace("layer", "layers")
+    )
+    assert [layer.type for layer in wiring.layers] == ["ReLU"]
+
+
+@pytest.mark.parametrize("head", ["layers { layer { name: 'a' } }", "layers\n<layer: <name: 'a'>>"])
+def test_the_oldest_form_is_refused_with_its_remedy(head: str, tmp_path: Path) -> None:
+    """Caffe's own tool can upgrade it."""
+    with pytest.raises(BuildError, match="oldest form") as caught:
+        read(tmp_path, head)
+    assert "upgrade_net_proto_text" in caught.value.remedy
 
 
 @pytest.mark.parametrize(
@@ -109,7 +168,7 @@ def test_the_output_is_prob_or_the_only_one(tmp_path: Path) -> None:
         (relu("bad", "top: 3"), "bad", "Expected string"),
         ("layer {", "", "line 3: "),
         ("net: 'train.prototxt'", "a", 'line 3: .*has no field named "net"'),
-        ("layers { name: 'a' type: RELU }", "", "`layers`"),
+        ("layers { name: 'a' type: RELU }", "", "both `layer` and `layers`"),
         (relu("a"), "a", "two layers have this name"),
         (relu("b", bottom="nowhere"), "b", "bottom 'nowhere'"),
         ('layer { name: "b" type: "ReLU" bottom: "data" top: "a" }', "b", "by another layer"),

@@ -19,14 +19,19 @@ from service.errors import BuildError
 
 
 def load(
-    prototxt: Path, caffemodel: Path, height: int | None = None, width: int | None = None
+    prototxt: Path,
+    caffemodel: Path,
+    height: int | None = None,
+    width: int | None = None,
+    output: str | None = None,
 ) -> Network:
     """The classifier of the two files, checked; `height` and `width` replace the input's own.
 
+    `output` names the blob of the classes; else it is `prob`, or the only one that nothing reads.
     Raises BuildError for files that cannot be read, do not fit each other, or ask for what is not
     supported.
     """
-    wiring = _resized(_wired(prototxt), height, width)
+    wiring = _resized(_wired(prototxt, output), height, width)
     graph = Graph(wiring, weights.read(caffemodel), prototxt, caffemodel)
     for layer in wiring.layers:
         if layer.name not in graph.done:
@@ -36,17 +41,17 @@ def load(
     return network
 
 
-def _wired(prototxt: Path) -> Wiring:
-    net = text.read(prototxt)
-    for layer in net.layer:
-        if layer.type not in LAYERS and layer.type != "Input":
+def _wired(prototxt: Path, output: str | None) -> Wiring:
+    wiring = wire(text.read(prototxt), str(prototxt), output)
+    for layer in wiring.layers:
+        if layer.type not in LAYERS:
             raise BuildError(
                 f"layers of type {layer.type!r} are not known",
                 f"known are {', '.join(LAYERS)}",
                 file=str(prototxt),
                 layer=layer.name,
             )
-    return wire(net, str(prototxt))
+    return wiring
 
 
 def _resized(wiring: Wiring, height: int | None, width: int | None) -> Wiring:

@@ -9,6 +9,7 @@ weights are handed out once and forgotten, so that no number is held twice for l
 import math
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import dropwhile
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ from service.errors import BuildError
 OPSET = 13
 IR_VERSION = 7
 BATCH = "N"
-MAX_NUMBERS = 1 << 31
-"""In one value, for one image."""
+MAX_NUMBERS = 1 << 28
+"""In one value, for one image: 1 GiB of float32."""
 
 
 class Graph:
@@ -85,10 +86,19 @@ class Graph:
             for (what, shape), blob in zip(wanted.items(), found, strict=True)
         ]
 
+    def weights_and_bias(
+        self, layer: Layer, shape: Shape, bias: Shape, has_bias: bool
+    ) -> tuple[Blob, Blob]:
+        """The layer's weights of `shape`, and its bias; of zeros, if it has none."""
+        if has_bias:
+            weights, summand = self.blobs(layer, weights=shape, bias=bias)
+            return weights, summand
+        [weights] = self.blobs(layer, weights=shape)
+        return weights, np.zeros(bias, np.float32)
+
     def _blob(self, layer: Layer, what: str, shape: Shape, blob: Blob) -> Blob:
-        # Old files give every blob four sides: (1, 1, 1, 64) is (64,).
-        extra = blob.shape[: max(0, blob.ndim - len(shape))]
-        if blob.shape[len(extra) :] != shape or set(extra) - {1}:
+        # Old files give every blob four sides: (1, 1, 1, 64) is (64,), and () is (1,).
+        if _without_leading_ones(blob.shape) != _without_leading_ones(shape):
             raise BuildError(
                 f"{what}: the shape {shape} expected, found {blob.shape}",
                 f"give the caffemodel that belongs to {self.text}; an input of another height or "
@@ -154,3 +164,7 @@ class Graph:
         for name, ends in ((value, self.model.graph.input), (output, self.model.graph.output)):
             sides = (BATCH, *self.shapes[name][1:])
             ends.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, sides))
+
+
+def _without_leading_ones(shape: Shape) -> Shape:
+    return tuple(dropwhile(lambda side: side == 1, shape))

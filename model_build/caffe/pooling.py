@@ -33,8 +33,9 @@ def pooling(graph: Graph, layer: Layer) -> None:
     window = pooling_window(graph, layer)
     batch, channels, *sides = graph.shapes[value]
     starts = _starts(window, sides, _rounds_down(graph, layer, param))
-    inside = all(start[-1] < side for start, side in zip(starts, sides, strict=True))
-    graph.require(layer, inside, f"with {window} the last window has no input")
+    inside = all(len(s) and s[-1] < side for s, side in zip(starts, sides, strict=True))
+    detail = f"with {window} over {sides} there is no window, or the last one has no input"
+    graph.require(layer, inside, detail, "give the network a larger input, or correct the prototxt")
     last = [int(start[-1]) + kernel for start, kernel in zip(starts, window.kernel, strict=True)]
     ends = [max(0, end - side) for end, side in zip(last, sides, strict=True)]
     made = (batch, channels, *map(len, starts))
@@ -45,10 +46,11 @@ def pooling(graph: Graph, layer: Layer) -> None:
     average = graph.node(
         layer, operator, [value], f"{layer.name}:mean", made, count_include_pad=1, **attributes
     )
-    # ONNX divides by the whole kernel.
-    correction = (np.prod(window.kernel) / _areas(window, starts, sides)).astype(np.float32)
-    corrected = bool((correction != 1).any())
-    steps = [("Mul", graph.constant(f"{layer.name}:correction", correction))] if corrected else []
+    steps = []
+    for axis, correction in zip("yx", _corrections(window, starts, sides), strict=True):
+        if (correction != 1).any():
+            line = correction.astype(np.float32).reshape((-1, 1) if axis == "y" else (1, -1))
+            steps.append(("Mul", graph.constant(f"{layer.name}:correction_{axis}", line)))
     graph.chain(layer, average, steps, layer.tops[0], made)
 
 
@@ -67,13 +69,14 @@ def _starts(window: Window, sides: Sequence[int], floor: bool) -> list[Line]:
     return starts
 
 
-def _areas(window: Window, starts: Sequence[Line], sides: Sequence[int]) -> NDArray[np.int64]:
-    """The area of each window within the input and its padding."""
-    down, across = (
-        np.minimum(start + kernel, side + pad) - start
+def _corrections(
+    window: Window, starts: Sequence[Line], sides: Sequence[int]
+) -> list[NDArray[np.float64]]:
+    """ONNX divides by the whole kernel: what that leaves to be multiplied by, down and across."""
+    return [
+        kernel / (np.minimum(start + kernel, side + pad) - start)
         for start, kernel, side, pad in zip(starts, window.kernel, sides, window.pad, strict=True)
-    )
-    return np.outer(down, across)
+    ]
 
 
 def _global(graph: Graph, layer: Layer, value: str, operator: str) -> None:

@@ -12,21 +12,27 @@ from typing import Any
 from google.protobuf import text_format
 
 from model_build.caffe import schema
+from model_build.caffe.upgrade import upgrade
 from service.errors import BuildError
 
-MAX_TEXT_BYTES = 4 << 20
+MAX_TEXT_BYTES = 1 << 20
+"""Four times the largest published text; a parser in Python reads it in about a second."""
 DATA_LAYERS = frozenset(
     {"Data", "DummyData", "HDF5Data", "ImageData", "MemoryData", "WindowData", "AnnotatedData"}
 )
 
-_LEGACY_LAYERS = re.compile(r"^[^#\"'\n]*\blayers\s*:?\s*[{<]", re.MULTILINE)
-_LAYER_START = re.compile(r"\blayer\s*:?\s*[{<]")
-_LAYER_NAME = re.compile(r"\bname\s*:\s*[\"']([^\"'\n]*)")
+# Quantifiers that give nothing back (++ and the like) keep the time linear, whatever the text.
+_OLD_LAYER = re.compile(r"^([ \t]*+layer)s(?=\s*+:?+\s*+[{<])", re.MULTILINE)
+_OLDEST_LAYER = re.compile(r"^[ \t]*+layers\s*+:?+\s*+[{<]\s*+layer\s*+:?+\s*+[{<]", re.MULTILINE)
+_OLD_TYPE = re.compile(r"\btype\s*+:\s*+[A-Z]")
+_LAYER_START = re.compile(r"\blayers?+\s*+:?+\s*+[{<]")
+_LAYER_NAME = re.compile(r"\bname\s*+:\s*+[\"']([^\"'\n]*+)")
 
 
 def read(path: Path) -> Any:
     """The NetParameter of the prototxt at `path`, with the layers of its TEST phase."""
-    net = _parse(_text(path), str(path))
+    net = _parse(_todays(_text(path), str(path)), str(path))
+    upgrade(net, str(path))
     if not net.layer:
         raise BuildError("it has no layers", _DEPLOY, file=str(path))
     stages = set(net.state.stage)
@@ -43,7 +49,8 @@ _DEPLOY = "give the deploy prototxt, which describes the network as it answers"
 def _text(path: Path) -> str:
     try:
         if path.stat().st_size > MAX_TEXT_BYTES:
-            raise BuildError(f"a prototxt of more than {MAX_TEXT_BYTES} bytes", file=str(path))
+            detail = f"{path.stat().st_size} bytes; a prototxt has up to {MAX_TEXT_BYTES}"
+            raise BuildError(detail, _DEPLOY, file=str(path))
         data = path.read_bytes()
     except OSError as error:
         raise BuildError(str(error.strerror), "name the prototxt", file=str(path)) from error
@@ -57,13 +64,18 @@ def _text(path: Path) -> str:
     return text
 
 
-def _parse(text: str, file: str) -> Any:
-    if _LEGACY_LAYERS.search(text):
+def _todays(text: str, file: str) -> str:
+    """The text, with `layer` for `layers` where the types are today's, as in GoogLeNet-BN's."""
+    if _OLDEST_LAYER.search(text):
         raise BuildError(
-            "`layers` is an old form of Caffe's; `layer` is read",
-            "upgrade the text with Caffe's upgrade_net_proto_text",
+            "`layers { layer {` is the oldest form of Caffe's, which is not read",
+            "upgrade both files with Caffe's upgrade_net_proto_text and upgrade_net_proto_binary",
             file=file,
         )
+    return text if _OLD_TYPE.search(text) else _OLD_LAYER.sub(r"\1", text)
+
+
+def _parse(text: str, file: str) -> Any:
     try:
         return text_format.Parse(text, schema.NetParameter())
     except text_format.ParseError as error:

@@ -33,9 +33,19 @@ class Window:
             )
         ]
 
+    def spread(self, sides: Sequence[int]) -> list[int]:
+        """The sides of what a deconvolution makes of `sides`: the input that would give them."""
+        return [
+            (side - 1) * stride + extent - 2 * pad
+            for side, pad, extent, stride in zip(
+                sides, self.pad, self.extent, self.stride, strict=True
+            )
+        ]
+
 
 def convolution_window(graph: Graph, layer: Layer) -> Window:
     param = layer.proto.convolution_param
+    graph.require(layer, param.axis in (1, -3), f"axis: {param.axis}; the channels are axis 1")
     window = Window(
         kernel=_pair(graph, layer, param, "kernel_size", 0),
         stride=_pair(graph, layer, param, "stride", 1),
@@ -78,11 +88,8 @@ def _checked(graph: Graph, layer: Layer, window: Window) -> Window:
     sane = min(sizes) >= 1 and max(*sizes, *window.pad) <= MAX_SIDE
     detail = f"{window}: kernel, stride and dilation must be 1 to {MAX_SIDE}, pad not more"
     graph.require(layer, sane, detail, "correct the prototxt")
-    [value] = layer.bottoms
-    graph.require(layer, len(graph.shapes[value]) == 4, "its bottom is not a map of two sides")
-    sides = graph.shapes[value][2:]
-    reach = [side + 2 * pad for side, pad in zip(sides, window.pad, strict=True)]
-    fits = all(k <= r for k, r in zip(window.extent, reach, strict=True))
-    detail = f"a kernel of {window.extent} is larger than its input, {sides} padded by {window.pad}"
-    graph.require(layer, fits, detail, "give the network a larger input, or correct the prototxt")
+    shape = graph.shapes[graph.single(layer)]
+    mapped = len(shape) == 4 and max(shape[2:]) <= MAX_SIDE
+    detail = f"its bottom {shape} is not a map of two sides of up to {MAX_SIDE}"
+    graph.require(layer, mapped, detail, "correct the prototxt")
     return window

@@ -38,12 +38,15 @@ class Wiring:
     output: str
 
 
-def wire(net: Any, file: str) -> Wiring:
-    """The wiring of `net`, whose text is `file`; BuildError where it does not hold together."""
+def wire(net: Any, file: str, output: str | None = None) -> Wiring:
+    """The wiring of `net`, whose text is `file`; BuildError where it does not hold together.
+
+    The output is the blob named, or `prob`, or the only one left.
+    """
     input_name, input_shape = _input(net, file)
-    layers = _written_once(net, input_name, file)
-    output = _output(layers, file)
-    return Wiring(input_name, input_shape, _needed(layers, output), output)
+    layers, blobs = _written_once(net, input_name, file)
+    value = _output(layers, blobs, output, file)
+    return Wiring(input_name, input_shape, _needed(layers, value), value)
 
 
 _INPUT_REMEDY = "give it one input of 1 x 3 x height x width, as an Input layer or `input` has it"
@@ -86,7 +89,8 @@ def _input_layer(layer: Any) -> Iterable[tuple[str, Shape]]:
     return zip(layer.top, shapes * len(layer.top) if len(shapes) == 1 else shapes, strict=False)
 
 
-def _written_once(net: Any, input_name: str, file: str) -> list[Layer]:
+def _written_once(net: Any, input_name: str, file: str) -> tuple[list[Layer], dict[str, str]]:
+    """The layers with values in place of blobs, and the value that each blob is in the end."""
     layers = [layer for layer in net.layer if layer.type != "Input"]
     still_to_come = Counter(top for layer in layers for top in layer.top)
     # The value that each blob is at this point of the network.
@@ -101,7 +105,7 @@ def _written_once(net: Any, input_name: str, file: str) -> list[Layer]:
             current[top] = top if plain else f"{top}@{layer.name}"
         tops = tuple(current[blob] for blob in layer.top)
         wired.append(Layer(layer.name, layer.type, bottoms, tops, layer))
-    return wired
+    return wired, current
 
 
 def _check_blobs(layer: Any, current: dict[str, str], file: str) -> None:
@@ -123,19 +127,29 @@ def _check_blobs(layer: Any, current: dict[str, str], file: str) -> None:
             )
 
 
-def _output(layers: list[Layer], file: str) -> str:
-    read = {blob for layer in layers for blob in layer.bottoms}
-    unread = [blob for layer in layers for blob in layer.tops if blob not in read]
-    if OUTPUT in unread:
-        return OUTPUT
-    if len(unread) != 1:
-        named = ", ".join(f"'{blob}'" for blob in unread) or "none"
+def _output(layers: list[Layer], blobs: dict[str, str], asked: str | None, file: str) -> str:
+    made = {top for layer in layers for top in layer.tops}
+    named = asked or OUTPUT
+    if blobs.get(named) in made:
+        return blobs[named]
+    left = _left(layers)
+    if asked or len(left) != 1:
+        found = ", ".join(f"'{value}'" for value in left) or "none"
         raise BuildError(
-            f"one output expected, found {named}",
-            f"remove what is not wanted, or name the output '{OUTPUT}'",
+            f"no layer makes the output '{asked}'; nothing reads {found}"
+            if asked
+            else f"one output expected, found {found}",
+            "name the blob of the classes' scores or probabilities with --output-name",
             file=file,
         )
-    return unread[0]
+    return left[0]
+
+
+def _left(layers: list[Layer]) -> list[str]:
+    """What nobody reads, but for the parts of a Slice or Split whose others are read."""
+    read = {value for layer in layers for value in layer.bottoms}
+    unread_layers = [layer for layer in layers if read.isdisjoint(layer.tops)]
+    return [top for layer in unread_layers for top in layer.tops]
 
 
 def _needed(layers: list[Layer], output: str) -> tuple[Layer, ...]:

@@ -15,31 +15,43 @@ class _SeededGraph(Graph):
     """Makes the weights that a layer asks for, and keeps them."""
 
     def blobs(self, layer: Layer, **wanted: Shape) -> list[Blob]:
-        made = [_numbers(self.random, what, shape) for what, shape in wanted.items()]
-        self.made[layer.name] = made
-        return made
+        if layer.name not in self.made:
+            self.made[layer.name] = [
+                _numbers(self.random, self.scale, what, shape) for what, shape in wanted.items()
+            ]
+        return self.made[layer.name]
 
 
-def _numbers(random: np.random.Generator, what: str, shape: Shape) -> Blob:
-    """He-scaled weights, scales and variances about 1, small biases and means, the factor 1."""
+def _numbers(random: np.random.Generator, scale: float, what: str, shape: Shape) -> Blob:
+    """He-scaled weights, variances about 1, scales about `scale`, small biases, the factor 1."""
     if what == "factor":
         return np.ones(shape, np.float32)
-    if what == "variance" or (what == "weights" and len(shape) == 1):
+    if what == "variance":
         return random.uniform(0.5, 1.5, shape).astype(np.float32)
-    scale = 0.1 if len(shape) == 1 else np.sqrt(2 / np.prod(shape[1:]))
-    return (scale * random.standard_normal(shape)).astype(np.float32)
+    if what == "weights" and len(shape) < 2:
+        return (scale * random.uniform(0.5, 1.5, shape)).astype(np.float32)
+    spread = 0.1 if len(shape) == 1 else np.sqrt(2 / np.prod(shape[1:]))
+    return (spread * random.standard_normal(shape)).astype(np.float32)
 
 
-def write_seeded_weights(prototxt: Path, caffemodel: Path, seed: int) -> None:
-    """Write `caffemodel`, with weights of the shapes that `prototxt` asks for."""
+def write_seeded_weights(prototxt: Path, caffemodel: Path, seed: int, scale: float = 1) -> None:
+    """Write `caffemodel`, with weights of the shapes that `prototxt` asks for.
+
+    All branches get theirs, as engines that look at the whole network want it.
+    """
     net = text.read(prototxt)
-    wiring = wire(net, str(prototxt))
-    graph = _SeededGraph(wiring, {}, prototxt, caffemodel)
-    graph.random, graph.made = np.random.default_rng(seed), {}
-    for layer in wiring.layers:
-        if layer.name not in graph.done:
-            LAYERS[layer.type](graph, layer)
-    write_weights(caffemodel, graph.made)
+    made: dict[str, list[Blob]] = {}
+    random = np.random.default_rng(seed)
+    read = {blob for layer in net.layer for blob in layer.bottom}
+    ends = [top for layer in net.layer for top in layer.top if top not in read]
+    for end in dict.fromkeys(ends or [None]):
+        wiring = wire(net, str(prototxt), end)
+        graph = _SeededGraph(wiring, {}, prototxt, caffemodel)
+        graph.random, graph.scale, graph.made = random, scale, made
+        for layer in wiring.layers:
+            if layer.type in LAYERS and layer.name not in graph.done:
+                LAYERS[layer.type](graph, layer)
+    write_weights(caffemodel, made)
 
 
 def write_weights(caffemodel: Path, weights: dict[str, list[Blob]]) -> None:

@@ -1,0 +1,98 @@
+"""Layers where branches of a network meet or part: Eltwise, Axpy, Concat, Slice, Split."""
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from model_build.caffe.graph import Graph
+from model_build.caffe.wiring import Layer
+
+
+def eltwise(graph: Graph, layer: Layer) -> None:
+    param = layer.proto.eltwise_param
+    shapes = [graph.shapes[value] for value in layer.bottoms]
+    alike = len(shapes) >= 2 and len(set(shapes)) == 1 and len(layer.tops) == 1
+    detail = f"Eltwise takes two or more bottoms of one shape and makes one top; found {shapes}"
+    graph.require(layer, alike, detail, "correct the prototxt")
+    operator = {0: "Mul", 1: "Add", 2: "Max"}[param.operation]
+    counted = not param.coeff or (operator == "Add" and len(param.coeff) == len(shapes))
+    graph.require(layer, counted, "coeff is for SUM, one for each bottom", "correct the prototxt")
+    first, *others = [_weighed(graph, layer, value, at) for at, value in enumerate(layer.bottoms)]
+    graph.chain(layer, first, [(operator, value) for value in others], layer.tops[0], shapes[0])
+
+
+def _weighed(graph: Graph, layer: Layer, value: str, at: int) -> str:
+    """The bottom at this place, times its coefficient if it has one."""
+    coefficients = layer.proto.eltwise_param.coeff
+    if not coefficients or coefficients[at] == 1:
+        return value
+    factor = graph.scalar(f"{layer.name}:coeff{at}", coefficients[at])
+    product = f"{layer.name}:term{at}"
+    return graph.node(layer, "Mul", [value, factor], product, graph.shapes[value])
+
+
+def axpy(graph: Graph, layer: Layer) -> None:
+    """a * x + y, where `a` has a number for each channel: the end of an SE block."""
+    shapes = [graph.shapes[value] for value in layer.bottoms]
+    fits = len(shapes) == 3 and len(layer.tops) == 1 and shapes[1] == shapes[2]
+    # (N, C) or (N, C, 1, 1).
+    fits = fits and shapes[0][:2] == shapes[1][:2] and set(shapes[0][2:]) <= {1}
+    detail = f"Axpy takes bottoms of (N, C, 1, 1) and twice (N, C, H, W); found {shapes}"
+    graph.require(layer, fits, detail, "correct the prototxt")
+    factor, value, summand = layer.bottoms
+    spread = (*shapes[1][:2], *(1 for _ in shapes[1][2:]))
+    if shapes[0] != spread:
+        factor = graph.reshape(layer, factor, f"{layer.name}:a", spread)
+    graph.chain(layer, value, [("Mul", factor), ("Add", summand)], layer.tops[0], shapes[1])
+
+
+def concat(graph: Graph, layer: Layer) -> None:
+    param = layer.proto.concat_param
+    shapes = [graph.shapes[value] for value in layer.bottoms]
+    graph.require(layer, bool(shapes) and len(layer.tops) == 1, "Concat needs bottoms and one top")
+    axis = _axis(graph, layer, param, "concat_dim", len(shapes[0]))
+    rest = {(*shape[:axis], *shape[axis + 1 :]) for shape in shapes}
+    detail = f"shapes that agree but for axis {axis} expected, found {shapes}"
+    alike = len(rest) == 1 and len({len(shape) for shape in shapes}) == 1
+    graph.require(layer, alike, detail, "correct the prototxt")
+    sides = list(shapes[0])
+    sides[axis] = sum(shape[axis] for shape in shapes)
+    graph.node(layer, "Concat", layer.bottoms, layer.tops[0], tuple(sides), axis=axis)
+
+
+def slices(graph: Graph, layer: Layer) -> None:
+    """The bottom in parts that end at the slice_points, or in equal ones."""
+    graph.require(layer, len(layer.bottoms) == 1 and bool(layer.tops), "Slice takes one bottom")
+    param, [value] = layer.proto.slice_param, layer.bottoms
+    shape = graph.shapes[value]
+    axis = _axis(graph, layer, param, "slice_dim", len(shape))
+    side, parts = shape[axis], len(layer.tops)
+    points = list(param.slice_point) or list(range(0, side, max(1, side // parts)))[1:]
+    ends = [0, *points, side]
+    right = len(ends) == parts + 1 and all(start < end for start, end in pairwise(ends))
+    detail = f"slice_point: {list(param.slice_point)} does not part {side} into {parts} tops"
+    graph.require(layer, right, detail, "correct the prototxt")
+    for top, (start, end) in zip(layer.tops, pairwise(ends), strict=True):
+        bounds = [
+            graph.constant(f"{top}:{what}", np.array([number], np.int64))
+            for what, number in (("start", start), ("end", end), ("axis", axis))
+        ]
+        made = (*shape[:axis], end - start, *shape[axis + 1 :])
+        graph.node(layer, "Slice", [value, *bounds], top, made)
+
+
+def split(graph: Graph, layer: Layer) -> None:
+    """The bottom under other names."""
+    graph.require(layer, len(layer.bottoms) == 1, "Split takes one bottom", "correct the prototxt")
+    [value] = layer.bottoms
+    for top in layer.tops:
+        graph.node(layer, "Identity", [value], top, graph.shapes[value])
+
+
+def _axis(graph: Graph, layer: Layer, param: Any, older: str, rank: int) -> int:
+    """`axis`, or what older texts call it."""
+    has_older = param.HasField(older)
+    both = has_older and param.HasField("axis")
+    graph.require(layer, not both, f"axis together with {older}", "keep one of them")
+    return graph.axis(layer, getattr(param, older if has_older else "axis"), rank)
