@@ -82,8 +82,8 @@ def run_reference(
     try:
         return run_opencv(prototxt, caffemodel, images, last), "OpenCV"
     except cv2.error as error:
-        said = " ".join(error.err.split())
-        return run_numpy(prototxt, caffemodel, images, blob), f"numpy; OpenCV says {said}"
+        said = " ".join(f"{error.func}: {error.err}".replace("\n>", ",").split())
+        return run_numpy(prototxt, caffemodel, images, blob), f"numpy; OpenCV says: {said}"
 
 
 @pytest.mark.parametrize("name", FEW)

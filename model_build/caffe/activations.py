@@ -1,6 +1,7 @@
 """Layers that turn each number into another: ReLU and its kin, Power, Sigmoid, LRN."""
 
 from collections.abc import Callable
+from math import inf
 
 from model_build.caffe.graph import Graph
 from model_build.caffe.wiring import MAX_SIDE, Layer
@@ -102,7 +103,11 @@ def lrn(graph: Graph, layer: Layer) -> None:
     param = layer.proto.lrn_param
     value = graph.single(layer)
     shape, size = graph.shapes[value], param.local_size
-    graph.require(layer, size % 2 == 1, f"local_size: {size} is even", "correct the prototxt")
+    sane = size % 2 == 1 and size <= MAX_SIDE
+    sane = sane and all(0 < number < inf for number in (param.alpha, param.beta, param.k))
+    detail = f"local_size: {size}, alpha: {param.alpha:g}, beta: {param.beta:g}, k: {param.k:g}"
+    remedy = f"correct the prototxt: local_size is odd, up to {MAX_SIDE}, the others are positive"
+    graph.require(layer, sane, detail, remedy)
     graph.require(layer, len(shape) == 4, "its bottom is not a map of two sides")
     if param.norm_region == _WITHIN_CHANNEL:
         _lrn_within_channel(graph, layer, value)
@@ -115,7 +120,6 @@ def _lrn_within_channel(graph: Graph, layer: Layer, value: str) -> None:
     """Over squares of n x n pixels, those of the padding among them. Caffe's k is 1 here."""
     param, shape, name = layer.proto.lrn_param, graph.shapes[value], layer.name
     size = param.local_size
-    graph.require(layer, size <= MAX_SIDE, f"local_size: {size} is more than {MAX_SIDE}")
     squared = graph.node(layer, "Mul", [value, value], f"{name}:squared", shape)
     mean = graph.node(
         layer,
