@@ -37,11 +37,13 @@ class Preprocessing:
 
 
 # soeaver/caffe-model's cls/README.md and evaluation_cls.py; "caffe" is BVLC's own custom;
-# efficientnet-lite is that of its authors.
+# "densenet" is shicai's, of its MobileNets too; efficientnet-lite is that of its authors.
 PRESETS: dict[str, Preprocessing] = {
     "resnext": Preprocessing("bgr", (103.52, 116.28, 123.675), (57.375, 57.12, 58.395), 256),
     "resnet-v2": Preprocessing("bgr", (102.98, 115.947, 122.772), (1, 1, 1), 256),
     "inception": Preprocessing("bgr", (128, 128, 128), (128, 128, 128), 320),
+    "dpn": Preprocessing("bgr", (104, 117, 124), (59.88, 59.88, 59.88), 256),
+    "densenet": Preprocessing("bgr", (103.94, 116.78, 123.68), (58.82, 58.82, 58.82), 256),
     "caffe": Preprocessing("bgr", (104, 117, 123), (1, 1, 1), 256),
     "efficientnet-lite": Preprocessing("rgb", (127, 127, 127), (128, 128, 128), 256),
 }

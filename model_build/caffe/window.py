@@ -19,6 +19,9 @@ class Window:
     pad: Pair
     dilation: Pair = (1, 1)
 
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {high} x {wide}" for name, (high, wide) in vars(self).items())
+
     @property
     def extent(self) -> Pair:
         high, wide = ((k - 1) * d + 1 for k, d in zip(self.kernel, self.dilation, strict=True))
