@@ -160,6 +160,77 @@ def classify(
     sys.exit(0 if not failed else PARTLY if failed < len(answers) else FAILED)
 
 
+@cli.command("eval")
+def evaluate(
+    label_file: Annotated[
+        Path,
+        typer.Option(
+            "--label-file",
+            "--label_file",
+            help="Lines `name class`; a .csv with columns file and class_id or wnid; "
+            "or a folder with a folder for each wnid.",
+        ),
+    ],
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Where the files go.")],
+    url: Annotated[str, typer.Option(help="The server.")] = "",
+    artifact: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="An artifact's folder, in place of --url.")
+    ] = None,
+    image_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--image-dir", "--image_dir", metavar="DIR", help="Default: the label file's folder."
+        ),
+    ] = None,
+    image_num: Annotated[
+        int | None,
+        typer.Option("--image-num", "--image_num", min=1, help="Only the first so many."),
+    ] = None,
+    name_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--name-file", "--name_file", help="Lines `id names`; default: the model's labels."
+        ),
+    ] = None,
+    concurrency: Annotated[int, typer.Option(min=1, max=1024, help="Images under way.")] = 16,
+    timeout_s: Annotated[float, typer.Option(min=0.1, help="For each image's answer.")] = 30.0,
+    retry_for_s: Annotated[
+        float, typer.Option(min=0, help="How long an image waits for a server that cannot now.")
+    ] = 300.0,
+    force: Annotated[bool, typer.Option("--force", help="Begin anew, over older files.")] = False,
+) -> None:
+    """Measure accuracy: top-1 and top-5 over labelled images, and the sample's files.
+
+    A run that was interrupted goes on with the same command. Exit 5 if any image is missing or
+    failed; failed.csv lists them.
+
+    Example: topfive eval --url http://127.0.0.1:8080 --image-dir val --label-file val.txt
+    --output eval
+    """
+    if bool(url) is (artifact is not None):
+        raise typer.BadParameter("give one of the two", param_hint="--url / --artifact")
+    from service import evaluation
+
+    folder = label_file if label_file.is_dir() else label_file.parent
+    results = evaluation.evaluate(
+        evaluation.on_artifact(artifact, timeout_s)
+        if artifact
+        else evaluation.over_http(url, timeout_s, concurrency),
+        evaluation.Plan(
+            label_file=label_file,
+            image_dir=image_dir or folder,
+            image_num=image_num,
+            name_file=name_file,
+            output=output,
+            force=force,
+            concurrency=concurrency,
+            retry_for_s=retry_for_s,
+        ),
+    )
+    evaluation.print_summary(results, output)
+    sys.exit(PARTLY if results.failed else 0)
+
+
 @cli.command()
 def health(
     url: Annotated[str, typer.Option(help="The server.", envvar="TOPFIVE_URL")] = "",

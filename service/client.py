@@ -3,7 +3,9 @@
 import asyncio
 import sys
 import time
-from collections.abc import Iterable
+from asyncio import FIRST_COMPLETED
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,9 +17,10 @@ from service.errors import DeviceError, RequestError, Unreachable
 
 if TYPE_CHECKING:
     from service.core.model import Model
+    from service.core.request import Prediction
 
 STDIN = Path("-")
-_START_IT = "start it with topfive serve, or correct the URL"
+START_IT = "start it with topfive serve, or correct the URL"
 NOT_SERVING = ("not_ready", "draining")
 
 
@@ -36,7 +39,7 @@ def classify_over_http(url: str, files: list[Path], top_k: int, timeout_s: float
         with httpx.Client(base_url=url, timeout=timeout_s, trust_env=False) as http:
             return [_ask(http, file, top_k) for file in files]
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise Unreachable(f"{url} does not answer: {error}", _START_IT) from error
+        raise Unreachable(f"{url} does not answer: {error}", START_IT) from error
 
 
 def classify_on_artifact(
@@ -103,7 +106,7 @@ def _ask_ready_once(url: str) -> str:
     try:
         reply = httpx.get(f"{url}/readyz", timeout=2.0, trust_env=False)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise Unreachable(f"{url} does not answer: {error}", _START_IT) from error
+        raise Unreachable(f"{url} does not answer: {error}", START_IT) from error
     if reply.status_code != 200:
         raise Unreachable(f"{url} is not ready: {reply.text[:500]}", "wait with --wait-s")
     return reply.text
@@ -120,25 +123,50 @@ def _ask(http: httpx.Client, file: Path, top_k: int) -> Answer:
         content=data,
         headers={"content-type": "application/octet-stream"},
     )
-    said = _said(reply)
-    if reply.status_code == 200 and "results" in said:
-        return Answer(file, said["results"][0]["predictions"])
-    if said.get("code") in NOT_SERVING:
-        raise Unreachable(f"{http.base_url}: {said['detail']}", "wait: topfive health --wait-s 60")
-    return Answer(file, [], str(said.get("error", f"status {reply.status_code}, not of topfive")))
+    fields = said(reply)
+    if reply.status_code == 200 and "results" in fields:
+        return Answer(file, fields["results"][0]["predictions"])
+    if fields.get("code") in NOT_SERVING:
+        raise Unreachable(
+            f"{http.base_url}: {fields['detail']}", "wait: topfive health --wait-s 60"
+        )
+    return Answer(file, [], str(fields.get("error", f"status {reply.status_code}, not of topfive")))
 
 
-def _said(reply: httpx.Response) -> dict[str, Any]:
+def said(reply: httpx.Response) -> dict[str, Any]:
+    """The JSON object that the reply is; empty if it is none."""
     try:
-        said = reply.json()
+        fields = reply.json()
     except ValueError:
         return {}
-    return said if isinstance(said, dict) else {}
+    return fields if isinstance(fields, dict) else {}
 
 
-async def _classify_on_artifact(
-    path: Path, files: list[Path], top_k: int, timeout_s: float
-) -> list[Answer]:
+@dataclass(frozen=True)
+class OpenedModel:
+    """A model that answers in this process; `given_up` is set when its devices are gone."""
+
+    model: "Model"
+    given_up: asyncio.Future[DeviceError]
+
+    async def classify(
+        self, image: bytes, top_k: int, timeout_s: float
+    ) -> "Prediction | RequestError":
+        """The outcome of one file; RequestError if it was not taken, DeviceError at the end."""
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        request = self.model.submit([image], top_k, deadline)
+        await asyncio.wait((request.answered, self.given_up), return_when=FIRST_COMPLETED)
+        if self.given_up.done():
+            raise self.given_up.result()
+        request.answered.result()
+        [outcome] = request.outcomes
+        assert outcome is not None
+        return outcome
+
+
+@asynccontextmanager
+async def opened_model(path: Path) -> AsyncIterator[OpenedModel]:
+    """The artifact in the folder `path` on its devices, ready; stopped at the end."""
     from service import artifact as artifacts
     from service import settings
     from service.core.model import Model
@@ -150,28 +178,31 @@ async def _classify_on_artifact(
     model.start()
     try:
         ready = asyncio.ensure_future(model.pool.first_ready.wait())
-        await asyncio.wait((ready, given_up), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((ready, given_up), return_when=FIRST_COMPLETED)
         if given_up.done():
             raise given_up.result()
-        return [await _submit(model, file, top_k, timeout_s) for file in files]
+        yield OpenedModel(model, given_up)
     finally:
         await model.stop()
 
 
-async def _submit(model: "Model", file: Path, top_k: int, timeout_s: float) -> Answer:
-    labels = model.artifact.labels
-    deadline = asyncio.get_running_loop().time() + timeout_s
+async def _classify_on_artifact(
+    path: Path, files: list[Path], top_k: int, timeout_s: float
+) -> list[Answer]:
+    async with opened_model(path) as opened:
+        return [await _submit(opened, file, top_k, timeout_s) for file in files]
+
+
+async def _submit(opened: OpenedModel, file: Path, top_k: int, timeout_s: float) -> Answer:
+    labels = opened.model.artifact.labels
     try:
-        request = model.submit([_read(file)], min(top_k, len(labels)), deadline)
-        await request.answered
+        outcome = await opened.classify(_read(file), min(top_k, len(labels)), timeout_s)
     except OSError as error:
         return _unreadable(file, error)
     except RequestError as error:
         return Answer(file, [], error.detail)
-    outcome = request.outcomes[0]
     if isinstance(outcome, RequestError):
         return Answer(file, [], outcome.detail)
-    assert outcome is not None
     predictions = [
         {
             "class_id": class_id,

@@ -23,6 +23,7 @@
     ├── ArtifactError          an artifact that cannot be read, trusted or run here
     ├── DeviceError            a device host that does not start, answer or answer rightly
     ├── Unreachable            a server that a command asks: silent, or not ready
+    ├── EvaluationError        an evaluation's label file, or a run that cannot go on
     └── BuildError             model_build: a source file, a layer, an option
 
 Every error says what happened with the values that matter (`detail`) and what to do about it
@@ -127,6 +128,10 @@ class DeviceError(TopfiveError):
 
 class Unreachable(TopfiveError):
     """A server that a command asks does not answer, or is not ready."""
+
+
+class EvaluationError(TopfiveError):
+    """A label file, or a run of an evaluation, that cannot be used or go on."""
 
 
 class BuildError(TopfiveError):

@@ -50,3 +50,19 @@ def models_folder(data_folder: Path, tmp_path_factory: pytest.TempPathFactory) -
     folder = tmp_path_factory.mktemp("models")
     subprocess.run([sys.executable, str(data_folder / "unpack"), str(folder)], check=True)
     return folder
+
+
+@pytest.fixture(scope="session")
+def trained_artifact(
+    models_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """Call it with a trained network's name: its artifact, built when first asked for."""
+    from tests.support.trained import build_trained
+
+    folder = tmp_path_factory.mktemp("trained")
+
+    def built(name: str) -> Path:
+        path = folder / name
+        return path if path.exists() else build_trained(name, models_folder, path)
+
+    return built

@@ -14,9 +14,10 @@ BELOW_DEVICE = {f"service.core.{name}" for name in ("batcher", "host", "rows", "
 # Down only: beside the leaves, what each module of the service may import of it. A name stands for
 # all that is inside it.
 MAY_IMPORT = {
-    "service.cli": {"service.app", "service.client", "service.logs"},
+    "service.cli": {"service.app", "service.client", "service.evaluation", "service.logs"},
     "service.app": {"service.routes", "service.core.model"},
-    "service.client": {"service.core.model"},
+    "service.client": {"service.core.model", "service.core.request"},
+    "service.evaluation": {"service.evaluation", "service.client", "service.core.request"},
     "service.logs": set(),
     "service.routes": {"service.routes", "service.core.model", "service.core.request"},
     "service.core.model": BELOW_DEVICE
@@ -40,9 +41,9 @@ HOMES = {
     "openvino": {"service.device.engine_openvino", "model_build"},
     "onnx": {"model_build"},
     "google": {"model_build"},
-    "httpx": {"service.client"},
+    "httpx": {"service.client", "service.evaluation"},
     "rich": {"service.cli", "service.client", "model_build"},
-    "typer": {"service.cli", "model_build.cli"},
+    "typer": {"service.cli", "model_build.cli", "model_build.options"},
     "cv2": set(),
     "onnxruntime": set(),
     "torch": set(),

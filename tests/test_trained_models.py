@@ -6,8 +6,6 @@ every byte.
 """
 
 import io
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,22 +18,13 @@ from PIL import Image
 from model_build.caffe import weights
 from tests.support.seeded import write_seeded_weights, write_weights
 from tests.support.serving import serving
+from tests.support.trained import OPTIONS, topfive_build
 
 Figure = Callable[[str], None]
 
 PHOTOS = 60
 
-# What ../shared/data/models/models.json says, as topfive-build's options.
-CAFFE = ["--preprocess", "caffe"]
-MOBILENET = ["--color", "rgb", "--mean", "128", "--std", "128", "--resize", "256"]
-LITE = ["--preprocess", "efficientnet-lite"]
-MODELS = {
-    "squeezenet_v1.1": CAFFE,
-    "squeezenet_v1.0_dc": CAFFE,
-    "mobilenet_v2": MOBILENET,
-    "efficientnet_lite0": LITE,
-}
-# The same in the reference's own words: crop, channel order, mean, divisor.
+# The recipes in the reference's own words: crop, channel order, mean, divisor.
 REFERENCE = {
     "squeezenet_v1.1": (227, "bgr", (104, 117, 123), 1),
     "squeezenet_v1.0_dc": (227, "bgr", (104, 117, 123), 1),
@@ -63,20 +52,17 @@ def prepared_photos(data_folder: Path) -> list[np.ndarray]:
 
 
 @pytest.mark.models
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", OPTIONS)
 def test_trained_network_answers_as_opencv_does(
     name: str,
     models_folder: Path,
+    trained_artifact: Callable[[str], Path],
     prepared_photos: list[np.ndarray],
-    tmp_path: Path,
     figure: Figure,
 ) -> None:
     """Probabilities over HTTP differ from OpenCV's by at most 1e-4; the top-5 are the same."""
     prototxt, caffemodel = (models_folder / f"{name}.{end}" for end in ("prototxt", "caffemodel"))
-    artifact = tmp_path / name
-    _build("caffe", "--prototxt", prototxt, "--caffemodel", caffemodel, "--target", "cpu",
-           "--precision", "force_float32", "--output", artifact, *MODELS[name])  # fmt: skip
-    figure(_compare(name, artifact, prototxt, caffemodel, prepared_photos))
+    figure(_compare(name, trained_artifact(name), prototxt, caffemodel, prepared_photos))
 
 
 @pytest.mark.models
@@ -87,7 +73,7 @@ def test_demo_network_answers_as_opencv_does(
     from model_build.demo import write_demo_sources
 
     prototxt, caffemodel = write_demo_sources(tmp_path)
-    _build("demo", "--output", tmp_path / "demo")
+    topfive_build("demo", "--output", tmp_path / "demo")
     figure(_compare("demo", tmp_path / "demo", prototxt, caffemodel, prepared_photos))
 
 
@@ -103,14 +89,9 @@ def test_resnext50_is_built_and_served(
     blobs["classifier"] = [3e-4 * blob for blob in blobs["classifier"]]
     write_weights(caffemodel, blobs)
     artifact = tmp_path / "resnext50"
-    _build("caffe", "--prototxt", prototxt, "--caffemodel", caffemodel,
-           "--preprocess", "resnext", "--output", artifact)  # fmt: skip
+    topfive_build("caffe", "--prototxt", prototxt, "--caffemodel", caffemodel,
+                  "--preprocess", "resnext", "--output", artifact)  # fmt: skip
     figure(_compare("resnext50", artifact, prototxt, caffemodel, prepared_photos[:5]))
-
-
-def _build(*arguments: object) -> None:
-    command = [str(Path(sys.executable).with_name("topfive-build")), *map(str, arguments)]
-    subprocess.run(command, check=True, timeout=200)
 
 
 def _compare(

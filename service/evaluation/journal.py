@@ -1,0 +1,94 @@
+"""What a run has learnt so far, on disk: so that one that was interrupted goes on.
+
+A line of JSON says what is being evaluated, then comes one for each answered image, in the order of
+the answers. Lines are only ever appended; one that was cut short by the end of the process is
+dropped. A journal of another run is never mixed in.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from service.errors import EvaluationError
+
+NAME = "journal.jsonl"
+
+
+@dataclass(frozen=True)
+class Answered:
+    """One image's answer: its most likely classes, best first, and how long it took."""
+
+    class_ids: tuple[int, ...]
+    seconds: float
+
+
+class Journal:
+    """Open it with what is being evaluated; `answers` are those of earlier runs and this one."""
+
+    def __init__(self, folder: Path, about: dict[str, Any]) -> None:
+        self.path = folder / NAME
+        self.answers: dict[str, Answered] = {}
+        about = json.loads(json.dumps(about))
+        lines = self._whole_lines()
+        if lines:
+            self._take(lines, about)
+        self._file = self.path.open("a", encoding="utf-8")
+        if not lines:
+            self._append(about)
+
+    @property
+    def resumed(self) -> bool:
+        return bool(self.answers)
+
+    def add(self, image: str, answered: Answered) -> None:
+        """Keep the answer, in the file too before this returns."""
+        self.answers[image] = answered
+        self._append({"image": image, "class_ids": answered.class_ids, "seconds": answered.seconds})
+
+    def remove(self) -> None:
+        """The run is complete: nothing is left to go on with."""
+        self.path.unlink()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def _append(self, fields: dict[str, Any]) -> None:
+        self._file.write(json.dumps(fields, separators=(",", ":")) + "\n")
+        self._file.flush()
+
+    def _whole_lines(self) -> list[str]:
+        """Those in the file, without the end that was cut short, which is cut off there too."""
+        if not self.path.exists():
+            return []
+        text = self.path.read_bytes()
+        whole = text[: text.rfind(b"\n") + 1]
+        with self.path.open("r+b") as file:
+            file.truncate(len(whole))
+        return whole.decode().splitlines()
+
+    def _take(self, lines: list[str], about: dict[str, Any]) -> None:
+        try:
+            said, *answers = map(json.loads, lines)
+            said = {name: said[name] for name in about}
+            for answer in answers:
+                self.answers[answer["image"]] = Answered(
+                    tuple(answer["class_ids"]), answer["seconds"]
+                )
+        except (ValueError, KeyError, TypeError) as error:
+            raise EvaluationError(f"{self.path}: not a journal of ours", _ANEW) from error
+        differing = [
+            name for name in about if not isinstance(said, dict) or said.get(name) != about[name]
+        ]
+        if differing:
+            [name, *_] = differing
+            was = said.get(name) if isinstance(said, dict) else said
+            raise EvaluationError(
+                f"{self.path}: this run was begun with {name} {was}, now it is {about[name]}", _ANEW
+            )
+
+
+_ANEW = "give another --output, or begin anew with --force"

@@ -1,0 +1,154 @@
+"""Answers to files: those of MagicMind's sample, failed.csv, report.json.
+
+The sample's files have the form that its infer_python writes: its scorer reads them. Each file is
+written aside and renamed, the report last, so none is ever half there.
+"""
+
+import csv
+import io
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from service.evaluation.journal import Answered
+from service.evaluation.labels import Sample
+from service.evaluation.sources import Failed
+
+LABELS = "eval_labels.txt"
+TOP1, TOP5 = "eval_result_1.txt", "eval_result_5.txt"
+SCORE = "eval_result.txt"
+NAMES = "infer_result.txt"
+FAILED = "failed.csv"
+REPORT = "report.json"
+FILES = (LABELS, TOP1, TOP5, SCORE, NAMES, FAILED, REPORT)
+MISSING = "missing"
+
+
+@dataclass(frozen=True)
+class Score:
+    """How many of `images` were right."""
+
+    correct: int
+    images: int
+
+    @property
+    def share(self) -> float:
+        return self.correct / self.images if self.images else math.nan
+
+
+def wilson(correct: int, images: int, z: float = 1.959964) -> tuple[float, float]:
+    """The shares p from which correct/images is no more than z standard errors of p away.
+
+    Wilson's score interval: E. B. Wilson, JASA 22 (1927). z is that of 95 %.
+    """
+    if not images:
+        return 0.0, 1.0
+    share, square = correct / images, z * z
+    middle = (share + square / (2 * images)) / (1 + square / images)
+    spread = math.sqrt(share * (1 - share) / images + square / (4 * images**2))
+    reach = z * spread / (1 + square / images)
+    return max(0.0, middle - reach), min(1.0, middle + reach)
+
+
+@dataclass(frozen=True)
+class Results:
+    """The samples that were answered, in order, with their answers; and those that were not."""
+
+    answered: Sequence[tuple[Sample, Answered]]
+    failed: Sequence[tuple[Sample, Failed]]
+
+    @property
+    def top1(self) -> Score:
+        return self._score(1)
+
+    @property
+    def top5(self) -> Score:
+        return self._score(5)
+
+    def _score(self, k: int) -> Score:
+        right = sum(sample.class_id in answered.class_ids[:k] for sample, answered in self.answered)
+        return Score(right, len(self.answered))
+
+
+def write(folder: Path, results: Results, names: Sequence[str], about: dict[str, Any]) -> None:
+    """Write all files; `names` are those of the classes, `about` what the report says besides."""
+    numbered = list(enumerate(results.answered))
+    texts = {
+        LABELS: "".join(f"[{i}]: {sample.class_id}\n" for i, (sample, _) in numbered),
+        TOP1: "".join(f"[{i}]: {answered.class_ids[0]}\n" for i, (_, answered) in numbered),
+        TOP5: "".join(
+            f"[{i}]: {class_id}\n"
+            for i, (_, answered) in numbered
+            for class_id in answered.class_ids
+        ),
+        SCORE: f"top1 accuracy: {results.top1.share:f}\ntop5 accuracy: {results.top5.share:f}\n",
+        NAMES: "".join(_named(answered, names) for _, answered in results.answered),
+        FAILED: _failed(results.failed),
+        REPORT: json.dumps(about | _report(results), indent=2) + "\n",
+    }
+    for name in FILES:
+        _write(folder / name, texts[name])
+
+
+def _named(answered: Answered, names: Sequence[str]) -> str:
+    ranks = (f"{rank} [{names[one]}]\n" for rank, one in enumerate(answered.class_ids))
+    return "top5 result:\n" + "".join(ranks)
+
+
+def _failed(failed: Sequence[tuple[Sample, Failed]]) -> str:
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(("file", "reason", "detail"))
+    rows.writerows((sample.name, why.reason, why.detail) for sample, why in failed)
+    return text.getvalue()
+
+
+def _report(results: Results) -> dict[str, Any]:
+    missing = sum(why.reason == MISSING for _, why in results.failed)
+    return {
+        "schema": 1,
+        "complete": not results.failed,
+        "images": {
+            "asked": len(results.answered) + len(results.failed),
+            "written": len(results.answered),
+            "missing": missing,
+            "failed": len(results.failed) - missing,
+        },
+        "top1": _said(results.top1),
+        "top5": _said(results.top5),
+    }
+
+
+def _said(score: Score) -> dict[str, Any]:
+    low, high = wilson(score.correct, score.images)
+    return {
+        "correct": score.correct,
+        "accuracy": score.share if score.images else None,
+        "wilson_95": [low, high],
+    }
+
+
+def _write(path: Path, text: str) -> None:
+    aside = path.with_name(f".{path.name}.part")
+    with aside.open("w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+
+
+def print_summary(results: Results, folder: Path) -> None:
+    """Print both accuracies with their intervals, what is missing, and where the files are."""
+    for name, score in (("top-1", results.top1), ("top-5", results.top5)):
+        low, high = wilson(score.correct, score.images)
+        print(
+            f"{name}  {score.share:.2%}  ({score.correct} of {score.images}; "
+            f"95 %: {low:.2%} to {high:.2%})"
+        )
+    if results.failed:
+        print(f"NOT COMPLETE: {len(results.failed)} images have no answer, see {folder / FAILED}")
+    print(folder)

@@ -1,0 +1,387 @@
+"""`topfive eval` around the answers: label files, failures, interruptions, the files written."""
+
+import csv
+import http.server
+import json
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from service.artifact import Label
+from service.errors import EvaluationError
+from service.evaluation.journal import Answered, Journal
+from service.evaluation.labels import read_names, read_samples
+from service.evaluation.results import wilson
+from tests.support import pictures, tiny
+from tests.support.serving import COMMAND, plain_environment
+
+CLASSES = tuple(Label(f"n{number:08d}", f"class {number}") for number in range(10))
+IMAGES = 12
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.write_tiny_artifact(tmp_path_factory.mktemp("artifacts") / "tiny")
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """A folder of pictures with labels.txt: image i shows class i % 10."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number in range(IMAGES):
+        (folder / f"{number}.png").write_bytes(pictures.encoded(seed=number))
+    write_labels(folder, range(IMAGES))
+    return folder
+
+
+def write_labels(folder: Path, numbers: Any) -> None:
+    lines = "".join(f"{number}.png {number % 10}\n" for number in numbers)
+    (folder / "labels.txt").write_text(lines)
+
+
+def evaluate(images: Path, output: Path, *options: object) -> subprocess.CompletedProcess[str]:
+    command = [
+        *COMMAND,
+        "eval",
+        "--label-file",
+        images / "labels.txt",
+        "--output",
+        output,
+        *options,
+    ]
+    return subprocess.run(
+        list(map(str, command)), capture_output=True, text=True, env=plain_environment(), timeout=60
+    )
+
+
+def lines(file: Path) -> list[str]:
+    return file.read_text().splitlines()
+
+
+def test_the_samples_files_line_by_line(artifact: Path, images: Path, tmp_path: Path) -> None:
+    """Labels, top-1, top-5 and names of every image, in the label file's order."""
+    order = [7, 3, 11, 0]
+    write_labels(images, order)
+    done = evaluate(images, tmp_path / "out", "--artifact", artifact)
+    assert done.returncode == 0, done.stderr
+    rows = np.stack([pictures.pixels(number) for number in order])
+    ranked = np.argsort(-tiny.probabilities(rows), axis=1)[:, :5]
+    out = tmp_path / "out"
+    assert lines(out / "eval_labels.txt") == ["[0]: 7", "[1]: 3", "[2]: 1", "[3]: 0"]
+    assert lines(out / "eval_result_1.txt") == [
+        f"[{i}]: {best[0]}" for i, best in enumerate(ranked)
+    ]
+    assert lines(out / "eval_result_5.txt") == [
+        f"[{i}]: {one}" for i, best in enumerate(ranked) for one in best
+    ]
+    assert lines(out / "infer_result.txt")[:6] == [
+        "top5 result:",
+        *(f"{rank} [class {one}]" for rank, one in enumerate(ranked[0])),
+    ]
+    assert lines(out / "failed.csv") == ["file,reason,detail"]
+    assert not (out / "journal.jsonl").exists()
+    assert "top-1" in done.stdout and str(out) in done.stdout
+
+
+def test_missing_and_failed_images(artifact: Path, images: Path, tmp_path: Path) -> None:
+    """They stand in failed.csv alone, the others are numbered without gaps, the exit code is 5."""
+    (images / "2.png").write_text("no image")
+    (images / "5.png").unlink()
+    done = evaluate(images, tmp_path / "out", "--artifact", artifact)
+    assert done.returncode == 5
+    assert "NOT COMPLETE: 2 images" in done.stdout
+    with (tmp_path / "out" / "failed.csv").open(newline="") as file:
+        failed = [(row["file"], row["reason"]) for row in csv.DictReader(file)]
+    assert failed == [("2.png", "unsupported_media"), ("5.png", "missing")]
+    written = lines(tmp_path / "out" / "eval_labels.txt")
+    assert written == [f"[{i}]: {n}" for i, n in enumerate([0, 1, 3, 4, 6, 7, 8, 9, 0, 1])]
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["images"] == {"asked": 12, "written": 10, "missing": 1, "failed": 1}
+    assert report["complete"] is False
+
+
+def test_what_failed_is_tried_again(artifact: Path, images: Path, tmp_path: Path) -> None:
+    """The same command, once the images are there, completes the run and asks for no other."""
+    good = (images / "5.png").read_bytes()
+    (images / "5.png").unlink()
+    assert evaluate(images, tmp_path / "out", "--artifact", artifact).returncode == 5
+    (images / "5.png").write_bytes(good)
+    again = evaluate(images, tmp_path / "out", "--artifact", artifact)
+    assert again.returncode == 0
+    assert "11 of 12 images are answered already" in again.stderr
+    assert evaluate(images, tmp_path / "whole", "--artifact", artifact).returncode == 0
+    for name in ("eval_labels.txt", "eval_result_5.txt", "infer_result.txt", "failed.csv"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_finished_run_is_not_overwritten(artifact: Path, images: Path, tmp_path: Path) -> None:
+    """The same command twice is an error; with --force it begins anew."""
+    assert evaluate(images, tmp_path / "out", "--artifact", artifact).returncode == 0
+    again = evaluate(images, tmp_path / "out", "--artifact", artifact)
+    assert again.returncode == 1
+    assert "of a run that is done" in again.stderr and "--force" in again.stderr
+    report = (tmp_path / "out" / "report.json").read_bytes()
+    (images / "labels.txt").write_text("nothing")
+    assert evaluate(images, tmp_path / "out", "--artifact", artifact, "--force").returncode == 1
+    assert (tmp_path / "out" / "report.json").read_bytes() == report
+    write_labels(images, range(3))
+    assert evaluate(images, tmp_path / "out", "--artifact", artifact, "--force").returncode == 0
+    assert len(lines(tmp_path / "out" / "eval_labels.txt")) == 3
+
+
+def test_another_runs_journal_is_refused(artifact: Path, images: Path, tmp_path: Path) -> None:
+    """Answers of other labels, or of another model, are never mixed in."""
+    (images / "5.png").unlink()
+    assert evaluate(images, tmp_path / "out", "--artifact", artifact).returncode == 5
+    other = tiny.write_tiny_artifact(tmp_path / "other", seed=1)
+    refused = evaluate(images, tmp_path / "out", "--artifact", other)
+    assert refused.returncode == 1 and "begun with model" in refused.stderr
+    write_labels(images, range(5))
+    refused = evaluate(images, tmp_path / "out", "--artifact", artifact)
+    assert refused.returncode == 1 and "begun with labels" in refused.stderr
+
+
+def test_only_the_first_images(artifact: Path, images: Path, tmp_path: Path) -> None:
+    """--image_num, in the sample's spelling, and names from a file of the sample's form."""
+    names = tmp_path / "names.txt"
+    names.write_text("".join(f"{number} name, of {number}\n" for number in reversed(range(10))))
+    done = evaluate(images, tmp_path / "out", "--artifact", artifact, "--image_num", 3,
+                    "--name_file", names)  # fmt: skip
+    assert done.returncode == 0
+    assert len(lines(tmp_path / "out" / "eval_labels.txt")) == 3
+    assert "[name, of " in lines(tmp_path / "out" / "infer_result.txt")[1]
+
+
+def test_a_source_is_one_of_two(images: Path, tmp_path: Path, artifact: Path) -> None:
+    """Neither and both are usage errors."""
+    assert evaluate(images, tmp_path / "out").returncode == 2
+    both = evaluate(images, tmp_path / "out", "--artifact", artifact, "--url", "http://127.0.0.1:1")
+    assert both.returncode == 2
+    assert not (tmp_path / "out").exists()
+
+
+Reply = tuple[int, dict[str, Any], dict[str, str]]
+MODEL = {"name": "stub", "version": "1"}
+
+
+def ranking(version: str = "1", count: int = 5) -> Reply:
+    predictions = [
+        {"class_id": at, "wnid": label.wnid, "label": label.names, "score": 0.1}
+        for at, label in enumerate(CLASSES[:count])
+    ]
+    model = MODEL | {"version": version}
+    return 200, {"model": model, "results": [{"predictions": predictions}]}, {}
+
+
+BUSY: Reply = (503, {"code": "overloaded", "detail": "full"}, {"retry-after": "1"})
+
+
+class Stub(http.server.ThreadingHTTPServer):
+    """A server that gives these answers to images, in order, then the last one again."""
+
+    daemon_threads = True
+
+    def __init__(self, *replies: Reply | None) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.replies = list(replies)
+        self.asked: list[float] = []
+        self.url = f"http://127.0.0.1:{self.server_port}"
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    server: Stub
+
+    def do_GET(self) -> None:
+        self._send((200, {"model": {"output": {"classes": 10}}}, {}))
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        if "top_k=10" in self.path:
+            self._send(ranking(count=10))
+            return
+        self.server.asked.append(time.monotonic())
+        replies = self.server.replies
+        reply = replies.pop(0) if len(replies) > 1 else replies[0]
+        if reply is not None:
+            self._send(reply)
+
+    def _send(self, reply: Reply) -> None:
+        status, fields, headers = reply
+        body = json.dumps(fields).encode()
+        self.send_response(status)
+        for name, value in (headers | {"content-length": str(len(body))}).items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def stub() -> Iterator[Callable[..., Stub]]:
+    started = []
+
+    def start(*replies: Reply | None) -> Stub:
+        server = Stub(*replies)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        started.append(server)
+        return server
+
+    yield start
+    for server in started:
+        server.shutdown()
+        server.server_close()
+
+
+def test_retry_after_is_honoured(stub: Callable[..., Stub], images: Path, tmp_path: Path) -> None:
+    """A 503 is no failure of the image: it is asked for again, not before the time named."""
+    server = stub(ranking(), BUSY, ranking())
+    done = evaluate(images, tmp_path / "out", "--url", server.url, "--concurrency", 1)
+    assert done.returncode == 0, done.stderr
+    assert len(server.asked) == IMAGES + 1
+    assert server.asked[2] - server.asked[1] >= 1
+
+
+def test_a_broken_connection_is_asked_again(
+    stub: Callable[..., Stub], images: Path, tmp_path: Path
+) -> None:
+    """A server that hangs up says nothing of the image."""
+    server = stub(ranking(), None, ranking())
+    done = evaluate(images, tmp_path / "out", "--url", server.url, "--concurrency", 1)
+    assert done.returncode == 0, done.stderr
+    assert len(server.asked) == IMAGES + 1
+
+
+def test_a_server_that_stays_away(stub: Callable[..., Stub], images: Path, tmp_path: Path) -> None:
+    """Exit 4, what was answered is kept, and the same command goes on with the rest."""
+    server = stub(*[ranking()] * 7, BUSY)
+    options = ["--url", server.url, "--concurrency", 1, "--retry-for-s", 0.5]
+    done = evaluate(images, tmp_path / "out", *options)
+    assert done.returncode == 4
+    assert "run the same command again" in done.stderr
+    assert not (tmp_path / "out" / "report.json").exists()
+    server.replies = [ranking()]
+    done = evaluate(images, tmp_path / "out", *options)
+    assert done.returncode == 0
+    assert "7 of 12 images are answered already" in done.stderr
+    assert len(server.asked) == IMAGES + 1
+
+
+def test_another_model_in_the_middle(
+    stub: Callable[..., Stub], images: Path, tmp_path: Path
+) -> None:
+    """Answers of two versions are not one measurement."""
+    server = stub(ranking(), ranking(), ranking(version="2"))
+    done = evaluate(images, tmp_path / "out", "--url", server.url)
+    assert done.returncode == 1
+    assert "'version': '2'" in done.stderr
+
+
+def test_a_server_that_is_none(images: Path, tmp_path: Path, stub: Callable[..., Stub]) -> None:
+    """Nothing listens there: exit 4 at once."""
+    server = stub(ranking())
+    server.server_close()
+    done = evaluate(images, tmp_path / "out", "--url", server.url)
+    assert done.returncode == 4
+    assert "does not answer" in done.stderr
+
+
+def test_a_journal_whose_end_was_cut_short(tmp_path: Path) -> None:
+    """The torn line is dropped, and the next one begins where it did."""
+    about = {"model": {"name": "a"}}
+    with Journal(tmp_path, about) as journal:
+        journal.add("1.png", Answered((1, 2, 3, 4, 5), 0.5))
+        journal.add("2.png", Answered((1, 2, 3, 4, 5), 0.5))
+    journal.path.write_bytes(journal.path.read_bytes()[:-9])
+    with Journal(tmp_path, about) as journal:
+        assert list(journal.answers) == ["1.png"]
+        journal.add("3.png", Answered((5, 4, 3, 2, 1), 0.25))
+    with Journal(tmp_path, about) as journal:
+        assert journal.answers["3.png"] == Answered((5, 4, 3, 2, 1), 0.25)
+
+
+@pytest.mark.parametrize("text", ["no journal\n", '{"model": 1}\n[]\n', "[]\n", "{}\n"])
+def test_what_is_no_journal_is_refused(text: str, tmp_path: Path) -> None:
+    """A file of that name that is not ours is named, not overwritten."""
+    (tmp_path / "journal.jsonl").write_text(text)
+    with pytest.raises(EvaluationError, match=r"journal\.jsonl"):
+        Journal(tmp_path, {"model": 1})
+    assert (tmp_path / "journal.jsonl").read_text() == text
+
+
+FORMS = {
+    "lines": "a.jpg 3 \r\n\n  b c.jpg   n00000007\n",
+    "marked as UTF-8": "\ufeffa.jpg 3\nb c.jpg 7",
+    "csv": "file,class_id\na.jpg,3\nb c.jpg,7\n",
+    "csv of wnids, which win": "class_id,file,wnid\n0,a.jpg,n00000003\n0,b c.jpg,n00000007\n",
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_forms_of_label_files(form: str, tmp_path: Path) -> None:
+    """Lines and CSV, numbers and wnids, with what editors leave in them."""
+    path = tmp_path / ("labels.csv" if form.startswith("csv") else "labels.txt")
+    path.write_text(FORMS[form], newline="")
+    samples = read_samples(path, CLASSES, None).samples
+    assert [(one.name, one.class_id) for one in samples] == [("a.jpg", 3), ("b c.jpg", 7)]
+
+
+WRONG = {
+    "names no image": "\n \n",
+    "line 2: 'b.jpg' has no class": "a.jpg 3\nb.jpg\n",
+    "line 1: the class '10'; 0 to 9": "a.jpg 10\n",
+    "line 1: the class '-1'": "a.jpg -1\n",
+    "line 1: the model has no class n09999999": "a.jpg n09999999\n",
+    "line 3: 'a.jpg' is there a second time": "a.jpg 1\nb.jpg 1\na.jpg 2\n",
+    "line 1: '../a.jpg' is not in the image folder": "../a.jpg 1\n",
+    "line 1: '/a.jpg' is not in": "/a.jpg 1\n",
+}
+
+
+@pytest.mark.parametrize("said", WRONG)
+def test_wrong_label_files_are_refused_by_line(said: str, tmp_path: Path) -> None:
+    """Before anything is asked."""
+    (tmp_path / "labels.txt").write_text(WRONG[said])
+    with pytest.raises(EvaluationError) as caught:
+        read_samples(tmp_path / "labels.txt", CLASSES, None)
+    assert f"labels.txt: {said}" in str(caught.value).replace(": it names", ": names")
+    assert caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("name,class\na,1\n", "columns file, and class_id or wnid, not name, class"),
+        ("", "not nothing"),
+        ("file,class_id\na.jpg\n", "line 2: the class ''"),
+    ],
+)
+def test_wrong_csvs_are_refused(text: str, said: str, tmp_path: Path) -> None:
+    """The columns that are missing are named, and those that are there."""
+    (tmp_path / "labels.csv").write_text(text)
+    with pytest.raises(EvaluationError, match=said):
+        read_samples(tmp_path / "labels.csv", CLASSES, None)
+
+
+def test_names_must_be_whole(tmp_path: Path) -> None:
+    """A name file of fewer classes says which is missing."""
+    (tmp_path / "names.txt").write_text("0 zero\n2 two\n")
+    with pytest.raises(EvaluationError, match="no name for class 1 of 3"):
+        read_names(tmp_path / "names.txt", 3)
+
+
+@pytest.mark.parametrize(("correct", "images"), [(0, 10), (10, 10), (88, 100), (581, 663), (1, 3)])
+def test_wilson_interval_solves_its_equation(correct: int, images: int) -> None:
+    """At both ends p, |share - p| is 1.96 standard errors of p: the definition, not the formula."""
+    share = correct / images
+    for end in wilson(correct, images):
+        error = (end * (1 - end) / images) ** 0.5
+        assert abs(abs(share - end) - 1.959964 * error) < 1e-7
