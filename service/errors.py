@@ -138,9 +138,9 @@ class BuildError(TopfiveError):
     """A build that cannot go on: names the file and, inside a network, the layer."""
 
     def __init__(self, detail: str, remedy: str = "", *, file: str = "", layer: str = "") -> None:
-        place = ": ".join(
-            part for part in (file, f"layer '{layer}'" if layer else "", detail) if part
-        )
+        # A file may name its layers and list its sides at any length.
+        named = f"layer '{layer[:100]}'" if layer else ""
+        place = ": ".join(part for part in (file, named, detail[:1000]) if part)
         super().__init__(place, remedy)
         self.file = file
         self.layer = layer

@@ -61,6 +61,11 @@ MESSAGES = {
         SoftmaxParameter softmax_param 39, SliceParameter slice_param 31,
         TanHParameter tanh_param 37, TransformationParameter transform_param 36,
         LossParameter loss_param 42""",
+    # A caffemodel as it is read: layers and blobs stay bytes until they are wanted, so that one of
+    # a million empty ones costs next to nothing.
+    "StoredNet": "bytes* layer 100, bytes* layers 2",
+    "StoredLayer": "string name 1, bytes* blobs 7",
+    "StoredV1Layer": "string name 4, bytes* blobs 6",
     # Layers that compute.
     "BatchNormParameter": """bool use_global_stats 1, float moving_average_fraction 2,
         float eps 3 1e-5""",
@@ -194,5 +199,8 @@ _CLASSES = _classes()
 NetParameter = _CLASSES["NetParameter"]
 LayerParameter = _CLASSES["LayerParameter"]
 BlobProto = _CLASSES["BlobProto"]
+StoredNet = _CLASSES["StoredNet"]
+StoredLayer = _CLASSES["StoredLayer"]
+StoredV1Layer = _CLASSES["StoredV1Layer"]
 TEST: int = 1
 """The number of the phase in which a network answers."""

@@ -15,8 +15,9 @@ from model_build.caffe import schema
 from model_build.caffe.upgrade import upgrade
 from service.errors import BuildError
 
-MAX_TEXT_BYTES = 1 << 20
-"""Four times the largest published text; a parser in Python reads it in about a second."""
+MAX_TEXT_BYTES = 1 << 19
+"""Twice the largest published text; a parser in Python reads it in about half a second."""
+MAX_LAYERS = 10_000
 DATA_LAYERS = frozenset(
     {"Data", "DummyData", "HDF5Data", "ImageData", "MemoryData", "WindowData", "AnnotatedData"}
 )
@@ -61,6 +62,9 @@ def _text(path: Path) -> str:
     text = data.decode("utf-8-sig", errors="replace")
     if not text.strip():
         raise BuildError("empty", _DEPLOY, file=str(path))
+    count = sum(1 for _ in _LAYER_START.finditer(text))
+    if count > MAX_LAYERS:
+        raise BuildError(f"{count} layers; up to {MAX_LAYERS} are read", _DEPLOY, file=str(path))
     return text
 
 

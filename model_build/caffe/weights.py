@@ -22,6 +22,10 @@ Weights = dict[str, list[Blob]]
 
 # The limit of protobuf itself.
 MAX_BYTES = (2 << 30) - 1
+MAX_LAYERS = 10_000
+MAX_BLOBS = 16
+MAX_CHUNKS = 1000
+MAX_SIDES = 8
 
 # What people take for a caffemodel, by its first bytes.
 _STRANGERS = {
@@ -37,17 +41,29 @@ _REMEDY = "give the network's binary caffemodel, whole"
 
 def read(path: Path) -> Weights:
     """The blobs of every layer that has any, by the layer's name."""
-    net = _parse(path)
+    net = _net(path)
     weights: Weights = {}
-    for layer in (*net.layer, *net.layers):
-        if layer.blobs:
-            weights[layer.name] = [_array(blob, path, layer.name) for blob in layer.blobs]
+    for kind, layers in ((schema.StoredLayer, net.layer), (schema.StoredV1Layer, net.layers)):
+        _check_count("layers", len(layers), MAX_LAYERS, path)
+        for stored in layers:
+            layer = _parse(kind, stored, path)
+            _check_count("blobs", len(layer.blobs), MAX_BLOBS, path, layer.name)
+            if layer.blobs:
+                blobs = (_parse(schema.BlobProto, blob, path, layer.name) for blob in layer.blobs)
+                weights[layer.name] = [_array(blob, path, layer.name) for blob in blobs]
     if not weights:
         raise BuildError("no layer in it has weights", _REMEDY, file=str(path))
     return weights
 
 
-def _parse(path: Path) -> Any:
+def _check_count(what: str, count: int, most: int, path: Path, layer: str = "") -> None:
+    if count > most:
+        raise BuildError(
+            f"{count} {what}; up to {most} are read", _REMEDY, file=str(path), layer=layer
+        )
+
+
+def _net(path: Path) -> Any:
     try:
         size = path.stat().st_size
         if not 0 < size <= MAX_BYTES:
@@ -58,16 +74,22 @@ def _parse(path: Path) -> Any:
     for start, what in _STRANGERS.items():
         if data.startswith(start):
             raise BuildError("not a caffemodel", f"it is {what}", file=str(path))
+    return _parse(schema.StoredNet, data, path)
+
+
+def _parse(kind: Any, data: bytes, path: Path, layer: str = "") -> Any:
     try:
-        return schema.NetParameter.FromString(data)
+        return kind.FromString(data)
     except DecodeError as error:
         detail = "cut short, or not a caffemodel"
-        raise BuildError(detail, _REMEDY, file=str(path)) from error
+        raise BuildError(detail, _REMEDY, file=str(path), layer=layer) from error
 
 
 def _array(blob: Any, path: Path, layer: str) -> Blob:
     wide = not blob.data and bool(blob.double_data)
     chunks = blob.double_data if wide else blob.data
+    _check_count("pieces of a blob", len(chunks), MAX_CHUNKS, path, layer)
+    _check_count("sides of a blob", len(blob.shape.dim), MAX_SIDES, path, layer)
     data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
     dtype = np.dtype("<f8" if wide else "<f4")
     shape = _shape(blob, len(data) // dtype.itemsize)

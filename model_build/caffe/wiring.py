@@ -117,8 +117,10 @@ def _check_blobs(layer: Any, current: dict[str, str], file: str) -> None:
                 file=file,
                 layer=layer.name,
             )
-    for blob in layer.top:
-        if (blob in current and blob not in layer.bottom) or list(layer.top).count(blob) > 1:
+    # Counted once: a layer may have any number of them.
+    tops, bottoms = Counter(layer.top), set(layer.bottom)
+    for blob, count in tops.items():
+        if (blob in current and blob not in bottoms) or count > 1:
             raise BuildError(
                 f"its top '{blob}' is made by another layer already",
                 "give the blob a name of its own",
