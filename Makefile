@@ -10,7 +10,7 @@ DEMO ?= artifacts/efficientnet-lite0
 PYTHON37 ?= $(shell ls -d $$(command -v python3.7 2>/dev/null | grep -v /shims/) \
 	$${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.7.*/bin/python3.7 2>/dev/null | head -n 1)
 
-.PHONY: help demo install develop test check lint types python37 unit networks bench lock lines clean
+.PHONY: help demo install develop test check lint types python37 unit networks fuzz bench lock lines clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -33,6 +33,10 @@ $(VENV)/.demo: requirements.lock pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/.dev: requirements-dev.lock $(VENV)/.demo
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	@touch $@
+
+$(VENV)/.fuzz: requirements-fuzz.lock $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-fuzz.lock
 	@touch $@
 
 .venv37/.ready: requirements-sdk37.lock
@@ -68,6 +72,19 @@ unit: $(VENV)/.dev
 networks: $(VENV)/.dev ## all published Caffe networks beside OpenCV's dnn: minutes
 	$(BIN)/python -m pytest -m large tests/test_caffe_published.py
 
+# Seconds a target, and where the seeds are beside those of fuzz/seeds.
+FUZZ_SECONDS ?= 600
+FUZZ_DATA ?= $(or $(TOPFIVE_DATA),../shared/data)
+FUZZ := -max_total_time=$(FUZZ_SECONDS) -timeout=10 -rss_limit_mb=1024 -print_final_stats=1
+fuzz: $(VENV)/.fuzz ## look for inputs that hurt, FUZZ_SECONDS=600 for each kind
+	@mkdir -p build/fuzz/images build/fuzz/prototxt build/fuzz/caffemodel
+	$(BIN)/python fuzz/fuzz_images.py $(FUZZ) -max_len=20000 -artifact_prefix=build/fuzz/found-images- \
+		build/fuzz/images fuzz/seeds/images $(wildcard $(FUZZ_DATA)/torture)
+	$(BIN)/python fuzz/fuzz_prototxt.py $(FUZZ) -max_len=4000 -dict=fuzz/prototxt.dict -artifact_prefix=build/fuzz/found-prototxt- \
+		build/fuzz/prototxt fuzz/seeds/prototxt $(wildcard $(FUZZ_DATA)/parser-fixtures/ok $(FUZZ_DATA)/parser-fixtures/legacy)
+	$(BIN)/python fuzz/fuzz_caffemodel.py $(FUZZ) -max_len=20000 -artifact_prefix=build/fuzz/found-caffemodel- \
+		build/fuzz/caffemodel fuzz/seeds/caffemodel $(wildcard $(FUZZ_DATA)/parser-fixtures/ok $(FUZZ_DATA)/parser-fixtures/legacy)
+
 bench: $(VENV)/.dev ## one minute of 32 clients, as a share of the bare engine of the same run
 	$(BIN)/topfive-build demo --output $(DEMO)
 	$(BIN)/python -m bench.service_share --artifact $(DEMO)
@@ -76,6 +93,7 @@ lock: $(VENV)/.dev ## resolve the dependencies anew
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip compile $(LOCK) --upgrade --universal --python-version 3.11 --group backend --extra cpu --extra build --extra demo pyproject.toml -o requirements.lock
 	$(BIN)/uv pip compile $(LOCK) --universal --python-version 3.11 --group backend --group dev --extra cpu --extra build --extra demo -c requirements.lock pyproject.toml -o requirements-dev.lock
+	$(BIN)/uv pip compile $(LOCK) --python-version 3.11 --python-platform linux --group fuzz -o requirements-fuzz.lock
 	$(BIN)/uv pip compile $(LOCK) --python-version 3.7 --python-platform linux --group sdk37 -o requirements-sdk37.lock
 LOCK := --quiet --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate
 

@@ -5,8 +5,9 @@ short side scaled to `resize`, the long side in proportion and truncated, biline
 out. Serving, calibration, golden answers and evaluation all call this; mean, variance and colour
 order are inside the network. The row belongs to the caller and is written once, whole, at the end.
 
-Limits come before work: magic bytes, then the size in the header, then the pixels. Whatever the
-bytes, what comes back is a row or one of UnsupportedMedia, TooManyPixels and Undecodable.
+Limits come before work: magic bytes, then the size in the header, then a JPEG's scans, then the
+pixels, under a budget of CPU time. Whatever the bytes, what comes back is a row or one of
+UnsupportedMedia, TooManyPixels and Undecodable.
 A picture is seen as a person would see it: upright by its EXIF, its first frame, over white where
 it is transparent, 16 bits scaled to 8. Colour profiles are ignored.
 """
@@ -15,7 +16,9 @@ import io
 import re
 import struct
 import threading
+import time
 import warnings
+from collections.abc import Iterator
 from contextlib import nullcontext
 
 import numpy as np
@@ -42,6 +45,14 @@ MEDIA_TYPES = tuple(_READERS)
 
 MAX_SIDE = 20_000
 MAX_JPEG_SCANS = 100
+MAX_JPEG_SEGMENTS = 10_000
+# Of the largest picture that is allowed, so many scans; of a smaller one more.
+LARGEST_PICTURES_SCANS = 20
+# One for each chunk, segment or run, of which a reader makes Python objects.
+MAX_READS = 250_000
+# Pillow undoes a BMP's run lengths in Python, which holds up everything else.
+MAX_RLE_PIXELS = 4_000_000
+_BMP_RUN_LENGTHS = (BmpImageFile.COMPRESSIONS["RLE8"], BmpImageFile.COMPRESSIONS["RLE4"])
 BIG_PIXELS = 12_000_000
 
 _MAGIC = re.compile(
@@ -75,7 +86,7 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# One big picture in memory at a time: its pixels cost 4 bytes each, and once more when converted.
+# One big picture in memory at a time: its pixels cost up to 16 bytes each while a WebP is decoded.
 _big = threading.Lock()
 _pillow_limit = threading.Lock()
 
@@ -110,6 +121,7 @@ def decode_into(
         pixels = image.width * image.height
         with _big if pixels > BIG_PIXELS else nullcontext():
             fitted = _fit(_upright(image), resize, width, height)
+    # Of ours: a limit that was passed.
     except RequestError:
         raise
     except Image.DecompressionBombError as error:
@@ -117,7 +129,7 @@ def decode_into(
     # Readers fail on hostile bytes in every way there is: OSError, SyntaxError, ValueError,
     # struct.error, zlib.error, MemoryError. All of them mean that this file has no picture for us.
     except Exception as error:
-        raise _undecodable(kind, str(error) or type(error).__name__) from error
+        raise _undecodable(kind, _reason(error)) from error
     row[:] = fitted
     return pixels
 
@@ -128,32 +140,76 @@ def _open(data: bytes, kind: str, max_pixels: int) -> ImageFile:
         # Only ever raised: another thread's limit may be higher, and each checks its own below.
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, (max_pixels + 1) // 2)
     try:
-        image = _READERS[kind](io.BytesIO(data))
+        image = _READERS[kind](_Bounded(data, kind, max_pixels))
     except SyntaxError as error:
-        raise _undecodable(kind, f"its header or its size is no good ({error})") from error
+        reason = f"its header or its size is no good ({_reason(error)})"
+        raise _undecodable(kind, reason) from error
     width, height = image.size
     if width * height > max_pixels or max(width, height) > MAX_SIDE:
         raise _too_many(f"an image of {width} x {height}", max_pixels)
-    if kind == "image/jpeg" and _scans(data) > MAX_JPEG_SCANS:
-        raise _undecodable(kind, f"more than {MAX_JPEG_SCANS} scans")
+    run_lengths = image.info.get("compression") in _BMP_RUN_LENGTHS
+    if run_lengths and width * height > MAX_RLE_PIXELS:
+        raise _too_many(f"a run-length coded image of {width} x {height}", MAX_RLE_PIXELS)
+    if kind == "image/jpeg":
+        _check_scans(data, width * height, max_pixels)
     return image
 
 
-def _scans(data: bytes) -> int:
-    """The scans of a JPEG, counted as far as one beyond the limit: each costs a pass over it."""
-    scans, position, components = 0, 2, b"none"
-    while scans <= MAX_JPEG_SCANS and (marker := _JPEG_MARKER.search(data, position)):
-        segment = marker.end()
-        if marker[1] == b"\xd9":
-            break
-        if marker[1] in (b"\xc0", b"\xc1"):
-            components = data[segment + 7 : segment + 8]
-        if marker[1] == b"\xda":
-            scans += 1
-            if data[segment + 2 : segment + 3] == components:
-                break  # sequential, all components in this scan: there can be no other
-        position = segment + int.from_bytes(data[segment : segment + 2])
-    return scans
+class _Bounded(io.BytesIO):
+    """The file as its reader sees it: a read fails when there were too many, or the time is up.
+
+    It is the thread's CPU time, so that no picture is refused because the machine is busy.
+    """
+
+    def __init__(self, data: bytes, kind: str, max_pixels: int) -> None:
+        super().__init__(data)
+        self._kind = kind
+        self._reads = 0
+        self._cpu_seconds = cpu_seconds(max_pixels)
+        self._until = time.thread_time() + self._cpu_seconds
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self._reads += 1
+        if self._reads > MAX_READS:
+            raise _undecodable(self._kind, f"more than {MAX_READS} pieces")
+        if time.thread_time() > self._until:
+            raise _undecodable(self._kind, f"it takes more than {self._cpu_seconds:.1f} s")
+        return super().read(size)
+
+
+def cpu_seconds(max_pixels: int) -> float:
+    """The CPU time that a file may take, if the largest allowed has `max_pixels`.
+
+    The worst honest ones, 64-bit interlaced PNGs, take 50 ns a pixel.
+    """
+    return 1 + max_pixels / 25_000_000
+
+
+def _check_scans(data: bytes, pixels: int, max_pixels: int) -> None:
+    """Undecodable for a JPEG of too many scans: each costs a pass over all pixels."""
+    most = min(MAX_JPEG_SCANS, LARGEST_PICTURES_SCANS * max_pixels // pixels)
+    scans, cost, components = 0, 1, b"none"
+    for count, (marker, start) in enumerate(_jpeg_segments(data)):
+        if count == MAX_JPEG_SEGMENTS:
+            raise _undecodable("image/jpeg", f"more than {MAX_JPEG_SEGMENTS} segments")
+        if marker in (0xC0, 0xC1):
+            components = data[start + 7 : start + 8]
+        if marker in (0xC9, 0xCA):
+            cost = 4  # arithmetic coding, which no missing bits end
+        if marker == 0xDA:
+            scans += cost
+            if scans > most:
+                raise _undecodable("image/jpeg", f"more than {most // cost} scans")
+            if data[start + 2 : start + 3] == components:
+                return  # sequential, all components in this scan: there can be no other
+
+
+def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
+    """Of each segment up to the end of the picture its marker and where its length stands."""
+    position = 2
+    while (found := _JPEG_MARKER.search(data, position)) and found[1] != b"\xd9":
+        yield found[1][0], found.end()
+        position = found.end() + int.from_bytes(data[found.end() : found.end() + 2])
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -161,8 +217,10 @@ def _upright(image: Image.Image) -> Image.Image:
     image.load()
     # Read first: a PNG may carry it behind its pixels, and a converted picture not at all.
     turn = _UPRIGHT.get(_orientation(image))
-    image = _opaque(image)
-    return image if turn is None else image.transpose(turn)
+    shown = _opaque(image)
+    if shown is not image:
+        image.close()  # its memory is for the next step
+    return shown if turn is None else shown.transpose(turn)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -224,6 +282,14 @@ def _too_many(what: str, max_pixels: int) -> TooManyPixels:
         "send the picture scaled down",
         limit_pixels=max_pixels,
     )
+
+
+def _reason(error: Exception) -> str:
+    """What a reader says of the file; what Python says of the reader is nothing for a caller."""
+    own = isinstance(error, (OSError, SyntaxError, ValueError)) and error.args
+    # Pillow wraps the errors of Python's as they are.
+    said = str(error) if own and isinstance(error.args[0], str) else ""
+    return said or "its parts do not fit together"
 
 
 def _undecodable(kind: str, reason: str) -> Undecodable:

@@ -340,10 +340,13 @@ def test_too_many_images(service: Service) -> None:
     [
         (FORM, form(*[part(DISPOSITION)] * 5, end=b"and then nothing")),
         ("application/json", b'{"images": [1, 2, 3, 4, 5]}'),
+        ("application/json", b'{"images": [{"b64": "", "more": [' + b"[]," * 1000 + b"[]]}]}"),
     ],
 )
 def test_images_are_counted_before_they_are_read(content_type: str, body: bytes) -> None:
-    """One too many is seen before the end of the form, and before any base64 is."""
+    """One too many is seen before the end of the form, before any base64, and before objects
+    that could be no images are made: a small body can ask for very many.
+    """
     with pytest.raises(TooLarge):
         files.split(body, content_type, 4)
 

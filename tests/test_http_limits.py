@@ -207,6 +207,43 @@ def test_a_body_shorter_than_announced_times_out(service: Service) -> None:
     assert_refused(reply, 408, "body_timeout")
 
 
+def test_a_chunked_body_without_an_end_times_out(service: Service) -> None:
+    """408, though a whole image has come and a chunk of nothing much follows now and then."""
+    chunks = [b"%x\r\n%s\r\n" % (len(PNG), PNG), b"1\r\nx\r\n"]
+    with service.connect() as connection:
+        connection.sendall(head("Transfer-Encoding: chunked") + chunks[0])
+        trickle = threading.Timer(BODY_TIMEOUT_MS / 2000, connection.sendall, (chunks[1],))
+        trickle.start()
+        reply = read(connection)
+        trickle.join()
+    assert_refused(reply, 408, "body_timeout")
+    assert reply.closed
+    await_reserved(service, 0)
+
+
+def test_those_who_stop_half_way_hinder_nobody(
+    service: Service, pending: list[socket.socket]
+) -> None:
+    """Fifty stop within their bodies: others are answered meanwhile, and each of them is 408."""
+    for _ in range(50):
+        connection = service.connect()
+        pending.append(connection)
+        connection.sendall(head("Content-Length: 1000") + PNG[:100])
+    await_reserved(service, 50_000)
+    assert talk(service, request()).status == 200
+    for connection in pending:
+        assert_refused(read(connection), 408, "body_timeout")
+    await_reserved(service, 0)
+
+
+def test_a_form_of_thousands_of_parts_is_refused(service: Service) -> None:
+    """413 with the number of images that are taken, at the first part that is one too many."""
+    part = b'--b\r\nContent-Disposition: form-data; name="image"\r\n\r\nx\r\n'
+    reply = talk(service, request(part * 3000, "Content-Type: multipart/form-data; boundary=b"))
+    assert_refused(reply, 413, "too_large")
+    assert reply.body["limit_images"] == ROWS
+
+
 def test_a_body_longer_than_announced_is_cut(service: Service) -> None:
     """As much as was announced is the body; what follows is no request, and ends the connection."""
     with service.connect() as connection:

@@ -19,6 +19,7 @@ from PIL import Image, ImageOps
 
 from service import images
 from service.errors import TooManyPixels, Undecodable, UnsupportedMedia
+from tests.support import bombs
 
 # Pillow's warnings are silenced by the module itself, but pytest puts its own filters over that.
 pytestmark = pytest.mark.filterwarnings(r"ignore:::PIL\.")
@@ -342,6 +343,22 @@ def test_a_jpeg_of_hundreds_of_scans_is_refused(progressive: bool) -> None:
     assert decode(data + b"\0\2" + scan * 200).any(), (
         "what stands behind the picture is no scan of it"
     )
+
+
+def test_the_time_is_bounded_by_the_pixels_that_are_allowed() -> None:
+    """A file that makes the reader work without end is given up after `cpu_seconds`."""
+    data, row = bombs.png_of_profiles(15_000), np.zeros((224, 224, 3), np.uint8)
+    started = time.thread_time()
+    with pytest.raises(Undecodable, match=r"more than 1\.0 s"):
+        images.decode_into(data, row, 256, 1_000_000)
+    assert 1 < time.thread_time() - started < 1.5
+
+
+def test_python_is_not_quoted() -> None:
+    """Where the reader itself stumbles (a palette PNG without one), its words are not repeated."""
+    with pytest.raises(Undecodable, match="its parts do not fit together") as refused:
+        decode(bombs.png_start(16, 16, 8, 3) + bombs.SMALL_PNG_END)
+    assert "Error" not in refused.value.detail
 
 
 @pytest.mark.models

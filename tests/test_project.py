@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-LOCKS = ("requirements.lock", "requirements-dev.lock", "requirements-sdk37.lock")
+LOCKS = tuple(f"requirements{part}.lock" for part in ("", "-dev", "-fuzz", "-sdk37"))
 
 
 def dependencies() -> set[str]:

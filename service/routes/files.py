@@ -15,6 +15,7 @@ RAW = frozenset({*images.MEDIA_TYPES, "application/octet-stream", ""})
 FORM = "multipart/form-data"
 JSON = "application/json"
 PARTS = ("image", "file")
+COMMAS_AN_IMAGE = 100
 
 _TAKEN = (
     f"send an image as {', '.join(images.MEDIA_TYPES)} or application/octet-stream, "
@@ -51,6 +52,8 @@ def split(body: bytes, content_type: str, limit: int) -> list[bytes]:
 
 
 def _json(body: bytes, limit: int) -> list[bytes]:
+    # Each comma may make an object of sixty bytes; base64 has none.
+    _check_count(body.count(b",") // COMMAS_AN_IMAGE, limit)
     try:
         items = orjson.loads(body)["images"]
         if not isinstance(items, list):
