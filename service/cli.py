@@ -215,7 +215,7 @@ def evaluate(
     results = evaluation.evaluate(
         evaluation.on_artifact(artifact, timeout_s)
         if artifact
-        else evaluation.over_http(url, timeout_s, concurrency),
+        else evaluation.over_http(url, timeout_s, concurrency, retry_for_s),
         evaluation.Plan(
             label_file=label_file,
             image_dir=image_dir or folder,

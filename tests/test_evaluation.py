@@ -1,11 +1,12 @@
 """`topfive eval` around the answers: label files, failures, interruptions, the files written."""
 
+import asyncio
 import csv
-import http.server
+import fcntl
 import json
+import os
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.artifact import Label
 from service.errors import EvaluationError
 from service.evaluation.journal import Answered, Journal
-from service.evaluation.labels import read_names, read_samples
 from service.evaluation.results import wilson
+from service.evaluation.sources import Later, Top5, over_http
 from tests.support import pictures, tiny
 from tests.support.serving import COMMAND, plain_environment
+from tests.support.stub import BUSY, REFUSED, Reply, Stub, ranking
 
-CLASSES = tuple(Label(f"n{number:08d}", f"class {number}") for number in range(10))
 IMAGES = 12
 
 
@@ -148,6 +148,35 @@ def test_another_runs_journal_is_refused(artifact: Path, images: Path, tmp_path:
     assert refused.returncode == 1 and "begun with labels" in refused.stderr
 
 
+def test_a_folder_without_any_of_the_images(artifact: Path, images: Path, tmp_path: Path) -> None:
+    """A wrong --image-dir is an error that leaves nothing, so the right one needs no --force."""
+    wrong = evaluate(images, tmp_path / "out", "--artifact", artifact, "--image-dir", artifact)
+    assert wrong.returncode == 1
+    assert "none of the 12 images is there" in wrong.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_another_run_writes_to(artifact: Path, images: Path, tmp_path: Path) -> None:
+    """Refused, with --force too: two runs would mix their answers."""
+    (tmp_path / "out").mkdir()
+    held = os.open(tmp_path / "out", os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    refused = evaluate(images, tmp_path / "out", "--artifact", artifact, "--force")
+    os.close(held)
+    assert refused.returncode == 1
+    assert "another run is writing there" in refused.stderr
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_an_output_that_is_a_file(artifact: Path, images: Path, tmp_path: Path) -> None:
+    """It is named, and stays."""
+    (tmp_path / "out").write_text("mine")
+    refused = evaluate(images, tmp_path / "out", "--artifact", artifact)
+    assert refused.returncode == 1
+    assert "out: cannot be made" in refused.stderr
+    assert (tmp_path / "out").read_text() == "mine"
+
+
 def test_only_the_first_images(artifact: Path, images: Path, tmp_path: Path) -> None:
     """--image_num, in the sample's spelling, and names from a file of the sample's form."""
     names = tmp_path / "names.txt"
@@ -167,70 +196,12 @@ def test_a_source_is_one_of_two(images: Path, tmp_path: Path, artifact: Path) ->
     assert not (tmp_path / "out").exists()
 
 
-Reply = tuple[int, dict[str, Any], dict[str, str]]
-MODEL = {"name": "stub", "version": "1"}
-
-
-def ranking(version: str = "1", count: int = 5) -> Reply:
-    predictions = [
-        {"class_id": at, "wnid": label.wnid, "label": label.names, "score": 0.1}
-        for at, label in enumerate(CLASSES[:count])
-    ]
-    model = MODEL | {"version": version}
-    return 200, {"model": model, "results": [{"predictions": predictions}]}, {}
-
-
-BUSY: Reply = (503, {"code": "overloaded", "detail": "full"}, {"retry-after": "1"})
-
-
-class Stub(http.server.ThreadingHTTPServer):
-    """A server that gives these answers to images, in order, then the last one again."""
-
-    daemon_threads = True
-
-    def __init__(self, *replies: Reply | None) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.replies = list(replies)
-        self.asked: list[float] = []
-        self.url = f"http://127.0.0.1:{self.server_port}"
-
-
-class _Handler(http.server.BaseHTTPRequestHandler):
-    server: Stub
-
-    def do_GET(self) -> None:
-        self._send((200, {"model": {"output": {"classes": 10}}}, {}))
-
-    def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["content-length"]))
-        if "top_k=10" in self.path:
-            self._send(ranking(count=10))
-            return
-        self.server.asked.append(time.monotonic())
-        replies = self.server.replies
-        reply = replies.pop(0) if len(replies) > 1 else replies[0]
-        if reply is not None:
-            self._send(reply)
-
-    def _send(self, reply: Reply) -> None:
-        status, fields, headers = reply
-        body = json.dumps(fields).encode()
-        self.send_response(status)
-        for name, value in (headers | {"content-length": str(len(body))}).items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
 @pytest.fixture
 def stub() -> Iterator[Callable[..., Stub]]:
     started = []
 
-    def start(*replies: Reply | None) -> Stub:
-        server = Stub(*replies)
+    def start(*replies: Reply | None, port: int = 0) -> Stub:
+        server = Stub(*replies, port=port)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         started.append(server)
         return server
@@ -275,6 +246,58 @@ def test_a_server_that_stays_away(stub: Callable[..., Stub], images: Path, tmp_p
     assert len(server.asked) == IMAGES + 1
 
 
+def test_a_server_that_is_full_at_first(
+    stub: Callable[..., Stub], images: Path, tmp_path: Path
+) -> None:
+    """The question for its classes is asked again too."""
+    server = stub(ranking())
+    server.starting = [BUSY]
+    done = evaluate(images, tmp_path / "out", "--url", server.url)
+    assert done.returncode == 0, done.stderr
+    assert "waiting for" in done.stderr and "full" in done.stderr
+
+
+def test_a_server_that_goes_and_comes_back(stub: Callable[..., Stub]) -> None:
+    """Nobody listening is "later", not a failure of the image; then the same source goes on."""
+    first = stub(ranking())
+
+    async def ask() -> None:
+        async with over_http(first.url, 5, 1, 0) as source:
+            assert isinstance(await source.ask(b"image"), Top5)
+            first.shutdown()
+            first.server_close()
+            later = await source.ask(b"image")
+            assert isinstance(later, Later) and later.reason == "connection"
+            stub(ranking(), port=first.server_port)
+            assert isinstance(await source.ask(b"image"), Top5)
+
+    asyncio.run(ask())
+
+
+def test_an_image_that_no_device_can_do(
+    stub: Callable[..., Stub], images: Path, tmp_path: Path
+) -> None:
+    """It fails after its time, and the run goes on: it must not be in the way for ever."""
+    server = stub(ranking(), REFUSED, ranking())
+    done = evaluate(
+        images, tmp_path / "out", "--url", server.url, "--concurrency", 1, "--retry-for-s", 0.5
+    )
+    assert done.returncode == 5, done.stderr
+    assert lines(tmp_path / "out" / "failed.csv")[1:] == ["1.png,device_failed,twice"]
+    assert len(lines(tmp_path / "out" / "eval_labels.txt")) == IMAGES - 1
+
+
+def test_an_answer_of_another_program(
+    stub: Callable[..., Stub], images: Path, tmp_path: Path
+) -> None:
+    """A 200 without predictions, as of a proxy's page, ends the run with what is known kept."""
+    server = stub(ranking(), (200, {"hello": 1}, {}))
+    done = evaluate(images, tmp_path / "out", "--url", server.url, "--concurrency", 1)
+    assert done.returncode == 4
+    assert "does not answer as topfive does" in done.stderr
+    assert len(lines(tmp_path / "out" / "journal.jsonl")) == 2
+
+
 def test_another_model_in_the_middle(
     stub: Callable[..., Stub], images: Path, tmp_path: Path
 ) -> None:
@@ -282,7 +305,7 @@ def test_another_model_in_the_middle(
     server = stub(ranking(), ranking(), ranking(version="2"))
     done = evaluate(images, tmp_path / "out", "--url", server.url)
     assert done.returncode == 1
-    assert "'version': '2'" in done.stderr
+    assert "version='2'" in done.stderr
 
 
 def test_a_server_that_is_none(images: Path, tmp_path: Path, stub: Callable[..., Stub]) -> None:
@@ -308,74 +331,25 @@ def test_a_journal_whose_end_was_cut_short(tmp_path: Path) -> None:
         assert journal.answers["3.png"] == Answered((5, 4, 3, 2, 1), 0.25)
 
 
-@pytest.mark.parametrize("text", ["no journal\n", '{"model": 1}\n[]\n', "[]\n", "{}\n"])
-def test_what_is_no_journal_is_refused(text: str, tmp_path: Path) -> None:
+def test_a_journal_whose_first_line_was_cut_short(tmp_path: Path) -> None:
+    """It says nothing yet: the run begins anew."""
+    about = {"model": {"name": "a"}}
+    (tmp_path / "journal.jsonl").write_bytes(b'{"model":{"na')
+    with Journal(tmp_path, about) as journal:
+        assert not journal.answers
+    assert lines(tmp_path / "journal.jsonl") == ['{"model":{"name":"a"}}']
+
+
+NO_JOURNALS = [b"no journal\n", b"nor a line", b"\xff\n", b'{"model": 1}\n[]\n', b"[]\n", b"{}\n"]
+
+
+@pytest.mark.parametrize("text", NO_JOURNALS)
+def test_what_is_no_journal_is_refused(text: bytes, tmp_path: Path) -> None:
     """A file of that name that is not ours is named, not overwritten."""
-    (tmp_path / "journal.jsonl").write_text(text)
+    (tmp_path / "journal.jsonl").write_bytes(text)
     with pytest.raises(EvaluationError, match=r"journal\.jsonl"):
         Journal(tmp_path, {"model": 1})
-    assert (tmp_path / "journal.jsonl").read_text() == text
-
-
-FORMS = {
-    "lines": "a.jpg 3 \r\n\n  b c.jpg   n00000007\n",
-    "marked as UTF-8": "\ufeffa.jpg 3\nb c.jpg 7",
-    "csv": "file,class_id\na.jpg,3\nb c.jpg,7\n",
-    "csv of wnids, which win": "class_id,file,wnid\n0,a.jpg,n00000003\n0,b c.jpg,n00000007\n",
-}
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_forms_of_label_files(form: str, tmp_path: Path) -> None:
-    """Lines and CSV, numbers and wnids, with what editors leave in them."""
-    path = tmp_path / ("labels.csv" if form.startswith("csv") else "labels.txt")
-    path.write_text(FORMS[form], newline="")
-    samples = read_samples(path, CLASSES, None).samples
-    assert [(one.name, one.class_id) for one in samples] == [("a.jpg", 3), ("b c.jpg", 7)]
-
-
-WRONG = {
-    "names no image": "\n \n",
-    "line 2: 'b.jpg' has no class": "a.jpg 3\nb.jpg\n",
-    "line 1: the class '10'; 0 to 9": "a.jpg 10\n",
-    "line 1: the class '-1'": "a.jpg -1\n",
-    "line 1: the model has no class n09999999": "a.jpg n09999999\n",
-    "line 3: 'a.jpg' is there a second time": "a.jpg 1\nb.jpg 1\na.jpg 2\n",
-    "line 1: '../a.jpg' is not in the image folder": "../a.jpg 1\n",
-    "line 1: '/a.jpg' is not in": "/a.jpg 1\n",
-}
-
-
-@pytest.mark.parametrize("said", WRONG)
-def test_wrong_label_files_are_refused_by_line(said: str, tmp_path: Path) -> None:
-    """Before anything is asked."""
-    (tmp_path / "labels.txt").write_text(WRONG[said])
-    with pytest.raises(EvaluationError) as caught:
-        read_samples(tmp_path / "labels.txt", CLASSES, None)
-    assert f"labels.txt: {said}" in str(caught.value).replace(": it names", ": names")
-    assert caught.value.remedy
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("name,class\na,1\n", "columns file, and class_id or wnid, not name, class"),
-        ("", "not nothing"),
-        ("file,class_id\na.jpg\n", "line 2: the class ''"),
-    ],
-)
-def test_wrong_csvs_are_refused(text: str, said: str, tmp_path: Path) -> None:
-    """The columns that are missing are named, and those that are there."""
-    (tmp_path / "labels.csv").write_text(text)
-    with pytest.raises(EvaluationError, match=said):
-        read_samples(tmp_path / "labels.csv", CLASSES, None)
-
-
-def test_names_must_be_whole(tmp_path: Path) -> None:
-    """A name file of fewer classes says which is missing."""
-    (tmp_path / "names.txt").write_text("0 zero\n2 two\n")
-    with pytest.raises(EvaluationError, match="no name for class 1 of 3"):
-        read_names(tmp_path / "names.txt", 3)
+    assert (tmp_path / "journal.jsonl").read_bytes() == text
 
 
 @pytest.mark.parametrize(("correct", "images"), [(0, 10), (10, 10), (88, 100), (581, 663), (1, 3)])

@@ -30,11 +30,14 @@ class Journal:
         self.path = folder / NAME
         self.answers: dict[str, Answered] = {}
         about = json.loads(json.dumps(about))
-        lines = self._whole_lines()
-        if lines:
-            self._take(lines, about)
-        self._file = self.path.open("a", encoding="utf-8")
-        if not lines:
+        found = self.path.read_bytes() if self.path.exists() else b""
+        # The end that was cut short; of the first line too, if it is ours.
+        whole = found[: found.rfind(b"\n") + 1]
+        if found and (whole or not _line(about).startswith(found)):
+            self._take(whole, about)
+        self._file = self.path.open("ab")
+        self._file.truncate(len(whole))
+        if not whole:
             self._append(about)
 
     @property
@@ -57,22 +60,12 @@ class Journal:
         self._file.close()
 
     def _append(self, fields: dict[str, Any]) -> None:
-        self._file.write(json.dumps(fields, separators=(",", ":")) + "\n")
+        self._file.write(_line(fields))
         self._file.flush()
 
-    def _whole_lines(self) -> list[str]:
-        """Those in the file, without the end that was cut short, which is cut off there too."""
-        if not self.path.exists():
-            return []
-        text = self.path.read_bytes()
-        whole = text[: text.rfind(b"\n") + 1]
-        with self.path.open("r+b") as file:
-            file.truncate(len(whole))
-        return whole.decode().splitlines()
-
-    def _take(self, lines: list[str], about: dict[str, Any]) -> None:
+    def _take(self, whole: bytes, about: dict[str, Any]) -> None:
         try:
-            said, *answers = map(json.loads, lines)
+            said, *answers = map(json.loads, whole.splitlines())
             said = {name: said[name] for name in about}
             for answer in answers:
                 self.answers[answer["image"]] = Answered(
@@ -80,15 +73,14 @@ class Journal:
                 )
         except (ValueError, KeyError, TypeError) as error:
             raise EvaluationError(f"{self.path}: not a journal of ours", _ANEW) from error
-        differing = [
-            name for name in about if not isinstance(said, dict) or said.get(name) != about[name]
-        ]
-        if differing:
-            [name, *_] = differing
-            was = said.get(name) if isinstance(said, dict) else said
-            raise EvaluationError(
-                f"{self.path}: this run was begun with {name} {was}, now it is {about[name]}", _ANEW
-            )
+        for name, now in about.items():
+            if said[name] != now:
+                detail = f"this run was begun with {name} {said[name]}, now it is {now}"
+                raise EvaluationError(f"{self.path}: {detail}", _ANEW)
+
+
+def _line(fields: dict[str, Any]) -> bytes:
+    return json.dumps(fields, separators=(",", ":")).encode() + b"\n"
 
 
 _ANEW = "give another --output, or begin anew with --force"

@@ -58,9 +58,9 @@ def read_names(path: Path, count: int) -> list[str]:
     names = {}
     for number, line in enumerate(_text(path), 1):
         class_id, _, name = line.strip().partition(" ")
-        if not class_id.isdecimal() or not name:
+        if (key := _number(class_id)) is None or not name:
             raise _error(path, f"line {number}", f"{line[:60]!r}", "give lines `id names`")
-        names[int(class_id)] = name.strip()
+        names[key] = name.strip()
     missing = [class_id for class_id in range(count) if class_id not in names]
     if missing:
         remedy = "give the names of the model's own class order"
@@ -96,8 +96,11 @@ def _of_csv(path: Path) -> Iterator[Entry]:
     if "file" not in columns or chosen not in columns:
         found = ", ".join(map(str, rows.fieldnames or ())) or "nothing"
         raise _error(path, "line 1", f"columns file, and class_id or wnid, not {found}", _CSV_FORM)
-    for row in rows:
-        yield f"line {rows.line_num}", (row["file"] or "").strip(), (row[chosen] or "").strip()
+    try:
+        for row in rows:
+            yield f"line {rows.line_num}", (row["file"] or "").strip(), (row[chosen] or "").strip()
+    except csv.Error as error:
+        raise _error(path, f"line {rows.line_num + 1}", str(error), _CSV_FORM) from error
 
 
 def _of_folder(path: Path) -> Iterator[Entry]:
@@ -119,12 +122,17 @@ def _class_id(path: Path, place: str, said: str, wnids: dict[str, int], count: i
         return wnids[said]
     if _WNID.fullmatch(said):
         raise _error(path, place, f"the model has no class {said}", "give labels of its classes")
-    # Of very many digits the first tell enough.
-    if said.isascii() and said.isdecimal() and int(said[:9]) < count:
-        return int(said[:9])
+    number = _number(said)
+    if number is not None and number < count:
+        return number
     raise _error(
         path, place, f"the class {said[:40]!r}; 0 to {count - 1}, or a wnid, expected", _LINE_FORM
     )
+
+
+def _number(text: str) -> int | None:
+    """None for what is no number; so many digits are no class either."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= 9 else None
 
 
 def _error(path: Path, place: str, detail: str, remedy: str) -> EvaluationError:

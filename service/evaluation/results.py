@@ -1,7 +1,8 @@
 """Answers to files: those of MagicMind's sample, failed.csv, report.json.
 
-The sample's files have the form that its infer_python writes: its scorer reads them. Each file is
-written aside and renamed, the report last, so none is ever half there.
+The sample's files have the form that its infer_python writes: its scorer reads them. All are
+written aside, then renamed, the report last: none is ever half there, and a full disk leaves what
+was.
 """
 
 import csv
@@ -90,8 +91,9 @@ def write(folder: Path, results: Results, names: Sequence[str], about: dict[str,
         FAILED: _failed(results.failed),
         REPORT: json.dumps(about | _report(results), indent=2) + "\n",
     }
-    for name in FILES:
-        _write(folder / name, texts[name])
+    written = [_written_aside(folder / name, texts[name]) for name in FILES]
+    for name, aside in zip(FILES, written, strict=True):
+        aside.replace(folder / name)
 
 
 def _named(answered: Answered, names: Sequence[str]) -> str:
@@ -132,13 +134,13 @@ def _said(score: Score) -> dict[str, Any]:
     }
 
 
-def _write(path: Path, text: str) -> None:
+def _written_aside(path: Path, text: str) -> Path:
     aside = path.with_name(f".{path.name}.part")
     with aside.open("w", encoding="utf-8", newline="\n") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    aside.replace(path)
+    return aside
 
 
 def print_summary(results: Results, folder: Path) -> None:

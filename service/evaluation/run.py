@@ -6,10 +6,12 @@ command. The files are written at the end, all of them, in the order of the labe
 """
 
 import asyncio
+import fcntl
+import os
 import sys
 import time
-from collections.abc import Callable, Coroutine, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -64,11 +66,34 @@ def _check_output(plan: Plan) -> None:
         )
 
 
-def _make_output(plan: Plan) -> None:
-    plan.output.mkdir(parents=True, exist_ok=True)
-    if plan.force:
-        for name in _found(plan.output):
-            (plan.output / name).unlink()
+@contextmanager
+def _own_output(plan: Plan) -> Iterator[None]:
+    """Make the folder, ours alone; emptied of older files with `force`."""
+    try:
+        plan.output.mkdir(parents=True, exist_ok=True)
+        folder = os.open(plan.output, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        detail = f"{plan.output}: cannot be made: {error.strerror}"
+        raise EvaluationError(detail, "give another --output") from error
+    try:
+        _lock(folder, plan.output)
+        _check_output(plan)  # the run that had it may have ended since
+        if plan.force:
+            for name in _found(plan.output):
+                (plan.output / name).unlink()
+        yield
+    finally:
+        os.close(folder)
+
+
+def _lock(folder: int, path: Path) -> None:
+    """Until it is closed, or the process ends in whatever way."""
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise EvaluationError(
+            f"{path}: another run is writing there", "let it end, or give another --output"
+        ) from error
 
 
 def _found(folder: Path) -> list[str]:
@@ -85,9 +110,11 @@ async def _evaluate(source: Source, plan: Plan) -> Results:
         if plan.name_file
         else [label.names for label in source.classes]
     )
+    if not any(_is_there(plan, sample) for sample in samples.samples):
+        detail = f"{plan.image_dir}: none of the {len(samples.samples)} images is there"
+        raise EvaluationError(detail, "give the folder that the label file's names begin in")
     about = _about(source, plan, samples)
-    _make_output(plan)
-    with Journal(plan.output, about) as journal:
+    with _own_output(plan), Journal(plan.output, about) as journal:
         begun, known = time.monotonic(), len(journal.answers)
         started = datetime.now(UTC)
         results = await _ask_all(source, plan, samples.samples, journal)
@@ -104,6 +131,7 @@ def _about(source: Source, plan: Plan, samples: Samples) -> dict[str, Any]:
     """What must be the same for a run to go on."""
     return {
         "model": vars(source.model),
+        "preprocessing": source.preprocessing,
         "labels": {"file": plan.label_file.name, "sha256": samples.sha256},
         "image_dir": str(plan.image_dir.resolve()),
     }
@@ -116,7 +144,7 @@ async def _ask_all(
     failed = {
         sample.name: Failed(MISSING, "no such file in the image folder")
         for sample in left
-        if not (plan.image_dir / sample.name).is_file()
+        if not _is_there(plan, sample)
     }
     if failed:
         _say(f"{len(failed)} of {len(samples)} images are missing in {plan.image_dir}")
@@ -148,6 +176,11 @@ async def _ask_all(
     )
 
 
+def _is_there(plan: Plan, sample: Sample) -> bool:
+    # pathlib's raises for a name too long.
+    return os.path.isfile(plan.image_dir / sample.name)  # noqa: PTH113
+
+
 async def _together(workers: Sequence[Callable[[], Coroutine[Any, Any, None]]]) -> None:
     """Run them all; the first error ends the others and is raised."""
     try:
@@ -173,6 +206,8 @@ async def _ask(source: Source, file: Path, retry_for_s: float) -> Answered | Fai
         if isinstance(answer, Failed):
             return answer
         if time.monotonic() + answer.seconds > give_up_at:
+            if answer.may_be_the_image:
+                return Failed(answer.reason, answer.detail)
             raise Unreachable(
                 f"{source.where}: no answer for {retry_for_s:g} s: {answer.detail}",
                 "what is answered is kept: see to the server, and run the same command again",

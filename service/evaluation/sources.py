@@ -5,7 +5,10 @@ be under way as the caller likes. An answer is one of three: the five most likel
 of this image, or "later", with the seconds to wait.
 """
 
+import asyncio
 import base64
+import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -23,6 +26,7 @@ TOP = 5
 RETRY_S = 1.0
 """Where the answer says nothing of when to try again."""
 _AGAIN = {429, 502, 503, 504}
+_OF_THE_IMAGE = {"device_failed", "deadline"}
 # A picture of one pixel, to be told all classes.
 _PIXEL = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
@@ -49,7 +53,13 @@ class Later:
     """Nothing is known of the image yet: ask again after so many seconds."""
 
     seconds: float
+    reason: str
     detail: str
+
+    @property
+    def may_be_the_image(self) -> bool:
+        """The source answers, but this image may be what it cannot do, now or ever."""
+        return self.reason in _OF_THE_IMAGE
 
 
 Answer = Top5 | Failed | Later
@@ -62,10 +72,11 @@ class ModelName:
 
 
 class Source(Protocol):
-    """One model; `where` is its URL or its folder."""
+    """One model; `where` is its URL or its folder, `preprocessing` as its manifest has it."""
 
     where: str
     model: ModelName
+    preprocessing: dict[str, Any]
     classes: tuple[Label, ...]
 
     async def ask(self, image: bytes) -> Answer:
@@ -73,64 +84,91 @@ class Source(Protocol):
 
 
 class _OverHttp:
-    def __init__(
-        self, http: httpx.AsyncClient, where: str, model: ModelName, classes: tuple[Label, ...]
-    ) -> None:
-        self.where, self.model, self.classes = where, model, classes
-        self._http = http
+    def __init__(self, http: httpx.AsyncClient, where: str, described: "_Described") -> None:
+        self.where, self._http = where, http
+        self.model, self.preprocessing, self.classes = described
 
     async def ask(self, image: bytes) -> Answer:
         try:
             reply = await _post(self._http, image, TOP)
         except httpx.TransportError as error:
-            return Later(RETRY_S, f"{type(error).__name__}: {error}")
-        said = client.said(reply)
+            return Later(RETRY_S, "connection", f"{type(error).__name__}: {error}")
         if reply.status_code in _AGAIN:
-            return Later(_retry_after_s(reply), str(said.get("detail", reply.status_code)))
+            return _later(reply)
+        said = client.said(reply)
         if reply.status_code != 200:
             return Failed(
                 str(said.get("code", reply.status_code)), str(said.get("detail", reply.text[:200]))
             )
-        if ModelName(**said["model"]) != self.model:
+        try:
+            model = _model(said)
+            classes = tuple(one["class_id"] for one in said["results"][0]["predictions"])
+        except (KeyError, IndexError, TypeError) as error:
+            raise _stranger(self.where) from error
+        if model != self.model:
             raise EvaluationError(
-                f"{self.where} serves {said['model']} now; this run began with {self.model}",
+                f"{self.where} serves {model} now; this run began with {self.model}",
                 "let one model serve for the whole run; --force begins anew",
             )
-        return Top5(tuple(one["class_id"] for one in said["results"][0]["predictions"]))
+        return Top5(classes)
 
 
 @asynccontextmanager
-async def over_http(url: str, timeout_s: float, connections: int) -> AsyncIterator[Source]:
-    """The server at `url`; Unreachable if it does not answer, or is none of ours."""
+async def over_http(
+    url: str, timeout_s: float, connections: int, retry_for_s: float
+) -> AsyncIterator[Source]:
+    """The server at `url`; Unreachable if it does not answer, or is none of ours.
+
+    One that answers that it cannot now, full or starting, is waited for.
+    """
     limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
     try:
         async with httpx.AsyncClient(
             base_url=url, timeout=timeout_s, limits=limits, trust_env=False
         ) as http:
-            model, classes = await _described(http)
-            yield _OverHttp(http, url, model, classes)
+            yield _OverHttp(http, url, await _described(http, url, retry_for_s))
     except (httpx.TransportError, httpx.InvalidURL) as error:
         raise Unreachable(f"{url} does not answer: {error}", client.START_IT) from error
 
 
-async def _described(http: httpx.AsyncClient) -> tuple[ModelName, tuple[Label, ...]]:
-    """The model's name, and all its classes: one picture's ranking has them all."""
+_Described = tuple[ModelName, dict[str, Any], tuple[Label, ...]]
+
+
+async def _described(http: httpx.AsyncClient, url: str, retry_for_s: float) -> _Described:
+    """The model's name, its preprocessing, all its classes: one picture's ranking has them all."""
     about = client.said(await http.get("/model"))
     try:
-        count = about["model"]["output"]["classes"]
-        reply = await _post(http, _PIXEL, count)
-        if reply.status_code in _AGAIN:
-            detail = client.said(reply).get("detail", reply.status_code)
-            raise Unreachable(
-                f"{http.base_url}: {detail}", "wait until it is ready: topfive health --wait-s 60"
-            )
-        said = client.said(reply)
+        count, preprocessing = about["model"]["output"]["classes"], about["model"]["preprocessing"]
+        said = client.said(await _taken(http, count, url, retry_for_s))
         ranked = sorted(said["results"][0]["predictions"], key=lambda one: one["class_id"])
-        model = ModelName(**said["model"])
-    except (KeyError, TypeError) as error:
-        detail = f"{http.base_url} does not answer as topfive does"
-        raise Unreachable(detail, client.START_IT) from error
-    return model, tuple(Label(one["wnid"], one["label"]) for one in ranked)
+        classes = tuple(Label(one["wnid"], one["label"]) for one in ranked)
+        return _model(said), preprocessing, classes
+    except (KeyError, IndexError, TypeError) as error:
+        raise _stranger(url) from error
+
+
+async def _taken(
+    http: httpx.AsyncClient, count: int, url: str, retry_for_s: float
+) -> httpx.Response:
+    """The answer to the first picture, when the server has room and a device for it."""
+    give_up_at = time.monotonic() + retry_for_s
+    while (reply := await _post(http, _PIXEL, count)).status_code in _AGAIN:
+        later = _later(reply)
+        if time.monotonic() + later.seconds > give_up_at:
+            raise Unreachable(
+                f"{url}: {later.detail}", "wait until it is ready: topfive health --wait-s 60"
+            )
+        print(f"waiting for {url}: {later.detail}", file=sys.stderr, flush=True)
+        await asyncio.sleep(later.seconds)
+    return reply
+
+
+def _model(said: dict[str, Any]) -> ModelName:
+    return ModelName(said["model"]["name"], said["model"]["version"])
+
+
+def _stranger(where: str) -> Unreachable:
+    return Unreachable(f"{where} does not answer as topfive does", client.START_IT)
 
 
 async def _post(http: httpx.AsyncClient, image: bytes, top_k: int) -> httpx.Response:
@@ -142,9 +180,14 @@ async def _post(http: httpx.AsyncClient, image: bytes, top_k: int) -> httpx.Resp
     )
 
 
-def _retry_after_s(reply: httpx.Response) -> float:
+def _later(reply: httpx.Response) -> Later:
+    said = client.said(reply)
     text = reply.headers.get("retry-after", "")
-    return float(text) if text.isascii() and text.isdecimal() else RETRY_S
+    return Later(
+        float(text) if text.isascii() and text.isdecimal() else RETRY_S,
+        str(said.get("code", reply.status_code)),
+        str(said.get("detail", f"status {reply.status_code}")),
+    )
 
 
 class _OnArtifact:
@@ -152,6 +195,7 @@ class _OnArtifact:
         artifact = opened.model.artifact
         self.where, self.classes = where, artifact.labels
         self.model = ModelName(artifact.manifest.name, artifact.manifest.version)
+        self.preprocessing = artifact.manifest.preprocessing.model_dump(mode="json", by_alias=True)
         self._opened, self._timeout_s = opened, timeout_s
 
     async def ask(self, image: bytes) -> Answer:
@@ -162,7 +206,8 @@ class _OnArtifact:
         if isinstance(outcome, Prediction):
             return Top5(tuple(outcome.class_ids))
         if outcome.status in _AGAIN:
-            return Later(float(outcome.members.get("retry_after_s", RETRY_S)), outcome.detail)
+            wait_s = float(outcome.members.get("retry_after_s", RETRY_S))
+            return Later(wait_s, outcome.code, outcome.detail)
         return Failed(outcome.code, outcome.detail)
 
 

@@ -1,0 +1,110 @@
+"""Label files and name files: their forms, and what is said of wrong ones."""
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from service import artifact
+from service.errors import EvaluationError
+from service.evaluation.labels import read_names, read_samples
+from tests.support.stub import CLASSES
+
+FORMS = {
+    "lines": "a.jpg 3 \r\n\n  b c.jpg   n00000007\n",
+    "marked as UTF-8": "\ufeffa.jpg 3\nb c.jpg 7",
+    "csv": "file,class_id\na.jpg,3\nb c.jpg,7\n",
+    "csv of wnids, which win": "class_id,file,wnid\n0,a.jpg,n00000003\n0,b c.jpg,n00000007\n",
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_forms_of_label_files(form: str, tmp_path: Path) -> None:
+    """Lines and CSV, numbers and wnids, with what editors leave in them."""
+    path = tmp_path / ("labels.csv" if form.startswith("csv") else "labels.txt")
+    path.write_text(FORMS[form], newline="")
+    samples = read_samples(path, CLASSES, None).samples
+    assert [(one.name, one.class_id) for one in samples] == [("a.jpg", 3), ("b c.jpg", 7)]
+
+
+WRONG = {
+    "names no image": "\n \n",
+    "line 2: 'b.jpg' has no class": "a.jpg 3\nb.jpg\n",
+    "line 1: the class '10'; 0 to 9": "a.jpg 10\n",
+    "line 1: the class '-1'": "a.jpg -1\n",
+    "line 1: the class '00000000012'": "a.jpg 00000000012\n",
+    "line 1: the model has no class n09999999": "a.jpg n09999999\n",
+    "line 3: 'a.jpg' is there a second time": "a.jpg 1\nb.jpg 1\na.jpg 2\n",
+    "line 1: '../a.jpg' is not in the image folder": "../a.jpg 1\n",
+    "line 1: '/a.jpg' is not in": "/a.jpg 1\n",
+}
+
+
+@pytest.mark.parametrize("said", WRONG)
+def test_wrong_label_files_are_refused_by_line(said: str, tmp_path: Path) -> None:
+    """Before anything is asked."""
+    (tmp_path / "labels.txt").write_text(WRONG[said])
+    with pytest.raises(EvaluationError) as caught:
+        read_samples(tmp_path / "labels.txt", CLASSES, None)
+    assert f"labels.txt: {said}" in str(caught.value).replace(": it names", ": names")
+    assert caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("name,class\na,1\n", "columns file, and class_id or wnid, not name, class"),
+        ("", "not nothing"),
+        ("file,class_id\na.jpg\n", "line 2: the class ''"),
+        (f"file,class_id\n{'a' * 200_000},1\n", "line 2: field larger"),
+    ],
+)
+def test_wrong_csvs_are_refused(text: str, said: str, tmp_path: Path) -> None:
+    """The columns that are missing are named, and those that are there."""
+    (tmp_path / "labels.csv").write_text(text)
+    with pytest.raises(EvaluationError, match=said):
+        read_samples(tmp_path / "labels.csv", CLASSES, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("0 zero\n2 two\n", "no name for class 1 of 3"),
+        (f"0 zero\n{'9' * 5000} many\n", "line 2: '9999"),
+    ],
+)
+def test_names_must_be_whole(text: str, said: str, tmp_path: Path) -> None:
+    """A name file of fewer classes says which is missing; what is no number is named by line."""
+    (tmp_path / "names.txt").write_text(text)
+    with pytest.raises(EvaluationError, match=said):
+        read_names(tmp_path / "names.txt", 3)
+
+
+def test_a_folder_for_each_wnid(tmp_path: Path) -> None:
+    """In the order of the wnids, then of the files; other folders are none of it."""
+    for name in ("n00000007/b.jpg", "n00000003/z.jpg", "n00000003/a.jpg", "notes/c.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    samples = read_samples(tmp_path, CLASSES, None).samples
+    assert [(one.name, one.class_id) for one in samples] == [
+        ("n00000003/a.jpg", 3),
+        ("n00000003/z.jpg", 3),
+        ("n00000007/b.jpg", 7),
+    ]
+
+
+@pytest.mark.models
+def test_wnids_follow_the_models_class_order(data_folder: Path) -> None:
+    """The photos' wnids are the classes of val_labels.txt in 2012's order, and mapped in 2015's."""
+    photos, labels = data_folder / "photos", data_folder / "labels"
+    classes = {year: artifact.read_labels(labels / f"synset{year}.txt") for year in (2012, 2015)}
+    by_wnid = {
+        year: {one.name: one.class_id for one in read_samples(path, classes[year], None).samples}
+        for year in (2012, 2015)
+        for path in [photos / "labels.csv"]
+    }
+    by_number = read_samples(photos / "val_labels.txt", classes[2012], None).samples
+    assert by_wnid[2012] == {one.name: one.class_id for one in by_number}
+    with (labels / "order2015_to_2012.csv").open(newline="") as file:
+        to_2012 = {int(row[0]): int(row[1]) for row in csv.reader(file) if row[0].isdecimal()}
+    assert {name: to_2012[number] for name, number in by_wnid[2015].items()} == by_wnid[2012]
