@@ -9,7 +9,7 @@ from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
-from model_build import caffe, cpu, golden, writer
+from model_build import caffe, cpu, golden, onnx_model, writer
 from model_build.network import Network, fold_preprocessing, run_reference
 from model_build.recipe import LABEL_ORDERS, Recipe, check_input_size
 from service import artifact
@@ -28,8 +28,8 @@ def build(recipe: Recipe, output: Path, force: bool, say: Say) -> Manifest:
     writer.check_output(output, force)
     labels = _labels_file(recipe)
     classes = len(artifact.read_labels(labels))
-    say(f"reading {recipe.prototxt} and {recipe.caffemodel}")
-    network = caffe.load(recipe.prototxt, recipe.caffemodel, recipe.height, recipe.width)
+    say(f"reading {' and '.join(map(str, recipe.files))}")
+    network, files = _load(recipe)
     check_input_size(recipe, network.height, network.width)
     _check_labels(recipe, network, classes)
     say("folding the preprocessing in")
@@ -43,7 +43,17 @@ def build(recipe: Recipe, output: Path, force: bool, say: Say) -> Manifest:
         cpu.compile_into(folder, network.model, recipe.batch, recipe.precision)
         _write_golden(recipe, network, folder, say)
         (folder / artifact.LABELS).write_bytes(labels.read_bytes())
-        return _write_manifest(recipe, network, folder)
+        return _write_manifest(recipe, network, files, folder)
+
+
+def _load(recipe: Recipe) -> tuple[Network, tuple[Path, ...]]:
+    """The network, and the files that it was read from."""
+    if recipe.kind == "onnx":
+        [model] = recipe.files
+        return onnx_model.load(model, recipe.height, recipe.width, recipe.output)
+    prototxt, caffemodel = recipe.files
+    network = caffe.load(prototxt, caffemodel, recipe.height, recipe.width, recipe.output)
+    return network, recipe.files
 
 
 def _labels_file(recipe: Recipe) -> Path:
@@ -58,7 +68,7 @@ def _check_labels(recipe: Recipe, network: Network, count: int) -> None:
         raise BuildError(
             f"the network answers {network.classes} classes; --labels {recipe.labels} has {count}",
             "give --labels a file with a line for each class: its wnid, a space, its names",
-            file=str(recipe.prototxt),
+            file=str(recipe.files[0]),
         )
 
 
@@ -73,9 +83,10 @@ def _write_golden(recipe: Recipe, network: Network, folder: Path, say: Say) -> N
     golden.write(folder, rows, reference, recipe.precision)
 
 
-def _write_manifest(recipe: Recipe, network: Network, folder: Path) -> Manifest:
+def _write_manifest(
+    recipe: Recipe, network: Network, files: tuple[Path, ...], folder: Path
+) -> Manifest:
     asked = recipe.preprocessing
-    sources = (recipe.prototxt, recipe.caffemodel)
     least, most = recipe.batch
     return writer.write_manifest(
         folder,
@@ -85,7 +96,7 @@ def _write_manifest(recipe: Recipe, network: Network, folder: Path) -> Manifest:
         precision_note=cpu.NOTES[recipe.precision],
         engine=cpu.ENGINE,
         model=cpu.MODEL,
-        source=Source(kind="caffe", files={path.name: artifact.facts(path) for path in sources}),
+        source=Source(kind=recipe.kind, files={path.name: artifact.facts(path) for path in files}),
         input=Input(
             name=network.model.graph.input[0].name,
             height=network.height,

@@ -1,4 +1,4 @@
-"""`topfive-build`: make an artifact of a Caffe network, or of the demo's; look at one.
+"""`topfive-build`: make an artifact of a Caffe or ONNX network, or of the demo's; look at one.
 
 The artifact's path goes to stdout, progress to stderr. Exit codes: 0 done, 1 failed (said with a
 remedy; nothing is written), 2 usage, 130 interrupted (both typer's).
@@ -10,11 +10,12 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from model_build import recipe
+from model_build.options import Options, with_options
 from service.errors import ArtifactError, BuildError, TopfiveError
 
 FAILED = 1
@@ -62,72 +63,13 @@ def _top(
 
 
 @cli.command()
+@with_options
 def caffe(
     caffemodel: Annotated[
         Path, typer.Option("--caffemodel", "--caffe_model", metavar="FILE", help="The weights.")
     ],
     prototxt: Annotated[Path, typer.Option(metavar="FILE", help="The network's text.")],
-    output: Annotated[
-        Path, typer.Option("--output", "--output_model", metavar="DIR", help="The artifact.")
-    ],
-    target: Annotated[Literal["cpu", "mlu"], typer.Option(help="What will run it.")] = "cpu",
-    precision: Annotated[
-        str, typer.Option(metavar="force_float32|force_float16", help="Of the weights.")
-    ] = "force_float32",
-    batch_size: Annotated[
-        int,
-        typer.Option(
-            "--batch-size",
-            "--batch_size",
-            min=1,
-            max=1024,
-            help="Rows in one batch: exactly so many with --no-shape-mutable; else any number "
-            f"from 1 to this, or to {recipe.LARGEST_BATCH} if this is smaller.",
-        ),
-    ] = 1,
-    shape_mutable: Annotated[
-        bool, typer.Option(help="Take batches of any size, or only of the one.")
-    ] = True,
-    shape_mutable_word: Annotated[
-        Literal["true", "false"] | None,
-        typer.Option("--shape_mutable", help="The same in gen_model's spelling.", hidden=True),
-    ] = None,
-    input_width: Annotated[
-        int | None,
-        typer.Option("--input-width", "--input_width", min=1, help="In place of the text's."),
-    ] = None,
-    input_height: Annotated[
-        int | None,
-        typer.Option("--input-height", "--input_height", min=1, help="In place of the text's."),
-    ] = None,
-    labels: Annotated[
-        str, typer.Option(metavar="2012|2015|FILE", help="ILSVRC's class order, or a file of one.")
-    ] = "2012",
-    name: Annotated[
-        str | None, typer.Option(help="The model's name; default: made of the prototxt's.")
-    ] = None,
-    preprocess: Annotated[
-        str | None,
-        typer.Option(
-            help=f"One of {', '.join(recipe.PRESETS)}; the options below replace parts of it."
-        ),
-    ] = None,
-    mean: Annotated[
-        str | None, typer.Option(metavar="A,B,C", help="To subtract, in the order of --color.")
-    ] = None,
-    std: Annotated[str | None, typer.Option(metavar="A,B,C", help="To divide by, then.")] = None,
-    color: Annotated[
-        Literal["bgr", "rgb"] | None, typer.Option(help="Order of the network's channels.")
-    ] = None,
-    resize: Annotated[
-        int | None, typer.Option(min=1, help="Pixels of the short side, before the crop.")
-    ] = None,
-    crop: Annotated[
-        int | None, typer.Option(min=1, help="Pixels of the crop; default: the network's input.")
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace the artifact there.")] = False,
-    device_id: Annotated[int | None, typer.Option("--device_id", hidden=True)] = None,
-    image_dir: Annotated[Path | None, typer.Option("--image_dir", hidden=True)] = None,
+    options: Options,
 ) -> None:
     """Build the artifact of a Caffe network.
 
@@ -136,25 +78,20 @@ def caffe(
     Example: topfive-build caffe --prototxt net.prototxt --caffemodel net.caffemodel
     --preprocess resnext --output models/net
     """
-    for option, value in (("--device_id", device_id), ("--image_dir", image_dir)):
-        if value is not None:
-            print(f"note: {option} plays no part for --target {target}", file=sys.stderr)
-    mutable = shape_mutable if shape_mutable_word is None else shape_mutable_word == "true"
-    asked = recipe.Recipe(
-        name=recipe.model_name(name, prototxt),
-        prototxt=prototxt,
-        caffemodel=caffemodel,
-        target=target,
-        precision=recipe.precision(precision),
-        batch=recipe.batch(batch_size, mutable),
-        preprocessing=recipe.preprocessing(
-            preprocess, color, _triple("--mean", mean), _triple("--std", std), resize, crop
-        ),
-        labels=labels,
-        height=input_height,
-        width=input_width,
-    )
-    _build(asked, output, force)
+    _build(options.to_recipe("caffe", prototxt, caffemodel), options.output, options.force)
+
+
+@cli.command()
+@with_options
+def onnx(
+    model: Annotated[Path, typer.Option(metavar="FILE", help="The network.")], options: Options
+) -> None:
+    """Build the artifact of an ONNX network.
+
+    Example: topfive-build onnx --model net.onnx --color rgb --mean 123.675,116.28,103.53
+    --std 58.395,57.12,57.375 --resize 256 --output models/net
+    """
+    _build(options.to_recipe("onnx", model), options.output, options.force)
 
 
 @cli.command()
@@ -178,8 +115,8 @@ def demo(
         prototxt, caffemodel = write_demo_sources(Path(folder))
         asked = recipe.Recipe(
             name=DEMO_NAME,
-            prototxt=prototxt,
-            caffemodel=caffemodel,
+            kind="caffe",
+            files=(prototxt, caffemodel),
             target="cpu",
             precision="force_float32",
             batch=(1, recipe.LARGEST_BATCH),
@@ -207,13 +144,6 @@ def inspect(
         inspection.print_json(verified)
     else:
         inspection.print_lines(verified)
-
-
-def _triple(option: str, text: str | None) -> recipe.Triple | None:
-    try:
-        return None if text is None else recipe.triple(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint=option) from error
 
 
 def _build(asked: recipe.Recipe, output: Path, force: bool) -> None:

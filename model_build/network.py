@@ -1,12 +1,14 @@
 """The network between its source and its target: an ONNX graph with known ends.
 
-A source (Caffe) makes a Network; a target takes one. Between them the graph is checked, gets the
-preprocessing put before it, and is run on the CPU in float32 for the answers that a right device
-gives. No file is read or written here.
+A source (Caffe, ONNX) makes a Network; a target takes one. Between them the graph is checked, gets
+the preprocessing put before it, and is run on the CPU in float32 for the answers that a right
+device gives. No file is read or written here.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,6 +20,10 @@ from service.errors import BuildError
 
 OPSETS = range(11, 14)
 MAX_IR_VERSION = 8
+MAX_SIDE = 4096
+"""Of an image."""
+OUTPUT = "prob"
+"""The output's name unless another is asked for: Caffe's custom."""
 ROWS = "rows"
 """The input's name once the preprocessing is inside."""
 
@@ -27,7 +33,7 @@ class Network:
     """A classifier as ONNX: float32 (N,3,height,width) in, probabilities (N,classes) out.
 
     `model` uses standard operators of opset 11 to 13, IR 8 or lower, and has a free batch axis.
-    `scores` names the value that the softmax is taken of.
+    `scores` names the value that the softmax is taken of; the output, where no softmax is seen.
     """
 
     model: onnx.ModelProto
@@ -40,16 +46,18 @@ class Network:
     scores: str
 
 
-def check(network: Network) -> None:
+def check(network: Network, file: str = "") -> None:
     """Have ONNX's own checker look at the network, whole; BuildError if it objects."""
     model = network.model
     opsets = {entry.domain: entry.version for entry in model.opset_import}
     if set(opsets) != {""} or opsets[""] not in OPSETS or model.ir_version > MAX_IR_VERSION:
-        raise BuildError(f"opsets {opsets} and IR {model.ir_version} are not what targets take")
+        raise BuildError(
+            f"opsets {opsets} and IR {model.ir_version} are not what targets take", file=file
+        )
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise BuildError(f"the graph does not pass ONNX's checker: {error}") from error
+        raise BuildError(f"the graph does not pass ONNX's checker: {error}", file=file) from error
 
 
 def fold_preprocessing(
@@ -62,7 +70,7 @@ def fold_preprocessing(
     """
     made = {name for node in network.model.graph.node for name in node.output}
     if ROWS in {network.input_name, *made}:
-        remedy = "give the blob another name in the prototxt"
+        remedy = "give it another name in the network"
         raise BuildError(f"a blob is named '{ROWS}', as the input will be", remedy)
     model = onnx.ModelProto()
     model.CopyFrom(network.model)
@@ -95,10 +103,25 @@ def _preprocessing(output: str, color: Color) -> list[onnx.NodeProto]:
 
 def run_reference(model: onnx.ModelProto, rows: NDArray[np.uint8]) -> NDArray[np.float32]:
     """The probabilities (N,classes) of `rows` by a folded model, on the CPU in float32."""
+    return opened(model)(rows).astype(np.float32, copy=False)
+
+
+def opened(model: onnx.ModelProto) -> Callable[[NDArray[Any]], NDArray[Any]]:
+    """The model on the CPU in float32: what it takes in, its first output out.
+
+    Raises RuntimeError where OpenVINO does not take the model or what is put in.
+    """
     import openvino
 
     core = openvino.Core()
     compiled = core.compile_model(
         core.read_model(model.SerializeToString()), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
     )
-    return np.array(compiled(rows)[0], np.float32)
+    return lambda batch: np.array(compiled(batch)[0])
+
+
+def in_short(error: Exception) -> str:
+    """The nodes and operators that OpenVINO names, if any, else the beginning of what it says."""
+    said = str(error)
+    named = re.findall(r"ONNX node '<[^>]*>'|(?<=^-- )[NC]o.*(?<!message:)$", said, re.MULTILINE)
+    return "; ".join(named) or " ".join(re.sub(r"Exception from \S+", "", said).split())[:200]

@@ -9,13 +9,14 @@ import math
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 from service.errors import BuildError
 
 if TYPE_CHECKING:
     from service.artifact import Color, Precision, Target
 
+Kind = Literal["caffe", "onnx"]
 LABEL_ORDERS = ("2012", "2015")
 Triple = tuple[float, float, float]
 LARGEST_BATCH = 64
@@ -51,11 +52,12 @@ PRESETS: dict[str, Preprocessing] = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """One artifact to build. `height` and `width` None are the network's own."""
+    """One artifact to build. `height`, `width` and `output` None are the network's own."""
 
     name: str
-    prototxt: Path
-    caffemodel: Path
+    kind: Kind
+    files: tuple[Path, ...]
+    """The network's: of Caffe prototxt and caffemodel, of ONNX the model."""
     target: "Target"
     precision: "Precision"
     batch: tuple[int, int]
@@ -64,6 +66,8 @@ class Recipe:
     """"2012", "2015", or the path of a file in their form."""
     height: int | None = None
     width: int | None = None
+    output: str | None = None
+    """The blob or value that holds the classes."""
 
     @property
     def label_order(self) -> str:
@@ -129,12 +133,12 @@ def batch(size: int, mutable: bool) -> tuple[int, int]:
     return (1, max(size, LARGEST_BATCH)) if mutable else (size, size)
 
 
-def model_name(asked: str | None, prototxt: Path) -> str:
-    """The name asked for, if it can name a model; else one made of the prototxt's."""
+def model_name(asked: str | None, file: Path) -> str:
+    """The name asked for, if it can name a model; else one made of the file's."""
     from service.artifact import RESERVED_NAMES, check_model_name
 
     if asked is None:
-        made = re.sub(r"[^A-Za-z0-9._-]+", "-", prototxt.stem).lstrip("._-")[:63]
+        made = re.sub(r"[^A-Za-z0-9._-]+", "-", file.stem).lstrip("._-")[:63]
         return made if made and made not in RESERVED_NAMES else "model"
     try:
         return check_model_name(asked)
@@ -150,12 +154,12 @@ def check_input_size(recipe: Recipe, height: int, width: int) -> None:
             f"--crop {asked.crop}, but the network takes {height} x {width} (height x width)",
             "leave --crop out, or give the network another input with --input-height and "
             "--input-width",
-            file=str(recipe.prototxt),
+            file=str(recipe.files[0]),
         )
     if asked.resize < max(height, width):
         raise BuildError(
             f"--resize {asked.resize} is smaller than the network's input, {height} x {width} "
             "(height x width)",
             f"give --resize {max(height, width)} or more",
-            file=str(recipe.prototxt),
+            file=str(recipe.files[0]),
         )

@@ -12,7 +12,7 @@ from service.errors import BuildError
 def asked(preprocessing: Preprocessing) -> Recipe:
     """A recipe with this preprocessing."""
     files = Path("net.prototxt"), Path("net.caffemodel")
-    return Recipe("net", *files, "cpu", "force_float32", (1, 64), preprocessing, "2012")
+    return Recipe("net", "caffe", files, "cpu", "force_float32", (1, 64), preprocessing, "2012")
 
 
 def test_a_preset_alone_is_whole() -> None:

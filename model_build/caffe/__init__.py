@@ -13,8 +13,8 @@ from model_build.caffe import text, weights
 from model_build.caffe.ends import classifier
 from model_build.caffe.graph import Graph
 from model_build.caffe.layers import LAYERS
-from model_build.caffe.wiring import MAX_SIDE, Wiring, wire
-from model_build.network import Network, check
+from model_build.caffe.wiring import Wiring, wire
+from model_build.network import MAX_SIDE, Network, check
 from service.errors import BuildError
 
 

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from math import inf
 
 from model_build.caffe.graph import Graph
-from model_build.caffe.wiring import MAX_SIDE, Layer
+from model_build.caffe.wiring import Layer
+from model_build.network import MAX_SIDE
 
 
 def elementwise(op: str) -> Callable[[Graph, Layer], None]:

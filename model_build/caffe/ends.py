@@ -3,8 +3,8 @@
 import onnx
 
 from model_build.caffe.graph import Graph
-from model_build.caffe.wiring import OUTPUT, Layer, Wiring
-from model_build.network import Network
+from model_build.caffe.wiring import Layer, Wiring
+from model_build.network import OUTPUT, Network
 
 
 def classifier(graph: Graph, wiring: Wiring) -> Network:

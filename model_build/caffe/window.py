@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from model_build.caffe.graph import Graph
-from model_build.caffe.wiring import MAX_SIDE, Layer
+from model_build.caffe.wiring import Layer
+from model_build.network import MAX_SIDE
 
 Pair = tuple[int, int]
 

@@ -10,11 +10,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from model_build.network import MAX_SIDE, OUTPUT
 from service.errors import BuildError
 
 Shape = tuple[int, ...]
-OUTPUT = "prob"
-MAX_SIDE = 4096
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,63 @@
+"""The batch axis: from the one size that a file was exported for to any.
+
+Exporters write the batch into the shapes of Reshape nodes, mostly as 1. Here the first side of such
+a shape is left open. Whether that was right, the proof says.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from model_build.onnx_model.cut import shape
+
+FREE = "N"
+
+
+def free(model: onnx.ModelProto) -> None:
+    """Leave the number of images open, in the input and in every Reshape."""
+    graph = model.graph
+    known = {value.name: shape(value) for value in (*graph.input, *graph.value_info)}
+    batch = known[graph.input[0].name][0]
+    stored = constants(graph)
+    for node in graph.node:
+        if node.op_type == "Reshape" and node.input[-1] in stored:
+            begins = known.get(node.input[0], ())[:1] == (batch,)
+            sides = _opened(stored[node.input[1]], batch if begins else 0)
+            name = f"{node.output[0]}::sides"
+            # One of its own: others may use the same numbers for another purpose.
+            graph.initializer.append(numpy_helper.from_array(sides, name))
+            node.input[1] = name
+    # The shapes are those of the fixed batch; the types stay true.
+    for value in (*graph.value_info, *graph.output):
+        value.type.tensor_type.ClearField("shape")
+    graph.input[0].type.tensor_type.shape.dim[0].dim_param = FREE
+
+
+def _opened(sides: NDArray[np.int64], batch: int) -> NDArray[np.int64]:
+    """The shape with its first side to be computed; copied, where it is the batch and another is
+    computed."""
+    opened = sides.copy()
+    if sides.size and sides[0] > 0 and -1 not in sides:
+        opened[0] = -1
+    elif sides.size and sides[0] == batch:
+        opened[0] = 0
+    return opened
+
+
+def constants(graph: onnx.GraphProto) -> Mapping[str, NDArray[np.int64]]:
+    """The lists of integers that are stored in the graph, by the names of their values."""
+    made = {
+        node.output[0]: attribute.t
+        for node in graph.node
+        for attribute in node.attribute
+        if node.op_type == "Constant" and attribute.name == "value"
+    }
+    stored = {tensor.name: tensor for tensor in graph.initializer} | made
+    return {
+        name: numpy_helper.to_array(tensor)
+        for name, tensor in stored.items()
+        if tensor.data_type == onnx.TensorProto.INT64 and len(tensor.dims) == 1
+    }

@@ -1,0 +1,120 @@
+"""From a model to the part of it that classifies: one input, one output, what lies between.
+
+Every side is known in what leaves: the input's height and width as asked for or as the file has
+them, the batch as the file has it, or 1 where it is free. So sizes are bounded before anything is
+computed.
+"""
+
+import math
+
+import onnx
+import openvino
+from onnx import TensorProto, helper, shape_inference
+from onnx.utils import Extractor
+
+from model_build.network import MAX_SIDE, OPSETS, OUTPUT, in_short
+from service.errors import BuildError
+
+MAX_NUMBERS = 1 << 30
+"""In all values together, for one batch as the file has it."""
+_INPUT_REMEDY = "give a network of one float32 input, N x 3 x height x width or N x h x w x 3"
+_OUTPUT_REMEDY = "name the value of the classes' scores or probabilities with --output-name"
+
+
+def from_input_to_output(
+    model: onnx.ModelProto, file: str, height: int | None, width: int | None, output: str | None
+) -> onnx.ModelProto:
+    """What `output` needs of the model, with the shapes of all values; `model` is used up."""
+    graph = model.graph
+    source = _input(graph, file)
+    sides = _sides(source, file, height, width)
+    name = _output(graph, file, output)
+    opset = max(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    del graph.input[:], graph.output[:], graph.value_info[:], graph.quantization_annotation[:]
+    del model.opset_import[:], model.functions[:]
+    graph.input.append(helper.make_tensor_value_info(source.name, TensorProto.FLOAT, sides))
+    graph.output.append(onnx.ValueInfoProto(name=name))
+    model.opset_import.append(helper.make_opsetid("", opset))
+    return _bounded(Extractor(model).extract_model([source.name], [name]), file)
+
+
+def is_channels_last(sides: tuple[int, ...]) -> bool:
+    """Whether the images of these four sides are N x height x width x 3."""
+    return sides[3] == 3 and sides[1] != 3
+
+
+def _input(graph: onnx.GraphProto, file: str) -> onnx.ValueInfoProto:
+    # Old exporters list the weights among the inputs.
+    stored = {tensor.name for tensor in graph.initializer}
+    inputs = [value for value in graph.input if value.name not in stored]
+    if len(inputs) != 1:
+        named = ", ".join(f"'{value.name}'" for value in inputs) or "none"
+        raise BuildError(f"one input expected, found {named}", _INPUT_REMEDY, file=file)
+    return inputs[0]
+
+
+def _sides(
+    source: onnx.ValueInfoProto, file: str, height: int | None, width: int | None
+) -> tuple[int, ...]:
+    tensor = source.type.tensor_type
+    # What is left free is a name, 0 or negative.
+    own = tuple(max(side.dim_value, 0) for side in tensor.shape.dim)
+    kind = {number: name.lower() for name, number in TensorProto.DataType.items()}.get(
+        tensor.elem_type, "of no type"
+    )
+    right = kind == "float" and len(own) == 4 and (own[1] in (0, 3) or is_channels_last(own))
+    if not right:
+        shape = " x ".join(str(side or "?") for side in own) or "unknown shape"
+        raise BuildError(f"the input '{source.name}' is {kind}, {shape}", _INPUT_REMEDY, file=file)
+    last = is_channels_last(own)
+    image = own[1:3] if last else own[2:]
+    image = (height or image[0], width or image[1])
+    if not all(1 <= side <= MAX_SIDE for side in image):
+        shape = " x ".join(str(side or "?") for side in image)
+        remedy = f"give --input-height and --input-width, of 1 to {MAX_SIDE}"
+        raise BuildError(f"images of {shape} (height x width)", remedy, file=file)
+    batch = own[0] or 1
+    return (batch, *image, 3) if last else (batch, 3, *image)
+
+
+def _output(graph: onnx.GraphProto, file: str, asked: str | None) -> str:
+    made = {name for node in graph.node for name in node.output if name}
+    outputs: list[str] = [value.name for value in graph.output]
+    found = ", ".join(f"'{name}'" for name in outputs)
+    if asked:
+        outputs = [asked]
+    elif OUTPUT in outputs:
+        outputs = [OUTPUT]
+    if len(outputs) != 1:
+        raise BuildError(f"one output expected, found {found}", _OUTPUT_REMEDY, file=file)
+    if outputs[0] not in made:
+        detail = f"no node makes the output '{outputs[0]}'; the file's outputs are {found}"
+        raise BuildError(detail, _OUTPUT_REMEDY, file=file)
+    return outputs[0]
+
+
+def _bounded(model: onnx.ModelProto, file: str) -> onnx.ModelProto:
+    """The model, if its values are not too large, with the shapes that ONNX itself can tell."""
+    try:
+        # It tells shapes where ONNX's inference does not, and without computing what has them.
+        network = openvino.Core().read_model(model.SerializeToString())
+        inferred = shape_inference.infer_shapes(model)
+    except (RuntimeError, shape_inference.InferenceError) as error:
+        remedy = (
+            f"export the network in float32, with ONNX's own operators of opset {OPSETS.stop - 1}; "
+            "another height and width than it was exported for do not fit every network"
+        )
+        raise BuildError(
+            f"it does not fit together: {in_short(error)}", remedy, file=file
+        ) from error
+    shapes = [output.partial_shape for node in network.get_ops() for output in node.outputs()]
+    numbers = sum(math.prod(shape.to_shape()) for shape in shapes if shape.is_static)
+    if numbers > MAX_NUMBERS:
+        detail = f"its values hold {numbers:.1e} numbers, more than {MAX_NUMBERS:.1e}"
+        raise BuildError(detail, "give a smaller network, or smaller images", file=file)
+    return inferred
+
+
+def shape(value: onnx.ValueInfoProto) -> tuple[int, ...]:
+    """The sides of a value as far as they are known; 0 for those that are not."""
+    return tuple(side.dim_value for side in value.type.tensor_type.shape.dim)
