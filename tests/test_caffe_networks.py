@@ -18,7 +18,7 @@ pytestmark = pytest.mark.models
 
 TRAINED = ["squeezenet_v1.1", "squeezenet_v1.0_dc", "mobilenet_v2", "efficientnet_lite0"]
 RESNEXT = "prototxt/soeaver/resnext/deploy_resnext50-32x4d.prototxt"
-MAX_MEMORY = 6
+MAX_MEMORY = 4
 """Peak memory of an import, in sizes of the caffemodel."""
 
 

@@ -6,36 +6,21 @@ machine that has others to serve the clock runs on, and with several threads the
 """
 
 import itertools
-import json
 import os
-import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from model_build.caffe.text import MAX_TEXT_BYTES
 from tests.support import small
-from tests.support.serving import plain_environment
+from tests.support.measured import measured
 
 COMMAND = str(Path(sys.executable).with_name("topfive-build"))
 SECONDS = 1.0
 PEAK_BYTES = 200_000_000
 TRIES = 3
-# What a child has at its start counts as its own, so it is started from something small.
-MEASURE = """
-import json, resource, subprocess, sys, time
-started = time.perf_counter()
-done = subprocess.run(sys.argv[1:], capture_output=True, text=True, errors="replace")
-clock = time.perf_counter() - started
-used = resource.getrusage(resource.RUSAGE_CHILDREN)
-seconds = min(clock, used.ru_utime + used.ru_stime)
-facts = {"seconds": seconds, "peak": used.ru_maxrss * 1024}
-said = {"code": done.returncode, "out": done.stdout, "said": done.stderr[-100_000:]}
-print(json.dumps(said | facts))
-"""
 HUGE = 2**31
 # Of the largest text that is read, what leaves room for the rest of a network.
 ROOM = MAX_TEXT_BYTES * 19 // 20
@@ -190,8 +175,20 @@ TEXTS: dict[str, tuple[Callable[[], str], str]] = {
 }  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def cost(figure: Callable[[str], None]) -> Iterator[dict[str, tuple[float, int]]]:
+    """Seconds and bytes of each case; the worst are printed."""
+    cases: dict[str, tuple[float, int]] = {}
+    yield cases
+    slowest, largest = (max(cases, key=lambda case: cases[case][at]) for at in (0, 1))
+    figure(
+        f"hostile networks: {len(cases)} refused; slowest {cases[slowest][0]:.2f} s ({slowest}), "
+        f"largest {cases[largest][1] / 1e6:.0f} MB ({largest})"
+    )
+
+
 @pytest.fixture
-def build(tmp_path: Path, figure: Callable[[str], None]) -> Callable[..., str]:
+def build(tmp_path: Path, cost: dict[str, tuple[float, int]]) -> Callable[..., str]:
     """Runs the command on a folder's small network, of which a file may be another; its stderr."""
     options = small.write_small_network(tmp_path)
     files = sorted(tmp_path.iterdir())
@@ -203,7 +200,7 @@ def build(tmp_path: Path, figure: Callable[[str], None]) -> Callable[..., str]:
             runs.append(measured(command))
         run = min(runs, key=lambda run: run["seconds"])
         said, seconds, peak = run["said"], run["seconds"], run["peak"]
-        figure(f"{case:36} {seconds:5.2f} s {peak / 1e6:5.0f} MB")
+        cost[case] = seconds, peak
         assert (run["code"], run["out"]) == (1, ""), said
         assert "error: " in said
         assert "Traceback" not in said
@@ -216,19 +213,6 @@ def build(tmp_path: Path, figure: Callable[[str], None]) -> Callable[..., str]:
         return said
 
     return refuse
-
-
-def measured(command: list[str]) -> dict[str, Any]:
-    """How the process ended, what it said, its seconds and its most memory in bytes."""
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", MEASURE, *command],
-        capture_output=True,
-        text=True,
-        check=True,
-        env=plain_environment(),
-    )
-    facts: dict[str, Any] = json.loads(done.stdout)
-    return facts
 
 
 @pytest.mark.parametrize("case", TEXTS)
