@@ -174,6 +174,9 @@ LIKE_OPENCV = {
         layer("Eltwise", "eltwise_param { operation: PROD }", "p s"),
     ],
     "reshape": [layer("Reshape", "reshape_param { shape { dim: 0 dim: -1 dim: 9 } }")],
+    "reshape that copies two": [
+        layer("Reshape", "reshape_param { shape { dim: 0 dim: 0 dim: -1 } }")
+    ],
     "reshape from an axis on": [
         layer("Reshape", "reshape_param { axis: 2 shape { dim: 9 dim: 11 } }")
     ],
@@ -262,6 +265,7 @@ SAME = {
             "shape { dim: -1 dim: 33 dim: 9 }",
             "shape { dim: 1 dim: -1 dim: 9 }",
             "shape { dim: 33 } axis: 1 num_axes: 2",
+            "shape { dim: 33 } axis: -4 num_axes: 2",
         )
     ],
     "use_global_stats": [
@@ -389,6 +393,12 @@ REFUSED = {
     "leave group out": C6
     + layer("ConvolutionDepthwise", "convolution_param { num_output: 6 group: 2 }", "c"),
     "Axpy takes": layer("Axpy", bottoms="data data data"),
+    "found [(1, 6, 1, 1), (1, 3, 11, 9)": C6
+    + layer("Pooling", "pooling_param { global_pooling: true }", "c", "g")
+    + layer("Axpy", bottoms="g data data"),
+    "slice_point: [1, 1]": slices("slice_param { slice_point: [1, 1] }", "data", "x y z").replace(
+        '"parts"', '"x"'
+    ),
     "does not part 3 into 2": slices("", "data", "x z").replace('"parts"', '"x"'),
     "local_size: 4, alpha: 1, beta: 0.75": layer("LRN", "lrn_param { local_size: 4 }"),
     "beta: -1": layer("LRN", "lrn_param { beta: -1 }"),
