@@ -149,17 +149,18 @@ def inspect(
 def _build(asked: recipe.Recipe, output: Path, force: bool) -> None:
     from rich.filesize import decimal
 
-    try:
-        from model_build.build import build
-    except ModuleNotFoundError as error:
-        remedy = "install topfive with its extra: pip install 'topfive[build]'"
-        raise BuildError(f"{error.name} is not installed", remedy) from error
     started = time.perf_counter()
 
     def say(step: str) -> None:
         print(f"{time.perf_counter() - started:6.1f} s  {step}", file=sys.stderr, flush=True)
 
-    manifest = build(asked, output, force, say)
+    try:
+        from model_build.build import build
+
+        manifest = build(asked, output, force, say)
+    except ModuleNotFoundError as error:
+        remedy = "install topfive with its extra: pip install 'topfive[build]'"
+        raise BuildError(f"{error.name} is not installed", remedy) from error
     size = decimal(sum(file.size for file in manifest.files.values()))
     say(f"wrote {output}  ({manifest.name} {manifest.version}, {size})")
     print(output)

@@ -1,14 +1,14 @@
 """The CPU as a target: a folded network becomes OpenVINO IR.
 
 In goes the ONNX graph that takes rows; out come model.xml and model.bin in a folder of the
-caller's. `run` has them answer, as the device will.
+caller's. `run` has them answer, as the device will. OpenVINO is imported where it is used: it takes
+a quarter of a second, and what is wrong with a network is said before.
 """
 
 from pathlib import Path
 
 import numpy as np
 import onnx
-import openvino as ov
 from numpy.typing import NDArray
 
 from service.artifact import Precision
@@ -30,6 +30,8 @@ def compile_into(
 
     Raises BuildError where OpenVINO does not take the graph.
     """
+    import openvino as ov
+
     try:
         # Not convert_model: it reports to its makers.
         network = ov.Core().read_model(model.SerializeToString())
@@ -50,6 +52,8 @@ def run(folder: Path, rows: NDArray[np.uint8], batch: tuple[int, int]) -> NDArra
 
     Where the model is static, the last batch is filled up with its last row.
     """
+    import openvino as ov
+
     # The device host's hint: without it a CPU that has bfloat16 computes in it.
     compiled = ov.Core().compile_model(folder / MODEL, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     size = batch[0] if batch[0] == batch[1] else len(rows)

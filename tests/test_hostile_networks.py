@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from model_build.caffe.text import MAX_TEXT_BYTES
+from model_build.caffe.text import MAX_FIELDS, MAX_TEXT_BYTES
 from tests.support import small
 from tests.support.measured import measured
 
@@ -23,12 +23,18 @@ PEAK_BYTES = 200_000_000
 TRIES = 3
 HUGE = 2**31
 # Of the largest text that is read, what leaves room for the rest of a network.
-ROOM = MAX_TEXT_BYTES * 19 // 20
+ROOM, FIELDS = MAX_TEXT_BYTES * 19 // 20, MAX_FIELDS * 19 // 20
 
 
 def full(piece: str) -> str:
     """As much of it as a text may hold."""
-    return piece * (ROOM // len(piece))
+    return piece * most(piece)
+
+
+def most(piece: str) -> int:
+    """How often it fits, by its bytes and by its fields."""
+    fields = sum(map(piece.count, ":{<,"))
+    return min(ROOM // len(piece), FIELDS // fields if fields else ROOM)
 
 
 def layer(kind: str, bottom: str, top: str, parameters: str = "", name: str = "bad") -> str:
@@ -63,14 +69,14 @@ def doubling() -> str:
 def chain() -> str:
     """Layers in place, as many as a text may hold."""
     longest = layer("ReLU", "data", "data", name="r99999")
-    numbers = range(ROOM // len(longest))
+    numbers = range(most(longest))
     layers = (layer("ReLU", "data", "data", name=f"r{number}") for number in numbers)
     return head(1, 3, 32, 32) + "".join(layers)
 
 
 def slices() -> str:
     """One layer of very many tops."""
-    tops = "".join(f'top: "t{number}" ' for number in range(ROOM // len('top: "t99999" ')))
+    tops = "".join(f'top: "t{number}" ' for number in range(most('top: "t99999" ')))
     return after(layer("Slice", "data", "made", tops))
 
 
@@ -170,6 +176,7 @@ TEXTS: dict[str, tuple[Callable[[], str], str]] = {
     "a text of spaces": (lambda: full(" ") + "layers", ""),
     "a text of comments": (lambda: full("#\n"), ""),
     "a text of `layers`": (lambda: full("layers\n"), "line 2"),
+    "a field too many": (lambda: head(1, 3, 32, 32) * (MAX_FIELDS // 4), "25000 are read"),
     "a text of digits": (lambda: "input_dim: " + full("9"), "line 1"),
     "20 MB": (lambda: after("") + "#\n" * 10_000_000, ""),
 }  # fmt: skip

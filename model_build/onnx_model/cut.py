@@ -8,7 +8,6 @@ computed.
 import math
 
 import onnx
-import openvino
 from onnx import TensorProto, helper, shape_inference
 from onnx.utils import Extractor
 
@@ -95,6 +94,8 @@ def _output(graph: onnx.GraphProto, file: str, asked: str | None) -> str:
 
 def _bounded(model: onnx.ModelProto, file: str) -> onnx.ModelProto:
     """The model, if its values are not too large, with the shapes that ONNX itself can tell."""
+    import openvino
+
     try:
         # It tells shapes where ONNX's inference does not, and without computing what has them.
         network = openvino.Core().read_model(model.SerializeToString())
