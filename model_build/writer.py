@@ -23,7 +23,18 @@ from service.errors import ArtifactError, BuildError
 
 # All that a folder may hold to be replaced: nobody's own files are removed with it.
 _OLD = "-old"
-OURS = frozenset({MANIFEST, LABELS, GOLDEN, "model.xml", "model.bin"})
+OURS = frozenset(
+    {
+        MANIFEST,
+        LABELS,
+        GOLDEN,
+        "model.xml",
+        "model.bin",
+        "model.mm",
+        "reference.xml",
+        "reference.bin",
+    }
+)
 
 
 def check_output(output: Path, force: bool) -> None:
@@ -83,7 +94,7 @@ def write_manifest(folder: Path, **fields: Any) -> Manifest:
     files = {path.name: artifact.facts(path) for path in sorted(folder.iterdir())}
     unsigned = Manifest(schema=1, version="0" * 12, tools=tools, files=files, **fields)
     manifest = unsigned.model_copy(update={"version": artifact.content_version(unsigned)})
-    text = manifest.model_dump_json(by_alias=True, indent=2)
+    text = manifest.model_dump_json(by_alias=True, indent=2, exclude_none=True)
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
     try:
         return artifact.read(folder).manifest

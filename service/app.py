@@ -24,6 +24,7 @@ from starlette.exceptions import HTTPException
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service import artifact as artifacts
+from service import sdk
 from service.core.model import Model
 from service.errors import (
     DeviceError,
@@ -53,7 +54,8 @@ _HEAD_TOO_LARGE = (
 
 
 def create_app(settings: Settings, fatal: Fatal) -> FastAPI:
-    """The application for `settings.artifact`, verified; ArtifactError says what is wrong with it.
+    """The application for `settings.artifact`, verified; ArtifactError says what is wrong with it,
+    SdkError why the devices cannot be used.
 
     Its model is made when it starts, since it belongs to the event loop; `fatal` is called when
     the service cannot go on.
@@ -62,12 +64,13 @@ def create_app(settings: Settings, fatal: Fatal) -> FastAPI:
         raise SettingsError("no artifact is named", "name the folder with --artifact DIR")
     started = time.perf_counter()
     artifact = artifacts.read(settings.artifact)
+    devices = sdk.chosen_devices(artifact.manifest.target, settings.devices, settings.device_python)
     metrics = Metrics()
     metrics.describe_build(version(), os.environ.get("TOPFIVE_REVISION", ""))
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        model = app.state.model = Model(artifact, settings, metrics, fatal)
+        model = app.state.model = Model(artifact, settings, metrics, fatal, devices)
         _add_doors(app, settings, metrics)
         model.start()
         lag = asyncio.create_task(_watch_loop_lag(metrics))

@@ -3,9 +3,10 @@
 A folder that the build writes and everybody else only reads:
 
     manifest.json   what it is, what goes in, what comes out, and the hash of every other file
-    model.xml+.bin  the compiled model (OpenVINO IR; a card's model.mm later)
+    model.xml+.bin  the compiled model: OpenVINO IR; or model.mm, a MagicMind model
     labels.txt      a line a class: wnid, a space, names
-    golden.npz      rows (uint8 N,H,W,3), probabilities (float32 N,classes), tolerance (float32)
+    golden.npz      rows (uint8 N,H,W,3), probabilities (float32 N,classes), tolerance (float32),
+                    same_top1 (bool)
 
 `read` verifies all of it before anything runs: the schema, every hash and size, every shape. It
 refuses what it does not know or cannot trust, and says which.
@@ -16,12 +17,12 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from service.errors import ArtifactError
 
@@ -36,7 +37,7 @@ RESERVED_NAMES = frozenset({"stats", "ready", "infer", "config"})
 
 Color = Literal["rgb", "bgr"]
 Target = Literal["cpu", "mlu"]
-Precision = Literal["force_float32", "force_float16"]
+Precision = Literal["force_float32", "force_float16", "qint8_mixed_float16", "qint8_mixed_float32"]
 
 
 def _plain_name(value: str) -> str:
@@ -118,6 +119,26 @@ class Preprocessing(_Part):
     inside: Inside
 
 
+class Calibration(_Part):
+    """How the int8 ranges were found."""
+
+    images: Annotated[int, Field(ge=1)]
+    algorithm: Literal["linear", "eqnm"]
+    weight_granularity: Literal["per_tensor", "per_axis"]
+
+
+class Sdk(_Part):
+    """What the MagicMind model was compiled with, and for."""
+
+    version: str
+    """Of MagicMind; a model is refused by an SDK of another major.minor."""
+    frontend: Literal["caffe", "onnx"]
+    """The parser that read the network."""
+    config: dict[str, Any]
+    """The builder configuration, whole: archs, precision, dim_range, layouts."""
+    calibration: Calibration | None = None
+
+
 class Manifest(_Part):
     schema_version: Literal[1] = Field(alias="schema")
     name: Annotated[str, AfterValidator(check_model_name)]
@@ -131,11 +152,19 @@ class Manifest(_Part):
     """The file that the engine opens."""
     source: Source
     tools: dict[str, str]
+    sdk: Sdk | None = None
+    """Of a model for a card."""
     input: Input
     output: Output
     preprocessing: Preprocessing
     label_order: str
     files: dict[Annotated[str, AfterValidator(_plain_name)], FileFacts]
+
+    @model_validator(mode="after")
+    def _sdk_of_cards(self) -> Self:
+        if (self.target == "mlu", self.engine == "magicmind") != (self.sdk is not None,) * 2:
+            raise ValueError("target mlu, engine magicmind and 'sdk' go together")
+        return self
 
 
 @dataclass(frozen=True)
@@ -151,6 +180,29 @@ class Golden:
     rows: NDArray[np.uint8]
     probabilities: NDArray[np.float32]
     tolerance: float
+    same_top1: bool
+    """The most likely class of each row is the golden one, too: see `fault`."""
+
+    def deviation(self, answers: NDArray[np.float32]) -> float:
+        """The largest difference of `answers` (N,classes) from the golden ones; NaN stays NaN."""
+        return float(np.abs(answers - self.probabilities).max())
+
+    def fault(self, answers: NDArray[np.float32]) -> str:
+        """What is wrong with a device's `answers` (N,classes), in words; empty if they are right.
+
+        Under `same_top1` the first class of a row may be another one only where the golden answer
+        has it within `tolerance` of its own first.
+        """
+        deviation = self.deviation(answers)
+        if not deviation <= self.tolerance:  # NaN is not right either
+            return f"off by {deviation:.2g}, at most {self.tolerance:.2g} is right"
+        places = np.arange(len(answers))
+        found, right = answers.argmax(axis=1), self.probabilities.argmax(axis=1)
+        lost = self.probabilities[places, right] - self.probabilities[places, found]
+        if self.same_top1 and (lost > self.tolerance).any():
+            row = int(lost.argmax())
+            return f"the first class of row {row} is {found[row]}, not {right[row]}"
+        return ""
 
 
 @dataclass(frozen=True)
@@ -174,7 +226,8 @@ def facts(path: Path) -> FileFacts:
 
 def content_version(manifest: Manifest) -> str:
     """The first 12 hex digits of the SHA-256 over everything that the manifest says but itself."""
-    said = manifest.model_dump(mode="json", by_alias=True, exclude={"version"})
+    # Without what is None, so that a field that a later topfive adds changes no older artifact.
+    said = manifest.model_dump(mode="json", by_alias=True, exclude={"version"}, exclude_none=True)
     canonical = json.dumps(said, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
@@ -268,6 +321,7 @@ def _read_golden(path: Path, manifest: Manifest) -> Golden:
         with np.load(path, allow_pickle=False) as arrays:
             rows, probabilities = arrays["rows"], arrays["probabilities"]
             tolerance = float(arrays["tolerance"])
+            same_top1 = bool(arrays["same_top1"]) if "same_top1" in arrays else False
     except (OSError, ValueError, KeyError, TypeError, BadZipFile) as error:
         raise ArtifactError(f"{path}: not golden rows: {error}", _REBUILD) from error
     right = (
@@ -286,4 +340,4 @@ def _read_golden(path: Path, manifest: Manifest) -> Golden:
             f"a model that takes {row_shape} and answers {manifest.output.classes} classes",
             _REBUILD,
         )
-    return Golden(rows, probabilities, tolerance)
+    return Golden(rows, probabilities, tolerance, same_top1)

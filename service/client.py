@@ -168,13 +168,16 @@ class OpenedModel:
 async def opened_model(path: Path) -> AsyncIterator[OpenedModel]:
     """The artifact in the folder `path` on its devices, ready; stopped at the end."""
     from service import artifact as artifacts
-    from service import settings
+    from service import sdk, settings
     from service.core.model import Model
     from service.metrics import Metrics
 
     given_up: asyncio.Future[DeviceError] = asyncio.get_running_loop().create_future()
     artifact = artifacts.read(path)
-    model = Model(artifact, settings.load({})[0], Metrics(), given_up.set_result)
+    effective, _ = settings.load({})
+    target, python = artifact.manifest.target, effective.device_python
+    devices = sdk.chosen_devices(target, effective.devices, python)
+    model = Model(artifact, effective, Metrics(), given_up.set_result, devices)
     model.start()
     try:
         ready = asyncio.ensure_future(model.pool.first_ready.wait())

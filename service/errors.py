@@ -22,6 +22,7 @@
     ├── SettingsError          a setting, its value or its file
     ├── ArtifactError          an artifact that cannot be read, trusted or run here
     ├── DeviceError            a device host that does not start, answer or answer rightly
+    ├── SdkError               an interpreter that cannot load MagicMind, or count its cards
     ├── Unreachable            a server that a command asks: silent, or not ready
     ├── EvaluationError        an evaluation's label file, or a run that cannot go on
     └── BuildError             model_build: a source file, a layer, an option
@@ -124,6 +125,10 @@ class DeviceError(TopfiveError):
     def __init__(self, detail: str, remedy: str = "", reason: str = "crashed") -> None:
         super().__init__(detail, remedy, reason=reason)
         self.reason = reason
+
+
+class SdkError(TopfiveError):
+    """An interpreter that cannot load MagicMind, or an SDK that cannot count its cards."""
 
 
 class Unreachable(TopfiveError):

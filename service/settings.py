@@ -74,7 +74,9 @@ class Settings(BaseSettings):
         description="Devices to serve on: all, or ordinals such as 0,1 (on the CPU: how many).",
     )
     device_python: str | None = Field(
-        None, description="Interpreter of the device hosts; default: the service's own on the CPU."
+        None,
+        description="Interpreter of the device hosts; default: on the CPU the service's own, for "
+        "cards the first of python3.7, python3 that can load MagicMind.",
     )
     decode_threads: int = Field(0, ge=0, le=256, description="Decoding threads; 0: one a core.")
     probe_interval_s: Seconds = Field(5, description="Between golden probes of a ready device.")

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-LEAVES = {f"service.{name}" for name in ("errors", "settings", "images", "metrics", "artifact")}
+LEAVES = {
+    f"service.{name}" for name in ("errors", "settings", "images", "metrics", "artifact", "sdk")
+}
 BELOW_DEVICE = {f"service.core.{name}" for name in ("batcher", "host", "rows", "request")}
 
 # Down only: beside the leaves, what each module of the service may import of it. A name stands for
@@ -24,7 +26,8 @@ MAY_IMPORT = {
     | {f"service.core.{name}" for name in ("pool", "device", "decoder")},
     "service.core.pool": {"service.core.device"},
     "service.core.device": BELOW_DEVICE,
-    "service.core.host": {"service.core.request", "service.device.wire"},
+    "service.core.host": {"service.core.rows", "service.core.request", "service.device.wire"},
+    "service.core.trial": {"service.core.host", "service.core.rows"},
     "service.core.decoder": {"service.core.rows", "service.core.request"},
     "service.core.batcher": {"service.core.request"},
     "service.core.rows": set(),
@@ -39,6 +42,7 @@ HOMES = {
     "python_multipart": {"service.routes"},
     "PIL": {"service.images"},
     "openvino": {"service.device.engine_openvino", "model_build"},
+    "magicmind": {"service.device.engine_magicmind", "service.device.facts", "model_build.sdk"},
     "onnx": {"model_build"},
     "google": {"model_build"},
     "httpx": {"service.client", "service.evaluation"},
@@ -107,7 +111,13 @@ def test_the_service_imports_downwards(file: Path) -> None:
 @pytest.mark.parametrize("file", BUILD, ids=name_of)
 def test_the_build_imports_the_contract_alone(file: Path) -> None:
     """Of the service the build knows the artifact, the preprocessing and the errors."""
-    contract = {"model_build", "service.artifact", "service.images", "service.errors"}
+    contract = {
+        "model_build",
+        "service.artifact",
+        "service.images",
+        "service.errors",
+        "service.sdk",
+    }
     assert {name for name in ours(file) if not inside(name, contract)} == set()
 
 
@@ -125,8 +135,8 @@ def test_the_device_folder_stands_alone(file: Path) -> None:
     flat = {module.stem for module in HOST}
     for imported in imports(file):
         top = imported.split(".")[0]
-        if top == "openvino":
-            assert file.stem == "engine_openvino"
+        if top in ("openvino", "magicmind"):
+            assert file.stem == f"engine_{top}" or file.stem == "facts", imported
         else:
             assert top == "numpy" or top in flat or top in sys.stdlib_module_names, imported
 

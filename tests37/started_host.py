@@ -68,9 +68,11 @@ class StartedHost(object):
         hello = {
             "engine": "openvino",
             "model": model,
+            "sdk": "",
             "device": 0,
             "batch_min": 1,
             "batch_max": 8,
+            "largest_batch": 0,
             "rows": ROWS,
             "row_shape": [SIDE, SIDE, 3],
             "classes": CLASSES,

@@ -12,7 +12,6 @@ its device stays in quarantine until it can.
 
 import asyncio
 import logging
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ import numpy as np
 
 from service.artifact import Artifact
 from service.core.batcher import Batcher
-from service.core.host import Host, Timings
+from service.core.host import Host, Timings, hello
 from service.core.request import Image
 from service.core.rows import Rows, State
 from service.errors import DeviceError, DeviceFailed
@@ -38,13 +37,14 @@ LONGEST_DELAY_S = 30.0
 class Shared:
     """What the devices of a pool share.
 
-    `answer` gets each batch that a device has computed, when it was sent (`time.perf_counter`) and
-    the host's timings; `refuse` each image that a device failed for good; `changed` is called
-    when a device has changed its state.
+    `python` is the interpreter of the hosts. `answer` gets each batch that a device has computed,
+    when it was sent (`time.perf_counter`) and the host's timings; `refuse` each image that a device
+    failed for good; `changed` is called when a device has changed its state.
     """
 
     artifact: Artifact
     settings: Settings
+    python: str
     rows: Rows
     batcher: Batcher
     metrics: Metrics
@@ -136,12 +136,11 @@ class Device:
         """A host's whole life; when this returns its rows have new owners."""
         self._become("starting")
         shared = self._shared
-        python = shared.settings.device_python or sys.executable
         timeout_s = shared.settings.batch_timeout_ms / 1000
         self._unproven_images = 0
         try:
             host = Host(
-                self.name, python, shared.rows.descriptor, timeout_s, self._late_replies.inc
+                self.name, shared.python, shared.rows.descriptor, timeout_s, self._late_replies.inc
             )
         except DeviceError as error:
             self._become("failed", reason=error.reason, detail=error.detail)
@@ -159,9 +158,10 @@ class Device:
         return failure
 
     async def _work(self, host: Host) -> None:
-        settings = self._shared.settings
+        shared = self._shared
         try:
-            await host.greet(self._hello(), settings.start_timeout_s)
+            told = hello(shared.artifact, shared.rows, self._ordinal)
+            await host.greet(told, shared.settings.start_timeout_s)
             self.description = str(host.facts["description"])
             self._become("proving")
             await self._probe(host)
@@ -172,22 +172,6 @@ class Device:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._pull(host))
             tasks.create_task(self._probe_regularly(host))
-
-    def _hello(self) -> dict[str, object]:
-        artifact, rows = self._shared.artifact, self._shared.rows
-        manifest = artifact.manifest
-        return {
-            "engine": manifest.engine,
-            "model": str(artifact.model_path.resolve()),
-            "device": self._ordinal,
-            "batch_min": manifest.input.batch.min,
-            "batch_max": manifest.input.batch.max,
-            "rows": len(rows.inputs),
-            "row_shape": list(rows.inputs.shape[1:]),
-            "classes": rows.outputs.shape[1],
-            "memory_bytes": rows.memory_bytes,
-            "outputs_offset": rows.outputs_offset,
-        }
 
     async def _pull(self, host: Host) -> None:
         """Keep the host supplied: as soon as it has room for another batch, the next one."""
@@ -231,13 +215,12 @@ class Device:
         largest, vouched_for = host.facts["largest_batch"], 0
         for first in range(0, len(self._kept), largest):
             vouched_for = await self._run_kept(host, self._kept[first : first + largest])
-        deviation = float(np.abs(rows.outputs[self._kept] - golden.probabilities).max())
-        self._deviation.set(deviation)
-        if not deviation <= golden.tolerance:  # NaN is no pass either
+        answers = rows.outputs[self._kept]
+        self._deviation.set(golden.deviation(answers))
+        if fault := golden.fault(answers):
             self._probes["fail"].inc()
             raise DeviceError(
-                f"device {self.name} answers the golden rows wrongly: off by {deviation:.2g}, "
-                f"at most {golden.tolerance:.2g} is right",
+                f"device {self.name} answers the golden rows wrongly: {fault}",
                 "compare the device with another; build the artifact again if all are off",
                 reason="wrong_answer",
             )

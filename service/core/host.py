@@ -19,7 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from service.artifact import Artifact
 from service.core.request import Image
+from service.core.rows import Rows
 from service.device import wire
 from service.errors import DeviceError
 
@@ -38,6 +40,27 @@ class Sent:
     images: Sequence[Image]
     answered: Callable[[Timings], None]
     timer: asyncio.TimerHandle
+
+
+def hello(
+    artifact: Artifact, rows: Rows, ordinal: int, largest_batch: int = 0
+) -> dict[str, object]:
+    """What a host is told: the model, the device, the shared rows; see Job in device/engine.py."""
+    manifest = artifact.manifest
+    return {
+        "engine": manifest.engine,
+        "model": str(artifact.model_path.resolve()),
+        "sdk": manifest.sdk.version if manifest.sdk else "",
+        "device": ordinal,
+        "batch_min": manifest.input.batch.min,
+        "batch_max": manifest.input.batch.max,
+        "largest_batch": largest_batch,
+        "rows": len(rows.inputs),
+        "row_shape": list(rows.inputs.shape[1:]),
+        "classes": rows.outputs.shape[1],
+        "memory_bytes": rows.memory_bytes,
+        "outputs_offset": rows.outputs_offset,
+    }
 
 
 class Host:
@@ -78,7 +101,7 @@ class Host:
         self._loop.add_reader(self.process.stdout.fileno(), self._said)
 
     async def greet(self, hello: dict[str, object], timeout_s: float) -> None:
-        """Open the device: send `hello`, wait for its `facts` (those of wire.pack_ready).
+        """Open the device: send a `hello`, wait for its `facts` (those of wire.pack_ready).
 
         DeviceError if they are not there in time; a refusal is the host's `failure`.
         """

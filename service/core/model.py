@@ -37,6 +37,7 @@ from service.errors import (
     TooLarge,
 )
 from service.metrics import Metrics, counter_family, gauge_family
+from service.sdk import Devices
 from service.settings import Settings
 
 log = logging.getLogger("topfive.model")
@@ -54,15 +55,15 @@ class Model:
         settings: Settings,
         metrics: Metrics,
         fatal: Callable[[DeviceError], None],
+        devices: Devices,
     ) -> None:
         self.artifact = artifact
         self.draining = False
         self._settings = settings
         manifest, golden = artifact.manifest, artifact.golden
-        ordinals = _ordinals(settings.devices)
         shape = (manifest.input.height, manifest.input.width, manifest.input.channels)
         self.rows = Rows(
-            settings.rows, len(ordinals) * len(golden.rows), shape, manifest.output.classes
+            settings.rows, len(devices.ordinals) * len(golden.rows), shape, manifest.output.classes
         )
         self.largest_request = min(settings.max_images, settings.rows)
         self._batcher = Batcher(self._drop)
@@ -76,6 +77,7 @@ class Model:
         shared = Shared(
             artifact,
             settings,
+            devices.python,
             self.rows,
             self._batcher,
             metrics,
@@ -83,7 +85,7 @@ class Model:
             refuse=self._refuse,
             changed=lambda: self.pool.changed(),
         )
-        self.pool = Pool(ordinals, shared, fatal)
+        self.pool = Pool(devices.ordinals, shared, fatal)
         self._open: dict[Request, asyncio.TimerHandle] = {}
         self._recent: deque[tuple[float, int]] = deque(maxlen=64)
         self._bind_metrics(metrics)
@@ -313,12 +315,6 @@ def top_k(
 def available_cores() -> int:
     """The processors that this process may run on."""
     return len(os.sched_getaffinity(0))
-
-
-def _ordinals(devices: str) -> list[int]:
-    if devices == "all":
-        return [0]
-    return list(dict.fromkeys(int(ordinal) for ordinal in devices.split(",")))  # each once
 
 
 def _whole_seconds(seconds: float) -> int:

@@ -14,6 +14,8 @@ Python 3.7, numpy and an engine.
 from __future__ import annotations
 
 import argparse
+import collections
+import contextlib
 import ctypes
 import mmap
 import os
@@ -21,7 +23,7 @@ import signal
 import socket
 import sys
 import traceback
-from typing import Any
+from typing import Any, Iterator, Sequence
 
 import numpy as np
 import wire
@@ -40,13 +42,15 @@ def main() -> int:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     die_with_parent(arguments.parent)
     connection = socket.socket(fileno=arguments.socket)
-    engine, rows = open_device(connection, arguments.memory)
-    if engine is None:
-        return 1
     try:
-        return serve(connection, engine, rows)
-    finally:
+        engine, rows = open_device(connection, arguments.memory)
+        serve(connection, engine, rows)
         engine.close()
+    except Exception:  # noqa: BLE001 - whatever it was, it ends this process
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)  # not another call of a failed engine's SDK, not even a destructor's
+    return 0
 
 
 def die_with_parent(parent: int) -> None:
@@ -58,20 +62,19 @@ def die_with_parent(parent: int) -> None:
         sys.exit("the service %d that started this host is gone" % parent)
 
 
-def open_device(connection: socket.socket, memory: int) -> tuple[Engine | None, int]:
-    """(engine, number of rows) after the hellos, or (None, 0): then the parent has the reason."""
+def open_device(connection: socket.socket, memory: int) -> tuple[Engine, int]:
+    """(engine, number of rows) after the hellos; what it raises, the parent was told."""
     try:
         hello = wire.unpack_hello(connection.recv(wire.MAX_MESSAGE_BYTES))
         inputs, outputs = map_rows(memory, hello)
-        job = Job(hello["model"], hello["device"], hello["batch_min"], hello["batch_max"])
+        job = Job(*(hello[field] for field in Job._fields))
         engine = open_engine(hello["engine"], job, inputs, outputs)
-    except Exception as error:  # noqa: BLE001 - whatever it was, the parent is told
-        traceback.print_exc()
+    except Exception as error:
         connection.send(wire.pack_refused(*told(error)))
-        return None, 0
-    connection.send(
-        wire.pack_ready(engine.largest_batch, engine.batches_in_flight, engine.description)
-    )
+        raise
+    # One more than it works on: that one waits in the socket, so that the engine never does.
+    ready = wire.pack_ready(engine.largest_batch, engine.depth + 1, engine.description)
+    connection.send(ready)
     return engine, len(inputs)
 
 
@@ -81,6 +84,10 @@ def open_engine(name: str, job: Job, inputs: Any, outputs: Any) -> Engine:
         from engine_openvino import OpenVINOEngine
 
         return OpenVINOEngine(job, inputs, outputs)
+    if name == "magicmind":
+        from engine_magicmind import MagicMindEngine
+
+        return MagicMindEngine(job, inputs, outputs)
     raise EngineError("artifact", "this host has no engine named %r" % name)
 
 
@@ -95,22 +102,53 @@ def map_rows(memory: int, hello: dict[str, Any]) -> tuple[Any, Any]:
     return inputs, outputs
 
 
-def serve(connection: socket.socket, engine: Engine, rows: int) -> int:
-    """Run batches until stop or end of file (0), or until one fails (1)."""
-    while True:
-        message = connection.recv(wire.MAX_MESSAGE_BYTES)
-        if not message or wire.kind(message) == wire.STOP:
-            return 0
-        batch_id, numbers = wire.unpack_run(message)
-        try:
-            if not 1 <= len(numbers) <= engine.largest_batch or max(numbers) >= rows:
-                raise EngineError("driver", "no such batch: rows %r of %d" % (numbers, rows))
-            answer = wire.pack_done(batch_id, engine.run(numbers))
-        except Exception as error:  # noqa: BLE001 - the parent is told, this process ends
-            traceback.print_exc()
-            connection.send(wire.pack_failed(batch_id, *told(error)))
-            return 1
-        connection.send(answer)
+def serve(connection: socket.socket, engine: Engine, rows: int) -> None:
+    """Run batches until stop or end of file; what was begun by then is finished.
+
+    The socket is read before each wait for the device, so that the device has the next batch while
+    the answers of one are copied. What this raises, the parent was told.
+    """
+    begun: collections.deque[int] = collections.deque()
+    stopping = False
+    while begun or not stopping:
+        while len(begun) < engine.depth and not stopping:
+            message = receive(connection, wait=not begun)
+            if message is None:
+                break
+            stopping = not message or wire.kind(message) == wire.STOP
+            if not stopping:
+                batch_id, numbers = wire.unpack_run(message)
+                with telling(connection, batch_id):
+                    begin(engine, numbers, rows)
+                begun.append(batch_id)
+        if begun:
+            with telling(connection, begun[0]):
+                nanoseconds = engine.finish()
+            connection.send(wire.pack_done(begun.popleft(), nanoseconds))
+
+
+def receive(connection: socket.socket, wait: bool) -> bytes | None:
+    """The next message, empty at the end of file; None if there is none and we do not `wait`."""
+    try:
+        return connection.recv(wire.MAX_MESSAGE_BYTES, 0 if wait else socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return None
+
+
+def begin(engine: Engine, numbers: Sequence[int], rows: int) -> None:
+    if not 1 <= len(numbers) <= engine.largest_batch or max(numbers) >= rows:
+        raise EngineError("driver", "no such batch: rows %r of %d" % (numbers, rows))
+    engine.begin(numbers)
+
+
+@contextlib.contextmanager
+def telling(connection: socket.socket, batch_id: int) -> Iterator[None]:
+    """Tell the parent that the batch failed, if it does."""
+    try:
+        yield
+    except Exception as error:
+        connection.send(wire.pack_failed(batch_id, *told(error)))
+        raise
 
 
 def told(error: Exception) -> tuple[str, str]:

@@ -2,15 +2,17 @@
 
 An engine is opened once, on one device, over the two arrays of shared rows. It is an object with
 
-    run(numbers)         computes those rows of `inputs` into the same rows of `outputs`; returns
-                         nanoseconds spent on (copy in, compute, copy out); at most `largest_batch`
-    close()              lets the device go
+    begin(numbers)       starts a batch: those rows of `inputs`, at most `largest_batch`; does not
+                         wait for the device longer than it must
+    finish()             waits for the batch that was begun first; its probabilities are then in the
+                         same rows of `outputs`; returns nanoseconds of (copy in, compute, copy out)
+    close()              lets the device go; nothing is under way then
     largest_batch        rows that it likes to get at once
-    batches_in_flight    batches that it likes to have been sent, so that it never waits for one
+    depth                batches that may be begun and not yet finished
     description          engine, version and device in words
 
 It is used on one thread, the one that opened it. Whatever it raises ends the host: an engine that
-failed once is not asked again.
+failed once is not asked again, not even to close.
 
 Python 3.7, numpy.
 """
@@ -24,10 +26,13 @@ class Engine(object):
     """An open engine; see above."""
 
     largest_batch: int
-    batches_in_flight: int
+    depth: int
     description: str
 
-    def run(self, numbers: Sequence[int]) -> tuple[int, int, int]:
+    def begin(self, numbers: Sequence[int]) -> None:
+        raise NotImplementedError
+
+    def finish(self) -> tuple[int, int, int]:
         raise NotImplementedError
 
     def close(self) -> None:
@@ -43,9 +48,15 @@ class EngineError(Exception):
 
 
 class Job(NamedTuple):
-    """What the hello says: the model's path, the device's ordinal, the batches that it takes."""
+    """What the hello says: the model, the device, the batches that it takes."""
 
     model: str
+    """The path of the file that the engine opens."""
+    sdk: str
+    """The version of the SDK that compiled it; empty where that does not matter."""
     device: int
+    """Its ordinal, as the engine counts devices."""
     batch_min: int
     batch_max: int
+    largest_batch: int
+    """Rows to take at once; 0 leaves it to the engine."""

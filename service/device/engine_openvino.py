@@ -20,12 +20,13 @@ LARGEST_BATCH = 8
 class OpenVINOEngine(Engine):
     """See engine.py. One compiled model, one request, all cores."""
 
-    batches_in_flight = 2
+    depth = 1
 
     def __init__(self, job: Job, inputs: Any, outputs: Any) -> None:
         self._inputs, self._outputs = inputs, outputs
         self._padded_to = job.batch_min
-        self.largest_batch = min(job.batch_max, max(LARGEST_BATCH, job.batch_min))
+        liked = job.largest_batch or max(LARGEST_BATCH, job.batch_min)
+        self.largest_batch = min(job.batch_max, liked)
         core = ov.Core()
         try:
             # Without the hint a CPU with bfloat16 computes in it, 100 times less exactly.
@@ -36,22 +37,28 @@ class OpenVINOEngine(Engine):
             raise EngineError("artifact", detail) from error
         self._request = self._compiled.create_infer_request()
         self._batch = np.zeros((self.largest_batch, *inputs.shape[1:]), np.uint8)
+        self._numbers: Sequence[int] = ()
+        self._copy_in = 0
         cpu = core.get_property("CPU", "FULL_DEVICE_NAME")
         self.description = "OpenVINO %s on %s" % (ov.get_version().split("-")[0], cpu.strip())
 
-    def run(self, numbers: Sequence[int]) -> tuple[int, int, int]:
+    def begin(self, numbers: Sequence[int]) -> None:
         started = time.perf_counter_ns()
-        count = len(numbers)
-        batch = self._batch[: max(count, self._padded_to)]
         # mode: the numbers are checked; "raise" would copy through a buffer.
-        np.take(self._inputs, numbers, axis=0, out=batch[:count], mode="clip")
-        copied = time.perf_counter_ns()
+        np.take(self._inputs, numbers, axis=0, out=self._batch[: len(numbers)], mode="clip")
+        self._numbers = numbers
+        self._copy_in = time.perf_counter_ns() - started
+
+    def finish(self) -> tuple[int, int, int]:
+        started = time.perf_counter_ns()
+        count = len(self._numbers)
+        batch = self._batch[: max(count, self._padded_to)]
         self._request.set_input_tensor(ov.Tensor(batch, True))
         self._request.infer()
         computed = time.perf_counter_ns()
-        self._outputs[numbers] = self._request.get_output_tensor().data[:count]
+        self._outputs[self._numbers] = self._request.get_output_tensor().data[:count]
         ended = time.perf_counter_ns()
-        return copied - started, computed - copied, ended - computed
+        return self._copy_in, computed - started, ended - computed
 
     def close(self) -> None:
         self._request = self._compiled = None

@@ -55,13 +55,13 @@ class FaultyEngine(engine_openvino.OpenVINOEngine):
         fail(self._fault("open"))
         super().__init__(job, inputs, outputs)
 
-    def run(self, numbers: Any) -> tuple[int, int, int]:
+    def finish(self) -> tuple[int, int, int]:
         fault = self._fault("run")
         self._runs += 1
         fail(fault)
-        nanoseconds = super().run(numbers)
+        nanoseconds = super().finish()
         if fault == "wrong":
-            self._outputs[numbers] = self._outputs[numbers][:, ::-1]
+            self._outputs[self._numbers] = self._outputs[self._numbers][:, ::-1]
         return nanoseconds
 
     def _fault(self, moment: str) -> str:

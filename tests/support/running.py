@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from service import artifact as artifacts
+from service import sdk
 from service.core.device import Device
 from service.core.host import Host
 from service.core.model import Model
@@ -122,7 +123,10 @@ async def running(artifact: Path, ready: bool = True, **settings: object) -> Asy
     fatal: list[DeviceError] = []
     metrics = Metrics()
     effective = Settings.model_validate({"restart_delay_s": 0.05, **settings})
-    model = Model(artifacts.read(artifact), effective, metrics, fatal.append)
+    read = artifacts.read(artifact)
+    target, python = read.manifest.target, effective.device_python
+    devices = sdk.chosen_devices(target, effective.devices, python)
+    model = Model(read, effective, metrics, fatal.append, devices)
     model.start()
     service = Running(model, metrics, fatal)
     try:

@@ -1,0 +1,52 @@
+"""What this interpreter has, as one line of JSON on stdout; for whoever must choose one.
+
+    python -E -s service/device/facts.py [--devices]
+
+    {"python": "3.7.16", "magicmind": "1.7.0" or null, "why_not": "", "devices": 2}
+
+With --devices the SDK is loaded and asked how many devices it sees: that touches the driver, which
+may hang, so the caller waits no longer than it likes. It is a process of its own, since the SDK
+must not be loaded into one that forks.
+
+Python 3.7, the standard library and the SDK.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import platform
+import sys
+from typing import Any
+
+
+def main() -> int:
+    facts: dict[str, Any] = {
+        "python": platform.python_version(),
+        "magicmind": magicmind_version(),
+        "why_not": "",
+    }
+    try:
+        import magicmind.python.runtime as mm
+
+        if "--devices" in sys.argv:
+            with mm.System() as system:
+                facts["devices"] = int(system.device_count())
+    except Exception as error:  # noqa: BLE001 - a broken SDK fails in any way; the caller is told
+        facts["why_not"] = "%s: %s" % (type(error).__name__, error)
+    print(json.dumps(facts))
+    return 0
+
+
+def magicmind_version() -> str | None:
+    """The SDK's, from its package's metadata; None if there is none. It tells no other way."""
+    for folder in sys.path:
+        # importlib.metadata came with Python 3.8.
+        for info in sorted(glob.glob(os.path.join(glob.escape(folder), "magicmind-*.dist-info"))):
+            return os.path.basename(info)[len("magicmind-") : -len(".dist-info")]
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())
