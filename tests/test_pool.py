@@ -200,18 +200,36 @@ def test_a_host_that_cannot_be_reaped(artifact: Path) -> None:
         async with running(artifact, **settings) as service:
             stuck = service.host
             request = await service.frozen_with(1, 2)
-            await request.answered
-            assert all(isinstance(outcome, DeviceFailed) for outcome in request.outcomes)
             await until(lambda: service.device.state == "quarantined")
             assert service.model.rows.statistics()["lost"] == 2
             assert service.value("rows", state="lost") == 2
-            assert service.value("images_total", outcome="failed") == 2
+            assert service.value("rows", state="waiting") == 2
             assert service.device.host is stuck
+            assert not request.over
             service.kill_host()
             await service.all_rows_free()
+            assert_right(request, 1, 2)
+            assert service.value("image_retries_total") == 2
             await service.ready()
             await service.answers_rightly(4)
             assert service.device.host is not stuck
+
+    run(steps)
+
+
+@pytest.mark.usefixtures("kills_in_vain")
+def test_no_row_left_for_what_is_stuck(artifact: Path) -> None:
+    """Images whose rows are lost, with none free, are refused: nobody waits for rows."""
+
+    async def steps() -> None:
+        settings = {"batch_timeout_ms": HUNG_MS, "reap_timeout_s": 0.1, "rows": 2}
+        async with running(artifact, **settings) as service:
+            request = await service.frozen_with(1, 2)
+            await request.answered
+            assert all(isinstance(outcome, DeviceFailed) for outcome in request.outcomes)
+            assert service.value("images_total", outcome="failed") == 2
+            service.kill_host()
+            await service.all_rows_free()
 
     run(steps)
 

@@ -6,8 +6,8 @@
 A device is proven on the golden rows before it is ready, and probed with them while it is; a probe
 that is due goes before callers' batches. A ready device pulls batches by itself. When its host
 fails, the host is killed, and only once it is reaped are the rows of its unanswered batches tried
-again or given back: until then it may write to them. A host that cannot be reaped keeps them, and
-its device stays in quarantine until it can.
+again or given back: until then it may write to them. A host that cannot be reaped keeps them, its
+images are tried again in other rows, and its device stays in quarantine until it can.
 """
 
 import asyncio
@@ -252,26 +252,38 @@ class Device:
                 self._probes["timed_out" if failure.reason == "hung" else "skipped"].inc()
         if await host.reap(self._shared.settings.reap_timeout_s):
             for image in images:
-                self._try_again(image, failure)
+                self._try_again(image, State.RUNNING, failure)
             return
-        self._shared.rows.move([image.row for image in images], State.RUNNING, State.LOST)
+        lost = [image.row for image in images]
+        self._shared.rows.move(lost, State.RUNNING, State.LOST)
         for image in images:
-            self._shared.refuse(image, _refusal(failure))
-        self._become("quarantined", detail="its host cannot be reaped", lost_rows=len(images))
+            self._try_elsewhere(image, failure)
+        self._become("quarantined", detail="its host cannot be reaped", lost_rows=len(lost))
         await host.reaped.wait()
-        self._shared.rows.give_back([image.row for image in images], State.LOST)
+        self._shared.rows.give_back(lost, State.LOST)
 
-    def _try_again(self, image: Image, failure: DeviceError) -> None:
-        """Queue the image once more; refuse it the second time."""
+    def _try_again(self, image: Image, state: State, failure: DeviceError) -> None:
+        """Queue the image, whose row is in `state`, once more; refuse it the second time."""
         rows = self._shared.rows
         if image.tries == 0:
             image.tries = 1
-            rows.move([image.row], State.RUNNING, State.WAITING)
+            rows.move([image.row], state, State.WAITING)
             self._retries.inc()
             self._shared.batcher.put(image)
             return
-        rows.give_back([image.row], State.RUNNING)
+        rows.give_back([image.row], state)
         self._shared.refuse(image, _refusal(failure))
+
+    def _try_elsewhere(self, image: Image, failure: DeviceError) -> None:
+        """Copy the image out of its row, which is lost, into a free one, and try it again there."""
+        rows = self._shared.rows
+        taken = rows.take(1)
+        if taken is None:
+            self._shared.refuse(image, _refusal(failure))
+            return
+        rows.inputs[taken] = rows.inputs[image.row]
+        [image.row] = taken
+        self._try_again(image, State.FILLING, failure)
 
     def _delay_s(self, quarantined: bool) -> float:
         settings = self._shared.settings

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,21 @@ def plain_environment() -> dict[str, str]:
 class Service:
     """A running server: its process, its URL, its log as it comes."""
 
-    def __init__(self, artifact: Path, *flags: str, listening_within_s: float = 60) -> None:
+    def __init__(
+        self,
+        artifact: Path,
+        *flags: str,
+        listening_within_s: float = 60,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         command = [*COMMAND, "serve", "--artifact", str(artifact), "--port", "0"]
         command += ["--log-format", "json", *flags]
         self.process = subprocess.Popen(
-            command, stderr=subprocess.PIPE, text=True, env=plain_environment(), bufsize=1
+            command,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=plain_environment() | dict(environment or {}),
+            bufsize=1,
         )
         self.log: list[dict[str, Any]] = []
         self._lines: queue.Queue[dict[str, Any]] = queue.Queue()
@@ -122,9 +132,11 @@ class Service:
 
 
 @contextlib.contextmanager
-def serving(artifact: Path, *flags: str) -> Iterator[Service]:
-    """A service that is ready, stopped at the end."""
-    service = Service(artifact, *flags)
+def serving(
+    artifact: Path, *flags: str, environment: Mapping[str, str] | None = None
+) -> Iterator[Service]:
+    """A service that is ready, stopped at the end; `environment` is added to this process's."""
+    service = Service(artifact, *flags, environment=environment)
     try:
         service.await_ready()
         yield service
