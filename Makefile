@@ -10,7 +10,7 @@ DEMO ?= artifacts/efficientnet-lite0
 PYTHON37 ?= $(shell ls -d $$(command -v python3.7 2>/dev/null | grep -v /shims/) \
 	$${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.7.*/bin/python3.7 2>/dev/null | head -n 1)
 
-.PHONY: help demo install develop test check lint types python37 unit networks fuzz bench lock lines clean
+.PHONY: help demo install develop test check lint types python37 unit networks cards image-test fuzz bench lock lines clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -51,13 +51,15 @@ check: lint types ## lint, format, types
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/hadolint Dockerfile
 
 types: $(VENV)/.dev
 	$(BIN)/mypy
 	cd service/device && ../../$(BIN)/mypy --config-file ../../pyproject.toml --explicit-package-bases *.py
+	cd service/card && ../../$(BIN)/mypy --config-file ../../pyproject.toml --explicit-package-bases *.py
 
 python37: $(VENV)/.dev ## the device host's tests under the SDK's CPython 3.7
-	$(BIN)/vermin --quiet --no-tips --no-parse-comments --violations -t=3.7- service/device
+	$(BIN)/vermin --quiet --no-tips --no-parse-comments --violations -t=3.7- service/device service/card model_build/sdk
 ifeq ($(PYTHON37),)
 	@echo "SKIPPED: no CPython 3.7 here, so the device host's tests did not run under it; try: make test PYTHON37=/path/to/python3.7"
 	@test -z "$$CI" || { echo "error: CI must run them"; exit 1; }
@@ -72,6 +74,9 @@ unit: $(VENV)/.dev
 networks: $(VENV)/.dev ## all published Caffe networks beside OpenCV's dnn: minutes
 	$(BIN)/python -m pytest -m large tests/test_caffe_published.py
 
+cards: $(VENV)/.dev .venv37/.ready ## trained networks and every fault on simulated cards: minutes
+	$(BIN)/python -m pytest -m 'large or not large' tests/test_cards.py tests/test_cards_trained.py
+
 # Seconds a target, and where the seeds are beside those of fuzz/seeds.
 FUZZ_SECONDS ?= 600
 FUZZ_DATA ?= $(or $(TOPFIVE_DATA),../shared/data)
@@ -85,6 +90,10 @@ fuzz: $(VENV)/.fuzz ## look for inputs that hurt, FUZZ_SECONDS=600 for each kind
 	$(BIN)/python fuzz/fuzz_caffemodel.py $(FUZZ) -max_len=20000 -artifact_prefix=build/fuzz/found-caffemodel- \
 		build/fuzz/caffemodel fuzz/seeds/caffemodel $(wildcard $(FUZZ_DATA)/parser-fixtures/ok $(FUZZ_DATA)/parser-fixtures/legacy)
 
+image-test: $(VENV)/.dev .venv37/.ready ## build and run both Docker images on stand-in bases: minutes, as root
+	$(BIN)/topfive-build demo --output $(DEMO)
+	$(BIN)/python docker/test_images.py --artifact $(DEMO) --sdk-environment .venv37
+
 bench: $(VENV)/.dev ## one minute of 32 clients, as a share of the bare engine of the same run
 	$(BIN)/topfive-build demo --output $(DEMO)
 	$(BIN)/python -m bench.service_share --artifact $(DEMO)
@@ -93,6 +102,9 @@ lock: $(VENV)/.dev ## resolve the dependencies anew
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip compile $(LOCK) --upgrade --universal --python-version 3.11 --group backend --extra cpu --extra build --extra demo pyproject.toml -o requirements.lock
 	$(BIN)/uv pip compile $(LOCK) --universal --python-version 3.11 --group backend --group dev --extra cpu --extra build --extra demo -c requirements.lock pyproject.toml -o requirements-dev.lock
+	$(BIN)/uv pip compile $(LOCK) --universal --python-version 3.11 --extra cpu -c requirements.lock pyproject.toml -o requirements-cpu.lock
+	$(BIN)/uv pip compile $(LOCK) --universal --python-version 3.11 --group backend -c requirements.lock -o requirements-backend.lock
+	$(BIN)/uv pip compile $(LOCK) --upgrade --python-version 3.11 --python-platform x86_64-manylinux_2_28 --only-binary :all: --group mlu --extra cpu --extra build pyproject.toml -o requirements-mlu.lock
 	$(BIN)/uv pip compile $(LOCK) --python-version 3.11 --python-platform linux --group fuzz -o requirements-fuzz.lock
 	$(BIN)/uv pip compile $(LOCK) --python-version 3.7 --python-platform linux --group sdk37 -o requirements-sdk37.lock
 LOCK := --quiet --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate

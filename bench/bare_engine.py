@@ -23,17 +23,20 @@ class BareEngine:
         rows = artifact.golden.rows
         inputs = np.resize(rows, (largest, *rows.shape[1:]))
         outputs = np.zeros((largest, artifact.manifest.output.classes), np.float32)
-        engine_openvino.LARGEST_BATCH = largest
-        job = Job(str(artifact.model_path), 0, batch.min, batch.max)
+        job = Job(str(artifact.model_path), "", 0, batch.min, batch.max, largest)
         self._engine = engine_openvino.OpenVINOEngine(job, inputs, outputs)
         self.largest = self._engine.largest_batch
 
     def images_per_second(self, size: int, seconds: float) -> float:
         """Batches of `size` one after another for about `seconds`, after one to warm up."""
         numbers = list(range(size))
-        self._engine.run(numbers)
+        self._run(numbers)
         batches, started = 0, time.perf_counter()
         while time.perf_counter() - started < seconds:
-            self._engine.run(numbers)
+            self._run(numbers)
             batches += 1
         return batches * size / (time.perf_counter() - started)
+
+    def _run(self, numbers: list[int]) -> None:
+        self._engine.begin(numbers)
+        self._engine.finish()

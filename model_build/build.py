@@ -5,15 +5,20 @@ labels that are none; then the output is as it was.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
+from typing import Literal
 
-from model_build import caffe, cpu, golden, onnx_model, writer
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto
+
+from model_build import caffe, cpu, golden, mlu, onnx_model, verify, writer
 from model_build.network import Network, fold_preprocessing, run_reference
-from model_build.recipe import LABEL_ORDERS, Recipe, check_input_size
+from model_build.recipe import LABEL_ORDERS, LARGEST_BATCH, Recipe, check_input_size
 from service import artifact
-from service.artifact import Batch, Input, Inside, Manifest, Output, Preprocessing, Source
+from service.artifact import Batch, Input, Inside, Manifest, Output, Preprocessing, Sdk, Source
 from service.errors import BuildError
 
 Say = Callable[[str], None]
@@ -21,29 +26,30 @@ Say = Callable[[str], None]
 
 def build(recipe: Recipe, output: Path, force: bool, say: Say) -> Manifest:
     """Write the artifact of `recipe` to the folder `output`; `force` replaces one that is there."""
-    if recipe.target != "cpu":
-        raise BuildError(
-            f"--target {recipe.target} is not built yet in this version", "build with --target cpu"
-        )
     writer.check_output(output, force)
+    tools = mlu.look(recipe.card, say) if recipe.card else None
     labels = _labels_file(recipe)
     classes = len(artifact.read_labels(labels))
     say(f"reading {' and '.join(map(str, recipe.files))}")
     network, files = _load(recipe)
     check_input_size(recipe, network.height, network.width)
     _check_labels(recipe, network, classes)
-    say("folding the preprocessing in")
-    asked = recipe.preprocessing
-    # Rebound, so that the weights are in memory once.
-    network = replace(
-        network, model=fold_preprocessing(network, asked.color, asked.mean, asked.std)
-    )
     with writer.aside(output, force) as folder:
-        say(f"compiling for {recipe.target}, {recipe.precision}")
-        cpu.compile_into(folder, network.model, recipe.batch, recipe.precision)
-        _write_golden(recipe, network, folder, say)
+        # A card's compiler gets the network as it is, and puts the preprocessing in itself.
+        job = mlu.prepare(recipe, network, tools, folder / "job", say) if tools else None
+        say("folding the preprocessing in")
+        # Rebound, so that the weights are in memory once.
+        network = replace(network, model=_folded(recipe, network))
+        if job:
+            compiled = _for_card(recipe, network, job, folder, say)
+        else:
+            compiled = _for_cpu(recipe, network, folder, say)
         (folder / artifact.LABELS).write_bytes(labels.read_bytes())
-        return _write_manifest(recipe, network, files, folder)
+        manifest = _write_manifest(recipe, network, files, folder, compiled)
+        if tools:
+            python, ordinal = tools.sdk.python, tools.card.device
+            verify.after_build(artifact.read(folder), python, ordinal, say)
+        return manifest
 
 
 def _load(recipe: Recipe) -> tuple[Network, tuple[Path, ...]]:
@@ -72,19 +78,63 @@ def _check_labels(recipe: Recipe, network: Network, count: int) -> None:
         )
 
 
-def _write_golden(recipe: Recipe, network: Network, folder: Path, say: Say) -> None:
-    say("golden rows: the float32 reference")
-    rows = golden.rows(network.height, network.width, recipe.preprocessing.resize)
-    reference = run_reference(network.model, rows)
+def _folded(recipe: Recipe, network: Network) -> ModelProto:
+    asked = recipe.preprocessing
+    return fold_preprocessing(network, asked.color, asked.mean, asked.std)
+
+
+@dataclass(frozen=True)
+class _Compiled:
+    """What a target's compiler left in the folder; its names of the input and the output."""
+
+    engine: Literal["openvino", "magicmind"]
+    model: str
+    note: str
+    input_name: str
+    output_name: str
+    sdk: Sdk | None = None
+
+
+def _for_cpu(recipe: Recipe, network: Network, folder: Path, say: Say) -> _Compiled:
+    say(f"compiling for {recipe.target}, {recipe.precision}")
+    cpu.compile_into(folder / cpu.MODEL, network.model, recipe.batch, recipe.precision)
+    rows, reference = _write_golden(recipe, network, folder, say)
     say("golden rows: the compiled model")
     answers = cpu.run(folder, rows, recipe.batch)
     difference = golden.prove(answers, reference, recipe.precision)
     say(f"golden rows: the largest difference is {difference:.1g}")
-    golden.write(folder, rows, reference, recipe.precision)
+    note, source = cpu.NOTES[recipe.precision], network.model.graph.input[0].name
+    return _Compiled("openvino", cpu.MODEL, note, source, network.output_name)
+
+
+def _for_card(recipe: Recipe, network: Network, job: mlu.Job, folder: Path, say: Say) -> _Compiled:
+    say("compiling the reference, for the CPU in float32")
+    any_batch = (1, LARGEST_BATCH)
+    cpu.compile_into(folder / mlu.REFERENCE, network.model, any_batch, "force_float32")
+    _write_golden(recipe, network, folder, say)
+    say(f"compiling for {recipe.target}, {recipe.precision}")
+    names, compiled = mlu.compile_into(folder, recipe, network, job, say)
+    return _Compiled("magicmind", mlu.MODEL, mlu.NOTES[recipe.precision], *names, compiled)
+
+
+def _write_golden(
+    recipe: Recipe, network: Network, folder: Path, say: Say
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Write golden.npz; the rows, and what the float32 reference answers to them."""
+    say("golden rows: the float32 reference")
+    rows = golden.rows(network.height, network.width, recipe.preprocessing.resize)
+    reference = run_reference(network.model, rows)
+    golden.check(reference)
+    golden.write(folder, rows, reference, recipe.target, recipe.precision)
+    return rows, reference
 
 
 def _write_manifest(
-    recipe: Recipe, network: Network, files: tuple[Path, ...], folder: Path
+    recipe: Recipe,
+    network: Network,
+    files: tuple[Path, ...],
+    folder: Path,
+    compiled: _Compiled,
 ) -> Manifest:
     asked = recipe.preprocessing
     least, most = recipe.batch
@@ -93,18 +143,19 @@ def _write_manifest(
         name=recipe.name,
         target=recipe.target,
         precision=recipe.precision,
-        precision_note=cpu.NOTES[recipe.precision],
-        engine=cpu.ENGINE,
-        model=cpu.MODEL,
+        precision_note=compiled.note,
+        engine=compiled.engine,
+        model=compiled.model,
         source=Source(kind=recipe.kind, files={path.name: artifact.facts(path) for path in files}),
+        sdk=compiled.sdk,
         input=Input(
-            name=network.model.graph.input[0].name,
+            name=compiled.input_name,
             height=network.height,
             width=network.width,
             batch=Batch(min=least, max=most),
         ),
         output=Output(
-            name=network.output_name,
+            name=compiled.output_name,
             classes=network.classes,
             softmax_added=network.softmax_added,
         ),

@@ -96,15 +96,40 @@ def onnx(
 
 @cli.command()
 def demo(
-    output: Annotated[Path, typer.Option(metavar="DIR", help="The artifact.")],
+    output: Annotated[Path | None, typer.Option(metavar="DIR", help="The artifact.")] = None,
+    sources: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Write only its Caffe files there, to be built."),
+    ] = None,
 ) -> None:
     """Build the demo's artifact, or reuse it if it is there and whole.
 
     EfficientNet-Lite0: its weights come with a Python package and become Caffe files, which are
-    built like any others.
+    built like any others; --sources leaves it at those, for the options of `caffe` to be tried on.
 
     Example: topfive-build demo --output artifacts/efficientnet-lite0
     """
+    if (output is None) == (sources is None):
+        raise typer.BadParameter("give one of them", param_hint="--output or --sources")
+    if sources:
+        _write_demo_sources(sources)
+    elif output:
+        _build_demo(output)
+
+
+def _write_demo_sources(folder: Path) -> None:
+    from model_build.demo import write_demo_sources
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        files = write_demo_sources(folder)
+    except OSError as error:
+        remedy = "name a folder that can be written to as --sources"
+        raise BuildError(str(error.strerror), remedy, file=str(folder)) from error
+    print(*files, sep="\n")
+
+
+def _build_demo(output: Path) -> None:
     if _is_whole_demo(output):
         print(f"reusing {output}", file=sys.stderr)
         print(output)

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from service.artifact import Precision
 from service.errors import BuildError
 
-ENGINE = "openvino"
 MODEL = "model.xml"
 NOTES: dict[Precision, str] = {
     "force_float32": "weights and arithmetic are float32",
@@ -24,9 +23,9 @@ NOTES: dict[Precision, str] = {
 
 
 def compile_into(
-    folder: Path, model: onnx.ModelProto, batch: tuple[int, int], precision: Precision
+    file: Path, model: onnx.ModelProto, batch: tuple[int, int], precision: Precision
 ) -> None:
-    """Write the IR of `model` to `folder`; static if `batch` is one size.
+    """Write the IR of `model` to `file` (.xml) and the .bin beside; static if `batch` is one size.
 
     Raises BuildError where OpenVINO does not take the graph.
     """
@@ -40,10 +39,10 @@ def compile_into(
     except RuntimeError as error:
         raise BuildError(f"OpenVINO does not compile the network: {error}") from error
     try:
-        ov.save_model(network, folder / MODEL, compress_to_fp16=precision == "force_float16")
+        ov.save_model(network, file, compress_to_fp16=precision == "force_float16")
     except RuntimeError as error:
         raise BuildError(
-            f"cannot be written: {error}", "look for a full disk", file=str(folder / MODEL)
+            f"cannot be written: {error}", "look for a full disk", file=str(file)
         ) from error
 
 

@@ -19,7 +19,8 @@ def print_json(artifact: Artifact) -> None:
 
 def print_lines(artifact: Artifact) -> None:
     """What it is, what goes in and out, what it was made of; a line each."""
-    for name, value in (*_model(artifact.manifest), *_contents(artifact)):
+    manifest = artifact.manifest
+    for name, value in (*_model(manifest), *_compiled(manifest), *_contents(artifact)):
         print(f"{name:14} {value}")
 
 
@@ -40,6 +41,17 @@ def _model(manifest: Manifest) -> Iterator[tuple[str, str]]:
     yield "preprocessing", f"short side to {outside.resize}, {outside.resample}; centre crop {crop}"
     yield "in the model", f"{inside.color.upper()}; minus {_by_channel(inside.mean)}"
     yield "", f"divided by {_by_channel(inside.std)}"
+
+
+def _compiled(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    """Of a model for a card: what made it."""
+    if manifest.sdk is None:
+        return
+    sdk = manifest.sdk
+    archs = json.dumps(sdk.config.get("archs", "all"))
+    yield "compiled by", f"MagicMind {sdk.version}, its {sdk.frontend} parser, for {archs}"
+    if found := sdk.calibration:
+        yield "calibration", f"{found.images} photos, {found.algorithm}, {found.weight_granularity}"
 
 
 def _contents(artifact: Artifact) -> Iterator[tuple[str, str]]:

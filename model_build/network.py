@@ -80,12 +80,17 @@ def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def fold_preprocessing(
-    network: Network, color: Color, mean: Sequence[float], std: Sequence[float]
+    network: Network,
+    color: Color,
+    mean: Sequence[float],
+    std: Sequence[float],
+    planes: bool = False,
 ) -> onnx.ModelProto:
     """A copy of the network that takes rows: uint8 (N,height,width,3) RGB, named `rows`.
 
-    Inside, the channels are put in the order `color`, and each becomes (x - mean) / std; `mean` and
-    `std` are in that order too. BuildError if the network has a value of that name already.
+    With `planes` it takes the same numbers as float32 (N,3,height,width). Inside, the channels are
+    put in the order `color`, and each becomes (x - mean) / std; `mean` and `std` are in that order
+    too. BuildError if the network has a value of that name already.
     """
     made = {name for node in network.model.graph.node for name in node.output}
     if ROWS in {network.input_name, *made}:
@@ -95,10 +100,15 @@ def fold_preprocessing(
     model.CopyFrom(network.model)
     graph = model.graph
     del graph.node[:], graph.input[:]
-    graph.node.extend(_preprocessing(network.input_name, color))
+    sides = (network.height, network.width)
+    if planes:
+        taken = helper.make_tensor_value_info(ROWS, TensorProto.FLOAT, ("N", 3, *sides))
+        graph.node.extend(_normalisation(ROWS, network.input_name, color))
+    else:
+        taken = helper.make_tensor_value_info(ROWS, TensorProto.UINT8, ("N", *sides, 3))
+        graph.node.extend(_preprocessing(network.input_name, color))
+    graph.input.append(taken)
     graph.node.extend(network.model.graph.node)
-    row = (network.height, network.width, 3)
-    graph.input.append(helper.make_tensor_value_info(ROWS, TensorProto.UINT8, ("N", *row)))
     for name, numbers in (("rows:mean", mean), ("rows:std", std)):
         by_channel = np.array(numbers, np.float32).reshape(3, 1, 1)
         graph.initializer.append(numpy_helper.from_array(by_channel, name))
@@ -112,12 +122,22 @@ def _preprocessing(output: str, color: Color) -> list[onnx.NodeProto]:
     # those measured with OpenVINO.
     nodes = [helper.make_node("Transpose", [ROWS], ["rows:nchw"], perm=(0, 3, 1, 2))]
     if color == "bgr":
-        nodes.append(helper.make_node("Gather", ["rows:nchw", "rows:order"], ["rows:bgr"], axis=1))
+        nodes.append(_reordered("rows:nchw"))
     last = nodes[-1].output[0]
     nodes.append(helper.make_node("Cast", [last], ["rows:float"], to=TensorProto.FLOAT))
-    nodes.append(helper.make_node("Sub", ["rows:float", "rows:mean"], ["rows:centred"]))
+    return nodes + _normalisation("rows:float", output)
+
+
+def _normalisation(value: str, output: str, color: Color = "rgb") -> list[onnx.NodeProto]:
+    nodes = [_reordered(value)] if color == "bgr" else []
+    last = nodes[-1].output[0] if nodes else value
+    nodes.append(helper.make_node("Sub", [last, "rows:mean"], ["rows:centred"]))
     nodes.append(helper.make_node("Div", ["rows:centred", "rows:std"], [output]))
     return nodes
+
+
+def _reordered(value: str) -> onnx.NodeProto:
+    return helper.make_node("Gather", [value, "rows:order"], ["rows:bgr"], axis=1)
 
 
 def run_reference(model: onnx.ModelProto, rows: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -7,13 +7,117 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from model_build import recipe
+from service.errors import BuildError
+
+
+@dataclass(frozen=True)
+class CardOptions:
+    """The options of --target mlu alone; None is what was not said."""
+
+    frontend: Annotated[
+        recipe.Kind | None,
+        typer.Option(
+            help="mlu: the parser of MagicMind's that reads the network: of the Caffe files, or of "
+            "the ONNX that topfive makes of them; default: caffe, where it can.",
+        ),
+    ] = None
+    arch: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[:CLUSTERS]",
+            help=f"mlu: the cards to compile for; default {recipe.ARCH}, for MLU370-S4, X4 and X8. "
+            "Fewer numbers of clusters make a smaller model: mtp_372:6,8 for S4 and X4 alone. May "
+            "be given again.",
+        ),
+    ] = None
+    device_id: Annotated[
+        int | None,
+        typer.Option(
+            "--device-id",
+            "--device_id",
+            min=0,
+            help="mlu: the card that calibrates and checks, as the SDK counts them; default 0.",
+        ),
+    ] = None
+    image_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--image-dir", "--image_dir", metavar="DIR", help="mlu, int8: photos to calibrate with."
+        ),
+    ] = None
+    calibration_images: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=10_000,
+            help=f"mlu, int8: how many of them; default {recipe.CALIBRATION_IMAGES}.",
+        ),
+    ] = None
+    quantization_algorithm: Annotated[
+        recipe.Algorithm | None,
+        typer.Option(help="mlu, int8: how ranges are found; default linear."),
+    ] = None
+    weight_granularity: Annotated[
+        recipe.Granularity | None,
+        typer.Option(help="mlu, int8: one range of weights a layer, or a channel; default a layer"),
+    ] = None
+    build_config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="mlu: JSON to merge into MagicMind's builder configuration, last.",
+        ),
+    ] = None
+    sdk_python: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PYTHON", help="mlu: the interpreter that has MagicMind; default: found."
+        ),
+    ] = None
+
+    def given(self) -> list[str]:
+        """The names of those that were said."""
+        said = (each.name for each in fields(self) if getattr(self, each.name) not in (None, []))
+        return [f"--{name.replace('_', '-')}" for name in said]
+
+    def to_card(self, precision: str) -> recipe.Card:
+        """What a card's build is asked for; BuildError if int8 lacks its photos."""
+        return recipe.Card(
+            archs=tuple(map(recipe.arch, self.arch or [recipe.ARCH])),
+            frontend=self.frontend,
+            device=self.device_id or 0,
+            config=self.build_config,
+            python=self.sdk_python,
+            calibration=self._calibration() if precision in recipe.INT8 else None,
+        )
+
+    def _calibration(self) -> recipe.Calibration:
+        if self.image_dir is None:
+            raise BuildError(
+                "int8 finds the ranges of its numbers with photos, and none are given",
+                "name a folder of them with --image-dir, of the kind that will be classified",
+            )
+        return recipe.Calibration(
+            folder=self.image_dir,
+            images=self.calibration_images or recipe.CALIBRATION_IMAGES,
+            algorithm=self.quantization_algorithm or "linear",
+            granularity=self.weight_granularity or "per_tensor",
+        )
+
+
+_OF_INT8 = {
+    "--image-dir",
+    "--calibration-images",
+    "--quantization-algorithm",
+    "--weight-granularity",
+}
 
 
 @dataclass(frozen=True)
@@ -25,7 +129,12 @@ class Options:
     ]
     target: Annotated[Literal["cpu", "mlu"], typer.Option(help="What will run it.")] = "cpu"
     precision: Annotated[
-        str, typer.Option(metavar="force_float32|force_float16", help="Of the weights.")
+        str,
+        typer.Option(
+            metavar="PRECISION",
+            help=f"{' or '.join(recipe.FLOATS)}; for mlu also {' or '.join(recipe.INT8)}: int8 in "
+            "convolutions and fully connected layers, and what the rest is in.",
+        ),
     ] = "force_float32"
     batch_size: Annotated[
         int,
@@ -33,7 +142,7 @@ class Options:
             "--batch-size",
             "--batch_size",
             min=1,
-            max=1024,
+            max=recipe.MAX_BATCH,
             help="Rows in one batch: exactly so many with --no-shape-mutable; else any number "
             f"from 1 to this, or to {recipe.LARGEST_BATCH} if this is smaller.",
         ),
@@ -44,6 +153,12 @@ class Options:
     shape_mutable_word: Annotated[
         Literal["true", "false"] | None,
         typer.Option("--shape_mutable", help="The same in gen_model's spelling.", hidden=True),
+    ] = None
+    batch_range: Annotated[
+        tuple[int, int] | None,
+        typer.Option(
+            metavar="MIN MAX", help="Rows in one batch of a mutable model, least and most."
+        ),
     ] = None
     input_width: Annotated[
         int | None,
@@ -83,14 +198,14 @@ class Options:
         int | None, typer.Option(min=1, help="Pixels of the crop; default: the network's input.")
     ] = None
     force: Annotated[bool, typer.Option("--force", help="Replace the artifact there.")] = False
-    device_id: Annotated[int | None, typer.Option("--device_id", hidden=True)] = None
-    image_dir: Annotated[Path | None, typer.Option("--image_dir", hidden=True)] = None
+    card: CardOptions = field(default_factory=CardOptions)
 
     def to_recipe(self, kind: recipe.Kind, *files: Path) -> recipe.Recipe:
         """What to build out of these files; BuildError if the options contradict each other."""
-        for option, value in (("--device_id", self.device_id), ("--image_dir", self.image_dir)):
-            if value is not None:
-                print(f"note: {option} plays no part for --target {self.target}", file=sys.stderr)
+        precision = recipe.precision(self.precision, self.target)
+        if kind == "onnx" and self.card.frontend == "caffe":
+            raise BuildError("--frontend caffe reads no ONNX", "leave --frontend out")
+        self._say_what_plays_no_part(precision)
         word = self.shape_mutable_word
         mean, std = _triple("--mean", self.mean), _triple("--std", self.std)
         return recipe.Recipe(
@@ -98,9 +213,11 @@ class Options:
             kind=kind,
             files=files,
             target=self.target,
-            precision=recipe.precision(self.precision),
+            precision=precision,
             batch=recipe.batch(
-                self.batch_size, self.shape_mutable if word is None else word == "true"
+                self.batch_size,
+                self.shape_mutable if word is None else word == "true",
+                self.batch_range,
             ),
             preprocessing=recipe.preprocessing(
                 self.preprocess, self.color, mean, std, self.resize, self.crop
@@ -109,7 +226,18 @@ class Options:
             height=self.input_height,
             width=self.input_width,
             output=self.output_name,
+            card=self.card.to_card(precision) if self.target == "mlu" else None,
         )
+
+    def _say_what_plays_no_part(self, precision: str) -> None:
+        said = self.card.given()
+        if self.target == "cpu":
+            idle, where = said, "--target cpu"
+        else:
+            of_int8 = precision not in recipe.INT8
+            idle, where = [one for one in said if of_int8 and one in _OF_INT8], precision
+        for option in idle:
+            print(f"note: {option} plays no part for {where}", file=sys.stderr)
 
 
 def with_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -117,12 +245,15 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def spread(**given: Any) -> None:
-        shared = {field.name: given.pop(field.name) for field in fields(Options)}
-        command(**given, options=Options(**shared))
+        card = CardOptions(**{one.name: given.pop(one.name) for one in fields(CardOptions)})
+        shared = {one.name: given.pop(one.name) for one in fields(Options) if one.name != "card"}
+        command(**given, options=Options(**shared, card=card))
 
     own = inspect.signature(command).parameters.values()
     parameters = [parameter for parameter in own if parameter.name != "options"]
-    parameters += inspect.signature(Options).parameters.values()
+    for group in (Options, CardOptions):
+        parameters += inspect.signature(group).parameters.values()
+    parameters = [parameter for parameter in parameters if parameter.name != "card"]
     # What typer reads the command line from.
     spread.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     spread.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}

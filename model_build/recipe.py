@@ -17,10 +17,18 @@ if TYPE_CHECKING:
     from service.artifact import Color, Precision, Target
 
 Kind = Literal["caffe", "onnx"]
+Algorithm = Literal["linear", "eqnm"]
+Granularity = Literal["per_tensor", "per_axis"]
+FLOATS = ("force_float32", "force_float16")
+INT8 = ("qint8_mixed_float16", "qint8_mixed_float32")
 LABEL_ORDERS = ("2012", "2015")
 Triple = tuple[float, float, float]
 LARGEST_BATCH = 64
 """Of a mutable model unless more is asked for: the upper end of the sample's dim_range."""
+MAX_BATCH = 1024
+# The numbers of clusters of an MLU370-S4, an X4, a half of an X8, and a part of one.
+ARCH = "mtp_372:2,4,6,8"
+CALIBRATION_IMAGES = 128
 
 
 @dataclass(frozen=True)
@@ -51,6 +59,32 @@ PRESETS: dict[str, Preprocessing] = {
 
 
 @dataclass(frozen=True)
+class Calibration:
+    """How int8 finds the ranges of its numbers: by photos, run on a card."""
+
+    folder: Path
+    images: int = CALIBRATION_IMAGES
+    algorithm: Algorithm = "linear"
+    granularity: Granularity = "per_tensor"
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a build for a card is asked for beside. `frontend` None is caffe where that can be."""
+
+    archs: tuple[str | dict[str, list[int]], ...] = ({"mtp_372": [2, 4, 6, 8]},)
+    """As MagicMind's configuration has them: a name, or a name with numbers of clusters."""
+    frontend: Kind | None = None
+    device: int = 0
+    config: Path | None = None
+    """A JSON file that is merged into MagicMind's configuration."""
+    python: str | None = None
+    """The SDK's interpreter; None is one that is found."""
+    calibration: Calibration | None = None
+    """For int8 alone."""
+
+
+@dataclass(frozen=True)
 class Recipe:
     """One artifact to build. `height`, `width` and `output` None are the network's own."""
 
@@ -68,6 +102,8 @@ class Recipe:
     width: int | None = None
     output: str | None = None
     """The blob or value that holds the classes."""
+    card: Card | None = None
+    """For the target mlu alone."""
 
     @property
     def label_order(self) -> str:
@@ -118,19 +154,54 @@ def preprocessing(
     return asked
 
 
-def precision(asked: str) -> "Precision":
-    """`asked`, if it is a precision of this version."""
-    if asked in ("force_float32", "force_float16"):
+def precision(asked: str, target: "Target") -> "Precision":
+    """`asked`, if it is a precision of the target."""
+    known = FLOATS + INT8 if target == "mlu" else FLOATS
+    if asked in known:
         return cast("Precision", asked)
-    later = "; int8 comes in a later version" if asked.startswith("qint8") else ""
+    why = "; int8 is for cards, --target mlu" if asked in INT8 else ""
     raise BuildError(
-        f"--precision {asked} cannot be built{later}", "build with force_float32 or force_float16"
+        f"--precision {asked} cannot be built for --target {target}{why}",
+        f"build with one of {', '.join(known)}",
     )
 
 
-def batch(size: int, mutable: bool) -> tuple[int, int]:
-    """Rows in one batch, least and most: only `size`, or any number up to LARGEST_BATCH or it."""
-    return (1, max(size, LARGEST_BATCH)) if mutable else (size, size)
+def batch(size: int, mutable: bool, asked: tuple[int, int] | None = None) -> tuple[int, int]:
+    """Rows in one batch, least and most.
+
+    Only `size`; or, mutable, the range `asked`, else any number up to LARGEST_BATCH or `size`.
+    """
+    if asked is None:
+        return (1, max(size, LARGEST_BATCH)) if mutable else (size, size)
+    least, most = asked
+    if not mutable:
+        raise BuildError(
+            f"--batch-range {least} {most}, and the model shall take one size of batch only",
+            "leave out --batch-range, or --no-shape-mutable",
+        )
+    if not 1 <= least < most <= MAX_BATCH:
+        raise BuildError(
+            f"--batch-range {least} {most} is no range of batches",
+            f"give MIN and MAX with 1 <= MIN < MAX <= {MAX_BATCH}; for one size give "
+            "--no-shape-mutable --batch-size",
+        )
+    if size > most:
+        raise BuildError(
+            f"--batch-size {size} is beyond --batch-range {least} {most}", "leave one of them out"
+        )
+    return least, most
+
+
+def arch(text: str) -> str | dict[str, list[int]]:
+    """`mtp_372`, or `mtp_372:6,8` with the numbers of clusters to compile for."""
+    name, colon, clusters = text.partition(":")
+    known = re.fullmatch(r"m?tp_\d+(\.\d+)?", name)
+    if not known or (colon and not re.fullmatch(r"[1-9]\d?(,[1-9]\d?)*", clusters)):
+        raise BuildError(
+            f"--arch {text} is no architecture of a card",
+            f"give its name, or its name and numbers of clusters: {ARCH}",
+        )
+    return {name: [int(number) for number in clusters.split(",")]} if colon else name
 
 
 def model_name(asked: str | None, file: Path) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from service import artifact
-from service.artifact import GOLDEN, LABELS, MANIFEST, Manifest
+from service.artifact import GOLDEN, LABELS, MANIFEST, Manifest, Sdk
 from service.errors import ArtifactError, BuildError
 
 # All that a folder may hold to be replaced: nobody's own files are removed with it.
@@ -87,12 +87,14 @@ def aside(output: Path, force: bool) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def write_manifest(folder: Path, **fields: Any) -> Manifest:
-    """Write the manifest: `fields`, the files' hashes, the tools. Then read the whole as the
+def write_manifest(folder: Path, sdk: Sdk | None = None, **fields: Any) -> Manifest:
+    """Write the manifest: `sdk`, `fields`, the files' hashes, the tools. Then read the whole as the
     service does; BuildError if that objects."""
     tools = {name: metadata.version(name) for name in ("topfive", "openvino", "onnx", "protobuf")}
+    if sdk:
+        tools["magicmind"] = sdk.version
     files = {path.name: artifact.facts(path) for path in sorted(folder.iterdir())}
-    unsigned = Manifest(schema=1, version="0" * 12, tools=tools, files=files, **fields)
+    unsigned = Manifest(schema=1, version="0" * 12, tools=tools, files=files, sdk=sdk, **fields)
     manifest = unsigned.model_copy(update={"version": artifact.content_version(unsigned)})
     text = manifest.model_dump_json(by_alias=True, indent=2, exclude_none=True)
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")

@@ -1,8 +1,8 @@
-"""`topfive`: serve an artifact, classify images, look at settings and health.
+"""`topfive`: serve an artifact, classify images, measure, look at settings and health.
 
 Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed (said with a remedy),
-2 usage, 4 server unreachable or not ready, 5 some images failed, 130 interrupted. With --json an
-error is JSON too, one line.
+2 usage, 3 a check did not hold, 4 server unreachable or not ready, 5 some images failed, 130
+interrupted. With --json an error is JSON too, one line.
 """
 
 import inspect
@@ -20,7 +20,7 @@ from service.errors import TopfiveError, Unreachable
 if TYPE_CHECKING:
     from service.settings import Settings
 
-FAILED, UNREACHABLE, PARTLY, INTERRUPTED = 1, 4, 5, 130
+FAILED, UNFIT, UNREACHABLE, PARTLY, INTERRUPTED = 1, 3, 4, 5, 130
 
 cli = typer.Typer(
     help="Serve a trained image classifier, and talk to it.",
@@ -66,14 +66,21 @@ def _top(
         raise typer.Exit
 
 
-def with_settings(command: Callable[["Settings", dict[str, str]], None]) -> Callable[..., None]:
-    """Give `command` an option for each setting, and the settings that result."""
+def with_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Give `command` an option for each setting, and the settings that result.
+
+    It takes the settings and their sources; what else it takes stays its own options.
+    """
     from service import settings
 
-    def run(config: Path | None, **flags: Any) -> None:
-        command(*settings.load(flags, config))
+    _, _, *own = inspect.signature(command).parameters.values()
 
-    parameters = [
+    def run(config: Path | None, **flags: Any) -> None:
+        options = {parameter.name: flags.pop(parameter.name) for parameter in own}
+        command(*settings.load(flags, config), **options)
+
+    parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
+    parameters += [
         inspect.Parameter(
             "config",
             inspect.Parameter.KEYWORD_ONLY,
@@ -127,8 +134,59 @@ def config(settings: "Settings", sources: dict[str, str]) -> None:
     print("\n".join(lines), flush=True)
 
 
+def doctor(
+    settings: "Settings",
+    sources: dict[str, str],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of lines.")] = False,
+    card: Annotated[
+        bool, typer.Option("--card", help="Walk through what only a real card can tell: minutes.")
+    ] = False,
+    output: Annotated[
+        Path, typer.Option(metavar="FILE", help="--card: the text that is written.")
+    ] = Path("first-card.txt"),
+    prototxt: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="--card: a network in place of the demo's.")
+    ] = None,
+    caffemodel: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="--card: and its weights.")
+    ] = None,
+    preprocess: Annotated[
+        str, typer.Option(help="--card: and its preprocessing, as topfive-build caffe takes it.")
+    ] = "",
+    labels: Annotated[str, typer.Option(help="--card: and its class order, likewise.")] = "2012",
+    image_dir: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="--card: photos to calibrate with; default: shipped."),
+    ] = None,
+) -> None:
+    """Look for what would keep `topfive serve`, given the same flags, from serving.
+
+    A line for each check, with a remedy. Exit 3 if one failed. With --card it goes through the open
+    questions about MagicMind on this machine's card and writes the answers to a text that can be
+    sent: docs/first-card.md.
+
+    Example: topfive doctor --artifact models/resnext50 --port 8080
+    """
+    from service.doctor import checks, report
+    from service.doctor.context import Context
+
+    if card:
+        from service.doctor.first_card import first_hour
+        from service.doctor.walk import Asked
+
+        asked = Asked(settings, output, prototxt, caffemodel, preprocess, labels, image_dir)
+        sys.exit(0 if first_hour(asked) else UNFIT)
+    findings = checks.examine(Context(settings))
+    print(report.as_json(findings) if as_json else "\n".join(report.lines(findings)), flush=True)
+    sys.exit(0 if report.all_right(findings) else UNFIT)
+
+
+bench = typer.Typer(help="Measure what a device does.", no_args_is_help=True)
+cli.add_typer(bench, name="bench")
+
 cli.command("serve")(with_settings(serve))
 cli.command("config")(with_settings(config))
+cli.command("doctor")(with_settings(doctor))
 
 
 @cli.command()
@@ -229,6 +287,49 @@ def evaluate(
     )
     evaluation.print_summary(results, output)
     sys.exit(PARTLY if results.failed else 0)
+
+
+@bench.command("device")
+def bench_device(
+    artifact: Annotated[Path, typer.Option(metavar="DIR", help="An artifact's folder.")],
+    batch_sizes: Annotated[
+        str, typer.Option(help="Like 1,4,8. Default: 1,2,4,8,16, as far as the model takes them.")
+    ] = "",
+    duration_s: Annotated[
+        float, typer.Option(min=0.05, max=3600, help="Measured for each batch size.")
+    ] = 3.0,
+    warmup_s: Annotated[float, typer.Option(min=0, max=3600, help="Before that, each.")] = 0.2,
+    in_flight: Annotated[
+        int,
+        typer.Option(min=0, max=64, help="Batches sent at once; 0: as many as the service sends."),
+    ] = 0,
+    device: Annotated[int, typer.Option(min=0, help="As the engine counts devices.")] = 0,
+    device_python: Annotated[
+        str | None, typer.Option(help="The host's interpreter. Default: as topfive serve finds it.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """Measure a device alone, as mm_run does: throughput, and latency by stage.
+
+    Example: topfive bench device --artifact models/resnext50 --batch-sizes 1,4,8
+    """
+    from service import artifact as artifacts
+    from service import settings
+    from service.bench import report
+    from service.bench.device import batch_sizes as sizes_of
+    from service.bench.device import measure_each
+
+    found = artifacts.read(artifact)
+    try:
+        sizes = sizes_of(batch_sizes, found.manifest.input.batch)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--batch-sizes") from None
+    python = settings.load({"device_python": device_python})[0].device_python
+    measured = measure_each(found, sizes, duration_s, warmup_s, in_flight, device, python)
+    if as_json:
+        report.print_json(found, device, measured)
+    else:
+        report.print_tables(found, measured)
 
 
 @cli.command()

@@ -22,7 +22,7 @@
     ├── SettingsError          a setting, its value or its file
     ├── ArtifactError          an artifact that cannot be read, trusted or run here
     ├── DeviceError            a device host that does not start, answer or answer rightly
-    ├── SdkError               an interpreter that cannot load MagicMind, or count its cards
+    ├── SdkError               an SDK that cannot be loaded, cannot count its cards, or its mm_run
     ├── Unreachable            a server that a command asks: silent, or not ready
     ├── EvaluationError        an evaluation's label file, or a run that cannot go on
     └── BuildError             model_build: a source file, a layer, an option
@@ -128,7 +128,7 @@ class DeviceError(TopfiveError):
 
 
 class SdkError(TopfiveError):
-    """An interpreter that cannot load MagicMind, or an SDK that cannot count its cards."""
+    """An interpreter that cannot load MagicMind, an SDK that cannot count its cards, or mm_run."""
 
 
 class Unreachable(TopfiveError):

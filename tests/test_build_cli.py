@@ -108,6 +108,7 @@ def test_a_build_can_be_repeated(small: list[str], tmp_path: Path) -> None:
     ("options", "expected"),
     [
         (["--batch-size", "100"], (1, 100)),
+        (["--batch-range", "2", "16"], (2, 16)),
         (["--no-shape-mutable"], (1, 1)),
         (["--no-shape-mutable", "--batch-size", "4"], (4, 4)),
         (["--shape_mutable", "false", "--batch_size", "2"], (2, 2)),
@@ -137,7 +138,8 @@ def test_gen_models_spellings_work(run: Run, small: list[str], output: Path) -> 
         *(*small[4:], "--resize", 48),
     )
     assert (code, out) == (0, f"{output}\n")
-    assert "note: --device_id plays no part" in err and "note: --image_dir plays no part" in err
+    assert "note: --device-id plays no part for --target cpu" in err
+    assert "note: --image-dir plays no part for --target cpu" in err
     manifest = artifact.read(output).manifest
     assert (manifest.input.height, manifest.input.width) == (40, 40)
 
@@ -196,9 +198,11 @@ def test_inspect_refuses_what_cannot_be_trusted(run: Run, small: list[str], outp
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--target", "mlu"], "--target mlu is not built yet"),
-        (["--precision", "qint8_mixed_float16"], "int8 comes in a later version"),
+        (["--target", "mlu", "--sdk-python", "absent"], "no interpreter can load MagicMind"),
+        (["--precision", "qint8_mixed_float16"], "int8 is for cards, --target mlu"),
         (["--precision", "float32"], "--precision float32 cannot be built"),
+        (["--batch-range", "1", "8", "--no-shape-mutable"], "one size of batch only"),
+        (["--batch-range", "8", "1"], "--batch-range 8 1 is no range"),
         (["--preprocess", "resnet"], "--preprocess resnet is not known"),
         (["--std", "0"], "--std"),
         (["--crop", "24"], "--crop 24, but the network takes 32 x 32"),
@@ -268,7 +272,7 @@ def test_a_model_that_misses_its_golden_answers_is_refused(
     run: Run, small: list[str], output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Float16 held to a tolerance that it cannot keep; the finished model is what was run."""
-    monkeypatch.setitem(golden.TOLERANCES, "force_float16", 1e-9)
+    monkeypatch.setitem(golden.TOLERANCES, ("cpu", "force_float16"), 1e-9)
     code, _, err = run("caffe", *small, "--precision", "force_float16", "--output", output)
     assert code == 1 and "off by" in err and "build with --precision force_float32" in err
     assert_nothing_written(output)
@@ -317,6 +321,20 @@ def test_the_demo_is_built_once(run: Run, tmp_path: Path) -> None:
     (output / "manifest.json").write_text(manifest.replace("efficientnet-lite0", "other"))
     code, _, err = run("demo", "--output", output)
     assert code == 1 and "not the demo's artifact" in err
+
+
+def test_the_demos_sources_alone(run: Run, tmp_path: Path) -> None:
+    """The Caffe files, their paths on stdout; nothing is built. One of the options is needed."""
+    folder = tmp_path / "sources"
+    code, out, _ = run("demo", "--sources", folder)
+    assert code == 0
+    assert out.splitlines() == [str(folder / f"efficientnet_lite0.{end}")
+                                for end in ("prototxt", "caffemodel")]  # fmt: skip
+    assert sorted(map(str, folder.iterdir())) == sorted(out.splitlines())
+    assert run("demo")[0] == 2 and run("demo", "--output", "x", "--sources", "y")[0] == 2
+    (tmp_path / "file").touch()
+    code, _, err = run("demo", "--sources", tmp_path / "file")
+    assert code == 1 and "--sources" in err
 
 
 # The process

@@ -80,6 +80,34 @@ def test_batch(size: int, mutable: bool, expected: tuple[int, int]) -> None:
     assert recipe.batch(size, mutable) == expected
 
 
+def test_a_range_of_batches() -> None:
+    """As it was asked for; it must be one, of a mutable model, and hold the size."""
+    assert recipe.batch(1, True, (2, 16)) == (2, 16)
+    for size, mutable, asked in [(1, False, (1, 8)), (1, True, (8, 8)), (1, True, (0, 8)),
+                                 (1, True, (1, 1025)), (9, True, (1, 8))]:  # fmt: skip
+        with pytest.raises(BuildError, match=rf"--batch-range {asked[0]} {asked[1]}"):
+            recipe.batch(size, mutable, asked)
+
+
+@pytest.mark.parametrize("asked", recipe.INT8)
+def test_int8_is_for_cards(asked: str) -> None:
+    """A CPU is refused it, with the precisions that it has."""
+    assert recipe.precision(asked, "mlu") == asked
+    with pytest.raises(BuildError, match="int8 is for cards") as refused:
+        recipe.precision(asked, "cpu")
+    assert "force_float16" in refused.value.remedy and "qint8" not in refused.value.remedy
+
+
+def test_architectures() -> None:
+    """A name, with the numbers of clusters or without; nothing else."""
+    assert recipe.arch("mtp_372") == "mtp_372"
+    assert recipe.arch("mtp_372:6,8") == {"mtp_372": [6, 8]}
+    assert (recipe.arch(recipe.ARCH),) == recipe.Card().archs
+    for wrong in ("", "mlu370", "mtp_372:", "mtp_372:0", "mtp_372:6,", "mtp_372:six"):
+        with pytest.raises(BuildError, match="is no architecture"):
+            recipe.arch(wrong)
+
+
 @pytest.mark.parametrize(
     ("file", "name"),
     [

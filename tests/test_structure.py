@@ -16,10 +16,15 @@ BELOW_DEVICE = {f"service.core.{name}" for name in ("batcher", "host", "rows", "
 # Down only: beside the leaves, what each module of the service may import of it. A name stands for
 # all that is inside it.
 MAY_IMPORT = {
-    "service.cli": {"service.app", "service.client", "service.evaluation", "service.logs"},
+    "service.cli": {
+        *("service.app", "service.client", "service.evaluation", "service.bench", "service.logs"),
+        "service.doctor",
+    },
     "service.app": {"service.routes", "service.core.model"},
     "service.client": {"service.core.model", "service.core.request"},
     "service.evaluation": {"service.evaluation", "service.client", "service.core.request"},
+    "service.bench": {"service.bench", "service.core.trial", "service.core.host"},
+    "service.doctor": {"service.doctor", "service.bench", "service.core.trial"},
     "service.logs": set(),
     "service.routes": {"service.routes", "service.core.model", "service.core.request"},
     "service.core.model": BELOW_DEVICE
@@ -42,11 +47,14 @@ HOMES = {
     "python_multipart": {"service.routes"},
     "PIL": {"service.images"},
     "openvino": {"service.device.engine_openvino", "model_build"},
-    "magicmind": {"service.device.engine_magicmind", "service.device.facts", "model_build.sdk"},
+    "magicmind": {
+        *("service.device.engine_magicmind", "service.device.facts", "service.card"),
+        "model_build.sdk",
+    },
     "onnx": {"model_build"},
     "google": {"model_build"},
     "httpx": {"service.client", "service.evaluation"},
-    "rich": {"service.cli", "service.client", "model_build"},
+    "rich": {"service.cli", "service.client", "service.bench", "model_build"},
     "typer": {"service.cli", "model_build.cli", "model_build.options"},
     "cv2": set(),
     "onnxruntime": set(),
@@ -54,6 +62,7 @@ HOMES = {
     "pickle": {"model_build.demo"},
 }
 DEVICE = ROOT / "service" / "device"
+CARD = ROOT / "service" / "card"
 
 
 def name_of(file: Path) -> str:
@@ -83,9 +92,12 @@ def _module(package: str, name: str) -> str:
     return f"{package}.{name}" if path.with_suffix(".py").is_file() or path.is_dir() else package
 
 
-SERVICE = sorted(file for file in (ROOT / "service").rglob("*.py") if DEVICE not in file.parents)
+SERVICE = sorted(
+    file for file in (ROOT / "service").rglob("*.py") if not {DEVICE, CARD} & set(file.parents)
+)
 BUILD = sorted((ROOT / "model_build").rglob("*.py"))
 HOST = sorted(DEVICE.glob("*.py"))
+QUESTIONS = sorted(CARD.glob("*.py"))
 
 
 def ours(file: Path) -> set[str]:
@@ -121,7 +133,7 @@ def test_the_build_imports_the_contract_alone(file: Path) -> None:
     assert {name for name in ours(file) if not inside(name, contract)} == set()
 
 
-@pytest.mark.parametrize("file", SERVICE + BUILD + HOST, ids=name_of)
+@pytest.mark.parametrize("file", SERVICE + BUILD + HOST + QUESTIONS, ids=name_of)
 def test_every_library_has_its_home(file: Path) -> None:
     """No FastAPI in the core, no Pillow but in the one preprocessing, no OpenVINO but for hosts."""
     for imported in imports(file):
@@ -141,17 +153,31 @@ def test_the_device_folder_stands_alone(file: Path) -> None:
             assert top == "numpy" or top in flat or top in sys.stdlib_module_names, imported
 
 
-def test_no_module_of_the_device_folder_hides_a_library() -> None:
-    """Its folder is first on the path of a host: a module there must not be called as a package."""
-    names = {module.stem for module in HOST} - {"__main__"}
+@pytest.mark.parametrize("file", QUESTIONS, ids=name_of)
+def test_the_questions_to_a_card_stand_alone(file: Path) -> None:
+    """They know the standard library, numpy, the SDK and their own flat modules."""
+    known = {module.stem for module in QUESTIONS} | {"numpy", "magicmind"}
+    tops = {imported.split(".")[0] for imported in imports(file)}
+    assert tops - sys.stdlib_module_names <= known
+
+
+def test_the_compiler_stands_alone() -> None:
+    """It knows the standard library, numpy and the SDK, and nothing is beside it to be imported."""
+    [file] = (ROOT / "model_build" / "sdk").glob("*.py")
+    tops = {imported.split(".")[0] for imported in imports(file)}
+    assert tops - sys.stdlib_module_names == {"numpy", "magicmind"}
+
+
+@pytest.mark.parametrize("flat", [HOST, QUESTIONS], ids=["device", "card"])
+def test_no_module_of_a_flat_folder_hides_a_library(flat: list[Path]) -> None:
+    """Its folder is first on the path of what runs there: no module of it is called as a package."""
+    names = {module.stem for module in flat} - {"__main__"}
     assert not names & ({"numpy", "openvino", "magicmind"} | sys.stdlib_module_names)
 
 
-@pytest.mark.parametrize("folder", ["service/device", "model_build/sdk", "tests37"])
+@pytest.mark.parametrize("folder", ["service/device", "service/card", "model_build/sdk", "tests37"])
 def test_python_3_7_can_read_it(folder: str) -> None:
     """The SDK's interpreter runs it: vermin finds nothing newer than 3.7."""
-    if not (ROOT / folder).is_dir():
-        return  # model_build/sdk comes with the card
     vermin = str(Path(sys.executable).with_name("vermin"))
     options = ["--no-tips", "--no-parse-comments", "--violations", "-t=3.7-"]
     answer = subprocess.run(

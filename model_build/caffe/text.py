@@ -26,6 +26,7 @@ DATA_LAYERS = frozenset(
 # Quantifiers that give nothing back (++ and the like) keep the time linear, whatever the text.
 _OLD_LAYER = re.compile(r"^([ \t]*+layer)s(?=\s*+:?+\s*+[{<])", re.MULTILINE)
 _OLDEST_LAYER = re.compile(r"^[ \t]*+layers\s*+:?+\s*+[{<]\s*+layer\s*+:?+\s*+[{<]", re.MULTILINE)
+_RULE = re.compile(r"\b(?:in|ex)clude\s*+:?+\s*+[{<]")
 _OLD_TYPE = re.compile(r"\btype\s*+:\s*+[A-Z]")
 _LAYER_START = re.compile(r"\blayers?+\s*+:?+\s*+[{<]")
 _LAYER_NAME = re.compile(r"\bname\s*+:\s*+[\"']([^\"'\n]*+)")
@@ -43,6 +44,12 @@ def read(path: Path) -> Any:
     net.layer.extend(kept)
     _refuse_training(net, str(path))
     return net
+
+
+def is_todays(path: Path) -> bool:
+    """Whether the prototxt at `path` is in today's form, and all of it is of the network."""
+    text = _text(path)
+    return not _OLD_LAYER.search(text) and not _RULE.search(text)
 
 
 _DEPLOY = "give the deploy prototxt, which describes the network as it answers"

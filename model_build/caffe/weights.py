@@ -41,12 +41,12 @@ _REMEDY = "give the network's binary caffemodel, whole"
 
 def read(path: Path) -> Weights:
     """The blobs of every layer that has any, by the layer's name."""
-    net = _net(path)
+    net = stored(path)
     weights: Weights = {}
     for kind, layers in ((schema.StoredLayer, net.layer), (schema.StoredV1Layer, net.layers)):
         _check_count("layers", len(layers), MAX_LAYERS, path)
-        for stored in layers:
-            layer = _parse(kind, stored, path)
+        for data in layers:
+            layer = _parse(kind, data, path)
             _check_count("blobs", len(layer.blobs), MAX_BLOBS, path, layer.name)
             if layer.blobs:
                 blobs = (_parse(schema.BlobProto, blob, path, layer.name) for blob in layer.blobs)
@@ -63,7 +63,8 @@ def _check_count(what: str, count: int, most: int, path: Path, layer: str = "") 
         )
 
 
-def _net(path: Path) -> Any:
+def stored(path: Path) -> Any:
+    """The file's layers, each still bytes: `layer`, and `layers` where it is an old one."""
     try:
         size = path.stat().st_size
         if not 0 < size <= MAX_BYTES:

@@ -48,6 +48,12 @@ def wire(net: Any, file: str, output: str | None = None) -> Wiring:
     return Wiring(input_name, input_shape, _needed(layers, value), value)
 
 
+def ends(net: Any, file: str) -> list[str]:
+    """All that nothing reads, in the text as a whole."""
+    input_name, _ = _input(net, file)
+    return _left(_written_once(net, input_name, file)[0])
+
+
 _INPUT_REMEDY = "give it one input of 1 x 3 x height x width, as an Input layer or `input` has it"
 
 

@@ -1,0 +1,64 @@
+"""Photos to what int8 is calibrated with: an array that the network's first layer expects.
+
+File names enter; a .npy file leaves, float32 (N,3,height,width), RGB. The pixels are those of the
+service's own preprocessing. MagicMind does not pass calibration images through the mean and std
+that it puts before a network, so they are applied here, unless the network has them inside.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model_build.mlu.config import rgb
+from model_build.recipe import Calibration, Preprocessing
+from service import images
+from service.errors import BuildError, RequestError
+
+ENDINGS = ("*.jpg", "*.JPEG", "*.jpeg", "*.png")
+MAX_PIXELS = 50_000_000
+
+
+def photos(asked: Calibration) -> tuple[Path, ...]:
+    """As many photos of the folder as are asked for, or all: spread evenly over the sorted names.
+
+    So a folder whose names begin with the class gives photos of all classes. BuildError if there is
+    none.
+    """
+    found = sorted({path for ending in ENDINGS for path in asked.folder.glob(ending)})
+    if not found:
+        raise BuildError(
+            "no photos to calibrate with" if asked.folder.is_dir() else "no such folder",
+            f"name a folder that has {', '.join(ENDINGS)} in it as --image-dir",
+            file=str(asked.folder),
+        )
+    count = min(asked.images, len(found))
+    return tuple(found[place * len(found) // count] for place in range(count))
+
+
+def write(
+    photos: tuple[Path, ...],
+    preprocessing: Preprocessing,
+    height: int,
+    width: int,
+    bare: bool,
+    file: Path,
+) -> None:
+    """Write the array; with `bare` mean and std are applied. BuildError for a broken photo."""
+    shape = (len(photos), 3, height, width)
+    array = np.lib.format.open_memmap(file, "w+", np.float32, shape)
+    mean, std = (np.array(three, np.float32).reshape(3, 1, 1) for three in rgb(preprocessing))
+    row = np.zeros((height, width, 3), np.uint8)
+    for place, photo in enumerate(photos):
+        _decode(photo, row, preprocessing.resize)
+        pixels = row.transpose(2, 0, 1)
+        array[place] = (pixels - mean) / std if bare else pixels
+    array.flush()
+
+
+def _decode(photo: Path, row: NDArray[np.uint8], resize: int) -> None:
+    try:
+        images.decode_into(photo.read_bytes(), row, resize, MAX_PIXELS)
+    except (OSError, RequestError) as error:
+        remedy = "take it out of --image-dir"
+        raise BuildError(f"no photo to calibrate with: {error}", remedy, file=str(photo)) from error

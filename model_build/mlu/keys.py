@@ -1,0 +1,115 @@
+"""The keys of MagicMind's builder configuration, and what each may be.
+
+A user's object enters and leaves unchanged, or is a BuildError that names the key: what the SDK
+does with one that it does not know is written down nowhere. The keys are those that the official
+samples of SDK 0.13 to 1.7 use.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from service.errors import BuildError
+
+_Index = Annotated[str, Field(pattern="^[0-9]+$")]
+_Whole = Annotated[int, Field(ge=1)]
+_Layout = Literal["NCHW", "NHWC", "NCT", "NTC", "NCDHW", "NDHWC"]
+
+
+class _Part(BaseModel):
+    """Only ever validated: the defaults below say nothing but that a key may be absent."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class _Precision(_Part):
+    precision_mode: Literal[
+        "force_float32",
+        "force_float16",
+        "qint8_mixed_float16",
+        "qint8_mixed_float32",
+        "qint16_mixed_float16",
+        "qint16_mixed_float32",
+    ] = "force_float32"
+    activation_quant_algo: Literal["symmetric", "asymmetric"] = "symmetric"
+    weight_quant_granularity: Literal["per_tensor", "per_axis"] = "per_tensor"
+
+
+class _Sizes(_Part):
+    min: list[_Whole]
+    max: list[_Whole]
+
+
+class _Layouts(_Part):
+    src: _Layout
+    dst: _Layout
+
+
+class _Normalisation(_Part):
+    mean: list[float]
+    var: list[Annotated[float, Field(gt=0)]]
+
+
+class _Optimization(_Part):
+    type64to32_conversion: bool = True
+    conv_scale_fold: bool = True
+    auto_fusion_enable: bool = True
+
+
+class _Range(_Part):
+    max: list[float]
+    min: list[float]
+
+
+class _Printing(_Part):
+    print_level: int = 1
+    before_build: bool = False
+    after_build: bool = False
+    file_path: str = ""
+
+
+class _Debugging(_Part):
+    fusion_enable: bool = True
+    print_ir: _Printing = _Printing()
+
+
+class _Library(_Part):
+    lib_path: str
+
+
+class _Plugin(_Part):
+    plugin: _Library
+
+
+class _Config(_Part):
+    archs: list[str | dict[str, list[_Whole]]] = []
+    precision_config: _Precision = _Precision()
+    graph_shape_mutable: bool = True
+    dim_range: dict[_Index, _Sizes] = {}
+    convert_input_layout: dict[_Index, _Layouts] = {}
+    convert_output_layout: dict[_Index, _Layouts] = {}
+    insert_bn_before_firstnode: dict[_Index, _Normalisation] = {}
+    opt_config: _Optimization = _Optimization()
+    computation_preference: Literal["auto", "fast", "high_precision"] = "auto"
+    compute_determinism: bool = False
+    cross_compile_toolchain_path: str = ""
+    custom_ranges: dict[str, _Range] = {}
+    debug_config: _Debugging = _Debugging()
+    crop_config: dict[str, _Plugin] = {}
+
+
+def checked(config: object, file: str) -> dict[str, Any]:
+    """`config`, if it has only keys and values that MagicMind is known to take."""
+    try:
+        _Config.model_validate(config)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "the whole"
+        unknown = first["type"] == "extra_forbidden"
+        raise BuildError(
+            f"{place}: {'no key of MagicMind' if unknown else first['msg']}",
+            f"known are {', '.join(_Config.model_fields)}; docs/building.md says more",
+            file=file,
+        ) from error
+    assert isinstance(config, dict)
+    return config

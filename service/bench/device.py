@@ -1,0 +1,184 @@
+"""Throughput and latency of one device, without HTTP, decoding or a queue: what `mm_run` does.
+
+An artifact enters, a `Measured` for each batch size leaves. The device is opened once, by the host
+that serves, and kept supplied: each answer sends the next batch, always of the same rows, which
+hold random pixels. The window opens with an answer, after the warm-up, and closes with the first
+one that comes `duration_s` later; what was answered in between is counted, over the time in
+between. So no batch counts by halves, however long one takes.
+"""
+
+import asyncio
+import time
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from service.artifact import Artifact, Batch
+from service.core.host import Timings
+from service.core.trial import Trial, opened
+
+LIKELY_SIZES = (1, 2, 4, 8, 16)
+STAGES = ("round_trip", "copy_in", "compute", "copy_out")
+"""From here to the host and back, waiting included; and the host's own three, on its clock."""
+PERCENTILES = {"min": 0, "median": 50, "p90": 90, "p95": 95, "p99": 99, "max": 100}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a device did with batches of one size, `in_flight` of them sent at any time.
+
+    `batches` were answered in `seconds`. `latency_ms` has, for each of STAGES, the PERCENTILES.
+    """
+
+    engine: str
+    batch_size: int
+    in_flight: int
+    batches: int
+    seconds: float
+    latency_ms: dict[str, dict[str, float]]
+
+    @property
+    def images(self) -> int:
+        return self.batches * self.batch_size
+
+    @property
+    def batches_per_second(self) -> float:
+        return self.batches / self.seconds
+
+    @property
+    def images_per_second(self) -> float:
+        return self.images / self.seconds
+
+
+def batch_sizes(asked: str, batch: Batch) -> list[int]:
+    """The sizes of a text like `1,4,8`; without one, likely ones that a model of `batch` takes.
+
+    ValueError for a size that the model does not take.
+    """
+    if not asked:
+        return [size for size in LIKELY_SIZES if batch.min <= size <= batch.max] or [batch.min]
+    takes = f"{batch.min} to {batch.max}" if batch.min < batch.max else f"{batch.min} only"
+    try:
+        sizes = [int(size) for size in asked.split(",")]
+    except ValueError:
+        raise ValueError(f"{asked!r} is not a list of sizes like 1,4,8") from None
+    for size in sizes:
+        if not batch.min <= size <= batch.max:
+            raise ValueError(f"{size}: this model takes {takes}")
+    return sizes
+
+
+def measure(
+    artifact: Artifact,
+    batch_size: int,
+    duration_s: float = 3.0,
+    warmup_s: float = 0.2,
+    in_flight: int = 0,
+    ordinal: int = 0,
+    python: str | None = None,
+) -> Measured:
+    """`measure_each` of one batch size."""
+    [measured] = measure_each(
+        artifact, [batch_size], duration_s, warmup_s, in_flight, ordinal, python
+    )
+    return measured
+
+
+def measure_each(
+    artifact: Artifact,
+    batch_sizes: Sequence[int],
+    duration_s: float = 3.0,
+    warmup_s: float = 0.2,
+    in_flight: int = 0,
+    ordinal: int = 0,
+    python: str | None = None,
+) -> list[Measured]:
+    """Load the device `ordinal` with batches of each size in turn; call it outside an event loop.
+
+    `in_flight` 0 is what the service would keep sent; `python` None finds the interpreter.
+    DeviceError if the device does not open or fails under way, SdkError if it is not there.
+    """
+
+    async def run() -> list[Measured]:
+        largest = max(batch_sizes)
+        async with opened(artifact, largest, ordinal, python, largest) as trial:
+            shape = trial.inputs.shape
+            trial.inputs[:] = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+            depth = in_flight or trial.facts["batches_in_flight"]
+            return [
+                await _Window(trial, size, depth, warmup_s, duration_s).measured()
+                for size in batch_sizes
+            ]
+
+    return asyncio.run(run())
+
+
+class _Window:
+    """Batches of one size, `in_flight` of them sent until the window has closed."""
+
+    def __init__(
+        self, trial: Trial, batch_size: int, in_flight: int, warmup_s: float, duration_s: float
+    ) -> None:
+        self._trial = trial
+        self._batch_size = batch_size
+        self._in_flight = in_flight
+        self._warmup_ns, self._duration_ns = int(warmup_s * 1e9), int(duration_s * 1e9)
+        self._samples = array("q")  # flat: STAGES of one batch after another, nanoseconds
+        self._warm_ups = self._unanswered = self._started = self._opened = self._closed = 0
+        self._drained: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def measured(self) -> Measured:
+        """What came out, with nothing left under way; DeviceError if the device fails."""
+        self._started = time.perf_counter_ns()
+        for _ in range(self._in_flight):
+            self._send()
+        failure = self._trial.failure
+        await asyncio.wait((self._drained, failure), return_when=asyncio.FIRST_COMPLETED)
+        if not self._drained.done():
+            raise failure.result()
+        return self._summary()
+
+    def _send(self) -> None:
+        self._unanswered += 1
+        self._trial.send(range(self._batch_size), partial(self._answered, time.perf_counter_ns()))
+
+    def _answered(self, sent: int, timings: Timings) -> None:
+        now = time.perf_counter_ns()
+        self._unanswered -= 1
+        self._note(now, (now - sent, *timings))
+        if not self._closed:
+            self._send()
+        elif not self._unanswered:
+            self._drained.set_result(None)
+
+    def _note(self, now: int, times: tuple[int, ...]) -> None:
+        """Open the window, close it, or count the batch in it."""
+        if self._closed:
+            return
+        if not self._opened:
+            self._warm_ups += 1
+            # Each of the first ones had less before it in the host than those that follow.
+            if self._warm_ups >= self._in_flight and now - self._started >= self._warmup_ns:
+                self._opened = now
+            return
+        self._samples.extend(times)
+        if now - self._opened >= self._duration_ns:
+            self._closed = now
+
+    def _summary(self) -> Measured:
+        samples = np.array(self._samples).reshape(-1, len(STAGES)) / 1e6
+        figures = np.percentile(samples, list(PERCENTILES.values()), axis=0)
+        return Measured(
+            engine=self._trial.facts["description"],
+            batch_size=self._batch_size,
+            in_flight=self._in_flight,
+            batches=len(samples),
+            seconds=(self._closed - self._opened) / 1e9,
+            latency_ms={
+                stage: dict(zip(PERCENTILES, map(float, column), strict=True))
+                for stage, column in zip(STAGES, figures.T, strict=True)
+            },
+        )

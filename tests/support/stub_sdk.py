@@ -1,0 +1,56 @@
+"""An interpreter in the place of the SDK's: it says what is asked of it, and keeps the job it gets.
+
+It answers the two questions that a build has: what device/facts.py asks, and what the compiler is
+given. `write_stub` makes one that says what a test wants.
+"""
+
+import json
+import stat
+import sys
+from pathlib import Path
+from typing import Any
+
+ROW = {"name": "data", "dims": [-1, 32, 32, 3], "type": "uint8"}
+ANSWER = {"name": "prob", "dims": [-1, 10], "type": "float32"}
+RIGHT = {"inputs": [ROW], "outputs": [ANSWER]}
+_SCRIPT = """#!{python}
+import json, os, shutil, signal, sys, time
+from pathlib import Path
+here = Path(__file__).resolve().parent
+if sys.argv[3].endswith("facts.py"):
+    print(json.dumps({facts!r}))
+    sys.exit()
+assert sys.argv[1:3] == ["-E", "-s"] and sys.argv[3].endswith("sdk/compiler.py")
+job = json.loads(Path(sys.argv[4]).read_text())
+shutil.copytree(Path(sys.argv[4]).parent, here / "job", dirs_exist_ok=True)
+(here / "environment.json").write_text(json.dumps(dict(os.environ)))
+{first}
+print("[topfive:build] MagicMind compiles", flush=True)
+{then}
+Path(job["model"]).write_bytes(b"a model")
+Path(job["result"]).write_text(json.dumps({result!r}))
+"""
+
+
+def write_stub(
+    folder: Path,
+    result: dict[str, Any] = RIGHT,
+    devices: int = 1,
+    first: str = "",
+    then: str = "",
+    **facts: Any,
+) -> Path:
+    """An interpreter whose SDK sees `devices`, runs the lines `first` and `then` and ends so."""
+    said = {"python": "3.7.16", "magicmind": "1.7.0", "why_not": "", "devices": devices, **facts}
+    stub = folder / "python3.7"
+    stub.write_text(
+        _SCRIPT.format(python=sys.executable, facts=said, result=result, first=first, then=then)
+    )
+    stub.chmod(stub.stat().st_mode | stat.S_IXUSR)
+    return stub
+
+
+def job_of(stub: Path) -> dict[str, Any]:
+    """The job that the stub was last given; its files are in the folder `job` beside it."""
+    found: dict[str, Any] = json.loads((stub.parent / "job" / "job.json").read_text())
+    return found
