@@ -42,6 +42,7 @@ $(VENV)/.fuzz: requirements-fuzz.lock $(VENV)/.dev
 .venv37/.ready: requirements-sdk37.lock
 	$(PYTHON37) -m venv .venv37
 	.venv37/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-sdk37.lock
+	echo '$(CURDIR)/tests/magicmind_sim' > .venv37/lib/python3.7/site-packages/magicmind_sim.pth
 	@touch $@
 
 test: check python37 unit ## everything that CI runs: checks, then tests, under both Pythons
@@ -68,7 +69,7 @@ else
 	.venv37/bin/python -m pytest -q -c tests37/pytest.ini tests37
 endif
 
-unit: $(VENV)/.dev
+unit: $(VENV)/.dev $(if $(PYTHON37),.venv37/.ready)
 	$(BIN)/python -m pytest
 
 networks: $(VENV)/.dev ## all published Caffe networks beside OpenCV's dnn: minutes

@@ -3,12 +3,18 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
+if TYPE_CHECKING:
+    from tests.support.magicmind import SimulatedSdk
+
 FIGURES = pytest.StashKey[list[str]]()
+USED = pytest.StashKey[Path]()
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -16,6 +22,13 @@ sys.path.insert(0, str(ROOT))
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[FIGURES] = []
+    descriptor, used = tempfile.mkstemp(prefix="magicmind-used-")
+    os.close(descriptor)
+    config.stash[USED] = Path(used)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    config.stash[USED].unlink(missing_ok=True)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -24,6 +37,36 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("figures")
         for line in figures:
             terminalreporter.write_line(line)
+    used = set(terminalreporter.config.stash[USED].read_text().split())
+    if used:
+        from tests.support.magicmind import confidences
+
+        known = confidences()
+        terminalreporter.section("what was used of MagicMind, with the confidence of its source")
+        for name in sorted(used):
+            terminalreporter.write_line(f"{known.get(name, 'NOT LISTED')}  {name}")
+
+
+@pytest.fixture
+def magicmind(tmp_path: Path, request: pytest.FixtureRequest) -> "Iterator[SimulatedSdk]":
+    """The simulated SDK; the test fails if it was used wrongly."""
+    yield from _simulated(tmp_path, request)
+
+
+@pytest.fixture(scope="module")
+def magicmind_module(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> "Iterator[SimulatedSdk]":
+    """The same for what a module builds once."""
+    yield from _simulated(tmp_path_factory.mktemp("magicmind"), request)
+
+
+def _simulated(folder: Path, request: pytest.FixtureRequest) -> "Iterator[SimulatedSdk]":
+    from tests.support.magicmind import SimulatedSdk
+
+    sdk = SimulatedSdk(folder, request.config.stash[USED])
+    yield sdk
+    assert sdk.wrong_uses() == []
 
 
 @pytest.fixture(scope="session")

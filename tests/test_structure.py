@@ -170,7 +170,7 @@ def test_the_compiler_stands_alone() -> None:
 
 @pytest.mark.parametrize("flat", [HOST, QUESTIONS], ids=["device", "card"])
 def test_no_module_of_a_flat_folder_hides_a_library(flat: list[Path]) -> None:
-    """Its folder is first on the path of what runs there: no module of it is called as a package."""
+    """Its folder is first on the path of what runs there: no module may be called as a package."""
     names = {module.stem for module in flat} - {"__main__"}
     assert not names & ({"numpy", "openvino", "magicmind"} | sys.stdlib_module_names)
 

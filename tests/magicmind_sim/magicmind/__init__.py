@@ -1,0 +1,1 @@
+"""A strict simulator of MagicMind's Python package; see the README beside it."""

@@ -1,0 +1,203 @@
+"""What a model file holds: the network's files, what was asked, the ranges; and how it runs.
+
+A zip of JSON and the files, stored as they are. Python 3.7.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import zipfile
+from typing import Any
+
+import numpy as np
+
+HALF = 65504.0
+
+
+def quantized(numbers: Any, largest: Any) -> Any:
+    """Rounded to 255 symmetric steps up to `largest`, and back."""
+    step = np.maximum(largest, 1e-12) / 127.0
+    return (np.clip(np.round(numbers / step), -127, 127) * step).astype(np.float32)
+
+
+def halved(numbers: Any) -> Any:
+    return np.clip(numbers, -HALF, HALF).astype(np.float16).astype(np.float32)
+
+
+class Compiled(object):
+    """See compiled-model facts in `meta`: archs, names, dims, types, ranges, configuration."""
+
+    def __init__(self, meta: dict[str, Any], files: dict[str, bytes]) -> None:
+        self.meta, self.files = meta, files
+        self.archs: dict[str, list[int]] = meta["archs"]
+        self.input_names, self.output_names = meta["input_names"], meta["output_names"]
+        self.input_dims, self.output_dims = meta["input_dims"], meta["output_dims"]
+        self.input_types = [np.dtype(name) for name in meta["input_types"]]
+        self.dim_ranges = [bounds and tuple(bounds) for bounds in meta["dim_ranges"]]
+        self._runner: Any = None
+        self._lock = threading.Lock()
+
+    def run(self, inputs: list[Any]) -> list[Any]:
+        """The outputs, as float32; of one input."""
+        with self._lock:
+            if self._runner is None:
+                self._runner = rounding_runner(self.meta, self.files)
+            answers = self._runner.run(network_input(self.meta, inputs[0]))
+        return [np.asarray(answer, np.float32) for answer in answers]
+
+    def save(self, path: str) -> None:
+        with zipfile.ZipFile(path, "w") as file:
+            file.writestr("meta.json", json.dumps(self.meta))
+            for name, content in self.files.items():
+                file.writestr(name, content)
+
+    @staticmethod
+    def load(path: str) -> Compiled:
+        """ValueError says why it is none."""
+        try:
+            with zipfile.ZipFile(path) as file:
+                files = {name: file.read(name) for name in file.namelist()}
+            return Compiled(json.loads(files.pop("meta.json").decode("utf-8")), files)
+        except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError("not a model: %s" % error) from error
+
+
+def network_input(meta: dict[str, Any], given: Any) -> Any:
+    """What the bare network gets: float32 NCHW, mean and variance applied if that is asked."""
+    batch = given
+    if meta["nhwc"]:
+        n, height, width, channels = batch.shape
+        if os.environ.get("MAGICMIND_SIM_IGNORE_LAYOUT") or meta["ignore_layout"]:
+            batch = batch.reshape(n, channels, height, width)
+        else:
+            batch = batch.transpose(0, 3, 1, 2)
+    batch = np.ascontiguousarray(batch, np.float32)
+    if meta["bn"] and not meta["ignore_bn"]:
+        mean, variance = (np.array(meta["bn"][name], np.float32) for name in ("mean", "var"))
+        if os.environ.get("MAGICMIND_SIM_BN_ORDER") == "reversed":
+            mean, variance = mean[::-1], variance[::-1]
+        mean, variance = mean.reshape(-1, 1, 1), variance.reshape(-1, 1, 1)
+        batch = (batch - mean) / np.sqrt(variance)
+    return batch
+
+
+def rounding_runner(meta: dict[str, Any], files: dict[str, bytes]) -> Any:
+    """The third party's network that computes as the precision says."""
+    precision, ranges = meta["precision"], meta["ranges"]
+    per_axis = meta["per_axis"]
+    second_half = precision.endswith("float16")
+    if precision == "force_float32":
+        return plain_runner(files)
+    int8 = precision.startswith("qint8")
+
+    def weights(quantizes: bool, numbers: Any) -> Any:
+        if not quantizes:
+            return halved(numbers) if second_half else numbers
+        if per_axis:
+            sides = (-1,) + (1,) * (numbers.ndim - 1)
+            return quantized(
+                numbers, np.abs(numbers).reshape(len(numbers), -1).max(1).reshape(sides)
+            )
+        return quantized(numbers, np.abs(numbers).max())
+
+    if "net.prototxt" in files:
+        from magicmind._sim import caffe
+
+        text = files["net.prototxt"].decode("utf-8")
+        known = {layer.name: layer for layer in caffe.layers(text) if layer.weighted}
+        eighth = {name for name, layer in known.items() if int8 and not layer.depthwise}
+
+        def rounding(name: str, numbers: Any) -> Any:
+            if name in eighth:
+                return quantized(numbers, ranges[name])
+            return halved(numbers) if second_half else numbers
+
+        def change(name: str, numbers: Any) -> Any:
+            return weights(name in eighth, numbers) if name in known else numbers
+
+        return caffe.Runner(text, caffe.with_weights(files["net.caffemodel"], change), rounding)
+    import onnx
+
+    from magicmind._sim import onnx_graph
+
+    model = onnx.load_from_string(files["net.onnx"])
+    eighth = {
+        node.output[0]
+        for node in onnx_graph.weighted(model)
+        if int8 and not onnx_graph.depthwise(model, node)
+    }
+
+    def step(node: Any) -> float | None:
+        name = node.output[0]
+        if name in eighth:
+            return max(float(ranges[name]), 1e-12) / 127.0
+        return None if second_half else 1e-12  # so fine that it changes nothing
+
+    def change_node(node: Any, numbers: Any) -> Any:
+        return weights(node.output[0] in eighth, numbers)
+
+    return onnx_graph.Runner(onnx_graph.with_rounding(model, step, change_node), [])
+
+
+def plain_runner(files: dict[str, bytes]) -> Any:
+    if "net.prototxt" in files:
+        from magicmind._sim import caffe
+
+        return caffe.Runner(files["net.prototxt"].decode("utf-8"), files["net.caffemodel"])
+    import onnx
+
+    from magicmind._sim import onnx_graph
+
+    return onnx_graph.Runner(onnx.load_from_string(files["net.onnx"]), [])
+
+
+def build(network: Any, config: dict[str, Any]) -> Compiled:
+    """The network compiled; ValueError says why it cannot be."""
+    asked = config.get("precision_config", {})
+    precision = asked.get("precision_mode", "force_float32")
+    if precision.startswith("qint") and network._ranges is None:
+        raise ValueError("%s without calibration" % precision)
+    sides = network._input_dims
+    if sides is None or min(sides) < 1:
+        raise ValueError("the dimensions of the input are not known: %s" % sides)
+    normal = config.get("insert_bn_before_firstnode", {}).get("0")
+    if normal and (not network._begins_with_convolution() or len(normal["mean"]) != sides[1]):
+        raise ValueError("insert_bn_before_firstnode: no convolution of so many channels is first")
+    nhwc = "0" in config.get("convert_input_layout", {})
+    bounds = config.get("dim_range", {}).get("0")
+    mutable = config.get("graph_shape_mutable", True)
+    order = [0, 2, 3, 1] if nhwc else [0, 1, 2, 3]
+    built = [sides[place] for place in order]
+    low, high = built, built
+    if mutable and bounds:
+        low, high = ([bounds[end][place] for place in order] for end in ("min", "max"))
+    free = mutable and low != high
+    answer = plain_runner(network._files).run(np.zeros([1, *sides[1:]], np.float32))
+    names = plain_runner(network._files).output_names
+    dtype = np.dtype(np.uint8) if normal else network._input_type
+    meta = {
+        "archs": _archs(config.get("archs", [])),
+        "precision": precision,
+        "per_axis": asked.get("weight_quant_granularity") == "per_axis",
+        "ranges": network._ranges or {},
+        "input_names": [network._input_name],
+        "output_names": names,
+        "input_dims": [[-1, *built[1:]] if free else built],
+        "output_dims": [[-1 if free else built[0], *each.shape[1:]] for each in answer],
+        "input_types": [dtype.name],
+        "dim_ranges": [[low, high] if free else None],
+        "nhwc": nhwc,
+        "bn": normal,
+        "ignore_bn": bool(os.environ.get("MAGICMIND_SIM_IGNORE_BN")),
+        "ignore_layout": bool(os.environ.get("MAGICMIND_SIM_IGNORE_LAYOUT")),
+    }
+    return Compiled(meta, network._files)
+
+
+def _archs(asked: list[Any]) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = {}
+    for arch in asked or ["mtp_372"]:
+        found.update(arch if isinstance(arch, dict) else {arch: []})
+    return found

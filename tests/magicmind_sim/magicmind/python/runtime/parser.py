@@ -1,0 +1,5 @@
+"""The parser of framework files."""
+
+from magicmind._sim.building import Parser
+
+__all__ = ["Parser"]
