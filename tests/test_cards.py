@@ -58,7 +58,8 @@ def test_a_card_is_pulled(
 ) -> None:
     """No answer but 200; the card is found out, restarted for the right reason, and comes back."""
     told, reason = FAULTS[fault]
-    flags = ("--device-python", magicmind.python, "--batch-timeout-ms", "1000")
+    flags = ["--device-python", magicmind.python, "--batch-timeout-ms", "1000"]
+    flags += ["--start-timeout-s", "8"]  # a card that still hangs does so while it opens
     environment = magicmind.environment(**TWO_CARDS)
     with serving(artifact, *flags, environment=environment) as service:
         service.await_ready()

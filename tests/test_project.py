@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-LOCKS = tuple(f"requirements{part}.lock" for part in ("", "-dev", "-fuzz", "-sdk37"))
+LOCKS = tuple(
+    f"requirements{part}.lock"
+    for part in ("", "-backend", "-cpu", "-dev", "-fuzz", "-mlu", "-sdk37")
+)
 
 
 def dependencies() -> set[str]:

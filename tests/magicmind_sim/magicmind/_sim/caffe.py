@@ -88,7 +88,8 @@ def _with_rounding(text: str, rounding: Rounding) -> str:
         before = 'layer { name: "%s" type: "%s" bottom: "%s" top: "%s" }\n' % (
             (rounded, kind) + (layer.bottoms[0], rounded)
         )
-        after = re.sub(r'(bottom\s*:\s*)["\'][^"\']*["\']', r'\1"%s"' % rounded, layer.text, 1)
+        bottom = r'(bottom\s*:\s*)["\'][^"\']*["\']'
+        after = re.sub(bottom, r'\1"%s"' % rounded, layer.text, count=1)
         text = text[: layer.start] + "\n" + before + after.lstrip() + text[layer.end :]
     return text
 
@@ -147,7 +148,9 @@ def _message() -> Any:
     for name, fields in messages.items():
         message = file.message_type.add(name=name)
         for field, number, kind, label, of in fields:
-            message.field.add(name=field, number=number, type=kind, label=label, type_name=of)
+            message.field.add(
+                name=field, number=number, type=kind, label=label, type_name=of or None
+            )
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
     return message_factory.GetMessageClass(pool.FindMessageTypeByName("sim.Net"))

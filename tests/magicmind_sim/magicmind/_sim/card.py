@@ -143,7 +143,7 @@ class Card(object):
             work = self._works.get()
             try:
                 work.compute()
-            except BaseException as error:
+            except Exception as error:  # noqa: BLE001 - sync raises it
                 work.failure = error
             work.done.set()
             del work

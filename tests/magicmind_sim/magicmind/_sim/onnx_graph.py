@@ -1,4 +1,4 @@
-"""ONNX networks: run by ONNX Runtime, rounded by nodes that the onnx package puts in. Python 3.7."""
+"""ONNX networks: run by ONNX Runtime, rounded by nodes that are put in. Python 3.7."""
 
 from __future__ import annotations
 
