@@ -125,6 +125,9 @@ def test_a_card_whose_host_cannot_be_reaped(
             assert stuck is not None
             service.freeze()
             requests = [service.submit(seed) for seed in range(20)]
+            while not any(sent.images for sent in stuck.unanswered.values()):
+                await requests[-1].answered
+                requests.append(service.submit(len(requests)))
             await asyncio.gather(*(request.answered for request in requests))
             outcomes = [outcome for request in requests for outcome in request.outcomes]
             assert not any(isinstance(outcome, DeviceFailed) for outcome in outcomes)
