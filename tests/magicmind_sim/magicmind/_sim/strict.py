@@ -78,7 +78,10 @@ class Strict(object, metaclass=_Meta):
 
     def __getattribute__(self, name: str) -> Any:
         if not name.startswith("_"):
-            _check(type(self)._surface, name)
+            surface = type(self)._surface
+            _check(surface, name)
+            if name not in dir(type(self)) and name not in self.__dict__:
+                raise NotImplementedError("the simulator does not have %s.%s" % (surface, name))
         return object.__getattribute__(self, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
