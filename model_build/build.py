@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from model_build import caffe, cpu, golden, mlu, onnx_model, verify, writer
+from model_build import caffe, cpu, golden, mlu, onnx_model, writer
 from model_build.network import Network, fold_preprocessing, run_reference
 from model_build.recipe import LABEL_ORDERS, LARGEST_BATCH, Recipe, check_input_size
 from service import artifact
@@ -47,6 +47,9 @@ def build(recipe: Recipe, output: Path, force: bool, say: Say) -> Manifest:
         (folder / artifact.LABELS).write_bytes(labels.read_bytes())
         manifest = _write_manifest(recipe, network, files, folder, compiled)
         if tools:
+            # Not at the top: it brings the service's core along, in memory too.
+            from model_build import verify
+
             python, ordinal = tools.sdk.python, tools.card.device
             verify.after_build(artifact.read(folder), python, ordinal, say)
         return manifest

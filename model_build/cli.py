@@ -1,7 +1,7 @@
 """`topfive-build`: make an artifact of a Caffe or ONNX network, or of the demo's; look at one.
 
 The artifact's path goes to stdout, progress to stderr. Exit codes: 0 done, 1 failed (said with a
-remedy; nothing is written), 2 usage, 130 interrupted (both typer's).
+remedy; nothing is written), 2 usage, 3 a check does not hold, 130 interrupted (2 and 130 typer's).
 """
 
 import json
@@ -18,7 +18,7 @@ from model_build import recipe
 from model_build.options import Options, with_options
 from service.errors import ArtifactError, BuildError, TopfiveError
 
-FAILED = 1
+FAILED, DOES_NOT_HOLD = 1, 3
 DEMO_NAME = "efficientnet-lite0"
 
 cli = typer.Typer(
@@ -169,6 +169,56 @@ def inspect(
         inspection.print_json(verified)
     else:
         inspection.print_lines(verified)
+
+
+@cli.command()
+def verify(
+    artifact: Annotated[Path, typer.Argument(metavar="DIR", help="The artifact.")],
+    image_dir: Annotated[
+        Path | None,
+        typer.Option("--image-dir", "--image_dir", metavar="DIR", help="Images to verify with."),
+    ] = None,
+    label_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--label-file", "--label_file", help="Their classes, in a form that topfive eval takes."
+        ),
+    ] = None,
+    count: Annotated[
+        int, typer.Option("--images", min=1, help="So many of them, spread evenly.")
+    ] = 200,
+    device_id: Annotated[
+        int | None,
+        typer.Option(
+            "--device-id",
+            "--device_id",
+            min=0,
+            help="Put this device's golden answers in the place of the reference's.",
+        ),
+    ] = None,
+    sdk_python: Annotated[
+        str | None, typer.Option(metavar="PYTHON", help="The SDK's; default: found by trying.")
+    ] = None,
+) -> None:
+    """Compare an artifact's device with the CPU reference, and its recipe with labels.
+
+    With labelled images the recipe is scored as it is and with usual mistakes undone. Exit 3 if the
+    device is off, or if another choice wins by more than 3 points; it is named.
+
+    Example: topfive-build verify models/net --image-dir val --label-file val.txt
+    """
+    from model_build import verification
+    from service.artifact import read
+
+    verified = read(artifact)
+    folder = image_dir or (label_file.parent if label_file else None)
+    holds = verification.device(verified, folder, count, device_id, sdk_python)
+    if label_file and folder:
+        holds &= verification.recipe(verified, folder, label_file, count)
+    if not holds:
+        sys.exit(DOES_NOT_HOLD)
+    if device_id is not None:
+        verification.replace(verified, device_id, sdk_python)
 
 
 def _build(asked: recipe.Recipe, output: Path, force: bool) -> None:

@@ -94,3 +94,17 @@ def test_the_published_throughput(
         figure(f"{precision} batch {size}: {rate:.1f} images/s, {share:.3f} of the published")
     figure(f"{precision}: {tries} runs")
     assert best[8] == pytest.approx(published[8], rel=0.03)
+
+
+def test_a_card_that_fails_under_way(
+    network: list[str | Path], magicmind: SimulatedSdk, tmp_path: Path
+) -> None:
+    """Exit 1 with the card's own words, and no figures."""
+    magicmind.build("caffe", *network, "--output", tmp_path / "artifact")
+    magicmind.faults({1: {"sync": "bad_status", "after": 60}})
+    card = magicmind.environment(MAGICMIND_SIM_CARDS="2", MAGICMIND_SIM_COMPUTE="0")
+    command = [*COMMAND, "bench", "device", "--artifact", str(tmp_path / "artifact")]
+    command += ["--device", "1", "--device-python", magicmind.python]
+    done = subprocess.run(command, capture_output=True, text=True, env=card)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: device 1: EngineError: sync: ")

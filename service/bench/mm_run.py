@@ -60,13 +60,8 @@ def output(
 ) -> str:
     """All that mm_run prints then, a line with the throughput in it; SdkError as of `measure`."""
     command = [str(find()), "--magicmind_model", str(artifact.model_path)]
-    command += ["--devices", str(ordinal)]
-    command += [
-        "--warmup",
-        str(round(warmup_s * 1000)),
-        "--duration",
-        str(round(duration_s * 1000)),
-    ]
+    warmup_ms, duration_ms = (str(round(each * 1000)) for each in (warmup_s, duration_s))
+    command += ["--devices", str(ordinal), "--warmup", warmup_ms, "--duration", duration_ms]
     failures = []
     for option in _sizes(artifact, batch_size):
         done = _run([*command, *option], warmup_s + duration_s + START_TIMEOUT_S)

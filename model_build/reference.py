@@ -1,0 +1,65 @@
+"""The CPU reference of an artifact: the same recipe in float32, or a variation of it.
+
+An artifact enters, what answers rows leaves. For a card it is the IR that the build puts beside the
+model; for the CPU the model itself.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import openvino as ov
+from numpy.typing import NDArray
+from openvino import op
+
+from model_build import cpu, mlu
+from service.artifact import Artifact
+from service.errors import BuildError
+
+BATCH = 8
+
+Answers = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """(x - mean) / std, each in the order of the network's channels."""
+
+    mean: Sequence[float]
+    std: Sequence[float]
+
+
+def opened(artifact: Artifact, instead: Normalisation | None = None) -> Answers:
+    """What gives the probabilities (N,classes) of rows (N,height,width,3), any number of them.
+
+    With `instead`, the pixels are normalised so, and not as the recipe says. Raises BuildError for
+    an artifact whose reference lacks the nodes of the preprocessing.
+    """
+    batch = artifact.manifest.input.batch
+    on_cpu = artifact.manifest.target == "cpu"
+    core = ov.Core()
+    model = core.read_model(artifact.path / (cpu.MODEL if on_cpu else mlu.REFERENCE))
+    if instead:
+        _normalise(model, instead)
+    compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    size = batch.min if on_cpu and batch.min == batch.max else BATCH
+
+    def answers(rows: NDArray[np.uint8]) -> NDArray[np.float32]:
+        filled = np.pad(rows, ((0, -len(rows) % size), (0, 0), (0, 0), (0, 0)), "edge")
+        batches = filled.reshape(-1, size, *rows.shape[1:])
+        found = [np.array(compiled(one)[0], np.float32) for one in batches]
+        return np.concatenate(found)[: len(rows)]
+
+    return answers
+
+
+def _normalise(model: ov.Model, instead: Normalisation) -> None:
+    """Put other numbers in the place of those that network.fold_preprocessing has put in."""
+    by_name = {node.get_friendly_name(): node for node in model.get_ordered_ops()}
+    centred = by_name.get("rows:centred")
+    if centred is None:
+        raise BuildError("the reference has no preprocessing", "build the artifact again")
+    [divided] = centred.output(0).get_target_inputs()
+    for node, numbers in ((centred, instead.mean), (divided.get_node(), instead.std)):
+        by_channel = np.array(numbers, np.float32).reshape(1, 3, 1, 1)
+        node.input(1).replace_source_output(op.Constant(by_channel).output(0))
