@@ -17,6 +17,8 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 Rounding = Callable[[str, Any], Any]
 _count = itertools.count()
+# OpenCV does not keep the classes that it is given: without this they are collected under it.
+_registered: list[Any] = []
 
 
 class Layer(object):
@@ -24,8 +26,9 @@ class Layer(object):
 
     def __init__(self, text: str, start: int, end: int) -> None:
         self.start, self.end, self.text = start, end, text[start:end]
-        self.kind = _word(self.text, "type")
-        self.name = _word(self.text, "name")
+        own = _without_blocks(self.text)
+        self.kind = _word(own, "type")
+        self.name = _word(own, "name")
         self.bottoms = re.findall(r'bottom\s*:\s*["\']([^"\']*)', self.text)
         self.group = int(_word(self.text, "group") or 1)
         self.outputs = int(_word(self.text, "num_output") or 0)
@@ -40,8 +43,16 @@ class Layer(object):
 
 
 def _word(text: str, field: str) -> str:
-    found = re.search(r'\b%s\s*:\s*["\']?([\w./-]+)' % field, text)
-    return found.group(1) if found else ""
+    found = re.search(r'\b%s\s*:\s*(?:"([^"]*)"|\'([^\']*)\'|([\w.+-]+))' % field, text)
+    return next((word for word in found.groups() if word), "") if found else ""
+
+
+def _without_blocks(text: str) -> str:
+    """The fields of a block that are its own: a filler has a type as well, a param a name."""
+    inside = text[text.index("{") + 1 : -1]
+    while "{" in inside:
+        inside = re.sub(r"\{[^{}]*\}", "", inside)
+    return inside
 
 
 def prepared(text: str) -> str:
@@ -49,13 +60,15 @@ def prepared(text: str) -> str:
     text = re.sub(r"#.*", "", text)
     if os.environ.get("MAGICMIND_SIM_DROP_CEIL_MODE"):
         text = re.sub(r"\b(ceil_mode\s*:\s*\w+|round_mode\s*:\s*\w+)", "", text)
-    return text
+    # The same setting in BVLC's words, which OpenCV does not know.
+    text = re.sub(r"\bround_mode\s*:\s*FLOOR\b", "ceil_mode: false", text)
+    return re.sub(r"\bround_mode\s*:\s*CEIL\b", "ceil_mode: true", text)
 
 
 def layers(text: str) -> list[Layer]:
     """The layers of a text without comments, in order."""
     found = []
-    for match in re.finditer(r"(?m)^\s*layers?\s*\{", text):
+    for match in re.finditer(r"(?:\A|(?<=[\s}]))layers?\s*:?\s*\{", text):
         depth, place = 1, match.end()
         while depth:
             depth += {"{": 1, "}": -1}.get(text[place], 0)
@@ -72,6 +85,8 @@ class Runner(object):
             text = _with_rounding(text, rounding)
         self._net = cv2.dnn.readNetFromCaffe(bytearray(text.encode("utf-8")), bytearray(weights))
         self.output_names = list(self._net.getUnconnectedOutLayersNames())
+        for name in self._net.getLayerNames():
+            self._net.getLayer(name)  # which says so if it does not know the type
 
     def run(self, batch: Any) -> list[Any]:
         self._net.setInput(batch)
@@ -83,7 +98,8 @@ def _with_rounding(text: str, rounding: Rounding) -> str:
         if not layer.weighted:
             continue
         kind = "SimRound%d" % next(_count)
-        cv2.dnn_registerLayer(kind, _rounding_layer(layer.name, rounding))
+        _registered.append(_rounding_layer(layer.name, rounding))
+        cv2.dnn_registerLayer(kind, _registered[-1])
         rounded = "%s:rounded" % layer.name
         before = 'layer { name: "%s" type: "%s" bottom: "%s" top: "%s" }\n' % (
             (rounded, kind) + (layer.bottoms[0], rounded)

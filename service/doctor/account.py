@@ -1,0 +1,136 @@
+"""What a walk found, as the lines of its text: each section is got when its lines are asked for."""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from service.artifact import Artifact
+from service.bench import mm_run
+from service.bench.device import measure
+from service.doctor import checks, report
+from service.doctor.answers import QUESTIONS
+from service.doctor.builds import PRECISIONS
+from service.doctor.context import Context
+from service.doctor.walk import Walk
+from service.errors import DeviceError, SdkError
+
+MEASURED_S = 1.0
+BATCH = 8
+_ABOUT = """
+What this text holds: what topfive doctor says of this machine; which models were built of one
+network, and how they answered; the answers to the open questions about MagicMind; throughput; the
+public names of the SDK; the ends of its logs. What it does not hold, as far as a program can tell:
+names of this host and its users, home folders, network addresses, UUIDs, serial numbers. Please
+read it before you send it; docs/first-card.md says where to."""
+
+
+def told(walk: Walk) -> Iterator[str]:
+    """The lines, section by section; a section that fails says so, and the next one follows."""
+    network, sdk = walk.source.prototxt.name, walk.sdk
+    yield f"MagicMind {sdk.version or '?'} under Python {sdk.python_version}; network {network}"
+    yield _ABOUT
+    for title, section in _SECTIONS.items():
+        walk.say(title)
+        yield f"\n== {title} =="
+        try:
+            yield from section(walk)
+        except Exception as error:  # noqa: BLE001 - a section's failure is a finding, too
+            walk.faults.append(title)
+            yield f"this section failed: {type(error).__name__}: {error}"
+    yield "\n== End =="
+
+
+def _machine(walk: Walk) -> Iterator[str]:
+    yield from report.lines(checks.examine(Context(walk.asked.settings)))
+
+
+def _builds(walk: Walk) -> Iterator[str]:
+    for each in walk.builds:
+        if each.artifact is None:
+            walk.faults.append(f"{each.precision} by {each.frontend} was not built")
+        yield f"{each.precision:20} {each.frontend:6} {each.seconds:6.1f} s  {each.ended}"
+
+
+def _golden(walk: Walk) -> Iterator[str]:
+    """Of each build; and how far apart those of the two frontends are."""
+    for precision in PRECISIONS:
+        answers = {}
+        for build in walk.builds:
+            if build.precision == precision and build.artifact:
+                answers[build.frontend] = answer = walk.golden(build.artifact)
+                fault, words = _judged(build.artifact, answer)
+                walk.faults += [f"{precision} by {build.frontend}: {words}"] if fault else []
+                yield f"{precision:20} {build.frontend:6} {words}"
+        both = [each for each in answers.values() if isinstance(each, np.ndarray)]
+        if len(both) == 2:
+            apart = float(np.abs(both[0] - both[1]).max())
+            yield f"{precision:20} {'both':6} the frontends' answers differ by at most {apart:.2g}"
+
+
+def _judged(artifact: Artifact, answers: np.ndarray | DeviceError | SdkError) -> tuple[bool, str]:
+    """Whether it is wrong, and what is so."""
+    if not isinstance(answers, np.ndarray):
+        return True, f"FAILED: {answers.detail}"
+    right = artifact.golden
+    if fault := right.fault(answers):
+        return True, f"WRONG: {fault}"
+    same = int((answers.argmax(1) == right.probabilities.argmax(1)).sum())
+    words = f"right: off by {right.deviation(answers):.2g}, at most {right.tolerance:.2g} is right"
+    return False, f"{words}; the first class is the same in {same} of {len(answers)}"
+
+
+def _throughput(walk: Walk) -> Iterator[str]:
+    """bench device and mm_run, one after the other, on the same models."""
+    for precision in PRECISIONS:
+        artifact = walk.artifact(precision)
+        if artifact is None:
+            continue
+        batch = min(BATCH, artifact.manifest.input.batch.max)
+        walk.say(f"measuring {precision}")
+        words = [f"{precision:20} batch {batch}:"]
+        try:
+            python = walk.sdk.python
+            ours = measure(artifact, batch, MEASURED_S, 0.2, 0, walk.ordinal, python)
+            words.append(f"bench device {ours.images_per_second:.1f} images/s,")
+            theirs = mm_run.measure(artifact, batch, MEASURED_S, 0.2, walk.ordinal)
+            share = ours.images_per_second / theirs
+            words.append(f"mm_run {theirs:.1f}, that is {share:.2f} of it")
+        except (DeviceError, SdkError) as error:
+            words.append(error.detail)
+        yield " ".join(words)
+
+
+def _questions(walk: Walk) -> Iterator[str]:
+    for question in QUESTIONS:
+        yield f"\n{question.number}. {question.asks}"
+        try:
+            answer = question.answer(walk)
+        except Exception as error:  # noqa: BLE001 - the next question is asked all the same
+            answer = [f"not found out: {type(error).__name__}: {error}"]
+        yield from (f"   {line}" for line in answer)
+
+
+def _names(walk: Walk) -> Iterator[str]:
+    found = walk.ask("names")
+    if not isinstance(found, dict):
+        yield str(found)
+        return
+    for title, names in found.items():
+        yield f"{title}: {' '.join(names)}"
+
+
+def _logs(walk: Walk) -> Iterator[str]:
+    for each in walk.builds:
+        yield f"-- {each.precision}, {each.frontend} --"
+        yield each.log
+
+
+_SECTIONS: dict[str, Callable[[Walk], Iterator[str]]] = {
+    "This machine": _machine,
+    "Models": _builds,
+    "Golden rows": _golden,
+    "Throughput": _throughput,
+    "Open questions": _questions,
+    "Names of the SDK": _names,
+    "Ends of the build logs": _logs,
+}

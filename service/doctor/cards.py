@@ -1,0 +1,134 @@
+"""Checks of the cards' side: the SDK's interpreter, the device nodes, the driver, the devices.
+
+The only place that looks at device nodes. For an artifact of the CPU none of it matters; for one of
+a card what is missing is a FAIL; where no artifact is named, a warning.
+"""
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+from service.doctor import process
+from service.doctor.context import Context, Finding
+from service.errors import SdkError
+
+OLDEST_DRIVER = (4, 20, 6)  # README of magicmind_cloud
+KNOWN_SDKS = ((0, 13), (1, 7))
+"""The oldest and the newest that the public record, and so this code, knows."""
+DRIVER_TIMEOUT_S = 10.0
+_NODES = ("cambricon_ctl", "cambricon_dev[0-9]*", "cambricon_ipcm[0-9]*")
+_GIVE_NODES = (
+    "install the driver; docker run --device /dev/cambricon_ctl --device /dev/cambricon_dev0, and "
+    "/dev/cambricon_ipcm0 where the host has it"
+)
+
+
+def sdk(context: Context) -> Finding:
+    """An interpreter can load MagicMind, of a version that is known."""
+    if context.target == "cpu":
+        return _not_needed("sdk")
+    found = context.sdk
+    if isinstance(found, SdkError):
+        return _missing(context, "sdk", found.detail, found.remedy)
+    said = f"MagicMind {found.version or 'of unknown version'} under {found.python}"
+    said += f" (Python {found.python_version})"
+    if not found.version:
+        remedy = "install it by its wheel: the version is in the package's metadata alone"
+        return Finding("sdk", "warn", f"{said}: models cannot be compared with it", remedy)
+    if not KNOWN_SDKS[0] <= numbers(found.version)[:2] <= KNOWN_SDKS[1]:
+        remedy = "build and try one model first: topfive doctor --card"
+        return Finding("sdk", "warn", f"{said}: topfive knows 0.13 to 1.7", remedy)
+    return Finding("sdk", "ok", said)
+
+
+def nodes(context: Context) -> Finding:
+    """Each device has its node, which this user may read and write."""
+    if context.target == "cpu":
+        return _not_needed("nodes")
+    folder = context.root / "dev"
+    found = [path for name in _NODES for path in sorted(folder.glob(name))]
+    names = {path.name for path in found}
+    if not any(name.startswith("cambricon_dev") for name in names):
+        return _missing(context, "nodes", "no /dev/cambricon_dev* is here", _GIVE_NODES)
+    if "cambricon_ctl" not in names:
+        remedy = "docker run --device /dev/cambricon_ctl beside the cards"
+        return Finding("nodes", "FAIL", f"no /dev/cambricon_ctl beside {_list(found)}", remedy)
+    mode = os.R_OK | os.W_OK
+    closed = [path for path in found if not os.access(path, mode, effective_ids=True)]
+    if closed:
+        groups = sorted({path.stat().st_gid for path in closed})
+        remedy = f"give it their group: docker run --group-add {groups[0]}, or usermod"
+        said = f"user {os.geteuid()} may not read and write {_list(closed)}"
+        return Finding("nodes", "FAIL", f"{said} (group {', '.join(map(str, groups))})", remedy)
+    return Finding("nodes", "ok", f"{_list(found)}: user {os.geteuid()} may read and write them")
+
+
+def driver(context: Context) -> Finding:
+    """cnmon names a driver that the SDK's samples work with."""
+    if context.target == "cpu":
+        return _not_needed("driver")
+    cnmon = shutil.which("cnmon")
+    if cnmon is None:
+        remedy = "docker run -v /usr/bin/cnmon:/usr/bin/cnmon:ro, to have it looked at"
+        said = "not looked at: no cnmon on the path"
+        # A machine that has no card has nothing to be looked at.
+        return Finding("driver", "skip" if context.target is None else "warn", said, remedy)
+    ended = process.run([cnmon, "version"], DRIVER_TIMEOUT_S)
+    version = driver_version(ended.output)
+    if ended.code != 0 or version is None:
+        said = f"cnmon version: {ended.how}: {ended.last_line[:200] or 'nothing at all'}"
+        return Finding("driver", "warn", said, "run cnmon by hand, on the host")
+    said = f"{'.'.join(map(str, version))}, says cnmon"
+    if version < OLDEST_DRIVER:
+        oldest = ".".join(map(str, OLDEST_DRIVER))
+        return Finding("driver", "FAIL", said, f"install {oldest} or later on the host")
+    return Finding("driver", "ok", said)
+
+
+def devices(context: Context) -> Finding:
+    """The SDK sees the devices that the setting asks for."""
+    if context.target == "cpu":
+        return _not_needed("devices")
+    if isinstance(context.sdk, SdkError):
+        return Finding("devices", "skip", "not counted: there is no SDK")
+    count = context.device_count
+    if isinstance(count, SdkError):
+        return _missing(context, "devices", count.detail, count.remedy)
+    visible = os.environ.get("MLU_VISIBLE_DEVICES")
+    said = f"the SDK sees {count}"
+    said += "" if visible is None else f" (MLU_VISIBLE_DEVICES={visible})"
+    if not count:
+        remedy = "look at the nodes and the driver above, and at MLU_VISIBLE_DEVICES"
+        return _missing(context, "devices", said, remedy)
+    absent = [ordinal for ordinal in context.ordinals if ordinal >= count]
+    if absent:
+        remedy = f"give --devices all, or some of 0 to {count - 1}: the SDK counts them from 0"
+        return Finding("devices", "FAIL", f"{said}, so there is no device {absent[0]}", remedy)
+    return Finding("devices", "ok", f"{said}; to serve on: {', '.join(map(str, context.ordinals))}")
+
+
+def driver_version(text: str) -> tuple[int, ...] | None:
+    """The driver's version in what `cnmon version` says; what it looks like is not recorded."""
+    named = re.search(r"driver\D{0,40}?(\d+\.\d+\.\d+)", text, re.IGNORECASE)
+    found = named or re.search(r"(\d+\.\d+\.\d+)", text)
+    return numbers(found[1]) if found else None
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    """The leading numbers of a version: (1, 7, 0) of 1.7.0-1."""
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:3])
+
+
+def _missing(context: Context, name: str, found: str, remedy: str) -> Finding:
+    if context.target == "mlu":
+        return Finding(name, "FAIL", found, remedy)
+    return Finding(name, "warn", f"{found} (an artifact of the CPU needs none of it)", remedy)
+
+
+def _not_needed(name: str) -> Finding:
+    return Finding(name, "skip", "not needed: the artifact is for the CPU")
+
+
+def _list(paths: list[Path]) -> str:
+    return ", ".join(f"/dev/{path.name}" for path in paths)

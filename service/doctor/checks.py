@@ -1,0 +1,120 @@
+"""The checks: the artifact's own here, and those of cards and machine in one table.
+
+Each is a function of a Context that returns one Finding. A check that needs what is not there says
+`skip`: the line that found it missing has said so.
+"""
+
+from collections.abc import Callable
+
+from service.artifact import Artifact
+from service.core import trial
+from service.doctor import cards, machine
+from service.doctor.context import Context, Finding
+from service.errors import ArtifactError, DeviceError, SdkError
+
+Check = Callable[[Context], Finding]
+
+
+def artifact(context: Context) -> Finding:
+    """Every file of the artifact is there and as its manifest says."""
+    found = context.artifact
+    if found is None:
+        return Finding("artifact", "skip", "none is named", "topfive doctor --artifact DIR")
+    if isinstance(found, ArtifactError):
+        return Finding("artifact", "FAIL", found.detail, found.remedy)
+    manifest = found.manifest
+    megabytes = sum(file.size for file in manifest.files.values()) / 1e6
+    said = f"{manifest.name} {manifest.version} for {manifest.target}, {manifest.precision}"
+    files = f"{len(manifest.files)} files, {megabytes:.1f} MB, hashes right"
+    return Finding("artifact", "ok", f"{said}: {files}")
+
+
+def compiled(context: Context) -> Finding:
+    """The model was compiled by this SDK, as far as major.minor tells; and for what."""
+    found = context.artifact
+    if not isinstance(found, Artifact):
+        return Finding("compiled", "skip", "no artifact to look at")
+    made = found.manifest.sdk
+    if made is None:
+        return Finding("compiled", "skip", "not needed: the artifact is for the CPU")
+    archs = ", ".join(map(_arch, made.config.get("archs", []))) or "all architectures"
+    said = f"by MagicMind {made.version} for {archs}"
+    if isinstance(context.sdk, SdkError):
+        return Finding("compiled", "skip", f"{said}; there is no SDK here to compare with")
+    here = context.sdk.version
+    if not here:
+        return Finding("compiled", "warn", f"{said}; the SDK here does not tell its version")
+    if made.version.split(".")[:2] != here.split(".")[:2]:
+        remedy = "build it again with this SDK, or serve it with the SDK that it is from"
+        return Finding("compiled", "FAIL", f"{said}; the SDK here is {here}", remedy)
+    return Finding("compiled", "ok", f"{said}; the SDK does not tell which of these a card is")
+
+
+def _arch(arch: object) -> str:
+    """As `mtp_372 with 6, 8 clusters`."""
+    if not isinstance(arch, dict):
+        return str(arch)
+    each = (f"{name} with {', '.join(map(str, sizes))} clusters" for name, sizes in arch.items())
+    return ", ".join(each)
+
+
+def golden(context: Context) -> Finding:
+    """Each device that would be served on answers the golden rows rightly, one after another."""
+    found = context.artifact
+    if not isinstance(found, Artifact):
+        return Finding("golden", "skip", "no artifact to try")
+    ordinals = context.ordinals if found.manifest.target == "mlu" else (0,)
+    if absent := _absent(context, found, ordinals):
+        return Finding("golden", "skip", f"not tried: {absent}")
+    worst = 0.0
+    for ordinal in ordinals:
+        try:
+            answers = trial.answers(
+                found, found.golden.rows, ordinal, context.settings.device_python
+            )
+        except (DeviceError, SdkError) as error:
+            return Finding("golden", "FAIL", error.detail, error.remedy or _DEVICE)
+        fault = found.golden.fault(answers)
+        if fault:
+            return Finding("golden", "FAIL", f"device {ordinal}: {fault}", _WRONG)
+        worst = max(worst, found.golden.deviation(answers))
+    where = f"device{'s' * (len(ordinals) > 1)} {', '.join(map(str, ordinals))}"
+    bound = f"off by at most {worst:.1g} of {found.golden.tolerance:.1g}"
+    return Finding("golden", "ok", f"{where}: {len(found.golden.rows)} rows right, {bound}")
+
+
+def _absent(context: Context, artifact: Artifact, ordinals: tuple[int, ...]) -> str:
+    """What the golden rows cannot be tried without; empty if it is all there."""
+    if artifact.manifest.target == "cpu":
+        return ""
+    if isinstance(context.device_count, SdkError):
+        return "the SDK's devices could not be counted"
+    absent = [str(each) for each in ordinals if each >= context.device_count]
+    if absent or not ordinals:
+        return f"the SDK sees no device {', '.join(absent)}".rstrip()
+    return ""
+
+
+_DEVICE = "look at the lines above; run it again with TOPFIVE_LOG_LEVEL=debug topfive serve"
+_WRONG = (
+    "serve nothing with it: build it again for this SDK and card, and if it stays so compare "
+    "topfive-build verify on another card"
+)
+
+CHECKS: tuple[Check, ...] = (
+    cards.sdk,
+    cards.nodes,
+    cards.driver,
+    cards.devices,
+    artifact,
+    compiled,
+    golden,
+    machine.memory,
+    machine.port,
+    machine.files,
+)
+
+
+def examine(context: Context) -> list[Finding]:
+    """All of CHECKS, in their order."""
+    return [check(context) for check in CHECKS]

@@ -1,0 +1,87 @@
+"""`topfive doctor --card`: the first hour on a real card, as one text that a user can send.
+
+Settings and a network enter; a text leaves, without this machine's names. What fails on the way is
+written down like any other answer, and the walk goes on; an interrupted one leaves what it has.
+"""
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import TextIO
+
+from service import sdk
+from service.doctor import account, builds
+from service.doctor.builds import Source
+from service.doctor.scrub import scrubbed
+from service.doctor.walk import Asked, Walk
+from service.errors import SettingsError
+
+
+def first_hour(asked: Asked) -> bool:
+    """Walk through it all, write the text; whether every model was built and answered rightly.
+
+    SettingsError or SdkError where it cannot begin: no SDK, no device, no network, no such output.
+    """
+    found = sdk.find(asked.settings.device_python)
+    devices = sdk.chosen_devices("mlu", asked.settings.devices, found.python)
+    with _new_file(asked.output) as file, tempfile.TemporaryDirectory() as folder:
+        source = _source(asked, Path(folder))
+        count = sdk.device_count(found.python)
+        reference = builds.reference(source, Path(folder) / "reference")
+        walk = Walk(asked, found, count, devices.ordinals[0], Path(folder), source, reference)
+        words = {Path(folder): "WORK", source.prototxt.parent: "NETWORK", Path.cwd(): "HERE"}
+        words |= {source.image_dir: "PHOTOS"} if asked.image_dir else {}
+        file.write(f"topfive {version('topfive')} doctor --card\n")
+        try:
+            for line in account.told(walk):
+                # At once: an hour on a card is worth what it has found, whatever ends it.
+                file.write(f"{scrubbed(line, words)}\n")
+                file.flush()
+        except KeyboardInterrupt:
+            file.write("interrupted here\n")
+            raise
+    print(asked.output, flush=True)
+    return not walk.faults
+
+
+@contextlib.contextmanager
+def _new_file(path: Path) -> Iterator[TextIO]:
+    """`path` opened for writing, and removed if nothing was written; it must not be there."""
+    try:
+        file = path.open("x", encoding="utf-8")
+    except FileExistsError:
+        raise SettingsError(f"{path} is there already", "name another --output") from None
+    except OSError as error:
+        raise SettingsError(f"{path}: {error.strerror}", "name another --output") from error
+    with file:
+        try:
+            yield file
+        finally:
+            if not file.tell():
+                path.unlink()
+
+
+def _source(asked: Asked, folder: Path) -> Source:
+    if asked.prototxt is None and asked.caffemodel is None:
+        demo = builds.write_demo(folder / "demo")
+        photos = asked.image_dir or demo.image_dir
+        return Source(demo.prototxt, demo.caffemodel, demo.preprocess, demo.labels, photos)
+    if asked.prototxt is None or asked.caffemodel is None or not asked.preprocess:
+        raise SettingsError(
+            "a network is its text, its weights and its preprocessing",
+            "give --prototxt, --caffemodel and --preprocess, or none of them for the demo's",
+        )
+    # In a folder of their own, whose path is all that has to be taken out of the text.
+    copies = folder / "network"
+    copies.mkdir()
+    prototxt, caffemodel = copies / asked.prototxt.name, copies / asked.caffemodel.name
+    try:
+        shutil.copyfile(asked.prototxt, prototxt)
+        shutil.copyfile(asked.caffemodel, caffemodel)
+    except OSError as error:
+        raise SettingsError(f"{error.filename}: {error.strerror}", "name a file") from error
+    image_dir = asked.image_dir or builds.PHOTOS
+    return Source(prototxt, caffemodel, asked.preprocess, asked.labels, image_dir)

@@ -1,0 +1,104 @@
+"""Checks of the machine: memory against the settings, the port, the limit of open files."""
+
+import errno
+import resource
+import socket
+from pathlib import Path
+
+from service.artifact import Artifact
+from service.doctor.context import Context, Finding
+
+PROCESS_BYTES = 256 << 20
+"""A service or a host in idle, but for its model: 170 and 200 MB were measured, on the CPU."""
+BYTES_A_PIXEL = 16
+"""While a picture is decoded: docs/settings.md, max_pixels."""
+
+
+def memory(context: Context) -> Finding:
+    """What the settings may take, all at once, beside what this machine and its limit have."""
+    if not isinstance(context.artifact, Artifact):
+        return Finding("memory", "skip", "not reckoned: a row is as large as the artifact's")
+    manifest, settings = context.artifact.manifest, context.settings
+    row = manifest.input.height * manifest.input.width * 3 + manifest.output.classes * 4
+    model = context.artifact.model_path.stat().st_size
+    if manifest.target == "cpu":  # the weights stand beside the IR
+        model = sum(file.size for file in manifest.files.values())
+    hosts = len(context.ordinals)
+    needed = settings.rows * row + PROCESS_BYTES * (1 + hosts) + model * hosts
+    most = needed + settings.max_receiving_bytes + settings.max_pixels * BYTES_A_PIXEL
+    free, whose = _room(context.root)
+    said = f"{_megabytes(needed)} and at most {_megabytes(most)} ({settings.rows} rows of "
+    said += f"{row / 1e3:.0f} kB, hosts: {hosts}, bodies, one large picture); {whose} has "
+    said += _megabytes(free)
+    if needed > free:
+        return Finding("memory", "FAIL", said, "give it more, or fewer --rows")
+    if most > free:
+        remedy = "give it more, or less --max-receiving-bytes and --max-pixels"
+        return Finding("memory", "warn", said, remedy)
+    return Finding("memory", "ok", said)
+
+
+def _room(root: Path) -> tuple[int, str]:
+    """Bytes that may be taken, and who says so: the machine, or a tighter control group."""
+    lines = (root / "proc/meminfo").read_text().splitlines()
+    [available] = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
+    free, limit = int(available) * 1024, cgroup_limit(root)
+    if limit is not None and limit < free:
+        return limit, "the container's or service's limit (cgroup)"
+    return free, "the machine"
+
+
+def cgroup_limit(root: Path) -> int | None:
+    """The least memory limit of the control groups (v1 or v2) that this process is in, in bytes."""
+    limits = []
+    for line in (root / "proc/self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        top = root / "sys/fs/cgroup" / ("memory" if controllers else "")
+        name = "memory.limit_in_bytes" if controllers else "memory.max"
+        group = top / path.strip("/")
+        # In a container the path may be the host's, and the group itself be mounted as the top.
+        for folder in {group, *group.parents, top}:
+            if folder.is_relative_to(top) and (folder / name).is_file():
+                limits.append((folder / name).read_text().strip())
+    return min((int(limit) for limit in limits if limit != "max"), default=None)
+
+
+def port(context: Context) -> Finding:
+    """The address can be listened on."""
+    host, number = context.settings.host, context.settings.port
+    where = f"{host}:{number}"
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.create_server((host, number), family=family):
+            pass
+    except OSError as error:
+        remedy = _PORT_REMEDIES.get(error.errno or 0, "give a --host that this machine has")
+        # Python's own addition repeats the address.
+        why = (error.strerror or str(error)).partition(" (while attempting")[0]
+        return Finding("port", "FAIL", f"{where}: {why}", remedy)
+    except UnicodeError:  # of a name that cannot be looked up at all
+        return Finding("port", "FAIL", f"{where}: no such host", "give an address as --host")
+    return Finding("port", "ok", f"{where} is free" if number else f"{host}: one will be free")
+
+
+_PORT_REMEDIES = {
+    errno.EADDRINUSE: "end what listens there (a topfive that runs?), or give another --port",
+    errno.EACCES: "give a --port of 1024 or more",
+}
+
+
+def files(context: Context) -> Finding:
+    """As many files may be open as there are rows to fill, and as many callers again to refuse."""
+    limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = 2 * context.settings.rows + 16 * len(context.ordinals) + 64
+    said = f"{limit} may be open; {needed} are enough for {context.settings.rows} rows"
+    if 0 <= limit < needed:
+        remedy = f"ulimit -n {needed}" if most < 0 or most >= needed else "LimitNOFILE= in systemd"
+        return Finding("files", "FAIL", said, f"{remedy}; docker run --ulimit nofile={needed}")
+    return Finding("files", "ok", said)
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:,.0f} MB"

@@ -1,0 +1,69 @@
+"""A command with an end: its output and how it ended, within a time, whatever it does.
+
+One that a driver holds in the kernel cannot be killed: it is left behind, and said to be.
+"""
+
+import os
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+REAP_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a process ended: its exit code, negative for a signal; None if it had to be killed."""
+
+    code: int | None
+    output: str
+    """Of both streams; of a process that was killed, what it had said by then."""
+    how: str
+    """In words: `ended with 1`, `abort: signal 6`, `hang: no end in 60 s`."""
+
+    @property
+    def last_line(self) -> str:
+        return (self.output.strip().splitlines() or [""])[-1]
+
+
+def run(
+    command: Sequence[str], timeout_s: float, environment: Mapping[str, str] | None = None
+) -> Ended:
+    """Run `command`, with `environment` over this process's own; it has no input."""
+    try:
+        process = subprocess.Popen(  # noqa: S603 - no shell; what is run is ours or a setting
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            env={**os.environ, **(environment or {})},
+        )
+    except OSError as error:
+        return Ended(127, "", f"{command[0]}: {error.strerror}")
+    try:
+        output, _ = process.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        return _kill(process, timeout_s)
+    except BaseException:
+        process.kill()
+        raise
+    return Ended(process.returncode, output, _words(process.returncode))
+
+
+def _kill(process: subprocess.Popen[str], timeout_s: float) -> Ended:
+    process.kill()
+    how = f"hang: no end in {timeout_s:g} s"
+    try:
+        output, _ = process.communicate(timeout=REAP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        return Ended(None, "", f"{how}, and it cannot be killed")
+    return Ended(None, output, how)
+
+
+def _words(code: int) -> str:
+    if code >= 0:
+        return f"ended with {code}"
+    return f"abort: signal {-code} ({signal.Signals(-code).name})"

@@ -1,0 +1,107 @@
+"""One card and one network: models that are built of it, and what is asked of the card with them.
+
+Each build and each question happens when it is first asked for, once. Nothing here raises for what
+the SDK or the card does: that is the answer.
+"""
+
+import sys
+import time
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service import sdk
+from service.artifact import Artifact
+from service.core import trial
+from service.doctor import builds, experiments
+from service.doctor.builds import FRONTENDS, PRECISIONS, Build, Source
+from service.errors import DeviceError, SdkError
+from service.settings import Settings
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the command was given; without `prototxt` and `caffemodel` the demo's network is used.
+
+    `image_dir` None is the photos that come with topfive.
+    """
+
+    settings: Settings
+    output: Path
+    prototxt: Path | None = None
+    caffemodel: Path | None = None
+    preprocess: str = ""
+    labels: str = "2012"
+    image_dir: Path | None = None
+
+
+@dataclass
+class Walk:
+    """One card, one network, and what was found out so far."""
+
+    asked: Asked
+    sdk: sdk.Sdk
+    count: int
+    """Of devices that the SDK sees."""
+    ordinal: int
+    folder: Path
+    source: Source
+    reference: Artifact
+    """The network for the CPU, which tells its rows and right answers."""
+    started: float = field(default_factory=time.perf_counter)
+    answers: dict[str, Any] = field(default_factory=dict)
+    """Of each question that was put to the card, by its name."""
+    faults: list[str] = field(default_factory=list)
+    """Builds that failed, and models that answer wrongly."""
+
+    def say(self, words: str) -> None:
+        took = time.perf_counter() - self.started
+        print(f"{took:7.1f} s  {words}", file=sys.stderr, flush=True)
+
+    @cached_property
+    def builds(self) -> list[Build]:
+        """Each precision by each frontend."""
+        return [self._build(precision, each) for precision in PRECISIONS for each in FRONTENDS]
+
+    def _build(self, precision: str, frontend: str) -> Build:
+        self.say(f"building {precision} by the frontend {frontend}")
+        output = self.folder / f"{precision}-{frontend}"
+        return builds.build(self.source, precision, frontend, self.sdk.python, self.ordinal, output)
+
+    def artifact(self, precision: str) -> Artifact | None:
+        """One of this precision, of the first frontend that made one."""
+        made = (each.artifact for each in self.builds if each.precision == precision)
+        return next((artifact for artifact in made if artifact), None)
+
+    @cached_property
+    def job(self) -> dict[str, Any]:
+        """What the questions are put with; without a float32 model those that need it say so."""
+        made = self.artifact("force_float32")
+        model = made.model_path if made else self.folder / "no-model-was-built"
+        return experiments.job(self.source, self.ordinal, self.reference, model, self.folder)
+
+    def ask(self, name: str, environment: dict[str, str] | None = None, **fields: Any) -> Any:
+        """The card's answer to the question `name` of service/card; for the same fields once."""
+        told = {**fields, **(environment or {})}
+        key = " ".join([name, *(f"{each}={value}" for each, value in told.items())])
+        if key not in self.answers:
+            self.say(f"asking the card: {key}")
+            asked = {**self.job, **fields}
+            self.answers[key] = experiments.ask(self.sdk.python, asked, name, environment)
+        return self.answers[key]
+
+    def kill_at_work(self) -> str:
+        """See experiments."""
+        self.say("killing a process that has a batch on the card")
+        return experiments.kill_at_work(self.sdk.python, self.job)
+
+    def golden(self, artifact: Artifact) -> NDArray[np.float32] | DeviceError | SdkError:
+        """What a new host answers to the golden rows."""
+        try:
+            return trial.answers(artifact, artifact.golden.rows, self.ordinal, self.sdk.python)
+        except (DeviceError, SdkError) as error:
+            return error

@@ -1,0 +1,555 @@
+"""`topfive doctor`: each check on machines that lack what it looks for; the command's manners."""
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from service import artifact as artifacts
+from service import settings
+from service.doctor import cards, checks, machine, process
+from service.doctor.context import Context, Finding
+from service.doctor.scrub import scrubbed
+from tests.support.magicmind import SimulatedSdk
+from tests.support.serving import COMMAND, plain_environment
+from tests.support.small import write_small_network
+from tests.support.stub_sdk import write_stub
+from tests.support.tiny import write_manifest, write_tiny_artifact
+
+CARDS = ("cambricon_ctl", "cambricon_dev0", "cambricon_ipcm0")
+LINE = r"(ok|warn|FAIL|skip) +[a-z]+ +.+"
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_artifact(tmp_path_factory.mktemp("artifacts") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def card_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One for a card, compiled by a stub that says it is MagicMind 1.7.0; it cannot run."""
+    folder = tmp_path_factory.mktemp("small")
+    stub = write_stub(folder, devices=0)
+    command = [str(Path(sys.executable).with_name("topfive-build")), "caffe"]
+    command += [*write_small_network(folder), "--target", "mlu", "--sdk-python", str(stub)]
+    command += ["--output", str(folder / "artifact")]
+    subprocess.run(command, check=True, capture_output=True)
+    return folder / "artifact"
+
+
+@pytest.fixture
+def context(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Context]:
+    """Call it with settings, and a `root` if it shall not be the machine's."""
+    monkeypatch.setattr(settings, "SYSTEM_FILE", Path("/nonexistent"))
+
+    def make(root: Path = Path("/"), **flags: object) -> Context:
+        return Context(settings.load(flags)[0], root)
+
+    return make
+
+
+@pytest.fixture
+def dev() -> Iterator[Callable[..., Path]]:
+    """Call it with names of nodes: a root whose dev has them, which any user may look into."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+
+        def make(*names: str, mode: int = 0o666) -> Path:
+            (Path(folder) / "dev").mkdir()
+            for name in names:
+                (Path(folder) / "dev" / name).touch()
+                (Path(folder) / "dev" / name).chmod(mode)
+            return Path(folder)
+
+        yield make
+
+
+@pytest.fixture
+def cnmon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Call it with a script's body: it stands for cnmon."""
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+
+    def install(body: str) -> None:
+        (tmp_path / "cnmon").write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / "cnmon").chmod(0o755)
+
+    return install
+
+
+@contextlib.contextmanager
+def as_nobody() -> Iterator[None]:
+    """As a user who is not root, where we are."""
+    if os.geteuid():
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def doctor(*options: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, "doctor", *map(str, options)],
+        capture_output=True,
+        text=True,
+        env=plain_environment() | environment,
+    )
+
+
+def found(done: subprocess.CompletedProcess[str]) -> dict[str, dict[str, Any]]:
+    """The checks of the JSON document by their names."""
+    return {each["name"]: each for each in json.loads(done.stdout)["checks"]}
+
+
+def states(*findings: Finding) -> list[str]:
+    return [each.state for each in findings]
+
+
+# The command.
+
+
+def test_without_card_sdk_and_artifact(tmp_path: Path) -> None:
+    """Nothing is wrong with such a machine, and every line says what was looked at; exit 0."""
+    done = doctor("--port", "0", PATH=str(tmp_path))
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = {line.split()[1]: line for line in done.stdout.splitlines()}
+    assert list(lines) == [check.__name__ for check in checks.CHECKS]
+    assert lines["sdk"].startswith("warn  sdk       no interpreter can load MagicMind (there is no")
+    assert "  -> try: install the MagicMind wheel into a CPython 3.7" in lines["sdk"]
+    if not list(Path("/dev").glob("cambricon_dev*")):
+        assert lines["nodes"].startswith("warn  nodes     no /dev/cambricon_dev* is here (an art")
+    assert lines["driver"].startswith("skip  driver    not looked at: no cnmon on the path  -> ")
+    assert lines["devices"] == "skip  devices   not counted: there is no SDK"
+    assert lines["artifact"].startswith("skip  artifact  none is named  -> try: ")
+    assert lines["golden"].startswith("skip")
+    assert lines["port"] == "ok    port      127.0.0.1: one will be free"
+
+
+def test_a_healthy_service_to_be(artifact: Path) -> None:
+    """For the CPU no card matters, and the golden rows are run by a real host."""
+    done = doctor("--artifact", artifact, "--port", "0", "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["ok"] is True
+    said = found(done)
+    assert [said[name]["state"] for name in ("sdk", "nodes", "driver", "devices")] == ["skip"] * 4
+    assert said["sdk"]["found"] == "not needed: the artifact is for the CPU"
+    assert said["golden"]["found"].startswith("device 0: 3 rows right, off by at most ")
+    assert said["artifact"]["state"] == said["memory"]["state"] == said["files"]["state"] == "ok"
+
+
+def test_a_check_that_failed(artifact: Path) -> None:
+    """Exit 3; the port's holder and what to do are told."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        done = doctor("--artifact", artifact, "--port", port)
+    assert (done.returncode, done.stderr) == (3, "")
+    line = f"FAIL  port      127.0.0.1:{port}: Address already in use"
+    assert [each for each in done.stdout.splitlines() if "FAIL" in each] == [
+        f"{line}  -> try: end what listens there (a topfive that runs?), or give another --port"
+    ]
+
+
+def test_keys_of_the_document() -> None:
+    """Programs read them."""
+    document = json.loads(doctor("--json").stdout)
+    assert list(document) == ["ok", "checks"]
+    assert {tuple(each) for each in document["checks"]} == {("name", "state", "found", "remedy")}
+
+
+def test_a_wrong_setting() -> None:
+    """The same flags as serve's, and the same error."""
+    done = doctor("--port", "99999")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: --port: ")
+
+
+# The artifact.
+
+
+def test_a_changed_file(artifact: Path, tmp_path: Path, context: Callable[..., Context]) -> None:
+    """It is named, and nothing is tried with it."""
+    shutil.copytree(artifact, tmp_path / "net")
+    (tmp_path / "net" / "model.bin").write_bytes(b"other")
+    broken = context(artifact=tmp_path / "net")
+    finding = checks.artifact(broken)
+    assert finding.state == "FAIL"
+    assert "model.bin: 5 bytes" in finding.found
+    assert states(checks.golden(broken), checks.compiled(broken), cards.sdk(broken)) == ["skip"] * 3
+
+
+def test_wrong_answers(artifact: Path, tmp_path: Path, context: Callable[..., Context]) -> None:
+    """A device that does not answer as the golden rows demand is a failure."""
+    shutil.copytree(artifact, tmp_path / "net")
+    file = tmp_path / "net" / artifacts.GOLDEN
+    with np.load(file) as arrays:
+        stored = dict(arrays)
+    stored["probabilities"] = stored["probabilities"][::-1]
+    np.savez(file, **stored)
+    write_manifest(tmp_path / "net")
+    finding = checks.golden(context(artifact=tmp_path / "net"))
+    assert finding.state == "FAIL"
+    assert finding.found.startswith("device 0: off by ")
+
+
+def test_a_host_that_cannot_be_run(artifact: Path, context: Callable[..., Context]) -> None:
+    """What its process said is told."""
+    finding = checks.golden(context(artifact=artifact, device_python="/nonexistent/python"))
+    assert finding == Finding(
+        "golden",
+        "FAIL",
+        "cannot start a device host: /nonexistent/python: No such file or directory",
+        "name the interpreter with --device-python",
+    )
+
+
+@pytest.mark.parametrize(
+    ("version", "state", "said"),
+    [
+        ("1.7.0", "ok", "by MagicMind 1.7.0 for mtp_372 with 2, 4, 6, 8 clusters; the SDK does"),
+        ("1.7.9", "ok", "by MagicMind 1.7.0"),
+        ("1.6.0", "FAIL", "; the SDK here is 1.6.0"),
+        (None, "warn", "; the SDK here does not tell its version"),
+    ],
+)
+def test_compiled_by_another_sdk(
+    version: str | None,
+    state: str,
+    said: str,
+    card_artifact: Path,
+    tmp_path: Path,
+    context: Callable[..., Context],
+) -> None:
+    """major.minor has to be the same."""
+    stub = write_stub(tmp_path, magicmind=version)
+    finding = checks.compiled(context(artifact=card_artifact, device_python=str(stub)))
+    assert finding.state == state
+    assert said in finding.found
+
+
+def test_an_artifact_for_a_card_without_one(
+    card_artifact: Path, tmp_path: Path, dev: Callable[..., Path], context: Callable[..., Context]
+) -> None:
+    """What would only be noted otherwise is a failure then."""
+    named = {"artifact": card_artifact, "device_python": str(tmp_path / "absent")}
+    without = context(dev(), **named)
+    assert states(cards.sdk(without), cards.nodes(without)) == ["FAIL", "FAIL"]
+    assert states(cards.devices(without), checks.golden(without)) == ["skip", "skip"]
+    assert checks.compiled(without).found.endswith("; there is no SDK here to compare with")
+
+
+# The cards.
+
+
+@pytest.mark.parametrize(
+    ("version", "state", "said"),
+    [
+        ("1.7.0", "ok", "MagicMind 1.7.0 under "),
+        ("0.13.1", "ok", "(Python 3.7.16)"),
+        ("1.8.0", "warn", "topfive knows 0.13 to 1.7"),
+        ("0.10.0", "warn", "topfive knows 0.13 to 1.7"),
+        (None, "warn", "MagicMind of unknown version"),
+    ],
+)
+def test_versions_of_the_sdk(
+    version: str | None, state: str, said: str, tmp_path: Path, context: Callable[..., Context]
+) -> None:
+    """Those beyond the public record are served, with a warning."""
+    finding = cards.sdk(context(device_python=str(write_stub(tmp_path, magicmind=version))))
+    assert finding.state == state
+    assert said in finding.found
+
+
+@pytest.mark.parametrize(
+    ("devices", "asked", "state", "said"),
+    [
+        (2, "all", "ok", "the SDK sees 2; to serve on: 0, 1"),
+        (2, "1", "ok", "the SDK sees 2; to serve on: 1"),
+        (2, "0,2", "FAIL", "the SDK sees 2, so there is no device 2"),
+        (0, "all", "warn", "the SDK sees 0 (an artifact of the CPU needs none of it)"),
+    ],
+)
+def test_devices_of_the_sdk(
+    devices: int,
+    asked: str,
+    state: str,
+    said: str,
+    tmp_path: Path,
+    context: Callable[..., Context],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As many as are asked for."""
+    monkeypatch.delenv("MLU_VISIBLE_DEVICES", raising=False)
+    stub = write_stub(tmp_path, devices=devices)
+    finding = cards.devices(context(device_python=str(stub), devices=asked))
+    assert (finding.state, finding.found) == (state, said)
+
+
+def test_devices_that_are_hidden(
+    tmp_path: Path, context: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The variable that hides them is told."""
+    monkeypatch.setenv("MLU_VISIBLE_DEVICES", "")
+    finding = cards.devices(context(device_python=str(write_stub(tmp_path, devices=0))))
+    assert finding.found.startswith("the SDK sees 0 (MLU_VISIBLE_DEVICES=)")
+
+
+def test_nodes_that_may_be_used(dev: Callable[..., Path], context: Callable[..., Context]) -> None:
+    """All of a card's are listed."""
+    root = dev(*CARDS, "cambricon_dev10", "null")
+    finding = cards.nodes(context(root))
+    names = "/dev/cambricon_ctl, /dev/cambricon_dev0, /dev/cambricon_dev10, /dev/cambricon_ipcm0"
+    user = os.geteuid()
+    assert finding == Finding("nodes", "ok", f"{names}: user {user} may read and write them")
+
+
+def test_nodes_of_another_group(dev: Callable[..., Path], context: Callable[..., Context]) -> None:
+    """The user, the node, and the group that would help."""
+    root = dev(*CARDS, mode=0o400)
+    group = (root / "dev" / CARDS[0]).stat().st_gid
+    with as_nobody():
+        user = os.geteuid()
+        finding = cards.nodes(context(root))
+    assert finding.state == "FAIL"
+    assert finding.found.startswith(f"user {user} may not read and write /dev/cambricon_ctl, /dev")
+    assert finding.remedy.startswith(f"give it their group: docker run --group-add {group},")
+
+
+def test_a_card_without_its_control_node(
+    dev: Callable[..., Path], context: Callable[..., Context]
+) -> None:
+    """A container was given half of it."""
+    finding = cards.nodes(context(dev("cambricon_dev3")))
+    assert finding.state == "FAIL"
+    assert finding.found == "no /dev/cambricon_ctl beside /dev/cambricon_dev3"
+
+
+@pytest.mark.parametrize(
+    ("body", "state", "said"),
+    [
+        ("echo 'cnmon version: v4.20.6'", "ok", "4.20.6, says cnmon"),
+        ("echo 'CNMON v5.10.13 Driver v4.9.9'", "FAIL", "4.9.9, says cnmon"),
+        ("echo 'v4.20.5'", "FAIL", "4.20.5, says cnmon"),
+        ("echo hello", "warn", "cnmon version: ended with 0: hello"),
+        ("echo 4.20.6; exit 4", "warn", "cnmon version: ended with 4: 4.20.6"),
+        ("kill -9 $$", "warn", "cnmon version: abort: signal 9 (SIGKILL): nothing at all"),
+    ],
+)
+def test_drivers(
+    body: str, state: str, said: str, cnmon: Callable[[str], None], context: Callable[..., Context]
+) -> None:
+    """The driver's version where it is named, else the only one; what cannot be read is told."""
+    cnmon(f'[ "$*" = version ] || exit 9\n{body}')
+    finding = cards.driver(context())
+    assert (finding.state, finding.found) == (state, said)
+
+
+def test_a_driver_that_hangs(
+    cnmon: Callable[[str], None],
+    context: Callable[..., Context],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The doctor does not hang with it."""
+    monkeypatch.setattr(cards, "DRIVER_TIMEOUT_S", 0.3)
+    cnmon("exec sleep 60")
+    finding = cards.driver(context())
+    assert (finding.state, finding.found) == (
+        "warn",
+        "cnmon version: hang: no end in 0.3 s: nothing at all",
+    )
+
+
+# The machine.
+
+
+def machine_root(folder: Path, available: str, cgroup: str, **limits: str) -> Path:
+    """A proc and a sys with so much memory; `limits` by their files' paths among the cgroups."""
+    (folder / "proc/self").mkdir(parents=True)
+    (folder / "proc/meminfo").write_text(f"MemTotal: 1 kB\nMemAvailable: {available} kB\n")
+    (folder / "proc/self/cgroup").write_text(cgroup)
+    for place, limit in limits.items():
+        file = folder / "sys/fs/cgroup" / place
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(limit + "\n")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "limits", "least"),
+    [
+        ("0::/a/b\n", {"a/b/memory.max": "max", "a/memory.max": "7000"}, 7000),
+        ("0::/a/b\n", {"a/b/memory.max": "max"}, None),
+        ("0::/of/the/host\n", {"memory.max": "5000"}, 5000),
+        ("4:memory:/a\n0::/\n", {"memory/a/memory.limit_in_bytes": "6000"}, 6000),
+        ("4:cpu:/a\n", {"cpu/a/memory.limit_in_bytes": "6000"}, None),
+        ("0::/../../x\n", {"memory.max": "4000"}, 4000),
+    ],
+)
+def test_memory_limits(
+    cgroup: str, limits: dict[str, str], least: int | None, tmp_path: Path
+) -> None:
+    """Of either version of control groups, of a parent too, and as a container sees them."""
+    assert machine.cgroup_limit(machine_root(tmp_path, "1", cgroup, **limits)) == least
+
+
+@pytest.mark.parametrize(
+    ("available", "limit", "rows", "state", "said"),
+    [
+        ("8000000", "max", 256, "ok", "the machine has 8,192 MB"),
+        ("1000000", "max", 256, "warn", "the machine has 1,024 MB"),
+        ("8000000", "600000000", 256, "warn", "limit (cgroup) has 600 MB"),
+        ("8000000", "300000000", 256, "FAIL", "limit (cgroup) has 300 MB"),
+        ("550000", "max", 65536, "FAIL", "(65536 rows of 1 kB, hosts: 1, "),
+    ],
+)
+def test_memory(
+    available: str,
+    limit: str,
+    rows: int,
+    state: str,
+    said: str,
+    artifact: Path,
+    tmp_path: Path,
+    context: Callable[..., Context],
+) -> None:
+    """What has to be there, and what may be wanted at once, against the tighter of the two."""
+    root = machine_root(tmp_path, available, "0::/\n", **{"memory.max": limit})
+    finding = machine.memory(context(root, artifact=artifact, rows=rows))
+    assert finding.state == state
+    assert said in finding.found
+
+
+@pytest.mark.parametrize("host", ["no.such.host.invalid", "x" * 100, "192.0.2.1"])
+def test_a_host_that_is_not_ours(host: str, context: Callable[..., Context]) -> None:
+    """It cannot be listened on, and that is no other service's fault."""
+    finding = machine.port(context(host=host))
+    assert finding.state == "FAIL"
+    assert "--host" in finding.remedy
+
+
+def test_few_open_files() -> None:
+    """What the rows need, and how to get it."""
+    shell = ["sh", "-c", 'ulimit -S -n 300; exec "$@"', "sh", *COMMAND, "doctor", "--port", "0"]
+    done = subprocess.run(shell, capture_output=True, text=True, env=plain_environment())
+    assert done.returncode == 3
+    assert "FAIL  files     300 may be open; 592 are enough for 256 rows  -> try: ulimit" in (
+        done.stdout
+    )
+
+
+# What the checks are made of.
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "how"),
+    [
+        (["sh", "-c", "echo out; echo err >&2; exit 3"], 3, "ended with 3"),
+        (["sh", "-c", "echo out; echo err; kill -6 $$"], -6, "abort: signal 6 (SIGABRT)"),
+        (["sh", "-c", "echo out; echo err; exec sleep 60"], None, "hang: no end in 1 s"),
+    ],
+)
+def test_how_a_process_ends(command: list[str], code: int | None, how: str) -> None:
+    """What it had said by then is kept."""
+    ended = process.run(command, 1)
+    assert (ended.code, ended.output, ended.how) == (code, "out\nerr\n", how)
+    assert ended.last_line == "err"
+
+
+def test_a_process_that_is_none() -> None:
+    """The reason, not an exception."""
+    assert process.run(["/nonexistent"], 1).how == "/nonexistent: No such file or directory"
+
+
+def test_what_names_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hosts, users, homes, addresses and numbers go; versions, paths of systems and words stay."""
+    monkeypatch.setattr(socket, "gethostname", lambda: "rack7.example.org")
+    monkeypatch.setenv("LOGNAME", "alice")
+    monkeypatch.setenv("HOME", str(tmp_path / "alice"))
+    work = tmp_path / "work"
+    text = (
+        f"{tmp_path}/alice/x {work}/y {work}er rack7 rack7.example.org: alice, /home/bob/z "
+        "10.1.2.3 127.0.0.1 1.7.0 aa:bb:cc:dd:ee:ff SN: 42X9 serial number=77 "
+        "0a1b2c3d-0000-1111-2222-333344445555 /usr/local/neuware alices"
+    )
+    assert scrubbed(text, {work: "WORK"}) == (
+        f"~/x WORK/y {work}er HOST HOST: USER, ~/z "
+        "ADDRESS 127.0.0.1 1.7.0 ADDRESS SERIAL SERIAL "
+        "UUID /usr/local/neuware alices"
+    )
+
+
+# With the simulated SDK.
+
+
+@pytest.fixture(scope="module")
+def simulated(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[SimulatedSdk, Path]:
+    """A simulated card, and an artifact for it."""
+    folder = tmp_path_factory.mktemp("simulated")
+    sdk = SimulatedSdk(folder, folder / "record")
+    sdk.build("caffe", *write_small_network(folder), "--output", folder / "net")
+    return sdk, folder / "net"
+
+
+def doctor_of_cards(
+    simulated: tuple[SimulatedSdk, Path], *options: str, **switches: str
+) -> subprocess.CompletedProcess[str]:
+    sdk, artifact = simulated
+    command = [*COMMAND, "doctor", "--artifact", str(artifact), "--device-python", sdk.python]
+    return subprocess.run(
+        [*command, "--port", "0", "--json", *options],
+        env=sdk.environment(**switches),
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_cards_that_are_well(simulated: tuple[SimulatedSdk, Path]) -> None:
+    """Each is tried; only the nodes and the driver, which no simulator has, are not well."""
+    simulated[0].faults({})
+    done = doctor_of_cards(simulated, MAGICMIND_SIM_CARDS="2")
+    said = found(done)
+    assert said["golden"]["found"].startswith("devices 0, 1: 3 rows right, off by at most ")
+    assert said["devices"]["found"] == "the SDK sees 2; to serve on: 0, 1"
+    assert {name for name, each in said.items() if each["state"] != "ok"} <= {"nodes", "driver"}
+    assert simulated[0].wrong_uses() == []
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ({"answers": "wrong"}, "device 1: off by "),
+        ({"open": "memory"}, "device 1 does not open: EngineError: create_i_engine: no answer"),
+        ({"sync": "abort"}, "the host of device 1 ended by SIGABRT"),
+    ],
+)
+def test_a_card_that_is_not_well(
+    fault: dict[str, object], said: str, simulated: tuple[SimulatedSdk, Path]
+) -> None:
+    """The card and what it did; exit 3."""
+    simulated[0].faults({1: fault})
+    done = doctor_of_cards(simulated, MAGICMIND_SIM_CARDS="2")
+    assert done.returncode == 3
+    assert found(done)["golden"]["state"] == "fail"
+    assert found(done)["golden"]["found"].startswith(said)
+
+
+def test_a_card_that_is_gone(simulated: tuple[SimulatedSdk, Path]) -> None:
+    """It is missed by its ordinal, and nothing is tried in its place."""
+    simulated[0].faults({1: {"gone": True}})
+    done = doctor_of_cards(simulated, "--devices", "1", MAGICMIND_SIM_CARDS="2")
+    assert done.returncode == 3
+    assert found(done)["devices"]["found"] == "the SDK sees 1, so there is no device 1"
+    assert found(done)["golden"]["found"] == "not tried: the SDK sees no device 1"
