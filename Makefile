@@ -73,7 +73,7 @@ unit: $(VENV)/.dev $(if $(PYTHON37),.venv37/.ready)
 	$(BIN)/python -m pytest
 
 networks: $(VENV)/.dev ## all published Caffe networks beside OpenCV's dnn: minutes
-	$(BIN)/python -m pytest -m large tests/test_caffe_published.py
+	$(BIN)/python -m pytest -m large tests/test_caffe_published.py tests/test_evaluation_trained.py
 
 cards: $(VENV)/.dev .venv37/.ready ## trained networks and every fault on simulated cards: minutes
 	$(BIN)/python -m pytest -m 'large or not large' tests/test_cards.py tests/test_cards_trained.py tests/test_doctor_card.py

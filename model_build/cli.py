@@ -1,7 +1,8 @@
 """`topfive-build`: make an artifact of a Caffe or ONNX network, or of the demo's; look at one.
 
 The artifact's path goes to stdout, progress to stderr. Exit codes: 0 done, 1 failed (said with a
-remedy; nothing is written), 2 usage, 3 a check does not hold, 130 interrupted (2 and 130 typer's).
+remedy; nothing is written), 2 usage, 3 a check does not hold, 5 a part of a sweep failed, 130
+interrupted (2 and 130 typer's).
 """
 
 import json
@@ -14,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from model_build import recipe
+from model_build import recipe, sweep_cli
 from model_build.options import Options, with_options
 from service.errors import ArtifactError, BuildError, TopfiveError
 
@@ -29,6 +30,7 @@ cli = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+cli.add_typer(sweep_cli.commands, name="sweep")
 
 
 def main() -> None:

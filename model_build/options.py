@@ -6,7 +6,7 @@ What a user typed enters; a recipe leaves, checked as far as words can be.
 import functools
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -125,7 +125,7 @@ class Options:
     """Each field is an option; the spellings of MagicMind's gen_model stand beside ours."""
 
     output: Annotated[
-        Path, typer.Option("--output", "--output_model", metavar="DIR", help="The artifact.")
+        Path, typer.Option("--output", "--output_model", metavar="DIR", help="The folder to write.")
     ]
     target: Annotated[Literal["cpu", "mlu"], typer.Option(help="What will run it.")] = "cpu"
     precision: Annotated[
@@ -240,20 +240,34 @@ class Options:
             print(f"note: {option} plays no part for {where}", file=sys.stderr)
 
 
-def with_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with all of Options on its line; it is called with one Options, `options`."""
+def with_options(
+    command: Callable[..., None], left_out: Collection[str] = ()
+) -> Callable[..., None]:
+    """The command with all of Options on its line; it is called with one Options, `options`.
+
+    Those `left_out` are not on its line and have their defaults.
+    """
+    absent = {"card", *left_out}
+    shared, of_card = (
+        [each.name for each in fields(group) if each.name not in absent]
+        for group in (Options, CardOptions)
+    )
 
     @functools.wraps(command)
     def spread(**given: Any) -> None:
-        card = CardOptions(**{one.name: given.pop(one.name) for one in fields(CardOptions)})
-        shared = {one.name: given.pop(one.name) for one in fields(Options) if one.name != "card"}
-        command(**given, options=Options(**shared, card=card))
+        card = CardOptions(**{name: given.pop(name) for name in of_card})
+        asked = Options(**{name: given.pop(name) for name in shared}, card=card)
+        command(**given, options=asked)
 
     own = inspect.signature(command).parameters.values()
     parameters = [parameter for parameter in own if parameter.name != "options"]
     for group in (Options, CardOptions):
         parameters += inspect.signature(group).parameters.values()
-    parameters = [parameter for parameter in parameters if parameter.name != "card"]
+    parameters = [
+        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        for parameter in parameters
+        if parameter.name not in absent
+    ]
     # What typer reads the command line from.
     spread.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     spread.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}

@@ -165,8 +165,13 @@ class OpenedModel:
 
 
 @asynccontextmanager
-async def opened_model(path: Path) -> AsyncIterator[OpenedModel]:
-    """The artifact in the folder `path` on its devices, ready; stopped at the end."""
+async def opened_model(
+    path: Path, devices: str | None = None, device_python: str | None = None
+) -> AsyncIterator[OpenedModel]:
+    """The artifact in the folder `path` on its devices, ready; stopped at the end.
+
+    `devices` and `device_python` are the settings of these names, as flags give them.
+    """
     from service import artifact as artifacts
     from service import sdk, settings
     from service.core.model import Model
@@ -174,10 +179,10 @@ async def opened_model(path: Path) -> AsyncIterator[OpenedModel]:
 
     given_up: asyncio.Future[DeviceError] = asyncio.get_running_loop().create_future()
     artifact = artifacts.read(path)
-    effective, _ = settings.load({})
+    effective, _ = settings.load({"devices": devices, "device_python": device_python})
     target, python = artifact.manifest.target, effective.device_python
-    devices = sdk.chosen_devices(target, effective.devices, python)
-    model = Model(artifact, effective, Metrics(), given_up.set_result, devices)
+    chosen = sdk.chosen_devices(target, effective.devices, python)
+    model = Model(artifact, effective, Metrics(), given_up.set_result, chosen)
     model.start()
     try:
         ready = asyncio.ensure_future(model.pool.first_ready.wait())

@@ -260,6 +260,7 @@ def test_without_a_float32_model(walk: Callable[..., Walk]) -> None:
     assert answer(walked, 2)[0].startswith("not found out: Failed: deserialize_from_file: a bad St")
 
 
+@pytest.mark.large
 def test_a_walk_whose_questions_crash(
     walk: Callable[..., Walk], sdk: SimulatedSdk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -306,6 +307,7 @@ def sections(text: str) -> dict[str, list[str]]:
     }
 
 
+@pytest.mark.large
 def test_all_that_is_told(
     walk: Callable[..., Walk],
     sdk: SimulatedSdk,
@@ -364,6 +366,7 @@ def test_models_that_answer_wrongly(sdk: SimulatedSdk, walk: Callable[..., Walk]
     assert len(walked.faults) == 2
 
 
+@pytest.mark.large
 def test_an_interrupted_walk(sdk: SimulatedSdk, network: list[str], tmp_path: Path) -> None:
     """What was found by then is written; exit 130."""
     output = tmp_path / "first-card.txt"

@@ -25,6 +25,10 @@ SAMPLES_FILES = [
 WITHIN = 1.0
 """Points of top-1 and top-5: the reference resizes with OpenCV."""
 
+LIGHT = "efficientnet_lite0"
+HEAVY = sorted(OPTIONS.keys() - {LIGHT})
+"""The others: in `make networks`."""
+
 
 def command(photos: Path, output: Path, *source: str) -> list[str]:
     labels = ["--image-dir", str(photos), "--label-file", str(photos / "val_labels.txt")]
@@ -76,7 +80,9 @@ def kill_at_half(evaluating: list[str], output: Path, images: int) -> int:
     return journal.read_bytes().count(b"\n") - 1
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize(
+    "name", [LIGHT, *(pytest.param(n, marks=pytest.mark.large) for n in HEAVY)]
+)
 def test_the_photos_score_as_measured(
     name: str,
     trained_artifact: Callable[[str], Path],

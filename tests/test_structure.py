@@ -55,7 +55,10 @@ HOMES = {
     "google": {"model_build"},
     "httpx": {"service.client", "service.evaluation"},
     "rich": {"service.cli", "service.client", "service.bench", "model_build"},
-    "typer": {"service.cli", "model_build.cli", "model_build.options"},
+    "typer": {
+        *("service.cli", "model_build.cli", "model_build.options"),
+        "model_build.sweep_cli",
+    },
     "cv2": set(),
     "onnxruntime": set(),
     "torch": set(),

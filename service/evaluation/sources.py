@@ -212,7 +212,12 @@ class _OnArtifact:
 
 
 @asynccontextmanager
-async def on_artifact(path: Path, timeout_s: float) -> AsyncIterator[Source]:
-    """The artifact in the folder `path`, on the devices of this machine, without HTTP."""
-    async with client.opened_model(path) as opened:
+async def on_artifact(
+    path: Path, timeout_s: float, devices: str | None = None, device_python: str | None = None
+) -> AsyncIterator[Source]:
+    """The artifact in the folder `path`, on the devices of this machine, without HTTP.
+
+    `devices` and `device_python` take the place of the settings of these names.
+    """
+    async with client.opened_model(path, devices, device_python) as opened:
         yield _OnArtifact(opened, str(path), timeout_s)

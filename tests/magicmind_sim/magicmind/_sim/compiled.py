@@ -9,6 +9,7 @@ import json
 import os
 import threading
 import zipfile
+import zlib
 from typing import Any
 
 import numpy as np
@@ -16,14 +17,26 @@ import numpy as np
 HALF = 65504.0
 
 
-def quantized(numbers: Any, largest: Any) -> Any:
-    """Rounded to 255 symmetric steps up to `largest`, and back."""
-    step = np.maximum(largest, 1e-12) / 127.0
-    return (np.clip(np.round(numbers / step), -127, 127) * step).astype(np.float32)
+def step_of(largest: Any, most: int) -> Any:
+    """The step of which `most` reach `largest`."""
+    return np.asarray(np.maximum(largest, 1e-12) / most, np.float32)
+
+
+def quantized(numbers: Any, largest: Any, most: int) -> Any:
+    """Rounded to `most` steps of each sign up to `largest`, clipped there, and back."""
+    step = step_of(largest, most)
+    whole = numbers / step
+    np.clip(np.rint(whole, out=whole), -most, most, out=whole)
+    whole *= step
+    return whole
 
 
 def halved(numbers: Any) -> Any:
-    return np.clip(numbers, -HALF, HALF).astype(np.float16).astype(np.float32)
+    """Rounded to float16, clipped to what it holds, and back."""
+    import cv2  # several times as fast as numpy
+
+    row = np.clip(numbers, -HALF, HALF).reshape(1, -1)
+    return cv2.convertFp16(cv2.convertFp16(row)).reshape(numbers.shape)
 
 
 class Compiled(object):
@@ -60,7 +73,9 @@ class Compiled(object):
             with zipfile.ZipFile(path) as file:
                 files = {name: file.read(name) for name in file.namelist()}
             return Compiled(json.loads(files.pop("meta.json").decode("utf-8")), files)
-        except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        except (OSError, KeyError, ValueError, TypeError, EOFError, RuntimeError) as error:
+            raise ValueError("not a model: %s" % error) from error
+        except (zipfile.BadZipFile, zlib.error) as error:
             raise ValueError("not a model: %s" % error) from error
 
 
@@ -69,14 +84,14 @@ def network_input(meta: dict[str, Any], given: Any) -> Any:
     batch = given
     if meta["nhwc"]:
         n, height, width, channels = batch.shape
-        if os.environ.get("MAGICMIND_SIM_IGNORE_LAYOUT") or meta["ignore_layout"]:
+        if meta["ignore_layout"]:
             batch = batch.reshape(n, channels, height, width)
         else:
             batch = batch.transpose(0, 3, 1, 2)
     batch = np.ascontiguousarray(batch, np.float32)
     if meta["bn"] and not meta["ignore_bn"]:
         mean, variance = (np.array(meta["bn"][name], np.float32) for name in ("mean", "var"))
-        if os.environ.get("MAGICMIND_SIM_BN_ORDER") == "reversed":
+        if meta["reverse_bn"]:
             mean, variance = mean[::-1], variance[::-1]
         mean, variance = mean.reshape(-1, 1, 1), variance.reshape(-1, 1, 1)
         batch = (batch - mean) / np.sqrt(variance)
@@ -90,32 +105,29 @@ def rounding_runner(meta: dict[str, Any], files: dict[str, bytes]) -> Any:
     second_half = precision.endswith("float16")
     if precision == "force_float32":
         return plain_runner(files)
-    int8 = precision.startswith("qint8")
+    # Steps of each sign; none where the first precision is not one of integers.
+    most = {"qint8": 127, "qint16": 32767}.get(precision.split("_")[0], 0)
 
-    def weights(quantizes: bool, numbers: Any) -> Any:
+    def weights(quantizes: bool, numbers: Any, axis: int = 0) -> Any:
         if not quantizes:
             return halved(numbers) if second_half else numbers
-        if per_axis:
-            sides = (-1,) + (1,) * (numbers.ndim - 1)
-            return quantized(
-                numbers, np.abs(numbers).reshape(len(numbers), -1).max(1).reshape(sides)
-            )
-        return quantized(numbers, np.abs(numbers).max())
+        others = tuple(set(range(numbers.ndim)) - {axis % numbers.ndim}) if per_axis else None
+        return quantized(numbers, np.abs(numbers).max(axis=others, keepdims=True), most)
 
     if "net.prototxt" in files:
         from magicmind._sim import caffe
 
         text = files["net.prototxt"].decode("utf-8")
         known = {layer.name: layer for layer in caffe.layers(text) if layer.weighted}
-        eighth = {name for name, layer in known.items() if int8 and not layer.depthwise}
+        whole = {name for name, layer in known.items() if most and not layer.depthwise}
 
         def rounding(name: str, numbers: Any) -> Any:
-            if name in eighth:
-                return quantized(numbers, ranges[name])
+            if name in whole:
+                return quantized(numbers, ranges[name], most)
             return halved(numbers) if second_half else numbers
 
         def change(name: str, numbers: Any) -> Any:
-            return weights(name in eighth, numbers) if name in known else numbers
+            return weights(name in whole, numbers) if name in known else numbers
 
         return caffe.Runner(text, caffe.with_weights(files["net.caffemodel"], change), rounding)
     import onnx
@@ -123,20 +135,20 @@ def rounding_runner(meta: dict[str, Any], files: dict[str, bytes]) -> Any:
     from magicmind._sim import onnx_graph
 
     model = onnx.load_from_string(files["net.onnx"])
-    eighth = {
+    whole = {
         node.output[0]
         for node in onnx_graph.weighted(model)
-        if int8 and not onnx_graph.depthwise(model, node)
+        if most and not onnx_graph.depthwise(model, node)
     }
 
-    def step(node: Any) -> float | None:
+    def step(node: Any) -> Any:
         name = node.output[0]
-        if name in eighth:
-            return max(float(ranges[name]), 1e-12) / 127.0
-        return None if second_half else 1e-12  # so fine that it changes nothing
+        if name in whole:
+            return step_of(ranges[name], most), most
+        return "float16" if second_half else "float32"
 
     def change_node(node: Any, numbers: Any) -> Any:
-        return weights(node.output[0] in eighth, numbers)
+        return weights(node.output[0] in whole, numbers, onnx_graph.output_axis(node))
 
     return onnx_graph.Runner(onnx_graph.with_rounding(model, step, change_node), [])
 
@@ -191,6 +203,7 @@ def build(network: Any, config: dict[str, Any]) -> Compiled:
         "nhwc": nhwc,
         "bn": normal,
         "ignore_bn": bool(os.environ.get("MAGICMIND_SIM_IGNORE_BN")),
+        "reverse_bn": os.environ.get("MAGICMIND_SIM_BN_ORDER") == "reversed",
         "ignore_layout": bool(os.environ.get("MAGICMIND_SIM_IGNORE_LAYOUT")),
     }
     return Compiled(meta, network._files)

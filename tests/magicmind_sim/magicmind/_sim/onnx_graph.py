@@ -51,14 +51,20 @@ def depthwise(model: Any, node: Any) -> bool:
     return bool(tensor.dims[0] == groups)
 
 
+def output_axis(node: Any) -> int:
+    """The axis of the node's weights that its output channels are on."""
+    turned = {each.name: each.i for each in node.attribute}.get("transB", 0)
+    return 0 if node.op_type == "Conv" or turned else -1
+
+
 def with_rounding(
     model: Any,
-    steps: Callable[[Any], float | None],
+    steps: Callable[[Any], Any],
     change: Callable[[Any, Any], Any],
 ) -> Any:
-    """A copy: weights by `change`(node, numbers); inputs rounded to multiples of `steps`(node).
+    """A copy: weights by `change`(node, numbers); inputs by `steps`(node).
 
-    A step of None rounds to float16.
+    That is "float32", which leaves them, "float16", or a step and how many there are of each sign.
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
@@ -77,17 +83,22 @@ def with_rounding(
     return copy
 
 
-def _rounding(node: Any, step: float | None, graph: Any) -> list[Any]:
+def _rounding(node: Any, to: Any, graph: Any) -> list[Any]:
+    if to == "float32":
+        return []
     make, source, out = onnx.helper.make_node, node.input[0], node.output[0]
     rounded = out + ":rounded"
     node.input[0] = rounded
-    if step is None:
+    if to == "float16":
         half, full = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
         return [
-            make("Cast", [source], [out + ":half"], to=half),
+            make("Cast", [source], [out + ":cast"], to=half),
+            # ONNX Runtime 1.14 would take two casts in a row for none.
+            make("Concat", [out + ":cast"], [out + ":half"], axis=0),
             make("Cast", [out + ":half"], [rounded], to=full),
         ]
-    for name, number in (("step", step), ("low", -127.0), ("high", 127.0)):
+    step, most = to
+    for name, number in (("step", step), ("low", -most), ("high", most)):
         constant = np.array(number, np.float32)
         graph.initializer.append(numpy_helper.from_array(constant, "%s:%s" % (out, name)))
     return [

@@ -1,0 +1,195 @@
+"""Precision by batch size, built and measured: what the sample's eval.sh and perf.sh do.
+
+Recipes enter, one for each precision; a Markdown table in the sample's form leaves, and a folder
+with every artifact in it. As there, accuracy is that of a mutable model, throughput that of a
+static one for each batch size. What fails is said in its row and below the table, and the rest goes
+on; the table is written anew after each row, so a sweep that is interrupted leaves what it has.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from model_build.build import build
+from model_build.recipe import Recipe
+from service import artifact, evaluation, sdk
+from service.artifact import Manifest
+from service.bench.device import Measured, measure
+from service.errors import BuildError, TopfiveError
+from service.evaluation.results import Results
+
+TABLE = "sweep.md"
+COLUMNS = ("Model", "Precision", "Batch_Size", "TOP1", "TOP5", "images/s", "ms a batch")
+FAILED, NOT_ASKED = "failed", "-"
+IMAGE_TIMEOUT_S, RETRY_FOR_S, CONCURRENCY = 30.0, 60.0, 16
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Images to measure accuracy with; `count` None is all of the label file."""
+
+    label_file: Path
+    image_dir: Path
+    count: int | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to build and measure. Each recipe's batch is that of its mutable model."""
+
+    recipes: Sequence[Recipe]
+    batch_sizes: Sequence[int]
+    output: Path
+    force: bool
+    duration_s: float
+    labelled: Labelled | None
+
+
+@dataclass
+class Table:
+    """Rows in the order of COLUMNS; what the figures are of, and what failed, a line each."""
+
+    rows: list[tuple[str, ...]] = field(default_factory=list)
+    about: list[str] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        lines = [f"| {' | '.join(row)} |" for row in (COLUMNS, *self.rows)]
+        lines.insert(1, f"|{'---|' * len(COLUMNS)}")
+        for paragraph in (self.about, self.failures):
+            lines += ["", *(f"- {line}" for line in paragraph)] if paragraph else []
+        return "\n".join(lines) + "\n"
+
+    def tell(self, line: str) -> None:
+        """Say once what figures are of."""
+        if line not in self.about:
+            self.about.append(line)
+
+
+def run(plan: Plan, say: Say) -> Table:
+    """Build and measure all of it. `failures` of the table says what could not be.
+
+    Raises BuildError where the output is taken, SdkError for a card that is not there.
+    """
+    _check_output(plan)
+    if card := plan.recipes[0].card:
+        sdk.chosen_devices("mlu", str(card.device), card.python)
+    table = Table()
+    for recipe in plan.recipes:
+        top = _accuracy(plan, recipe, table, say)
+        for size in plan.batch_sizes:
+            speed = _throughput(plan, recipe, size, table, say)
+            table.rows.append((recipe.name, recipe.precision, str(size), *top, *speed))
+            _write(plan.output, table)
+    return table
+
+
+def folder_of(plan: Plan, recipe: Recipe, size: int | None) -> Path:
+    """The artifact's, named as the sample names its models; `size` None is the mutable one's."""
+    shape = "true_1" if size is None else f"false_{size}"
+    return plan.output / f"{recipe.name}_{recipe.precision}_{shape}"
+
+
+def _check_output(plan: Plan) -> None:
+    made = [
+        folder_of(plan, one, size) for one in plan.recipes for size in (None, *plan.batch_sizes)
+    ]
+    taken = [path for path in (plan.output / TABLE, *made) if path.exists()]
+    if taken and not plan.force:
+        remedy = "name another --output, or replace what is there with --force"
+        raise BuildError("exists", remedy, file=str(taken[0]))
+
+
+def _accuracy(plan: Plan, recipe: Recipe, table: Table, say: Say) -> tuple[str, str]:
+    """Top-1 and top-5 of the mutable model, as the sample prints them."""
+    if plan.labelled is None:
+        return NOT_ASKED, NOT_ASKED
+    what = f"{recipe.precision}, mutable"
+    try:
+        say(f"== {what}")
+        folder = folder_of(plan, recipe, None)
+        manifest = build(recipe, folder, plan.force, say)
+        say(f"evaluating {folder}")
+        results = _evaluated(plan, plan.labelled, recipe, folder)
+    except TopfiveError as error:
+        table.failures.append(_failure(f"{what}: no accuracy", error))
+        return FAILED, FAILED
+    table.tell(_about_accuracy(plan.labelled, manifest, results))
+    if results.failed:
+        table.failures.append(f"{what}: {len(results.failed)} images have no answer")
+    return f"{100 * results.top1.share:.3f}", f"{100 * results.top5.share:.3f}"
+
+
+def _evaluated(plan: Plan, labelled: Labelled, recipe: Recipe, folder: Path) -> Results:
+    device, python = _device_of(recipe)
+    return evaluation.evaluate(
+        evaluation.on_artifact(folder, IMAGE_TIMEOUT_S, str(device), python),
+        evaluation.Plan(
+            label_file=labelled.label_file,
+            image_dir=labelled.image_dir,
+            image_num=labelled.count,
+            name_file=None,
+            output=plan.output / f"eval_{folder.name}",
+            force=True,
+            concurrency=CONCURRENCY,
+            retry_for_s=RETRY_FOR_S,
+        ),
+    )
+
+
+def _throughput(plan: Plan, recipe: Recipe, size: int, table: Table, say: Say) -> tuple[str, str]:
+    """Images a second of the static model, and the median of a batch's milliseconds."""
+    what = f"{recipe.precision}, batch {size}"
+    device, python = _device_of(recipe)
+    try:
+        say(f"== {what}")
+        folder = folder_of(plan, recipe, size)
+        build(replace(recipe, batch=(size, size)), folder, plan.force, say)
+        say(f"measuring {folder}")
+        measured = measure(
+            artifact.read(folder), size, plan.duration_s, ordinal=device, python=python
+        )
+    except TopfiveError as error:
+        table.failures.append(_failure(f"{what}: no throughput", error))
+        return FAILED, FAILED
+    table.tell(_about_throughput(plan, measured))
+    milliseconds = measured.latency_ms["round_trip"]["median"]
+    return f"{measured.images_per_second:.1f}", f"{milliseconds:.2f}"
+
+
+def _device_of(recipe: Recipe) -> tuple[int, str | None]:
+    return (recipe.card.device, recipe.card.python) if recipe.card else (0, None)
+
+
+def _failure(what: str, error: TopfiveError) -> str:
+    remedy = f" (try: {error.remedy})" if error.remedy else ""
+    return " ".join(f"{what}: {error.detail}{remedy}".split())
+
+
+def _about_accuracy(labelled: Labelled, manifest: Manifest, results: Results) -> str:
+    batch, images = manifest.input.batch, results.top1.images
+    return (
+        f"TOP1 and TOP5: percent of {images} images of {labelled.label_file.name}, by the mutable "
+        f"model of the precision (batches of {batch.min} to {batch.max})"
+    )
+
+
+def _about_throughput(plan: Plan, measured: Measured) -> str:
+    return (
+        f"images/s: the static model of the batch size, for {plan.duration_s:g} s, "
+        f"{measured.in_flight} batches sent at a time, without decoding or HTTP; ms a batch: the "
+        f"median from sending it to its answer; device: {measured.engine}"
+    )
+
+
+def _write(folder: Path, table: Table) -> None:
+    aside = folder / f".{TABLE}.part"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        aside.write_text(str(table), encoding="utf-8")
+        aside.replace(folder / TABLE)
+    except OSError as error:
+        remedy = "name another --output"
+        raise BuildError(f"cannot be written: {error}", remedy, file=str(folder)) from error

@@ -1,0 +1,155 @@
+"""`topfive-build sweep`: its options, and a sweep planned out of them.
+
+The options of the build are those of `caffe` and `onnx`, without what a sweep goes through by
+itself. `--image-dir` stays what it is there, photos to calibrate with; so the labelled images are
+called `--eval-...`: photos that int8 was calibrated with would flatter it.
+"""
+
+import sys
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from model_build import recipe
+from model_build.options import Options, with_options
+from service.errors import BuildError
+
+PARTLY = 5
+BATCH_SIZES = "1,4,8"
+"""Those of the sample's published throughput."""
+
+commands = typer.Typer(
+    help="Build and measure each precision and batch size, into one table.", no_args_is_help=True
+)
+_SWEPT = ("precision", "batch_size", "shape_mutable", "shape_mutable_word")
+_with_options = partial(with_options, left_out=_SWEPT)
+
+Precisions = Annotated[
+    str,
+    typer.Option(
+        metavar="A,B",
+        help=f"Default: {', '.join(recipe.FLOATS)}; for mlu with --image-dir also "
+        f"{recipe.INT8[0]}.",
+    ),
+]
+BatchSizes = Annotated[str, typer.Option(metavar="N,M", help="Of the static models.")]
+EvalLabelFile = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        exists=True,
+        help="Measure accuracy, too: the classes of images, in a form that topfive eval takes.",
+    ),
+]
+EvalImageDir = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Those images; default: the label file's folder."),
+]
+EvalImageNum = Annotated[int | None, typer.Option(min=1, help="Only the first so many of them.")]
+Duration = Annotated[
+    float, typer.Option(min=0.05, max=3600, help="Throughput is measured so long, each.")
+]
+
+
+@commands.command("caffe")
+@_with_options
+def sweep_caffe(
+    caffemodel: Annotated[
+        Path, typer.Option("--caffemodel", "--caffe_model", metavar="FILE", help="The weights.")
+    ],
+    prototxt: Annotated[Path, typer.Option(metavar="FILE", help="The network's text.")],
+    options: Options,
+    precisions: Precisions = "",
+    batch_sizes: BatchSizes = BATCH_SIZES,
+    eval_label_file: EvalLabelFile = None,
+    eval_image_dir: EvalImageDir = None,
+    eval_image_num: EvalImageNum = None,
+    duration_s: Duration = 3.0,
+) -> None:
+    """Sweep a Caffe network: throughput by precision and batch size, and accuracy if asked.
+
+    Writes every artifact and sweep.md to the folder --output. Exit 5 if anything failed: the table
+    says what.
+
+    Example: topfive-build sweep caffe --prototxt net.prototxt --caffemodel net.caffemodel
+    --preprocess resnext --output sweep --eval-label-file val.txt --eval-image-dir val
+    """
+    files = (prototxt, caffemodel)
+    images = (eval_label_file, eval_image_dir, eval_image_num)
+    _sweep("caffe", files, options, precisions, batch_sizes, images, duration_s)
+
+
+@commands.command("onnx")
+@_with_options
+def sweep_onnx(
+    model: Annotated[Path, typer.Option(metavar="FILE", help="The network.")],
+    options: Options,
+    precisions: Precisions = "",
+    batch_sizes: BatchSizes = BATCH_SIZES,
+    eval_label_file: EvalLabelFile = None,
+    eval_image_dir: EvalImageDir = None,
+    eval_image_num: EvalImageNum = None,
+    duration_s: Duration = 3.0,
+) -> None:
+    """Sweep an ONNX network the same way.
+
+    Example: topfive-build sweep onnx --model net.onnx --color rgb --mean 123.675,116.28,103.53
+    --std 58.395,57.12,57.375 --resize 256 --output sweep --batch-sizes 1,32,64
+    """
+    images = (eval_label_file, eval_image_dir, eval_image_num)
+    _sweep("onnx", (model,), options, precisions, batch_sizes, images, duration_s)
+
+
+def _sweep(
+    kind: recipe.Kind,
+    files: tuple[Path, ...],
+    options: Options,
+    precisions: str,
+    batch_sizes: str,
+    images: tuple[Path | None, Path | None, int | None],
+    duration_s: float,
+) -> None:
+    sizes = _sizes(batch_sizes)
+    asked = dict.fromkeys(precisions.split(",") if precisions else _all_precisions(options))
+    recipes = [replace(options, precision=one).to_recipe(kind, *files) for one in asked]
+    try:
+        from model_build import sweep
+    except ModuleNotFoundError as error:
+        remedy = "install topfive with its extra: pip install 'topfive[build]'"
+        raise BuildError(f"{error.name} is not installed", remedy) from error
+    labels, folder, count = images
+    labelled = sweep.Labelled(labels, folder or _folder(labels), count) if labels else None
+    plan = sweep.Plan(recipes, sizes, options.output, options.force, duration_s, labelled)
+    started = time.perf_counter()
+
+    def say(step: str) -> None:
+        print(f"{time.perf_counter() - started:6.1f} s  {step}", file=sys.stderr, flush=True)
+
+    table = sweep.run(plan, say)
+    print(table, end="", flush=True)
+    sys.exit(PARTLY if table.failures else 0)
+
+
+def _sizes(text: str) -> list[int]:
+    """The numbers of a text like `1,4,8`, each once."""
+    words = dict.fromkeys(text.split(","))
+    if not all(word.isascii() and word.isdecimal() for word in words):
+        raise typer.BadParameter(f"{text!r} is no list like 1,4,8", param_hint="--batch-sizes")
+    sizes = [int(word) for word in words]
+    if not all(1 <= size <= recipe.MAX_BATCH for size in sizes):
+        detail = f"{text}: batches are of 1 to {recipe.MAX_BATCH}"
+        raise typer.BadParameter(detail, param_hint="--batch-sizes")
+    return sizes
+
+
+def _all_precisions(options: Options) -> list[str]:
+    can_calibrate = options.target == "mlu" and options.card.image_dir
+    return [*recipe.FLOATS, *(recipe.INT8[:1] if can_calibrate else ())]
+
+
+def _folder(label_file: Path) -> Path:
+    return label_file if label_file.is_dir() else label_file.parent
