@@ -123,6 +123,14 @@ def test_the_service_imports_downwards(file: Path) -> None:
     assert not strays, f"{name} may not import {strays}"
 
 
+# What runs a device, measures it, or reads label files.
+MEASURING = {
+    "model_build.verify": {"service.core.trial"},
+    "model_build.scoring": {"service.evaluation.labels"},
+    "model_build.sweep": {"service.bench.device", "service.evaluation"},
+}
+
+
 @pytest.mark.parametrize("file", BUILD, ids=name_of)
 def test_the_build_imports_the_contract_alone(file: Path) -> None:
     """Of the service the build knows the artifact, the preprocessing and the errors."""
@@ -133,10 +141,7 @@ def test_the_build_imports_the_contract_alone(file: Path) -> None:
         "service.errors",
         "service.sdk",
     }
-    # What runs the device, and what reads label files.
-    more = {"model_build.verify": "service.core.trial"}
-    more["model_build.scoring"] = "service.evaluation.labels"
-    contract.add(more.get(name_of(file), "model_build"))
+    contract |= MEASURING.get(name_of(file), set())
     assert {name for name in ours(file) if not inside(name, contract)} == set()
 
 

@@ -30,10 +30,12 @@ class Network(Strict):
         self._ranges: dict[str, float] | None = None
 
     def get_input(self, index: int) -> Any:
-        return ITensor._made(_network=self)
+        if index not in range(1 if self._files else 0):
+            raise IndexError("the network has no input %s" % index)
+        return ITensor._made(_network=self, _output="")
 
     def get_output(self, index: int) -> Any:
-        return ITensor._made(_network=self)
+        return ITensor._made(_network=self, _output=self._output_names[index])
 
     def get_input_count(self) -> int:
         return 1 if self._files else 0
@@ -59,23 +61,31 @@ class ITensor(Strict):
     _surface = "ITensor"
 
     _network: Network
+    _output: str
+    """Its name; empty for the input."""
 
     def set_dimension(self, sides: Any) -> Any:
+        if self._output:
+            return bad("set_dimension of an output")
         self._network._input_dims = list(sides._values)
         return good()
 
     def get_dimension(self) -> Any:
+        if self._output:
+            raise NotImplementedError("the simulator does not infer an output before the build")
         return dims(self._network._input_dims or [])
 
     def set_data_type(self, kind: Any) -> Any:
+        if self._output:
+            return bad("set_data_type of an output")
         self._network._input_type = numpy_of(kind)
         return good()
 
     def get_data_type(self) -> Any:
-        return kind_of(self._network._input_type)
+        return kind_of(np.float32 if self._output else self._network._input_type)
 
     def get_tensor_name(self) -> str:
-        return self._network._input_name
+        return self._output or self._network._input_name
 
 
 class Parser(Strict):
@@ -88,6 +98,8 @@ class Parser(Strict):
         return bad("no parameter %s of %s" % (key, self._kind))
 
     def parse(self, network: Network, *files: str) -> Any:
+        if network._files:
+            return bad("parse: the network was parsed before")
         try:
             if self._kind == "kCaffe" and len(files) == 2:
                 return _parse_caffe(network, *files)
@@ -143,7 +155,11 @@ class BuilderConfig(Strict):
         return good()
 
     def parse_from_file(self, path: str) -> Any:
-        return BuilderConfig.__dict__["parse_from_string"](self, Path(path).read_text())
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            return bad("configuration: %s" % error)
+        return BuilderConfig.__dict__["parse_from_string"](self, text)
 
 
 class Builder(Strict):
@@ -157,8 +173,8 @@ class Builder(Strict):
 
         try:
             made = compiled.build(network, config._config if config else {})
-        except ValueError as error:
-            print("build_model: %s" % error)
+        except Exception as error:  # noqa: BLE001 - whatever the third party says, there is no model
+            print("build_model: %s" % " ".join(str(error).split()))
             return None
         return Model._made(_compiled=made)
 
@@ -205,7 +221,11 @@ class Calibrator(Strict):
 
     def calibrate(self, network: Network, config: Any) -> Any:
         asked = config._config.get("precision_config", {})
+        if len(self._data) != network.get_input_count():
+            return bad("calibrate: %d of data" % len(self._data))
         [data] = self._data
+        if not asked.get("precision_mode", "").startswith("qint"):
+            return bad("calibrate: the precision is not one of integers")
         if active_card() is None:
             return bad("no device is active")
         if not data._initialised:
@@ -215,13 +235,14 @@ class Calibrator(Strict):
             return bad("EQNM is symmetric")
         try:
             network._ranges = _ranges(network, data, self._algorithm)
-        except ValueError as error:
-            return bad("calibrate: %s" % error)
+        except Exception as error:  # noqa: BLE001 - the data's own included
+            return bad("calibrate: %s" % " ".join(str(error).split()))
         return good()
 
 
 def _ranges(network: Network, data: Any, algorithm: str) -> dict[str, float]:
-    """The largest input of each layer with weights, over the samples; EQNM cuts the last 0.01 %.
+    """The largest input of each layer with weights, over the samples; EQNM cuts the last 0.01 %
+    of each sample, going by 100,000 numbers of it.
 
     The data is walked twice, as real calibrators may; the first pass computes.
     """
@@ -229,7 +250,8 @@ def _ranges(network: Network, data: Any, algorithm: str) -> dict[str, float]:
 
     def see(name: str, numbers: Any) -> Any:
         size = np.abs(numbers)
-        largest = size.max() if algorithm[:4] != "EQNM" else np.percentile(size, 99.99)
+        some = size.reshape(-1)[:: 1 + size.size // 100_000]
+        largest = size.max() if algorithm[:4] != "EQNM" else np.percentile(some, 99.99)
         found.setdefault(name, []).append(float(largest))
         return numbers
 
@@ -256,6 +278,8 @@ def _walk(data: Any, network: Network, use: Any) -> None:
         if not sample.flags.c_contiguous or list(sample.shape) != sides:
             wrong("a calibration sample that is not contiguous, or of another shape")
             raise ValueError("a sample is not contiguous, or of another shape")
+        if network._input_dims is None or sides[1:] != network._input_dims[1:]:
+            raise ValueError("a sample of %s for %s" % (sides, network._input_dims))
         use(sample)
         samples += 1
     if not samples:

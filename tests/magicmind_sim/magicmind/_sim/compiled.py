@@ -174,20 +174,20 @@ def build(network: Any, config: dict[str, Any]) -> Compiled:
     sides = network._input_dims
     if sides is None or min(sides) < 1:
         raise ValueError("the dimensions of the input are not known: %s" % sides)
+    _refuse_the_unsimulated(config)
     normal = config.get("insert_bn_before_firstnode", {}).get("0")
     if normal and (not network._begins_with_convolution() or len(normal["mean"]) != sides[1]):
         raise ValueError("insert_bn_before_firstnode: no convolution of so many channels is first")
     nhwc = "0" in config.get("convert_input_layout", {})
-    bounds = config.get("dim_range", {}).get("0")
-    mutable = config.get("graph_shape_mutable", True)
-    order = [0, 2, 3, 1] if nhwc else [0, 1, 2, 3]
-    built = [sides[place] for place in order]
-    low, high = built, built
-    if mutable and bounds:
-        low, high = ([bounds[end][place] for place in order] for end in ("min", "max"))
-    free = mutable and low != high
-    answer = plain_runner(network._files).run(np.zeros([1, *sides[1:]], np.float32))
-    names = plain_runner(network._files).output_names
+    bounds = config.get("dim_range", {}).get("0") or {"min": sides, "max": sides}
+    least, most = bounds["min"], bounds["max"]
+    if not least[0] <= sides[0] <= most[0] or not least[1:] == sides[1:] == most[1:]:
+        raise ValueError("dim_range %s to %s of an input of %s" % (least, most, sides))
+    order = [0, 2, 3, 1] if nhwc else list(range(len(sides)))
+    built, low, high = ([each[place] for place in order] for each in (sides, least, most))
+    free = low != high
+    runner = plain_runner(network._files)
+    answer, names = runner.run(np.zeros([1, *sides[1:]], np.float32)), runner.output_names
     dtype = np.dtype(np.uint8) if normal else network._input_type
     meta = {
         "archs": _archs(config.get("archs", [])),
@@ -207,6 +207,16 @@ def build(network: Any, config: dict[str, Any]) -> Compiled:
         "ignore_layout": bool(os.environ.get("MAGICMIND_SIM_IGNORE_LAYOUT")),
     }
     return Compiled(meta, network._files)
+
+
+def _refuse_the_unsimulated(config: dict[str, Any]) -> None:
+    """What a real builder may take, and this one would pass over in silence."""
+    for key in ("dim_range", "convert_input_layout", "insert_bn_before_firstnode"):
+        if set(config.get(key, {})) - {"0"}:
+            raise ValueError("%s: the network has one input" % key)
+    layouts = config.get("convert_input_layout", {}).get("0", {"src": "NCHW", "dst": "NHWC"})
+    if layouts != {"src": "NCHW", "dst": "NHWC"} or config.get("convert_output_layout"):
+        raise ValueError("only an input of NCHW to NHWC is simulated")
 
 
 def _archs(asked: list[Any]) -> dict[str, list[int]]:
