@@ -66,18 +66,20 @@ def test_every_precision_and_batch_size(small: list[str], labels: Path, tmp_path
     assert {row["TOP1"] for row in found} == {"33.333"}
     assert {row["Model"] for row in found} == {"small"}
     assert all(float(row["images/s"]) > 1 and float(row["ms a batch"]) > 0 for row in found)
-    shapes = {path.name: artifact.read(path).manifest.input.batch for path in output.glob("small*")}
-    assert len(shapes) == 6
-    assert (shapes["small_force_float16_false_3"].min, shapes["small_force_float16_true_1"].max) == (
-        3, 64)  # fmt: skip
+    batches = {
+        path.name: artifact.read(path).manifest.input.batch for path in output.glob("small*")
+    }
+    assert len(batches) == 6
+    assert batches["small_force_float16_false_3"].min == 3
+    assert batches["small_force_float16_true_1"].max == 64
 
 
 def test_a_precision_that_fails(small: list[str], tmp_path: Path) -> None:
-    """Weights beyond float16's largest: its rows say so, the others stand, exit 5."""
+    """Weights that float16 cannot tell apart: its row says so, the other stands, exit 5."""
     caffemodel = Path(small[3])
     blobs = weights.read(caffemodel)
-    blobs["conv"] = [1e6 * blob for blob in blobs["conv"]]
-    blobs["fc"] = [1e-6 * blobs["fc"][0], blobs["fc"][1]]
+    # Beyond 2,048 the numbers of float16 are 2 apart; what all classes share is no difference.
+    blobs["fc"][0] = 2048.5 + 2 * blobs["fc"][0]
     write_weights(caffemodel, blobs)
     done = swept(*small, "--batch-sizes", "2", "--output", tmp_path / "swept")
     assert done.returncode == 5, done.stderr
@@ -114,23 +116,37 @@ def test_wrong_options(wrong: list[str], small: list[str], tmp_path: Path) -> No
     assert (done.returncode, (tmp_path / "swept").exists()) == (2, False)
 
 
-def test_on_a_card(small: list[str], labels: Path, magicmind: SimulatedSdk, tmp_path: Path) -> None:
+INT8 = ["qint8_mixed_float16"]
+
+
+@pytest.mark.parametrize(
+    ("precisions", "expected"),
+    [
+        (["--precisions", *INT8], INT8),
+        pytest.param([], ["force_float32", "force_float16", *INT8], marks=pytest.mark.large),
+    ],
+)
+@pytest.mark.large
+def test_on_a_card(
+    precisions: list[str],
+    expected: list[str],
+    small: list[str],
+    labels: Path,
+    magicmind: SimulatedSdk,
+    tmp_path: Path,
+) -> None:
     """Photos to calibrate with bring int8 along; throughput is the card's own."""
     card = magicmind.environment(MAGICMIND_SIM_LATENCY="1:20,4:40")
-    output = tmp_path / "swept"
-    done = swept(*small, "--target", "mlu", "--sdk-python", magicmind.python, "--output", output,
-                 "--image-dir", PHOTOS, "--batch-sizes", "1,4", "--batch-range", "1", "8",
+    done = swept(*small, "--target", "mlu", "--sdk-python", magicmind.python, *precisions,
+                 "--image-dir", PHOTOS, "--batch-sizes", "4", "--batch-range", "1", "8",
                  "--eval-label-file", labels, "--eval-image-dir", PHOTOS,
-                 environment=card)  # fmt: skip
+                 "--output", tmp_path / "swept", environment=card)  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = rows(done.stdout)
-    assert [row["Precision"] for row in found[::2]] == [
-        "force_float32", "force_float16", "qint8_mixed_float16"]  # fmt: skip
+    assert [row["Precision"] for row in found] == expected
     assert {row["TOP1"] for row in found} == {"33.333"}
-    # 1 in 20 ms, 4 in 40 ms; a busy machine makes it less, never more.
-    rates = np.array([float(row["images/s"]) for row in found]).reshape(3, 2)
-    assert (rates <= np.array([50, 100]) * 1.03).all()
-    assert (rates.max(axis=0) >= np.array([50, 100]) * 0.7).all()
+    # 4 in 40 ms are 100 a second; a busy machine makes it less, never more.
+    assert all(60 <= float(row["images/s"]) <= 103 for row in found), done.stdout
 
 
 def test_no_card(small: list[str], magicmind: SimulatedSdk, tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ class Network(Strict):
         if "net.prototxt" in self._files:
             from magicmind._sim import caffe
 
-            found = caffe.layers(self._files["net.prototxt"].decode("utf-8"))
+            found = caffe.layers(str(self._files["net.prototxt"], "utf-8"))
             first = [layer for layer in found if self._input_name in layer.bottoms]
             return [layer.kind for layer in first] == ["Convolution"]
         import onnx
@@ -119,8 +119,8 @@ def _parse_caffe(network: Network, caffemodel: str, prototxt: str) -> Any:
         wrong("parse takes the weights first, then the text")
         raise
     files = {"net.prototxt": text.encode("utf-8"), "net.caffemodel": Path(caffemodel).read_bytes()}
-    found = caffe.layers(text)
     network._output_names = caffe.Runner(text, files["net.caffemodel"]).output_names
+    found = caffe.layers(text)
     inputs = [layer for layer in found if layer.kind == "Input"]
     network._input_name = inputs[0].name if inputs else caffe._word(text, "input")
     network._files = files
@@ -291,7 +291,7 @@ def _watcher(network: Network, see: Any) -> Any:
     if "net.prototxt" in files:
         from magicmind._sim import caffe
 
-        runner = caffe.Runner(files["net.prototxt"].decode("utf-8"), files["net.caffemodel"], see)
+        runner = caffe.Runner(str(files["net.prototxt"], "utf-8"), files["net.caffemodel"], see)
         return runner.run
     import onnx
 

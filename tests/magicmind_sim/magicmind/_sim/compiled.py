@@ -72,7 +72,7 @@ class Compiled(object):
         try:
             with zipfile.ZipFile(path) as file:
                 files = {name: file.read(name) for name in file.namelist()}
-            return Compiled(json.loads(files.pop("meta.json").decode("utf-8")), files)
+            return Compiled(json.loads(str(files.pop("meta.json"), "utf-8")), files)
         except (OSError, KeyError, ValueError, TypeError, EOFError, RuntimeError) as error:
             raise ValueError("not a model: %s" % error) from error
         except (zipfile.BadZipFile, zlib.error) as error:
@@ -117,7 +117,7 @@ def rounding_runner(meta: dict[str, Any], files: dict[str, bytes]) -> Any:
     if "net.prototxt" in files:
         from magicmind._sim import caffe
 
-        text = files["net.prototxt"].decode("utf-8")
+        text = str(files["net.prototxt"], "utf-8")
         known = {layer.name: layer for layer in caffe.layers(text) if layer.weighted}
         whole = {name for name, layer in known.items() if most and not layer.depthwise}
 
@@ -157,7 +157,7 @@ def plain_runner(files: dict[str, bytes]) -> Any:
     if "net.prototxt" in files:
         from magicmind._sim import caffe
 
-        return caffe.Runner(files["net.prototxt"].decode("utf-8"), files["net.caffemodel"])
+        return caffe.Runner(str(files["net.prototxt"], "utf-8"), files["net.caffemodel"])
     import onnx
 
     from magicmind._sim import onnx_graph
