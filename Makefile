@@ -76,7 +76,7 @@ networks: $(VENV)/.dev ## all published Caffe networks beside OpenCV's dnn: minu
 	$(BIN)/python -m pytest -m large tests/test_caffe_published.py tests/test_evaluation_trained.py
 
 cards: $(VENV)/.dev .venv37/.ready ## trained networks and every fault on simulated cards: minutes
-	$(BIN)/python -m pytest -m 'large or not large' tests/test_cards.py tests/test_cards_trained.py tests/test_doctor_card.py tests/test_sweep.py
+	$(BIN)/python -m pytest -m 'large or not large' tests/test_cards.py tests/test_cards_trained.py tests/test_doctor_card.py tests/test_sweep.py tests/test_bench_card.py
 
 # Seconds a target, and where the seeds are beside those of fuzz/seeds.
 FUZZ_SECONDS ?= 600

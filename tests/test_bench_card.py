@@ -71,6 +71,7 @@ def images_per_second(artifact: Path, card: dict[str, str], sizes: str) -> dict[
     return {one["batch_size"]: one["images_per_second"] for one in results}
 
 
+@pytest.mark.large
 @pytest.mark.parametrize("precision", PUBLISHED)
 def test_the_published_throughput(
     precision: str,

@@ -94,7 +94,8 @@ def probabilities(service: Service, photo: Path) -> np.ndarray:
 def on_two_cards(artifact: Path, sdk: SimulatedSdk) -> Iterator[Service]:
     """The artifact served, when both of two simulated cards are ready."""
     flags = ("--device-python", sdk.python, "--start-timeout-s", "300")
-    with serving(artifact, *flags, environment=sdk.environment(MAGICMIND_SIM_CARDS="2")) as service:
+    cards = sdk.environment(MAGICMIND_SIM_CARDS="2")
+    with serving(artifact, *flags, environment=cards, ready_within_s=300) as service:
         service.await_ready(timeout_s=300)
         yield service
 

@@ -244,6 +244,19 @@ def test_two_cards(walk: Callable[..., Walk]) -> None:
     assert "The SDK sees 2 devices here" in answer(walked, 21)[0]
 
 
+def test_clusters(walk: Callable[..., Walk], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What runs and what does not is told for each number, and between which two it changes."""
+    monkeypatch.setattr(answers, "CLUSTERS", (2, 4, 8))
+    found = answer(walk(), 15)
+    assert found[:3] == [
+        "the device has 4 clusters or more, and fewer than 8",
+        "compiled for 2 clusters: runs",
+        "compiled for 4 clusters: runs",
+    ]
+    assert found[3].startswith("compiled for 8 clusters: built, but refused by create_i_engine: ")
+    assert found[4] == "memory and name: a Device has only active, create_queue, id"
+
+
 def test_calibration(walk: Callable[..., Walk]) -> None:
     """The simulator walks twice over all samples, and resets before each pass."""
     [told] = answer(walk(), 18)

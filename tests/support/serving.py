@@ -133,12 +133,15 @@ class Service:
 
 @contextlib.contextmanager
 def serving(
-    artifact: Path, *flags: str, environment: Mapping[str, str] | None = None
+    artifact: Path,
+    *flags: str,
+    environment: Mapping[str, str] | None = None,
+    ready_within_s: float = 60,
 ) -> Iterator[Service]:
     """A service that is ready, stopped at the end; `environment` is added to this process's."""
     service = Service(artifact, *flags, environment=environment)
     try:
-        service.await_ready()
+        service.await_ready(ready_within_s)
         yield service
     finally:
         service.stop()

@@ -126,7 +126,7 @@ def _rounding_layer(name: str, rounding: Rounding) -> Any:
 
 def with_weights(weights: bytes, change: Callable[[str, Any], Any]) -> bytes:
     """The caffemodel with `change`(layer, first blob) in place of each layer's first blob."""
-    net = _message()()
+    net = _MESSAGES["Net"]()
     net.ParseFromString(weights)
     for layer in net.layer:
         if layer.blobs:
@@ -138,7 +138,7 @@ def with_weights(weights: bytes, change: Callable[[str, Any], Any]) -> bytes:
     return result
 
 
-def _message() -> Any:
+def _messages() -> dict[str, Any]:
     """The few fields of caffe.proto that hold weights; the rest is passed on as it is."""
     file = descriptor_pb2.FileDescriptorProto(
         name="sim_caffe.proto", package="sim", syntax="proto2"
@@ -169,4 +169,11 @@ def _message() -> Any:
             )
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName("sim.Net"))
+    return {
+        name: message_factory.GetMessageClass(pool.FindMessageTypeByName("sim.%s" % name))
+        for name in messages
+    }
+
+
+# All of them are kept: protobuf crashes where the class of a part was collected.
+_MESSAGES = _messages()
