@@ -10,6 +10,7 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -187,7 +188,7 @@ def verify(
         ),
     ] = None,
     count: Annotated[
-        int, typer.Option("--images", min=1, help="So many of them, spread evenly.")
+        int, typer.Option("--images", min=1, max=5000, help="So many of them, spread evenly.")
     ] = 200,
     device_id: Annotated[
         int | None,
@@ -201,6 +202,7 @@ def verify(
     sdk_python: Annotated[
         str | None, typer.Option(metavar="PYTHON", help="The SDK's; default: found by trying.")
     ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of lines.")] = False,
 ) -> None:
     """Compare an artifact's device with the CPU reference, and its recipe with labels.
 
@@ -209,38 +211,49 @@ def verify(
 
     Example: topfive-build verify models/net --image-dir val --label-file val.txt
     """
-    from model_build import verification
+    try:
+        from model_build import verification
+    except ModuleNotFoundError as error:
+        raise _not_installed(error) from error
     from service.artifact import read
 
-    verified = read(artifact)
-    folder = image_dir or (label_file.parent if label_file else None)
-    holds = verification.device(verified, folder, count, device_id, sdk_python)
-    if label_file and folder:
-        holds &= verification.recipe(verified, folder, label_file, count)
-    if not holds:
-        sys.exit(DOES_NOT_HOLD)
-    if device_id is not None:
-        verification.replace(verified, device_id, sdk_python)
+    asked = verification.Asked(image_dir, label_file, count, device_id, sdk_python)
+    verdict = verification.verified(read(artifact), asked, _say_on_stderr())
+    if as_json:
+        verification.print_json(verdict)
+    else:
+        verification.print_lines(verdict)
+    sys.exit(0 if verdict.holds else DOES_NOT_HOLD)
 
 
 def _build(asked: recipe.Recipe, output: Path, force: bool) -> None:
     from rich.filesize import decimal
 
-    started = time.perf_counter()
-
-    def say(step: str) -> None:
-        print(f"{time.perf_counter() - started:6.1f} s  {step}", file=sys.stderr, flush=True)
-
+    say = _say_on_stderr()
     try:
         from model_build.build import build
 
         manifest = build(asked, output, force, say)
     except ModuleNotFoundError as error:
-        remedy = "install topfive with its extra: pip install 'topfive[build]'"
-        raise BuildError(f"{error.name} is not installed", remedy) from error
+        raise _not_installed(error) from error
     size = decimal(sum(file.size for file in manifest.files.values()))
     say(f"wrote {output}  ({manifest.name} {manifest.version}, {size})")
     print(output)
+
+
+def _say_on_stderr() -> Callable[[str], None]:
+    """What tells a step there, with the seconds since now."""
+    started = time.perf_counter()
+
+    def say(step: str) -> None:
+        print(f"{time.perf_counter() - started:6.1f} s  {step}", file=sys.stderr, flush=True)
+
+    return say
+
+
+def _not_installed(error: ModuleNotFoundError) -> BuildError:
+    remedy = "install topfive with its extra: pip install 'topfive[build]'"
+    return BuildError(f"{error.name} is not installed", remedy)
 
 
 def _is_whole_demo(output: Path) -> bool:

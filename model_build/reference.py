@@ -18,6 +18,8 @@ from service.errors import BuildError
 
 BATCH = 8
 
+_AGAIN = "build the artifact again with this topfive-build"
+
 Answers = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
 
@@ -33,12 +35,15 @@ def opened(artifact: Artifact, instead: Normalisation | None = None) -> Answers:
     """What gives the probabilities (N,classes) of rows (N,height,width,3), any number of them.
 
     With `instead`, the pixels are normalised so, and not as the recipe says. Raises BuildError for
-    an artifact whose reference lacks the nodes of the preprocessing.
+    an artifact that has no reference, or one that lacks the nodes of the preprocessing.
     """
     batch = artifact.manifest.input.batch
     on_cpu = artifact.manifest.target == "cpu"
+    file = cpu.MODEL if on_cpu else mlu.REFERENCE
+    if file not in artifact.manifest.files:
+        raise BuildError("there is no CPU reference", _AGAIN, file=str(artifact.path / file))
     core = ov.Core()
-    model = core.read_model(artifact.path / (cpu.MODEL if on_cpu else mlu.REFERENCE))
+    model = core.read_model(artifact.path / file)
     if instead:
         _normalise(model, instead)
     compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
@@ -58,7 +63,7 @@ def _normalise(model: ov.Model, instead: Normalisation) -> None:
     by_name = {node.get_friendly_name(): node for node in model.get_ordered_ops()}
     centred = by_name.get("rows:centred")
     if centred is None:
-        raise BuildError("the reference has no preprocessing", "build the artifact again")
+        raise BuildError("the reference has no preprocessing", _AGAIN)
     [divided] = centred.output(0).get_target_inputs()
     for node, numbers in ((centred, instead.mean), (divided.get_node(), instead.std)):
         by_channel = np.array(numbers, np.float32).reshape(1, 3, 1, 1)

@@ -6,38 +6,47 @@ ceil_mode, a layout that was not converted, mean and std that were not applied. 
 the host that serves.
 """
 
+import asyncio
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model_build import reference, writer
-from service import images, sdk
-from service.artifact import GOLDEN, MANIFEST, Artifact, Manifest, Precision
+from service import sdk
+from service.artifact import GOLDEN, Artifact, Manifest, Precision
 from service.core import trial
-from service.errors import BuildError, SdkError
+from service.errors import BuildError, DeviceError, SdkError
 
 Say = Callable[[str], None]
+Answers = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Bound:
-    """The largest difference of a probability, and the least share of rows with the same top-1."""
+    """What a right device may differ by: of a probability, and in the share of most likely classes.
+
+    A class that the reference has within `tie` of its own most likely one is as good.
+    """
 
     difference: float
+    tie: float
     agreement: float
 
 
-# float32 and float16: 10 times what the engines at hand differ by (float16: 0.0094 at most, four
-# networks on 133 photos). int8: what coarse steps cost a photo whose two best classes are near.
+# Of a CPU's device: the same file and engine in another process.
+ON_CPU = Bound(1e-4, 1e-4, 1.0)
+# Of a card's. float32: products of 10 bits. float16: five times what it costs on CPUs (0.0094 at
+# most, four networks on 133 photos). int8: on the simulator three trained networks differed by up
+# to 0.53 on 600 photos and agreed on 96 % or more; without mean and std on 46 %.
+_INT8 = Bound(0.8, 0.1, 0.9)
 BOUNDS: dict[Precision, Bound] = {
-    "force_float32": Bound(0.01, 1.0),
-    "force_float16": Bound(0.05, 0.98),
-    "qint8_mixed_float32": Bound(0.5, 0.85),
-    "qint8_mixed_float16": Bound(0.5, 0.85),
+    "force_float32": Bound(0.01, 0.01, 1.0),
+    "force_float16": Bound(0.05, 0.05, 0.98),
+    "qint8_mixed_float32": _INT8,
+    "qint8_mixed_float16": _INT8,
 }
 LEAST_TOLERANCE = 1e-3
 """Of golden answers by a card: the same card again, or another of its kind, is nearer than this."""
@@ -45,52 +54,60 @@ LEAST_TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a device and its reference answered to the same rows.
+    """What a device and its reference answered to the same rows, the golden ones among them.
 
-    `agreement` is the share of rows whose most likely class is the reference's, or one that the
-    reference has within the bound of its own.
+    `agreeing` of them have the same most likely class, near ties included. `fault` is what is wrong
+    with the golden rows' answers by the artifact's own tolerance; empty if they are right.
     """
 
     rows: int
     difference: float
-    agreement: float
+    agreeing: int
     bound: Bound
+    fault: str
+
+    @property
+    def agreement(self) -> float:
+        return self.agreeing / self.rows
 
     @property
     def holds(self) -> bool:
-        return self.difference <= self.bound.difference and self.agreement >= self.bound.agreement
+        near = self.difference <= self.bound.difference
+        # Of few rows a single one is a large share.
+        agreed = self.agreement >= self.bound.agreement or self.agreeing == self.rows - 1
+        return near and agreed and not self.fault
 
     def __str__(self) -> str:
+        golden = f"; the golden answers: {self.fault}" if self.fault else ""
         return (
             f"device against reference: {'right' if self.holds else 'WRONG'}: over {self.rows} "
             f"rows the largest difference is {self.difference:.2g} (at most "
-            f"{self.bound.difference:g}), the first class agrees in {self.agreement:.1%} "
-            f"(at least {self.bound.agreement:.0%})"
+            f"{self.bound.difference:.2g}), the first class agrees in {self.agreement:.1%} "
+            f"(at least {self.bound.agreement:.0%}){golden}"
         )
-
-
-def rows_of(artifact: Artifact, files: Sequence[Path]) -> NDArray[np.uint8]:
-    """The golden rows, and those of the image files."""
-    golden, resize = artifact.golden.rows, artifact.manifest.preprocessing.resize
-    made = np.zeros((len(files), *golden.shape[1:]), np.uint8)
-    for row, file in zip(made, files, strict=True):
-        images.decode_into(file.read_bytes(), row, resize, images.BIG_PIXELS)
-    return np.concatenate([golden, made])
 
 
 def compare(
     artifact: Artifact, rows: NDArray[np.uint8], ordinal: int, python: str | None
 ) -> Comparison:
-    """Both run; DeviceError or SdkError where the device cannot."""
+    """Run the golden rows and `rows` on both; DeviceError or SdkError where the device cannot."""
+    golden, manifest = artifact.golden, artifact.manifest
+    rows = np.concatenate([golden.rows, rows])
     right = reference.opened(artifact)(rows)
     found = trial.answers(artifact, rows, ordinal, python)
-    bound = BOUNDS[artifact.manifest.precision]
-    first = found.argmax(axis=1)
-    lost = right.max(axis=1) - right[np.arange(len(rows)), first]
+    bound = ON_CPU if manifest.target == "cpu" else BOUNDS[manifest.precision]
+    # A network that is sure of nothing has small probabilities, and small differences.
+    scale = float(right.max())
+    lost = right.max(axis=1) - right[np.arange(len(rows)), found.argmax(axis=1)]
     difference = float(np.abs(found - right).max())
-    agreement = float((lost <= bound.difference).mean())
-    # NaN would compare as neither more nor less.
-    return Comparison(len(rows), np.inf if np.isnan(difference) else difference, agreement, bound)
+    return Comparison(
+        rows=len(rows),
+        # NaN would compare as neither more nor less.
+        difference=np.inf if np.isnan(difference) else difference,
+        agreeing=int((lost <= bound.tie * scale).sum()),
+        bound=Bound(bound.difference * scale, bound.tie * scale, bound.agreement),
+        fault=golden.fault(found[: len(golden.rows)]),
+    )
 
 
 def why_not(artifact: Artifact, ordinal: int, python: str | None) -> str:
@@ -112,7 +129,14 @@ def after_build(artifact: Artifact, python: str, ordinal: int, say: Say) -> None
     if missing:
         say(f"device against reference: not done: {missing}; topfive-build verify does it later")
         return
-    compared = compare(artifact, artifact.golden.rows, ordinal, python)
+    try:
+        compared = compare(artifact, artifact.golden.rows[:0], ordinal, python)
+    except DeviceError as error:
+        raise BuildError(
+            f"the card does not run what was compiled for it: {error}",
+            f"{error.remedy or 'topfive doctor looks at the card'}; to build for another card than "
+            "this one, hide it: MLU_VISIBLE_DEVICES=",
+        ) from error
     say(str(compared))
     if not compared.holds:
         raise BuildError(
@@ -125,15 +149,15 @@ def after_build(artifact: Artifact, python: str, ordinal: int, say: Say) -> None
 def replace_golden(artifact: Artifact, ordinal: int, python: str | None) -> Manifest:
     """Write the artifact anew with the device's own golden answers and a tight tolerance.
 
-    The tolerance is twice what two runs differ by, and LEAST_TOLERANCE at least. The folder is what
-    it was, or the whole new artifact.
+    The tolerance is LEAST_TOLERANCE and twice what two runs differ by, one of all rows at once and
+    one of each alone. The folder is what it was, or the whole new artifact.
     """
     rows = artifact.golden.rows
-    first, second = (trial.answers(artifact, rows, ordinal, python) for _ in range(2))
-    tolerance = max(LEAST_TOLERANCE, 2 * float(np.abs(first - second).max()))
-    manifest = artifact.manifest
+    first = trial.answers(artifact, rows, ordinal, python)
+    second = asyncio.run(_one_by_one(artifact, ordinal, python))
+    tolerance = LEAST_TOLERANCE + 2 * float(np.abs(first - second).max())
     with writer.aside(artifact.path, force=True) as folder:
-        for name in manifest.files.keys() - {GOLDEN}:
+        for name in artifact.manifest.files.keys() - {GOLDEN}:
             shutil.copyfile(artifact.path / name, folder / name)
         np.savez(
             folder / GOLDEN,
@@ -142,6 +166,9 @@ def replace_golden(artifact: Artifact, ordinal: int, python: str | None) -> Mani
             tolerance=np.float32(tolerance),
             same_top1=np.bool_(artifact.golden.same_top1),
         )
-        given = {"schema_version", "version", "files", "tools", MANIFEST}
-        fields = {name: getattr(manifest, name) for name in Manifest.model_fields.keys() - given}
-        return writer.write_manifest(folder, **fields)
+        return writer.sign(folder, artifact.manifest)
+
+
+async def _one_by_one(artifact: Artifact, ordinal: int, python: str | None) -> Answers:
+    async with trial.opened(artifact, 1, ordinal, python) as opened:
+        return await opened.answers(artifact.golden.rows)

@@ -88,13 +88,21 @@ def aside(output: Path, force: bool) -> Iterator[Path]:
 
 
 def write_manifest(folder: Path, sdk: Sdk | None = None, **fields: Any) -> Manifest:
-    """Write the manifest: `sdk`, `fields`, the files' hashes, the tools. Then read the whole as the
-    service does; BuildError if that objects."""
+    """`sign` the folder with a manifest of `sdk`, `fields` and the tools."""
     tools = {name: metadata.version(name) for name in ("topfive", "openvino", "onnx", "protobuf")}
     if sdk:
         tools["magicmind"] = sdk.version
+    made = Manifest(schema=1, version="0" * 12, tools=tools, files={}, sdk=sdk, **fields)
+    return sign(folder, made)
+
+
+def sign(folder: Path, manifest: Manifest) -> Manifest:
+    """Write the manifest with the hashes of the folder's files, and the version that follows.
+
+    Then the whole is read as the service does; BuildError if that objects.
+    """
     files = {path.name: artifact.facts(path) for path in sorted(folder.iterdir())}
-    unsigned = Manifest(schema=1, version="0" * 12, tools=tools, files=files, sdk=sdk, **fields)
+    unsigned = manifest.model_copy(update={"files": files})
     manifest = unsigned.model_copy(update={"version": artifact.content_version(unsigned)})
     text = manifest.model_dump_json(by_alias=True, indent=2, exclude_none=True)
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")

@@ -1,0 +1,59 @@
+"""Image files as an artifact's rows, for what is tried out on many of them.
+
+Files enter, rows leave. What cannot be read or decoded is left out and said, as by `topfive eval`.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service import images
+from service.artifact import Artifact
+from service.errors import BuildError, RequestError
+
+ENDINGS = frozenset({".jpg", ".jpeg", ".png"})
+MAX_PIXELS = 50_000_000
+T = TypeVar("T")
+
+
+def spread(found: Sequence[T], count: int) -> list[T]:
+    """`count` of them or all, evenly: where they are in the order of classes, of all classes."""
+    count = min(count, len(found))
+    return [found[place * len(found) // count] for place in range(count)]
+
+
+def in_folder(folder: Path) -> list[Path]:
+    """The images in the folder and below; BuildError if there is none."""
+    found = sorted(file for file in folder.rglob("*") if file.suffix.lower() in ENDINGS)
+    if not found:
+        remedy = f"name a folder that has {', '.join(sorted(ENDINGS))} in it as --image-dir"
+        raise BuildError("no images in it", remedy, file=str(folder))
+    return found
+
+
+def decoded(
+    files: Sequence[Path], artifact: Artifact, say: Callable[[str], None]
+) -> tuple[NDArray[np.uint8], list[int]]:
+    """The rows (N,height,width,3) of those that can be decoded, and their places in `files`.
+
+    BuildError if that is none.
+    """
+    resize = artifact.manifest.preprocessing.resize
+    rows = np.zeros((len(files), *artifact.golden.rows.shape[1:]), np.uint8)
+    whole: list[int] = []
+    for place, file in enumerate(files):
+        try:
+            images.decode_into(file.read_bytes(), rows[len(whole)], resize, MAX_PIXELS)
+        except (OSError, RequestError) as error:
+            say(f"left out: {file}: {error}")
+            continue
+        whole.append(place)
+    if not whole:
+        raise BuildError(f"none of the {len(files)} images can be decoded", _REMEDY)
+    return rows[: len(whole)], whole
+
+
+_REMEDY = "give JPEG or PNG photos with --image-dir"
