@@ -167,17 +167,30 @@ def test_bombs_are_bounded_in_time_and_memory(
     assert grown < MEMORY_BYTES
 
 
-@pytest.mark.usefixtures("unhurt")
-def test_bombs_together_fit_in_memory(service: Service, figure: Callable[[str], None]) -> None:
-    """Four of the largest pictures at once: they are decoded one after another."""
+def test_bombs_together_fit_in_memory(tmp_path: Path, figure: Callable[[str], None]) -> None:
+    """Four of the largest pictures at once: they are decoded one after another.
+
+    Each has given back its memory before the next, also the one that ends in the middle.
+    """
     turned, profiles = (
         bombs.BOMBS[name][0]()
         for name in ("webp: 50 megapixels, turned", "png: 64 bits, interlaced")
     )
-    idle = peak_bytes(service)
-    with ThreadPoolExecutor(CALLERS) as callers:
-        answers = list(callers.map(lambda data: post(service, "big", data), [turned, profiles] * 2))
-    assert [answer.reply.status_code for answer in answers] == [200] * CALLERS
-    grown = peak_bytes(service) - idle
+    artifact = tiny.write_tiny_artifact(tmp_path / "tiny")
+    # The last waits for three others, on processors that may be shared: it is about memory.
+    flags = ("--decode-threads", str(THREADS), "--default-deadline-ms", "60000")
+    with serving(artifact, *flags) as service:
+        for kind in ("PNG", "WEBP"):  # A format's first picture loads its decoder, which stays.
+            assert post(service, "small", pictures.encoded(kind)).reply.status_code == 200
+        idle = peak_bytes(service)
+        with ThreadPoolExecutor(CALLERS) as callers:
+            answers = list(
+                callers.map(
+                    lambda data: post(service, "big", data),
+                    [profiles[:-100], turned, profiles, turned],
+                )
+            )
+        assert [answer.reply.status_code for answer in answers] == [422, 200, 200, 200]
+        grown = peak_bytes(service) - idle
     figure(f"bombs: {CALLERS} at once, peak memory {grown / 2**20:.0f} MiB more")
     assert grown < MEMORY_BYTES

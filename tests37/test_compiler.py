@@ -14,10 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
-
-pytest.importorskip("magicmind", reason="the simulated SDK is in the 3.7 environment alone")
-onnx = pytest.importorskip("onnx")
 
 COMPILER = Path(__file__).resolve().parent.parent / "model_build" / "sdk" / "compiler.py"
 SIDE, CLASSES = 8, 5

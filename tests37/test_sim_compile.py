@@ -13,12 +13,10 @@ import zipfile
 from pathlib import Path
 from typing import Any, Callable
 
+import magicmind.python.runtime as mm
 import numpy as np
 import pytest
-
-mm = pytest.importorskip("magicmind.python.runtime", reason="the simulated SDK is for 3.7 alone")
-
-from magicmind.python.runtime.parser import Parser  # noqa: E402
+from magicmind.python.runtime.parser import Parser
 
 SHAPE = [2, 3, 8, 8]
 MEAN, VARIANCE = [10.0, 80.0, 200.0], [4.0, 900.0, 16.0]

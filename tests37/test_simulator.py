@@ -6,12 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import magicmind.python.runtime as mm
 import numpy as np
 import pytest
-
-mm = pytest.importorskip("magicmind.python.runtime", reason="the simulated SDK is for 3.7 alone")
-
-from magicmind.python.runtime.parser import Parser  # noqa: E402
+from magicmind.python.runtime.parser import Parser
 
 SHAPE = [1, 3, 8, 8]
 MEAN, VARIANCE = [10.0, 20.0, 30.0], [4.0, 9.0, 16.0]

@@ -1,0 +1,51 @@
+"""Image files as rows, where some of them are not what their names say."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from model_build import pictures
+from service import artifact
+from service.errors import BuildError
+from tests.support import tiny
+from tests.support.pictures import encoded
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> artifact.Artifact:
+    return artifact.read(tiny.write_tiny_artifact(tmp_path / "tiny"))
+
+
+def test_what_cannot_be_decoded_is_left_out_and_said(
+    made: artifact.Artifact, tmp_path: Path
+) -> None:
+    """Broken, missing, a folder: the others keep their places and their pixels."""
+    files = [tmp_path / name for name in ("a.png", "broken.jpg", "missing.png", "dir.png", "b.png")]
+    files[0].write_bytes(encoded(seed=1))
+    files[1].write_bytes(encoded("JPEG")[:100])
+    files[3].mkdir()
+    files[4].write_bytes(encoded(seed=2))
+    said: list[str] = []
+    rows, whole = pictures.decoded(files, made, said.append)
+    assert whole == [0, 4]
+    alone = [pictures.decoded([files[place]], made, said.append)[0][0] for place in whole]
+    assert np.array_equal(rows, alone)
+    assert not np.array_equal(rows[0], rows[1])
+    assert [line.split(":")[1].strip() for line in said] == [str(file) for file in files[1:4]]
+
+
+def test_nothing_to_decode(made: artifact.Artifact, tmp_path: Path) -> None:
+    """A folder without images and one of broken ones each say what to give."""
+    with pytest.raises(BuildError, match="no images"):
+        pictures.in_folder(tmp_path / "tiny")
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    with pytest.raises(BuildError, match="none of the 1 images"):
+        pictures.decoded(pictures.in_folder(tmp_path), made, lambda line: None)
+
+
+@pytest.mark.parametrize(("count", "chosen"), [(1, [0]), (3, [0, 3, 6]), (10, list(range(10)))])
+def test_spread(count: int, chosen: list[int]) -> None:
+    """Evenly over all, and no more than there are."""
+    assert pictures.spread(range(10), count) == chosen
+    assert pictures.spread(range(10), 99) == list(range(10))
