@@ -77,7 +77,7 @@ def compile_job(job: dict[str, Any], **environment: str) -> tuple[int, dict[str,
     file = Path(job["result"]).with_name("job.json")
     file.write_text(json.dumps(job))
     done = subprocess.run(
-        [sys.executable, "-E", "-s", str(COMPILER), str(file)],
+        [sys.executable, "-E", "-s", str(COMPILER), str(file), str(os.getpid())],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         universal_newlines=True,
@@ -180,3 +180,19 @@ def test_calibration_data_can_be_walked_any_number_of_times() -> None:
             assert tuple(data.get_shape().GetDims()) == sample.shape
         assert not data.next().ok() and not data.next().ok()
         assert data.reset().ok()
+
+
+def test_it_ends_with_its_parent(job: dict[str, Any], tmp_path: Path) -> None:
+    """Killed or gone before: a card must not be kept for a build that nobody waits for."""
+    file, pipe = tmp_path / "job.json", tmp_path / "pipe"
+    os.mkfifo(str(pipe))  # the parser waits for whoever writes into it
+    file.write_text(json.dumps(dict(job, files=[str(pipe)])))
+    parent = "import os, subprocess, sys; subprocess.call(sys.argv[1:] + [str(os.getpid())])"
+    command = [sys.executable, "-c", parent, sys.executable, "-E", "-s", str(COMPILER), str(file)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith(b"[topfive:parse]")
+    process.kill()
+    assert process.communicate(timeout=30)[0] == b""  # its end: both have let go of it
+    orphan = subprocess.run([*command[3:], "1"], stderr=subprocess.PIPE, timeout=60)
+    assert orphan.returncode == 1 and b"is gone" in orphan.stderr

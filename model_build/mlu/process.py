@@ -1,11 +1,12 @@
 """The compiler script as a process: a job goes in, the model's inputs and outputs come out.
 
 The process has this one's environment untouched, and its log is told as it comes. It lives no
-longer than the build: an interrupted build ends it. Whatever it ends with but a result is a
+longer than the build, however that ends. Whatever it ends with but a result is a
 BuildError that says at which step, what the SDK said, and what to try.
 """
 
 import json
+import os
 import re
 import subprocess
 from collections.abc import Callable, Mapping
@@ -36,7 +37,7 @@ def compile_job(
     """The result of `job` (as the compiler's docstring has it, but for `result`)."""
     file, result = folder / "job.json", folder / "result.json"
     file.write_text(json.dumps({**job, "result": str(result)}), encoding="utf-8")
-    step, last, code = _run([python, "-E", "-s", str(COMPILER), str(file)], say)
+    step, last, code = _run([python, "-E", "-s", str(COMPILER), str(file), str(os.getpid())], say)
     answer: dict[str, Any] = {}
     if result.is_file():
         answer = json.loads(result.read_text(encoding="utf-8"))

@@ -1,8 +1,9 @@
 """Compiles one network with MagicMind: a process of its own, under the SDK's own Python.
 
-    python -E -s model_build/sdk/compiler.py JOB
+    python -E -s model_build/sdk/compiler.py JOB PARENT
 
-It is alone in its folder, so that nothing of topfive can hide a module of the SDK. JOB is JSON:
+It is alone in its folder, so that nothing of topfive can hide a module of the SDK. It ends with its
+parent, the process PARENT, so that nothing keeps a card that nobody waits for. JOB is JSON:
 
     name          of the model
     frontend      "caffe" or "onnx", the parser of MagicMind's that reads the files
@@ -23,8 +24,10 @@ in which the SDK might say no: a bad Status, None, an exception. Python 3.7, num
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import signal
 import sys
 import traceback
 from typing import Any
@@ -34,12 +37,17 @@ import numpy as np
 from magicmind.python.common.types import get_numpy_dtype_by_datatype
 from magicmind.python.runtime.parser import Parser
 
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
 
 class Failed(Exception):
     """The SDK said no."""
 
 
 def main() -> None:
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != int(sys.argv[2]):
+        sys.exit("the build that started this is gone")
     with open(sys.argv[1], encoding="utf-8") as file:
         job = json.load(file)
     try:
