@@ -15,7 +15,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from importlib import metadata
-from typing import cast
+from typing import Any, cast
 
 import uvicorn
 from fastapi import FastAPI, Request, Response
@@ -47,6 +47,8 @@ Fatal = Callable[[DeviceError], None]
 
 LAG_TICK_S = 0.1
 MAX_HEAD_BYTES = 65536
+WAKE_BYTES = 1 << 18
+"""Of a body, held by the connection; four times what uvicorn holds."""
 _HEAD_TOO_LARGE = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
     b"connection: close\r\ncontent-length: 0\r\n\r\n"
@@ -91,7 +93,12 @@ def create_app(settings: Settings, fatal: Fatal) -> FastAPI:
             lifespan=lifespan,
         ),
     )
-    app.add_middleware(Edge, metrics=metrics, draining=lambda: app.state.model.draining)
+    app.add_middleware(
+        Edge,
+        metrics=metrics,
+        draining=lambda: app.state.model.draining,
+        classify=lambda: app.state.classify,
+    )
     app.add_exception_handler(RequestError, _answer_request_error)
     app.add_exception_handler(HTTPException, _answer_http_error)
     return app
@@ -104,7 +111,8 @@ def _add_doors(app: FastAPI, settings: Settings, metrics: Metrics) -> None:
         settings.max_body_bytes,
         metrics.http_request_body.labels("classify").observe,
     )
-    app.include_router(classify.router(model, intake, settings, metrics))
+    app.state.classify = classify.door(model, intake, settings, metrics)
+    app.include_router(classify.documentation(model, settings))
     app.include_router(health.router(model))
     app.include_router(about.router(model, intake, metrics))
 
@@ -141,6 +149,7 @@ class _Protocol(HttpToolsProtocol):
     """uvicorn's, with a bound on heads, trailers and chunk headers: httptools has none."""
 
     _unparsed_bytes = 0
+    _announced = False
 
     def data_received(self, data: bytes) -> None:
         self._unparsed_bytes += len(data)
@@ -151,11 +160,29 @@ class _Protocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._unparsed_bytes = 0
+        self._announced = any(name == b"content-length" for name, _ in self.headers)
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
+        """Collect it, and wake the application for the whole or for WAKE_BYTES: uvicorn does for
+        each piece that the network brings. A length that was not announced is counted by pieces."""
         self._unparsed_bytes = 0
-        super().on_body(body)
+        cycle = self.cycle
+        if cycle.response_complete or not self._announced:
+            super().on_body(body)
+            return
+        cycle.body += body
+        if len(cycle.body) > WAKE_BYTES:
+            self.flow.pause_reading()
+            cycle.message_event.set()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        cycle = self.cycle
+        if cycle is not None and not cycle.response_complete:
+            exchange = cast(dict[str, Any], cycle.scope).get(KEY)
+            if exchange is not None:
+                exchange.departed()
 
 
 class _Server(uvicorn.Server):

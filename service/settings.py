@@ -41,6 +41,9 @@ class Settings(BaseSettings):
     port: int = Field(8080, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
 
     rows: int = Field(256, ge=1, le=65536, description="Images accepted at one time.")
+    queue_images: int = Field(
+        0, ge=0, description="Images that wait for a device at one time; 0: as many as rows."
+    )
     max_images: Positive = Field(32, description="Images in one request.")
     max_body_bytes: Positive = Field(16 << 20, description="Largest body of one request.")
     max_receiving_bytes: Positive = Field(
@@ -79,6 +82,12 @@ class Settings(BaseSettings):
         "cards the first of python3.7, python3 that can load MagicMind.",
     )
     decode_threads: int = Field(0, ge=0, le=256, description="Decoding threads; 0: one a core.")
+    max_batch: int = Field(
+        0, ge=0, le=1024, description="Largest batch that is sent; 0: what the engine likes."
+    )
+    inflight_per_device: int = Field(
+        0, ge=0, le=16, description="Batches sent to a device at one time; 0: what it likes."
+    )
     probe_interval_s: Seconds = Field(5, description="Between golden probes of a ready device.")
     restart_delay_s: Seconds = Field(
         0.5, description="Before a failed device is started again; doubles with each failure."

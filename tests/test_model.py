@@ -294,7 +294,7 @@ def test_draining(artifact: Path) -> None:
             await answered.answered
             assert_right(answered, 1)
             with pytest.raises(Draining):
-                service.model.admit()
+                service.model.admit(10)
             admitted_before = service.submit(2)
             await admitted_before.answered
             assert_right(admitted_before, 2)

@@ -11,7 +11,9 @@ ROOT = Path(__file__).resolve().parent.parent
 LEAVES = {
     f"service.{name}" for name in ("errors", "settings", "images", "metrics", "artifact", "sdk")
 }
-BELOW_DEVICE = {f"service.core.{name}" for name in ("batcher", "host", "rows", "request")}
+BELOW_DEVICE = {
+    f"service.core.{name}" for name in ("batcher", "host", "rate", "rows", "request")
+}
 
 # Down only: beside the leaves, what each module of the service may import of it. A name stands for
 # all that is inside it.
@@ -35,6 +37,7 @@ MAY_IMPORT = {
     "service.core.trial": {"service.core.host", "service.core.rows"},
     "service.core.decoder": {"service.core.rows", "service.core.request"},
     "service.core.batcher": {"service.core.request"},
+    "service.core.rate": set(),
     "service.core.rows": set(),
     "service.core.request": set(),
 }

@@ -18,6 +18,9 @@ from service.core.request import Image
 from service.core.rows import Rows
 from service.errors import Internal, RequestError
 
+RECENT = 16
+"""Images over which their cost is averaged."""
+
 
 @dataclass(slots=True)
 class Decoded:
@@ -47,6 +50,7 @@ class Decoder:
         self._done: deque[Decoded] = deque()
         self._wake_pending = False
         self._busy = [False] * threads
+        self._seconds = 0.0
         self._threads = [
             threading.Thread(target=self._run, args=(number,), name=f"decode-{number}", daemon=True)
             for number in range(threads)
@@ -62,6 +66,11 @@ class Decoder:
         """End the threads, after what they have begun."""
         for _ in self._threads:
             self._todo.put(None)
+
+    @property
+    def wait_s(self) -> float:
+        """Until an image that comes now would be begun, as long as the last ones took."""
+        return self._todo.qsize() * self._seconds / len(self._threads)
 
     def statistics(self) -> dict[str, int]:
         """Threads, those busy, and images waiting for one."""
@@ -104,4 +113,5 @@ class Decoder:
         finished = []
         while self._done:
             finished.append(self._done.popleft())
+            self._seconds += (finished[-1].seconds - self._seconds) / RECENT
         self._finished(finished)

@@ -22,6 +22,7 @@ import numpy as np
 from service.artifact import Artifact
 from service.core.batcher import Batcher
 from service.core.host import Host, Timings, hello
+from service.core.rate import Rate
 from service.core.request import Image
 from service.core.rows import Rows, State
 from service.errors import DeviceError, DeviceFailed
@@ -64,6 +65,7 @@ class Device:
         self._shared = shared
         self._failures = 0
         self._unproven_images = 0
+        self.rate = Rate()
         self.description = ""
         self.retry_at = 0.0
         manifest = shared.artifact.manifest
@@ -138,6 +140,7 @@ class Device:
         shared = self._shared
         timeout_s = shared.settings.batch_timeout_ms / 1000
         self._unproven_images = 0
+        self.rate = Rate()
         try:
             host = Host(
                 self.name, shared.python, shared.rows.descriptor, timeout_s, self._late_replies.inc
@@ -160,7 +163,8 @@ class Device:
     async def _work(self, host: Host) -> None:
         shared = self._shared
         try:
-            told = hello(shared.artifact, shared.rows, self._ordinal)
+            largest = shared.settings.max_batch
+            told = hello(shared.artifact, shared.rows, self._ordinal, largest)
             await host.greet(told, shared.settings.start_timeout_s)
             self.description = str(host.facts["description"])
             self._become("proving")
@@ -175,7 +179,8 @@ class Device:
 
     async def _pull(self, host: Host) -> None:
         """Keep the host supplied: as soon as it has room for another batch, the next one."""
-        room = asyncio.Semaphore(host.facts["batches_in_flight"])
+        in_flight = self._shared.settings.inflight_per_device or host.facts["batches_in_flight"]
+        room = asyncio.Semaphore(in_flight)
         while True:
             await room.acquire()
             batch = await self._shared.batcher.pull(host.facts["largest_batch"])
@@ -186,12 +191,14 @@ class Device:
         self._shared.rows.move(numbers, State.WAITING, State.RUNNING)
         self._batch_images.observe(len(batch))
         self._padding.inc(max(0, self._fixed_batch - len(batch)))
+        self.rate.begin()
         host.send(batch, numbers, partial(self._answered, batch, room, time.perf_counter()))
 
     def _answered(
         self, batch: list[Image], room: asyncio.Semaphore, sent_at: float, timings: Timings
     ) -> None:
         room.release()
+        self.rate.finish(len(batch))
         self._batches["ok"].inc()
         self._unproven_images += len(batch)
         for stage, nanoseconds in zip(self._stages, timings, strict=True):

@@ -12,7 +12,6 @@ import math
 import os
 import random
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -42,6 +41,9 @@ from service.settings import Settings
 
 log = logging.getLogger("topfive.model")
 
+CAUTION = 1.2
+"""By which a predicted wait counts for more: rates move, and a late answer is device time lost."""
+
 
 class Model:
     """One artifact on a pool of devices; made, started and stopped on one event loop.
@@ -65,7 +67,8 @@ class Model:
         self.rows = Rows(
             settings.rows, len(devices.ordinals) * len(golden.rows), shape, manifest.output.classes
         )
-        self.largest_request = min(settings.max_images, settings.rows)
+        self._queue_images = settings.queue_images or settings.rows
+        self.largest_request = min(settings.max_images, settings.rows, self._queue_images)
         self._batcher = Batcher(self._drop)
         self._decoder = Decoder(
             self.rows,
@@ -87,7 +90,6 @@ class Model:
         )
         self.pool = Pool(devices.ordinals, shared, fatal)
         self._open: dict[Request, asyncio.TimerHandle] = {}
-        self._recent: deque[tuple[float, int]] = deque(maxlen=64)
         self._bind_metrics(metrics)
 
     def _bind_metrics(self, metrics: Metrics) -> None:
@@ -135,11 +137,19 @@ class Model:
         """Whether requests are taken: a device is proven, and the service is not stopping."""
         return self.pool.ready > 0 and not self.draining
 
-    def admit(self) -> None:
-        """Raise what the smallest request would be refused with now: to be asked at its head."""
+    def admit(self, deadline_s: float) -> None:
+        """Raise what a request of one image, to be answered within `deadline_s`, would be refused
+        with now: to be asked at its head."""
         if self.draining:
             raise Draining("the server is stopping", "send it to another", retry_after_s=1)
         self._check_room(1)
+        wait_s = self._wait_s()
+        if wait_s * CAUTION > deadline_s:
+            raise Overloaded(
+                f"it would wait for {wait_s:.1f} s, and is to be answered within {deadline_s:g} s",
+                "try again after Retry-After, or give it longer",
+                retry_after_s=_whole_seconds(wait_s),
+            )
 
     def _check_room(self, images: int) -> None:
         if images > self.largest_request:
@@ -158,7 +168,14 @@ class Model:
             raise Overloaded(
                 f"{images} rows are needed and {self.rows.free} of {self.rows.capacity} are free",
                 "try again after Retry-After",
-                retry_after_s=self._seconds_to_free_rows(),
+                retry_after_s=_whole_seconds(self._wait_s()),
+            )
+        queued = self.rows.waiting
+        if queued + images > self._queue_images:
+            raise Overloaded(
+                f"{queued} images wait, and {images} more; this server queues {self._queue_images}",
+                "try again after Retry-After",
+                retry_after_s=_whole_seconds(self._wait_s()),
             )
 
     def submit(self, data: Sequence[bytes], top_k: int, deadline: float) -> Request:
@@ -186,7 +203,7 @@ class Model:
             "queue": self._batcher.statistics(),
             "decoder": self._decoder.statistics(),
             "devices": self.pool.statistics(),
-            "images_per_second": round(self._images_per_second(), 2),
+            "images_per_second": round(self.pool.images_per_second, 2),
         }
 
     def _decoded(self, finished: list[Decoded]) -> None:
@@ -239,7 +256,6 @@ class Model:
         k = max(image.request.top_k for image in batch)
         class_ids, scores = top_k(self.rows.outputs[numbers], k)
         self.rows.give_back(numbers, State.RUNNING)
-        self._recent.append((time.monotonic(), len(batch)))
         for image, ids, values in zip(batch, class_ids, scores, strict=True):
             request = image.request
             queued = sent_at - image.ready_at
@@ -260,18 +276,13 @@ class Model:
         self._images["failed"].inc()
         image.request.settle(image.index, error)
 
-    def _images_per_second(self) -> float:
-        """Over the last 64 batches; 0 before there were two."""
-        if len(self._recent) < 2:
-            return 0.0
-        seconds = time.monotonic() - self._recent[0][0]
-        images = sum(count for _, count in self._recent) - self._recent[0][1]
-        return images / max(seconds, 1e-3)
+    def _wait_s(self) -> float:
+        """Until what is under way now is answered, at the rates of late: 0 if nothing is.
 
-    def _seconds_to_free_rows(self) -> int:
-        rate = self._images_per_second()
-        in_use = self.rows.capacity - self.rows.free
-        return _whole_seconds(in_use / rate if rate else 1.0)
+        The slower of decoding and devices decides, since they work at the same time.
+        """
+        rate = self.pool.images_per_second
+        return max(self._decoder.wait_s, self.rows.under_way / rate if rate else 0.0)
 
     def _collect(self) -> Iterable[Metric]:
         rows = self.rows.statistics()

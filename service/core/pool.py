@@ -41,6 +41,14 @@ class Pool:
         """Devices that are ready."""
         return sum(device.state == "ready" for device in self.devices)
 
+    @property
+    def images_per_second(self) -> float:
+        """What the ready devices compute while they are busy; 0 before one has computed."""
+        rates = [device.rate.images_per_second for device in self.devices]
+        known = [rate for rate in rates if rate]
+        # A device that is new is taken to be like the others.
+        return sum(known) / len(known) * self.ready if known else 0.0
+
     def start(self) -> None:
         """Begin the devices' lives."""
         self._set_alarm(self._settings.start_timeout_s)

@@ -78,6 +78,16 @@ class Rows:
         """Numbers of the rows that are not given to callers."""
         return range(self.capacity, len(self.inputs))
 
+    @property
+    def under_way(self) -> int:
+        """Rows of images that are being decoded, wait or are computed."""
+        return self.capacity - self._counts[State.FREE] - self._counts[State.LOST]
+
+    @property
+    def waiting(self) -> int:
+        """Of these the ones that are on no device yet."""
+        return self._counts[State.FILLING] + self._counts[State.WAITING]
+
     def take(self, count: int) -> list[int] | None:
         """The numbers of `count` rows, all at once, now filling; None if so many are not free."""
         if count > len(self._free):

@@ -35,7 +35,7 @@ class MagicMindEngine(Engine):
         version = check_version(job.sdk)
         self._inputs, self._outputs = inputs, outputs
         self._padded_to = job.batch_min
-        liked = job.largest_batch or max(LARGEST_BATCH, job.batch_min)
+        liked = max(job.largest_batch or LARGEST_BATCH, job.batch_min)
         self.largest_batch = min(job.batch_max, liked)
         self._device = activate(job.device)
         self._model = mm.Model()

@@ -25,7 +25,7 @@ class OpenVINOEngine(Engine):
     def __init__(self, job: Job, inputs: Any, outputs: Any) -> None:
         self._inputs, self._outputs = inputs, outputs
         self._padded_to = job.batch_min
-        liked = job.largest_batch or max(LARGEST_BATCH, job.batch_min)
+        liked = max(job.largest_batch or LARGEST_BATCH, job.batch_min)
         self.largest_batch = min(job.batch_max, liked)
         core = ov.Core()
         try:

@@ -5,7 +5,7 @@ import zlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
-from starlette.requests import Request as HTTPRequest
+from starlette.types import Receive
 
 from service.errors import (
     BodyTimeout,
@@ -17,6 +17,7 @@ from service.errors import (
     TooLarge,
     UnsupportedMedia,
 )
+from service.routes.exchange import Headers
 from service.routes.problem import CODINGS
 
 _INFLATE = {"gzip": zlib.MAX_WBITS | 16, "deflate": zlib.MAX_WBITS}
@@ -53,41 +54,43 @@ class Intake:
             if not timer.expired():
                 timer.reschedule(asyncio.get_running_loop().time())
 
-    def check_head(self, http: HTTPRequest) -> None:
+    def check_head(self, headers: Headers) -> None:
         """Refuse what the head alone tells is not taken: UnsupportedMedia or TooLarge."""
-        coding = _coding(http)
+        coding = _coding(headers)
         if coding not in CODINGS:
             raise UnsupportedMedia(
                 f"Content-Encoding {coding[:40]!r} is not taken",
                 "send the body as it is, or with gzip or deflate",
             )
-        self._check_size(_length(http))
+        self._check_size(_length(headers))
 
     @asynccontextmanager
-    async def receive(self, http: HTTPRequest, timeout_s: float) -> AsyncIterator[bytes]:
+    async def receive(
+        self, headers: Headers, receive: Receive, timeout_s: float
+    ) -> AsyncIterator[bytes]:
         """The whole body, without its content coding; its bytes are reserved until the end.
 
         Overloaded if there is no room for it, TooLarge and Malformed as it comes; BodyTimeout
         after `timeout_s`; ClientGone when the caller leaves; Draining after `end`.
         """
         with self._reservation() as reserve:
-            reserve(_length(http))
-            body = await self._read_in_time(http, timeout_s, reserve)
+            reserve(_length(headers))
+            body = await self._read_in_time(receive, timeout_s, reserve)
             self._observe(len(body))
-            coding = _coding(http)
+            coding = _coding(headers)
             if coding != "identity":
                 body = await asyncio.to_thread(self._inflate, body, coding)
                 reserve(len(body))
             yield body
 
     async def _read_in_time(
-        self, http: HTTPRequest, timeout_s: float, reserve: Callable[[int], None]
+        self, receive: Receive, timeout_s: float, reserve: Callable[[int], None]
     ) -> bytes:
         timer = asyncio.timeout(timeout_s)
         self._timers.add(timer)
         try:
             async with timer:
-                return await self._read(http, reserve)
+                return await self._read(receive, reserve)
         except TimeoutError:
             raise self._late(timeout_s) from None
         finally:
@@ -100,18 +103,19 @@ class Intake:
             f"the body was not whole within {timeout_s:g} s", "send it faster, or a smaller one"
         )
 
-    async def _read(self, http: HTTPRequest, reserve: Callable[[int], None]) -> bytes:
-        body = bytearray()
-        more = True
+    async def _read(self, receive: Receive, reserve: Callable[[int], None]) -> bytes:
+        parts: list[bytes] = []
+        size, more = 0, True
         while more:
-            message = await http.receive()
+            message = await receive()
             if message["type"] == "http.disconnect":
                 raise ClientGone("the caller left before its body was whole")
-            body += message.get("body", b"")
-            self._check_size(len(body))
-            reserve(len(body))
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            self._check_size(size)
+            reserve(size)
             more = message.get("more_body", False)
-        return bytes(body)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _check_size(self, size_bytes: int) -> None:
         if size_bytes > self._max_body_bytes:
@@ -160,10 +164,10 @@ class Intake:
         return inflated
 
 
-def _coding(http: HTTPRequest) -> str:
-    return http.headers.get("content-encoding", "identity").strip().lower()
+def _coding(headers: Headers) -> str:
+    return headers.get("content-encoding", "identity").strip().lower()
 
 
-def _length(http: HTTPRequest) -> int:
+def _length(headers: Headers) -> int:
     """Bytes of the body that the head announces; 0 for a chunked one."""
-    return int(http.headers.get("content-length", "0"))
+    return int(headers.get("content-length", "0"))

@@ -2,10 +2,11 @@
 
 import asyncio
 from typing import Any
+from urllib.parse import parse_qs
 
 import orjson
-from fastapi import APIRouter, Request, Response
-from starlette.datastructures import Headers
+from fastapi import APIRouter, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.artifact import Label
 from service.core.model import Model
@@ -15,19 +16,22 @@ from service.errors import ClientGone, Malformed, RequestError, Undecodable
 from service.metrics import Metrics
 from service.routes import files, openapi
 from service.routes.body import Intake
-from service.routes.exchange import CLASSIFY, KEY, Exchange
+from service.routes.exchange import CLASSIFY, KEY, Exchange, Headers
 from service.routes.problem import fields
 from service.settings import Settings
 
 # Splitting a larger body into files takes milliseconds: not on the event loop.
 LARGE_BODY_BYTES = 1 << 20
 DEADLINE_HEADERS = ("x-request-timeout-ms", "x-envoy-expected-rq-timeout-ms")
+_HEADERS = ((b"content-type", b"application/json"), (b"cache-control", b"no-store"))
 STAGES = ("receive", "decode", "queue", "copy_in", "compute", "copy_out", "encode")
 
 
-def router(model: Model, intake: Intake, settings: Settings, metrics: Metrics) -> APIRouter:
-    """The door of `model`; bodies come in through `intake`."""
-    routes = APIRouter()
+def door(model: Model, intake: Intake, settings: Settings, metrics: Metrics) -> ASGIApp:
+    """The door of `model`, without a router; bodies come in through `intake`.
+
+    It raises the RequestError that a request ends with.
+    """
     receive_seconds = metrics.request_stage.labels("classify", "receive")
     encode_seconds = metrics.request_stage.labels("classify", "encode")
     labels = [_label(label) for label in model.artifact.labels]
@@ -36,24 +40,24 @@ def router(model: Model, intake: Intake, settings: Settings, metrics: Metrics) -
         "version": model.artifact.manifest.version,
     }
 
-    @routes.post(CLASSIFY, **openapi.classify(settings, model.largest_request, len(labels)))
-    async def classify(http: Request) -> Response:
-        exchange: Exchange = http.scope[KEY]
+    async def classify(scope: Scope, receive: Receive, send: Send) -> None:
+        exchange: Exchange = scope[KEY]
+        headers = Headers(scope)
         # What the caller must change comes before what time may change; all of it before the body.
-        content_type = http.headers.get("content-type", "")
+        content_type = headers.get("content-type", "")
         files.media_type(content_type)
-        top_k = _top_k(http.query_params.get("top_k"), len(labels))
-        deadline_s = _deadline_ms(http.headers, settings.default_deadline_ms) / 1000
-        intake.check_head(http)
-        model.admit()
+        top_k = _top_k(scope["query_string"], len(labels))
+        deadline_s = _deadline_ms(headers, settings.default_deadline_ms) / 1000
+        intake.check_head(headers)
+        model.admit(deadline_s)
         deadline = asyncio.get_running_loop().time() + deadline_s
         body_timeout_s = min(settings.body_timeout_ms / 1000, deadline_s)
-        async with intake.receive(http, body_timeout_s) as body:
+        async with intake.receive(headers, receive, body_timeout_s) as body:
             received = exchange.seconds()
             receive_seconds.observe(received)
             request = model.submit(await _split(body, content_type, model), top_k, deadline)
             request.took("receive", received)
-            await _answered(http, request)
+            await _answered(exchange, request)
 
         encoding = exchange.seconds()
         answer = orjson.dumps(
@@ -65,10 +69,24 @@ def router(model: Model, intake: Intake, settings: Settings, metrics: Metrics) -
         )
         request.took("encode", exchange.seconds() - encoding)
         encode_seconds.observe(request.stages["encode"])
-        headers = {"cache-control": "no-store"}
+        said = [*_HEADERS, (b"content-length", b"%d" % len(answer))]
         if settings.server_timing:
-            headers["server-timing"] = _server_timing(request, exchange)
-        return Response(answer, headers=headers, media_type="application/json")
+            said.append((b"server-timing", _server_timing(request, exchange).encode()))
+        await send({"type": "http.response.start", "status": 200, "headers": said})
+        await send({"type": "http.response.body", "body": answer})
+
+    return classify
+
+
+def documentation(model: Model, settings: Settings) -> APIRouter:
+    """The same door for /docs and for the router, which answers 405 there; POST gets to neither."""
+    routes = APIRouter()
+
+    @routes.post(
+        CLASSIFY, **openapi.classify(settings, model.largest_request, len(model.artifact.labels))
+    )
+    async def classify() -> Response:
+        raise AssertionError("Edge has answered this")
 
     return routes
 
@@ -80,20 +98,13 @@ async def _split(body: bytes, content_type: str, model: Model) -> list[bytes]:
     return await asyncio.to_thread(files.split, body, content_type, limit)
 
 
-async def _answered(http: Request, request: CoreRequest) -> None:
-    """Until `request` has ended; what it ended with is raised."""
-    departure = asyncio.create_task(_end_on_departure(http, request))
-    try:
-        await request.answered
-    finally:
-        departure.cancel()
-
-
-async def _end_on_departure(http: Request, request: CoreRequest) -> None:
-    """The body is whole, so what comes next is the caller's departure."""
-    while (await http.receive())["type"] != "http.disconnect":
-        pass
-    request.end(ClientGone("the caller left"))
+async def _answered(exchange: Exchange, request: CoreRequest) -> None:
+    """Until `request` has ended, by its caller's departure at the latest; what it ended with is
+    raised."""
+    exchange.on_departure = lambda: request.end(ClientGone("the caller left"))
+    if exchange.gone:
+        exchange.on_departure()
+    await request.answered
 
 
 def _deadline_ms(headers: Headers, default_ms: int) -> int:
@@ -112,9 +123,11 @@ def _positive(name: str, text: str) -> int:
     return int(text[:18])
 
 
-def _top_k(text: str | None, classes: int) -> int:
-    if text is None:
+def _top_k(query: bytes, classes: int) -> int:
+    values = parse_qs(query.decode("latin-1"), keep_blank_values=True) if query else {}
+    if "top_k" not in values:
         return min(openapi.DEFAULT_TOP_K, classes)
+    text = values["top_k"][-1]
     if not (text.isascii() and text.isdigit() and len(text) <= 6 and 1 <= int(text) <= classes):
         raise Malformed(f"top_k is {text[:40]!r}", f"make it an integer from 1 to {classes}")
     return int(text)

@@ -12,9 +12,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from prometheus_client import Counter
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import Internal
+from service.errors import Internal, RequestError
 from service.metrics import ROUTES, Metrics
 from service.routes.problem import problem
 
@@ -40,11 +41,22 @@ _SECURITY = (
 LOGGED_FAULTS_PER_SECOND = 5
 
 
+class Headers(dict[str, str]):
+    """A request's headers by their names in lower case; of several of a name the first."""
+
+    def __init__(self, scope: Scope) -> None:
+        super().__init__(
+            (name.decode("latin-1"), value.decode("latin-1"))
+            for name, value in reversed(scope["headers"])
+        )
+
+
 class Exchange:
     """What the doors know of a request beyond HTTP; `reason` is the code of its error, if any."""
 
     __slots__ = (
-        "body_ended", "reason", "request_id", "route", "sampled", "started", "status", "trace_id",
+        "body_ended", "gone", "on_departure", "reason", "request_id", "route", "sampled", "started",
+        "status", "trace_id",
     )  # fmt: skip
 
     def __init__(self, scope: Scope) -> None:
@@ -56,6 +68,15 @@ class Exchange:
         self.reason = ""
         self.body_ended = False
         """All of the body is read, or the caller has left: there is no more to receive."""
+        self.gone = False
+        self.on_departure: Callable[[], None] | None = None
+        """What is to be called when the caller leaves before its answer."""
+
+    def departed(self) -> None:
+        """The connection is lost, told by whoever holds it."""
+        self.gone = True
+        if self.on_departure is not None:
+            self.on_departure()
 
     def seconds(self) -> float:
         """Since the head of the request was read."""
@@ -63,12 +84,24 @@ class Exchange:
 
 
 class Edge:
-    """ASGI middleware; the outermost. While `draining`, every answer ends its connection."""
+    """ASGI middleware; the outermost. While `draining`, every answer ends its connection.
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, draining: Callable[[], bool]) -> None:
+    `classify` gives the door of POST /classify, which is answered from here: the router and what
+    is around it would cost as much again as the whole request does.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        draining: Callable[[], bool],
+        classify: Callable[[], ASGIApp],
+    ) -> None:
         self._app = app
         self._metrics = metrics
         self._draining = draining
+        self._classify = classify
+        self._answers: dict[tuple[str, int], Counter] = {}
         self._in_flight = {route: metrics.http_requests_in_flight.labels(route) for route in ROUTES}
         self._seconds = {
             ok: metrics.http_request_duration.labels("classify", "ok" if ok else "error")
@@ -87,7 +120,12 @@ class Edge:
         in_flight = self._in_flight[exchange.route]
         in_flight.inc()
         try:
-            await self._app({**scope, "method": method}, receive, send)
+            if exchange.route == "classify" and method == "POST":
+                await self._classify()(scope, receive, send)
+            else:
+                await self._app({**scope, "method": method}, receive, send)
+        except RequestError as refusal:
+            await problem(exchange, refusal)(scope, receive, send)
         except Exception:
             log.exception("request_failed", extra=_facts(exchange, scope))
             if exchange.status:  # the answer has begun: only the connection can tell
@@ -116,7 +154,11 @@ class Edge:
 
     def _count(self, exchange: Exchange, path: str) -> None:
         status, route = exchange.status, exchange.route
-        self._metrics.http_requests.labels(route, str(status)).inc()
+        counter = self._answers.get((route, status))
+        if counter is None:
+            counter = self._metrics.http_requests.labels(route, str(status))
+            self._answers[route, status] = counter
+        counter.inc()
         if route == "classify":
             exemplar = {"trace_id": exchange.trace_id} if exchange.sampled else None
             self._seconds[status < 400].observe(exchange.seconds(), exemplar)

@@ -1,0 +1,44 @@
+"""How fast a device is while it is busy: what an image that waits has to expect.
+
+The service's own throughput would not tell: it is low when little is asked for.
+"""
+
+import time
+from collections import deque
+
+RECENT = 16
+"""Batches that count: few, since they grow when the queue does."""
+
+
+class Rate:
+    """Images per second of one device over its recent batches, the time between them left out."""
+
+    def __init__(self) -> None:
+        self._recent: deque[tuple[float, int]] = deque(maxlen=RECENT + 1)
+        self._busy_seconds = 0.0
+        self._under_way = 0
+        self._since = 0.0
+
+    def begin(self) -> None:
+        """A batch was sent."""
+        if self._under_way == 0:
+            self._since = time.perf_counter()
+            if not self._recent:
+                self._recent.append((0.0, 0))
+        self._under_way += 1
+
+    def finish(self, images: int) -> None:
+        """A batch of so many images was answered."""
+        now = time.perf_counter()
+        self._busy_seconds += now - self._since
+        self._since = now
+        self._under_way -= 1
+        self._recent.append((self._busy_seconds, images))
+
+    @property
+    def images_per_second(self) -> float:
+        """0 before the first batch was answered."""
+        if len(self._recent) < 2:
+            return 0.0
+        (first, _), (last, _) = self._recent[0], self._recent[-1]
+        return sum(images for _, images in list(self._recent)[1:]) / max(last - first, 1e-6)
