@@ -10,7 +10,7 @@ DEMO ?= artifacts/efficientnet-lite0
 PYTHON37 ?= $(shell ls -d $$(command -v python3.7 2>/dev/null | grep -v /shims/) \
 	$${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.7.*/bin/python3.7 2>/dev/null | head -n 1)
 
-.PHONY: help demo install develop test check lint types python37 unit networks cards image-test fuzz bench lock lines clean
+.PHONY: help demo install develop test check lint types python37 unit networks cards image-test fuzz bench bench-all bench-lock lock lines clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -73,7 +73,7 @@ unit: $(VENV)/.dev $(if $(PYTHON37),.venv37/.ready)
 	$(BIN)/python -m pytest
 
 networks: $(VENV)/.dev ## all published Caffe networks beside OpenCV's dnn: minutes
-	$(BIN)/python -m pytest -m large tests/test_caffe_published.py tests/test_evaluation_trained.py
+	$(BIN)/python -m pytest -m large tests/test_caffe_published.py tests/test_evaluation_trained.py tests/test_draft.py
 
 cards: $(VENV)/.dev .venv37/.ready ## trained networks and every fault on simulated cards: minutes
 	$(BIN)/python -m pytest -m 'large or not large' tests/test_cards.py tests/test_cards_trained.py tests/test_doctor_card.py tests/test_sweep.py tests/test_bench_card.py
@@ -95,9 +95,30 @@ image-test: $(VENV)/.dev .venv37/.ready ## build and run both Docker images on s
 	$(BIN)/topfive-build demo --output $(DEMO)
 	$(BIN)/python docker/test_images.py --artifact $(DEMO) --sdk-environment .venv37
 
-bench: $(VENV)/.dev ## one minute of 32 clients, as a share of the bare engine of the same run
-	$(BIN)/topfive-build demo --output $(DEMO)
-	$(BIN)/python -m bench.service_share --artifact $(DEMO)
+# The environments of the servers that we are compared with, and of the plot.
+PEERS := triton mosec litserve fastapi plot
+bench_env = $(1:%=build/bench-envs/%/.ready)
+# Rounds, and seconds of each measurement: ROUNDS=1 SECONDS=3 SUITES=no-time for a look.
+ROUNDS ?= 5
+SECONDS ?= 4
+SUITES ?= no-time,resnext50,lite0,cards,growth
+bench: $(VENV)/.dev .venv37/.ready $(call bench_env,$(PEERS)) ## beside other servers, in bench/RESULTS.md: an hour and a half
+	$(BIN)/python -m bench --rounds $(ROUNDS) --seconds $(SECONDS) --suites $(SUITES)
+
+bench-all: $(VENV)/.dev .venv37/.ready $(call bench_env,$(PEERS) bentoml ray_serve) ## with BentoML and Ray Serve, too
+	$(BIN)/python -m bench --rounds $(ROUNDS) --seconds $(SECONDS) --suites $(SUITES) --all
+
+build/bench-envs/%/.ready: bench/peers/%.lock
+	$(BIN)/python -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r $<
+	@touch $@
+
+bench-lock: $(VENV)/.dev ## resolve the peers' dependencies anew
+	grep -E '^(pillow|openvino)==' requirements-cpu.lock | sed 's/ .*//' > build/bench-constraints
+	for peer in $(PEERS) bentoml ray_serve; do \
+		$(BIN)/uv pip compile $(LOCK) --upgrade --python-version 3.11 --python-platform x86_64-manylinux_2_35 \
+			$$(test $$peer = triton && echo --no-deps) -c build/bench-constraints bench/peers/$$peer.in -o bench/peers/$$peer.lock; \
+	done
 
 lock: $(VENV)/.dev ## resolve the dependencies anew
 	$(BIN)/python -m pip install --quiet uv

@@ -29,14 +29,14 @@ class BareEngine:
 
     def images_per_second(self, size: int, seconds: float) -> float:
         """Batches of `size` one after another for about `seconds`, after one to warm up."""
-        numbers = list(range(size))
-        self._run(numbers)
+        self.run(size)
         batches, started = 0, time.perf_counter()
         while time.perf_counter() - started < seconds:
-            self._run(numbers)
+            self.run(size)
             batches += 1
         return batches * size / (time.perf_counter() - started)
 
-    def _run(self, numbers: list[int]) -> None:
-        self._engine.begin(numbers)
+    def run(self, size: int) -> None:
+        """One batch."""
+        self._engine.begin(list(range(size)))
         self._engine.finish()

@@ -114,7 +114,7 @@ def serve(settings: "Settings", sources: dict[str, str]) -> None:
     """
     import logging
 
-    from service import app, logs
+    from service import logs
     from service.settings import unknown_variables
 
     logs.configure(settings.log_format, settings.log_level)
@@ -122,6 +122,12 @@ def serve(settings: "Settings", sources: dict[str, str]) -> None:
         logging.getLogger("topfive").warning(
             "unknown_variable", extra={"variable": name, "detail": "no setting; see topfive config"}
         )
+    if settings.workers > 1:
+        from service import workers
+
+        sys.exit(workers.serve(settings))
+    from service import app
+
     sys.exit(app.serve(settings))
 
 

@@ -55,6 +55,9 @@ MAX_READS = 250_000
 MAX_RLE_PIXELS = 4_000_000
 _BMP_RUN_LENGTHS = (BmpImageFile.COMPRESSIONS["RLE8"], BmpImageFile.COMPRESSIONS["RLE4"])
 BIG_PIXELS = 12_000_000
+DRAFT = 2
+"""Pixels for each one wanted, along a side, that a draft of a JPEG has at least. Of 663 photos
+enlarged to 2048 pixels 99.1 % have the same first class as undrafted (tests/test_draft.py)."""
 
 _MAGIC = re.compile(
     rb"(?P<jpeg>\xff\xd8\xff)|(?P<png>\x89PNG\r\n\x1a\n)|(?P<webp>RIFF....WEBP)"
@@ -76,6 +79,7 @@ _OTHERS = (
     (0, b"iVBORw", "base64 text"),
 )
 # A marker that opens a segment or ends the picture; those inside a scan (FF00, restarts) do not.
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _JPEG_MARKER = re.compile(rb"\xff([\xc0-\xcf\xd8-\xfe])")
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -126,6 +130,8 @@ def decode_into(
         with _big if pixels > BIG_PIXELS else nullcontext():
             # Whatever comes of it, its memory is free before the next one's turn.
             try:
+                if kind == "image/jpeg":
+                    _draft(image, data, resize)
                 fitted = _fit(_upright(image), resize, width, height)
             except Exception as error:
                 traceback.clear_frames(error.__traceback__)
@@ -221,6 +227,20 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
     while (found := _JPEG_MARKER.search(data, position)) and found[1] != b"\xd9":
         yield found[1][0], found.end()
         position = found.end() + int.from_bytes(data[found.end() : found.end() + 2])
+
+
+def _draft(image: ImageFile, data: bytes, resize: int) -> None:
+    """Have a large JPEG decoded at a half, a quarter or an eighth, which its coding allows: at
+    least DRAFT times what is wanted, so that the last scaling decides."""
+    scale = min(image.size) / (DRAFT * resize)
+    if scale > 1 and not _is_lossless(data):
+        image.draft(None, (int(image.width / scale), int(image.height / scale)))
+
+
+def _is_lossless(data: bytes) -> bool:
+    """Whether the JPEG's frame is one without a DCT, which has no smaller sizes."""
+    frames = (marker for marker, _ in _jpeg_segments(data) if marker in _FRAMES)
+    return next(frames, 0) in (0xC3, 0xC7, 0xCB, 0xCF)
 
 
 def _upright(image: Image.Image) -> Image.Image:

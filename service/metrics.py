@@ -40,7 +40,7 @@ ROUTES = ("classify", "admin", "other")
 DEVICE_STATES = ("starting", "proving", "ready", "failed", "waiting", "quarantined")
 RESTART_REASONS = ("crashed", "hung", "wrong_answer", "driver", "artifact")
 
-disable_created_metrics()  # type: ignore[no-untyped-call]
+disable_created_metrics()
 
 
 class Metrics:
@@ -98,6 +98,7 @@ class Metrics:
             "stage",
         )
         self.image_pixels = histogram("image_pixels", "Size before scaling.", PIXELS, "model")
+        self.row_seconds = counter("row_seconds_total", "Time integral of rows in use.", "model")
         self.batches = counter(
             "batches_total", "Batches by how they ended.", "model", "device", "outcome"
         )
@@ -152,6 +153,12 @@ class Metrics:
         self.event_loop_lag = histogram(
             "event_loop_lag_seconds", "Lateness of a 100 ms tick.", LAG_SECONDS
         )
+        self.workers = gauge(
+            "workers", "Processes that serve: in this scrape, and left out of it.", "state"
+        )
+        self.worker_restarts = counter("worker_restarts_total", "Workers started again.")
+        self.workers.labels("answering").set(1)
+        self.workers.labels("silent")
         self.build_info = gauge("build_info", "1; this topfive.", "version", "revision", "python")
         for route, code in (("classify", 200), ("admin", 200), ("admin", 503), ("other", 404)):
             self.http_requests.labels(route, str(code))

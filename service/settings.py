@@ -67,10 +67,19 @@ class Settings(BaseSettings):
     no_device_grace_s: Seconds = Field(
         60, description="With no device ready after one was; then the service ends with 1."
     )
+    drain_delay_s: float = Field(
+        0,
+        ge=0,
+        le=86_400,
+        description="From SIGTERM, which makes it unready, until it accepts no more connections.",
+    )
     drain_timeout_s: Seconds = Field(
-        30, description="After SIGTERM, for what was accepted; then it is answered 503."
+        30, description="After that, for what was accepted; then it is answered 503."
     )
 
+    workers: int = Field(
+        1, ge=1, le=64, description="Processes that serve, each with its share of the devices."
+    )
     devices: str = Field(
         "all",
         pattern=r"^(all|\d+(,\d+)*)$",
@@ -107,6 +116,12 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="The least level that is logged."
     )
+
+    def named_artifact(self) -> Path:
+        """`artifact`; SettingsError if there is none."""
+        if self.artifact is None:
+            raise SettingsError("no artifact is named", "name the folder with --artifact DIR")
+        return self.artifact
 
 
 def load(flags: Mapping[str, object], file: Path | None = None) -> tuple[Settings, dict[str, str]]:

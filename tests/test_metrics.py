@@ -49,8 +49,13 @@ TABLE = {
     "decode_threads_busy": ("gauge", ""),
     "build_info": ("gauge", "version revision python"),
 }
-# Beyond the table: the design asks for a count of answers that may have been wrong.
-BEYOND = {"doubtful_images_total": ("counter", "device")}
+# Beyond the table: the design asks for a count of answers that may have been wrong, and a scrape
+# has to tell whose values are in it.
+BEYOND = {
+    "doubtful_images_total": ("counter", "device"),
+    "workers": ("gauge", "state"),
+    "worker_restarts_total": ("counter", ""),
+}
 VALUES = {
     ("http_requests_total", "route"): {"classify", "admin", "other"},
     ("http_request_duration_seconds", "outcome"): {"ok", "error"},
@@ -66,6 +71,7 @@ VALUES = {
     ("device_restarts_total", "reason"): {"crashed", "hung", "wrong_answer", "driver", "artifact"},
     ("golden_probes_total", "result"): {"pass", "fail", "timed_out", "skipped"},
     ("device_info", "kind"): {"cpu"},
+    ("workers", "state"): {"answering", "silent"},
 }  # fmt: skip
 BUCKETS = {
     "http_request_duration_seconds": ".001 .0025 .005 .0075 .01 .015 .02 .03 .05 .075 .1 .15 .2 "

@@ -20,9 +20,21 @@ BELOW_DEVICE = {
 MAY_IMPORT = {
     "service.cli": {
         *("service.app", "service.client", "service.evaluation", "service.bench", "service.logs"),
-        "service.doctor",
+        *("service.doctor", "service.workers"),
     },
-    "service.app": {"service.routes", "service.core.model"},
+    "service.app": {
+        *("service.routes", "service.core.model", "service.server", "service.listener"),
+        "service.merging",
+    },
+    "service.workers": {"service.listener", "service.turns"},
+    "service.worker": {
+        *("service.app", "service.server", "service.merging", "service.turns", "service.logs"),
+        *("service.listener", "service.core.model", "service.device.parent"),
+    },
+    "service.merging": set(),
+    "service.turns": set(),
+    "service.server": {"service.routes", "service.core.model", "service.listener"},
+    "service.listener": set(),
     "service.client": {"service.core.model", "service.core.request"},
     "service.evaluation": {"service.evaluation", "service.client", "service.core.request"},
     "service.bench": {"service.bench", "service.core.trial", "service.core.host"},
@@ -43,10 +55,10 @@ MAY_IMPORT = {
 }
 # The only places of what is large, or what would turn a room into another one.
 HOMES = {
-    "fastapi": {"service.app", "service.routes"},
+    "fastapi": {"service.app", "service.server", "service.worker", "service.routes"},
     "fastapi_offline": {"service.app"},
     "starlette": {"service.app", "service.routes"},
-    "uvicorn": {"service.app"},
+    "uvicorn": {"service.server"},
     "python_multipart": {"service.routes"},
     "PIL": {"service.images"},
     "openvino": {"service.device.engine_openvino", "model_build"},

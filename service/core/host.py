@@ -171,25 +171,30 @@ class Host:
         except OSError as error:  # the host is ending; its exit tells why
             log.debug("send_failed", extra={"device": self._name, "error": str(error)})
 
-    def _readable(self) -> None:
+    def _readable(self) -> bool:
+        """Take in the next message of the host; whether there was one."""
+        try:
+            message = self._connection.recv(wire.MAX_MESSAGE_BYTES)
+        except BlockingIOError:
+            return False
+        except OSError:
+            message = b""
+        if not message:  # the process is ending: its exit is the failure
+            self._loop.remove_reader(self._connection)
+            return False
+        try:
+            if self._opened.is_set():
+                self._replied(message)
+            else:
+                self._greeted(message)
+        except wire.WireError as error:
+            self.fail(DeviceError(f"device {self._name}: {error}"))
+        return True
+
+    def _read_all(self) -> None:
         """Take in whatever the host has sent."""
-        while True:
-            try:
-                message = self._connection.recv(wire.MAX_MESSAGE_BYTES)
-            except BlockingIOError:
-                return
-            except OSError:
-                message = b""
-            if not message:  # the process is ending: its exit is the failure
-                self._loop.remove_reader(self._connection)
-                return
-            try:
-                if self._opened.is_set():
-                    self._replied(message)
-                else:
-                    self._greeted(message)
-            except wire.WireError as error:
-                self.fail(DeviceError(f"device {self._name}: {error}"))
+        while self._readable():
+            pass
 
     def _greeted(self, message: bytes) -> None:
         facts = wire.unpack_answer(message)
@@ -216,7 +221,7 @@ class Host:
     def _late(self, batch_id: int) -> None:
         # When it was we who were held up, the answer is there already.
         if not self.failure.done():
-            self._readable()
+            self._read_all()
         if batch_id in self.unanswered:
             limit = f"within {self._batch_timeout_s:g} s"
             detail = f"device {self._name} did not answer batch {batch_id} {limit}"
@@ -225,7 +230,7 @@ class Host:
     def _exited(self) -> None:
         self._loop.remove_reader(self._pidfd)
         os.close(self._pidfd)
-        self._readable()
+        self._read_all()
         self._said()
         code = self.process.wait()
         how = f"by {signal.Signals(-code).name}" if code < 0 else f"with code {code}"

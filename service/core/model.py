@@ -35,7 +35,7 @@ from service.errors import (
     Overloaded,
     TooLarge,
 )
-from service.metrics import Metrics, counter_family, gauge_family
+from service.metrics import Metrics, gauge_family
 from service.sdk import Devices
 from service.settings import Settings
 
@@ -61,6 +61,7 @@ class Model:
     ) -> None:
         self.artifact = artifact
         self.draining = False
+        self._ended = False
         self._settings = settings
         manifest, golden = artifact.manifest, artifact.golden
         shape = (manifest.input.height, manifest.input.width, manifest.input.channels)
@@ -86,10 +87,12 @@ class Model:
             metrics,
             answer=self._answer,
             refuse=self._refuse,
-            changed=lambda: self.pool.changed(),
+            changed=self._device_changed,
         )
         self.pool = Pool(devices.ordinals, shared, fatal)
         self._open: dict[Request, asyncio.TimerHandle] = {}
+        self.on_change: Callable[[], None] = lambda: None
+        """What is to be called when `ready` may have changed."""
         self._bind_metrics(metrics)
 
     def _bind_metrics(self, metrics: Metrics) -> None:
@@ -102,6 +105,8 @@ class Model:
         self._decode_seconds = metrics.image_stage.labels(name, "decode")
         self._queue_seconds = metrics.image_stage.labels(name, "queue")
         self._pixels = metrics.image_pixels.labels(name)
+        self._row_seconds = metrics.row_seconds.labels(name)
+        self._row_seconds_told = 0.0
         metrics.model_info.labels(
             name,
             manifest.version,
@@ -116,12 +121,17 @@ class Model:
             ).set(1)
         metrics.add(self._collect)
 
+    def _device_changed(self) -> None:
+        self.pool.changed()
+        self.on_change()
+
     def start(self) -> None:
         """Begin: the devices start, and are ready when they are proven."""
         self.pool.start()
 
     def drain(self, timeout_s: float) -> None:
-        """Take no more requests; what is open after `timeout_s` is answered that we stop."""
+        """Not ready from now on. Requests are taken for `timeout_s` more, since they were on their
+        way; those that are open then are answered that we stop."""
         self.draining = True
         asyncio.get_running_loop().call_later(timeout_s, self._end_open)
 
@@ -134,13 +144,13 @@ class Model:
 
     @property
     def ready(self) -> bool:
-        """Whether requests are taken: a device is proven, and the service is not stopping."""
+        """Whether requests should come: a device is proven, and the service is not stopping."""
         return self.pool.ready > 0 and not self.draining
 
     def admit(self, deadline_s: float) -> None:
         """Raise what a request of one image, to be answered within `deadline_s`, would be refused
         with now: to be asked at its head."""
-        if self.draining:
+        if self._ended:
             raise Draining("the server is stopping", "send it to another", retry_after_s=1)
         self._check_room(1)
         wait_s = self._wait_s()
@@ -182,8 +192,7 @@ class Model:
         """Classify the images whose files are `data`; `answered` of the request says when it is.
 
         `deadline` is on the event loop's clock; when it passes, the request ends with Deadline.
-        TooLarge, NotReady or Overloaded if it is not taken. A request that was admitted is taken
-        while the service drains, too: its body was on the way.
+        TooLarge, NotReady or Overloaded if it is not taken.
         """
         self._check_room(len(data))
         numbers = self.rows.take(len(data))
@@ -239,6 +248,7 @@ class Model:
         self.rows.give_back([image.row], state)
 
     def _end_open(self) -> None:
+        self._ended = True
         for request in list(self._open):
             request.end(Draining("the server is stopping", "send it to another", retry_after_s=1))
 
@@ -289,12 +299,8 @@ class Model:
         name = self.artifact.manifest.name
         states = [((name, state.value), rows[state.value]) for state in State]
         yield gauge_family("rows", "Rows by state; the sum is all.", ("model", "state"), states)
-        yield counter_family(
-            "row_seconds",
-            "Time integral of rows in use.",
-            ("model",),
-            [((name,), rows["row_seconds"])],
-        )
+        self._row_seconds.inc(rows["row_seconds"] - self._row_seconds_told)
+        self._row_seconds_told = rows["row_seconds"]
         yield from self.pool.collect()
         yield gauge_family(
             "decode_threads_busy", "Busy.", (), [((), self._decoder.statistics()["busy"])]
@@ -312,15 +318,27 @@ def top_k(
     lower class comes first.
     """
     classes = probabilities.shape[1]
-    k = min(k, classes)
-    # Floats from 0 up order as their bits do. Behind those the class leaves no two equal, so that
-    # the partition, which is no stable sort, has no choice at the k-th.
-    bits = np.ascontiguousarray(probabilities).view(np.int32).astype(np.int64)
-    keys = np.arange(classes) - (bits << 32)
-    chosen = np.argpartition(keys, k - 1, axis=1)[:, :k]
-    order = np.argsort(np.take_along_axis(keys, chosen, axis=1), axis=1)
-    best = np.take_along_axis(chosen, order, axis=1)
-    return best, np.take_along_axis(probabilities, best, axis=1)
+    if k >= classes:
+        every = np.broadcast_to(np.arange(classes), probabilities.shape)
+        return _best_first(probabilities, every)
+    # One more than asked for: a partition chooses freely among equals, which then shows.
+    chosen = np.argpartition(probabilities, classes - k - 1, axis=1)[:, classes - k - 1 :]
+    best, scores = _best_first(probabilities, chosen)
+    for row in np.flatnonzero(scores[:, k - 1] == scores[:, k]):
+        above = best[row, scores[row] > scores[row, k]]
+        equals = np.flatnonzero(probabilities[row] == scores[row, k])
+        best[row, len(above) : k] = equals[: k - len(above)]
+    return best[:, :k], scores[:, :k]
+
+
+def _best_first(
+    probabilities: NDArray[np.float32], chosen: NDArray[np.intp]
+) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
+    """The classes `chosen` (rows, n) of each row in order, and their probabilities."""
+    rows = np.arange(len(probabilities))[:, None]
+    scores = probabilities[rows, chosen]
+    order = np.lexsort((chosen, -scores))
+    return chosen[rows, order], scores[rows, order]
 
 
 def available_cores() -> int:

@@ -30,6 +30,9 @@ class State(enum.Enum):
     RUNNING = "running"
     LOST = "lost"
 
+    # Members are unique objects; Enum's own hash is a call in Python, many times an image.
+    __hash__ = object.__hash__
+
 
 STEPS = frozenset(
     {

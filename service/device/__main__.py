@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
-import ctypes
 import mmap
 import os
 import signal
@@ -28,8 +27,7 @@ from typing import Any, Iterator, Sequence
 import numpy as np
 import wire
 from engine import Engine, EngineError, Job
-
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
+from parent import die_with_parent
 
 
 def main() -> int:
@@ -51,15 +49,6 @@ def main() -> int:
         sys.stderr.flush()
         os._exit(1)  # not another call of a failed engine's SDK, not even a destructor's
     return 0
-
-
-def die_with_parent(parent: int) -> None:
-    """Have the kernel kill this process with its parent; end at once if that is gone already."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
-    if os.getppid() != parent:
-        sys.exit("the service %d that started this host is gone" % parent)
 
 
 def open_device(connection: socket.socket, memory: int) -> tuple[Engine, int]:

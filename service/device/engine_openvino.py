@@ -13,7 +13,7 @@ import openvino as ov
 from engine import Engine, EngineError, Job
 
 # More rows at once gain nothing on a CPU and make everybody wait: measured with EfficientNet-Lite0
-# on 2 cores by bench/engine_batches.py.
+# on 2 cores by `topfive bench device`.
 LARGEST_BATCH = 8
 
 

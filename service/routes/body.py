@@ -2,8 +2,8 @@
 
 import asyncio
 import zlib
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable
+from typing import Self
 
 from starlette.types import Receive
 
@@ -39,6 +39,20 @@ class Intake:
         self._timers: set[asyncio.Timeout] = set()
         self._ended = False
 
+    def room(self) -> "Room":
+        """Room for a body, none of it taken yet."""
+        return Room(self)
+
+    def reserve(self, more_bytes: int) -> None:
+        """Overloaded if so many more do not fit."""
+        if self._reserved_bytes + more_bytes > self._limit_bytes:
+            raise Overloaded(
+                "no room for another body: those that are here fill the memory for them",
+                "try again after Retry-After",
+                retry_after_s=1,
+            )
+        self._reserved_bytes += more_bytes
+
     def statistics(self) -> dict[str, int]:
         """Bodies being received, the bytes reserved by all in memory, and the bound on them."""
         return {
@@ -64,33 +78,30 @@ class Intake:
             )
         self._check_size(_length(headers))
 
-    @asynccontextmanager
     async def receive(
-        self, headers: Headers, receive: Receive, timeout_s: float
-    ) -> AsyncIterator[bytes]:
-        """The whole body, without its content coding; its bytes are reserved until the end.
+        self, headers: Headers, receive: Receive, timeout_s: float, room: "Room"
+    ) -> bytes:
+        """The whole body, without its content coding; its bytes are taken from `room`.
 
         Overloaded if there is no room for it, TooLarge and Malformed as it comes; BodyTimeout
         after `timeout_s`; ClientGone when the caller leaves; Draining after `end`.
         """
-        with self._reservation() as reserve:
-            reserve(_length(headers))
-            body = await self._read_in_time(receive, timeout_s, reserve)
-            self._observe(len(body))
-            coding = _coding(headers)
-            if coding != "identity":
-                body = await asyncio.to_thread(self._inflate, body, coding)
-                reserve(len(body))
-            yield body
+        room.take(_length(headers))
+        body = await self._read_in_time(receive, timeout_s, room)
+        self._observe(len(body))
+        coding = _coding(headers)
+        if coding == "identity":
+            return body
+        body = await asyncio.to_thread(self._inflate, body, coding)
+        room.take(len(body))
+        return body
 
-    async def _read_in_time(
-        self, receive: Receive, timeout_s: float, reserve: Callable[[int], None]
-    ) -> bytes:
+    async def _read_in_time(self, receive: Receive, timeout_s: float, room: "Room") -> bytes:
         timer = asyncio.timeout(timeout_s)
         self._timers.add(timer)
         try:
             async with timer:
-                return await self._read(receive, reserve)
+                return await self._read(receive, room)
         except TimeoutError:
             raise self._late(timeout_s) from None
         finally:
@@ -103,7 +114,7 @@ class Intake:
             f"the body was not whole within {timeout_s:g} s", "send it faster, or a smaller one"
         )
 
-    async def _read(self, receive: Receive, reserve: Callable[[int], None]) -> bytes:
+    async def _read(self, receive: Receive, room: "Room") -> bytes:
         parts: list[bytes] = []
         size, more = 0, True
         while more:
@@ -113,7 +124,7 @@ class Intake:
             parts.append(message.get("body", b""))
             size += len(parts[-1])
             self._check_size(size)
-            reserve(size)
+            room.take(size)
             more = message.get("more_body", False)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
@@ -124,28 +135,6 @@ class Intake:
                 "send a smaller file, or fewer in one request",
                 limit_bytes=self._max_body_bytes,
             )
-
-    @contextmanager
-    def _reservation(self) -> Iterator[Callable[[int], None]]:
-        """Yields a function that makes the reservation at least so many bytes, or Overloaded."""
-        reserved = 0
-
-        def reserve(size_bytes: int) -> None:
-            nonlocal reserved
-            more = max(0, size_bytes - reserved)
-            if self._reserved_bytes + more > self._limit_bytes:
-                raise Overloaded(
-                    "no room for another body: those that are here fill the memory for them",
-                    "try again after Retry-After",
-                    retry_after_s=1,
-                )
-            self._reserved_bytes += more
-            reserved += more
-
-        try:
-            yield reserve
-        finally:
-            self._reserved_bytes -= reserved
 
     def _inflate(self, body: bytes, coding: str) -> bytes:
         inflater = zlib.decompressobj(_INFLATE[coding])
@@ -162,6 +151,29 @@ class Intake:
                 "send all of it, compressed in one piece",
             )
         return inflated
+
+
+class Room:
+    """What one body has of the memory for all; a context manager, which gives it back."""
+
+    __slots__ = ("_intake", "_taken_bytes")
+
+    def __init__(self, intake: Intake) -> None:
+        self._intake = intake
+        self._taken_bytes = 0
+
+    def take(self, size_bytes: int) -> None:
+        """Have `size_bytes` at least; Overloaded if there is no room for what is missing."""
+        more = size_bytes - self._taken_bytes
+        if more > 0:
+            self._intake.reserve(more)
+            self._taken_bytes = size_bytes
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._intake.reserve(-self._taken_bytes)
 
 
 def _coding(headers: Headers) -> str:

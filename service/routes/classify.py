@@ -52,7 +52,8 @@ def door(model: Model, intake: Intake, settings: Settings, metrics: Metrics) -> 
         model.admit(deadline_s)
         deadline = asyncio.get_running_loop().time() + deadline_s
         body_timeout_s = min(settings.body_timeout_ms / 1000, deadline_s)
-        async with intake.receive(headers, receive, body_timeout_s) as body:
+        with intake.room() as room:
+            body = await intake.receive(headers, receive, body_timeout_s, room)
             received = exchange.seconds()
             receive_seconds.observe(received)
             request = model.submit(await _split(body, content_type, model), top_k, deadline)

@@ -1,13 +1,13 @@
 """One request and its answer, seen from the outermost door: its id, its clock, its count.
 
-`Edge` wraps the whole application. It gives every request an `Exchange` (in the ASGI scope, under
-`KEY`), stamps every answer with X-Request-Id, turns what nobody caught into a 500, and is the one
-place that counts and logs answers.
+`Edge` is around the whole application. It gives every request an `Exchange` (in the ASGI scope,
+under `KEY`), stamps every answer with X-Request-Id, turns what nobody caught into a 500, and is the
+one place that counts and logs answers.
 """
 
 import logging
+import random
 import re
-import secrets
 import time
 from collections.abc import Callable
 from typing import Any
@@ -55,8 +55,8 @@ class Exchange:
     """What the doors know of a request beyond HTTP; `reason` is the code of its error, if any."""
 
     __slots__ = (
-        "body_ended", "gone", "on_departure", "reason", "request_id", "route", "sampled", "started",
-        "status", "trace_id",
+        "answered", "body_ended", "gone", "on_departure", "reason", "request_id", "route",
+        "sampled", "started", "status", "trace_id",
     )  # fmt: skip
 
     def __init__(self, scope: Scope) -> None:
@@ -68,6 +68,8 @@ class Exchange:
         self.reason = ""
         self.body_ended = False
         """All of the body is read, or the caller has left: there is no more to receive."""
+        self.answered = False
+        """The last byte of the answer is handed over."""
         self.gone = False
         self.on_departure: Callable[[], None] | None = None
         """What is to be called when the caller leaves before its answer."""
@@ -84,7 +86,7 @@ class Exchange:
 
 
 class Edge:
-    """ASGI middleware; the outermost. While `draining`, every answer ends its connection.
+    """Around the whole application. While `draining`, every answer ends its connection.
 
     `classify` gives the door of POST /classify, which is answered from here: the router and what
     is around it would cost as much again as the whole request does.
@@ -128,10 +130,11 @@ class Edge:
             await problem(exchange, refusal)(scope, receive, send)
         except Exception:
             log.exception("request_failed", extra=_facts(exchange, scope))
+            if exchange.answered:
+                return
             if exchange.status:  # the answer has begun: only the connection can tell
                 raise
-            error = Internal("an error of the server's own", "report it with the request id")
-            await problem(exchange, error)(scope, receive, send)
+            await problem(exchange, internal())(scope, receive, send)
         finally:
             in_flight.dec()
             exchange.status = exchange.status or 499
@@ -148,6 +151,8 @@ class Edge:
                 if self._draining() and b"connection" not in dict(headers):
                     headers.append((b"connection", b"close"))
                 message["headers"] = headers
+            elif not message.get("more_body", False):
+                exchange.answered = True
             await send(message)
 
         return stamped
@@ -178,6 +183,11 @@ class Edge:
         self._faults = self._faults + 1 if now == self._second else 1
         self._second = now
         return self._faults <= LOGGED_FAULTS_PER_SECOND
+
+
+def internal() -> Internal:
+    """What is said of a fault that nobody caught."""
+    return Internal("an error of the server's own", "report it with the request id")
 
 
 def _watch(exchange: Exchange, receive: Receive) -> Receive:
@@ -215,7 +225,7 @@ def _request_id(scope: Scope) -> str:
     for text in _headers(scope, b"x-request-id"):
         if _REQUEST_ID.fullmatch(text):
             return text
-    return secrets.token_hex(16)
+    return f"{random.getrandbits(128):032x}"
 
 
 def _trace(scope: Scope) -> tuple[str, bool]:

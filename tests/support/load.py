@@ -18,6 +18,8 @@ class Outcome:
     seconds: list[float] = field(default_factory=list)
     finished_at: list[float] = field(default_factory=list)
     broken: int = 0
+    errors: Counter[str] = field(default_factory=Counter)
+    """What they broke by."""
 
     @property
     def answered(self) -> int:
@@ -41,18 +43,62 @@ async def load(
     return outcome
 
 
-async def _client(
-    url: str, path: str, bodies: list[bytes], number: int, until: float, outcome: Outcome
+async def load_until_refused(
+    url: str, bodies: list[bytes], clients: int, keep_alive: bool
+) -> Outcome:
+    """Post `bodies` from `clients` clients, each until nobody listens any more.
+
+    They connect anew when an answer says so; without `keep_alive` for each request.
+    """
+    outcome = Outcome()
+    await asyncio.gather(
+        *(_persistent(url, bodies, number, keep_alive, outcome) for number in range(clients))
+    )
+    return outcome
+
+
+async def _persistent(
+    url: str, bodies: list[bytes], number: int, keep_alive: bool, outcome: Outcome
 ) -> None:
     where = urlsplit(url)
-    requests = [
+    requests = _requests(url, "/classify", bodies)
+    turn = number
+    while True:
+        try:
+            reader, writer = await asyncio.open_connection(where.hostname, where.port)
+        except ConnectionRefusedError:
+            return
+        close = False
+        while not close:
+            turn += 1
+            try:
+                writer.write(requests[turn % len(requests)])
+                status, close = await _answer(reader)
+                outcome.statuses[status] += 1
+            except (OSError, asyncio.IncompleteReadError) as error:
+                outcome.broken += 1
+                outcome.errors[type(error).__name__] += 1
+                close = True
+            close = close or not keep_alive
+        writer.close()
+
+
+def _requests(url: str, path: str, bodies: list[bytes]) -> list[bytes]:
+    return [
         (
-            f"POST {path} HTTP/1.1\r\nHost: {where.netloc}\r\n"
+            f"POST {path} HTTP/1.1\r\nHost: {urlsplit(url).netloc}\r\n"
             f"Content-Type: application/octet-stream\r\nContent-Length: {len(body)}\r\n\r\n"
         ).encode()
         + body
         for body in bodies
     ]
+
+
+async def _client(
+    url: str, path: str, bodies: list[bytes], number: int, until: float, outcome: Outcome
+) -> None:
+    where = urlsplit(url)
+    requests = _requests(url, path, bodies)
     reader, writer = await asyncio.open_connection(where.hostname, where.port)
     turn = number
     while time.monotonic() < until:

@@ -1,0 +1,121 @@
+"""`make bench`: ourselves, the others and the ceilings, round after round, into RESULTS.md.
+
+    python -m bench [--rounds 5] [--seconds 4] [--all] [--suites no-time,cards] [--clients 32]
+
+Each round goes through all cases once, so that a figure's rounds lie far apart. What was measured
+is kept as it comes, in build/bench/measured.json, of which bench/report.py makes the report.
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+import time
+from typing import Any
+
+from bench import contenders, machine, report
+from bench.measurement import Measurement, measure
+from bench.report import MEASURED
+from bench.server import running
+from bench.suites import SUITES, Case, cases
+from bench.wrk import BenchError, program
+
+
+def main() -> None:
+    arguments = _arguments()
+    program()
+    peers = contenders.PEERS + (contenders.MORE_PEERS if arguments.all else ())
+    if arguments.peers is not None:
+        peers = tuple(name for name in arguments.peers.split(",") if name)
+    chosen = list(cases(arguments.suites.split(","), peers))
+    told: dict[str, Any] = {
+        **machine.facts(peers),
+        "rounds": arguments.rounds,
+        "seconds": arguments.seconds,
+        "measured": [],
+        "problems": [],
+    }
+    for number in range(arguments.rounds):
+        for case in chosen:
+            _measure(case, number, arguments.seconds, arguments.clients, told)
+            _keep(told)
+    report.write(told)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="bench", description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=4, help="of each measurement")
+    parser.add_argument("--all", action="store_true", help="BentoML and Ray Serve, too")
+    parser.add_argument("--suites", default=",".join(SUITES))
+    parser.add_argument("--peers", help="these alone; may be empty")
+    parser.add_argument("--clients", type=int, help="this number of them alone")
+    return parser.parse_args()
+
+
+def _measure(
+    case: Case, number: int, seconds: float, only: int | None, told: dict[str, Any]
+) -> None:
+    """Add to `told` what comes of the case, or why nothing does."""
+    clients = [one for one in case.clients if only in (None, one)] or [only or 1]
+    what = f"{case.suite} {case.server} {case.variant}".strip()
+    started = time.monotonic()
+    try:
+        with running(case.recipe(), case.bodies[0]) as server:
+            seen = measure(
+                server,
+                case.bodies,
+                clients,
+                seconds * case.longer,
+                lambda: case.ceiling(seconds),
+            )
+    except BenchError as error:
+        told["problems"].append(f"{what}: {error}")
+        print(f"round {number + 1} {what}: {error}", file=sys.stderr, flush=True)
+        return
+    told["measured"] += [_row(case, number, one) for one in seen]
+    rates = ", ".join(f"{one.load.clients}: {one.load.per_second:.0f}/s" for one in seen)
+    took = time.monotonic() - started
+    print(f"round {number + 1} {what}: {rates} ({took:.0f} s)", file=sys.stderr, flush=True)
+
+
+def _row(case: Case, number: int, one: Measurement) -> dict[str, Any]:
+    """Flat, for the file: what was measured and what follows from it."""
+    load, ceiling = one.load, one.ceiling
+    row: dict[str, Any] = {
+        "round": number,
+        "suite": case.suite,
+        "server": case.server,
+        "variant": case.variant,
+        **dataclasses.asdict(load),
+        "per_second": load.per_second,
+        "cpu_ms": one.cpu_seconds_per_image * 1e3,
+        "memory_mib": one.memory_bytes / 2**20,
+        "added_ms": one.added_ms,
+        "cpu_over_decode": one.cpu_over_decode,
+        "decode_share": one.decode_share,
+        "decode_per_second": ceiling.decode.per_second,
+        "decode_cpu_ms": ceiling.decode.cpu_seconds_per_image * 1e3,
+        "decode_ms": ceiling.decode.milliseconds,
+        "engine_per_second": ceiling.engine_per_second,
+        "engine_ms": ceiling.engine_ms,
+    }
+    if ceiling.engine_per_second:
+        row |= {"cores_share": one.cores_share, "device_share": one.device_share}
+    return row
+
+
+def _keep(told: dict[str, Any]) -> None:
+    MEASURED.parent.mkdir(parents=True, exist_ok=True)
+    aside = MEASURED.with_suffix(".new")
+    aside.write_text(json.dumps(told, indent=1))
+    aside.replace(MEASURED)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except BenchError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)

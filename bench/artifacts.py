@@ -1,0 +1,121 @@
+"""The artifacts that are served: built once, kept under build/bench/artifacts.
+
+    resnext50   ResNeXt-50 of its prototxt, weights from a seed, for the CPU
+    lite0       EfficientNet-Lite0 of the demo, for the CPU
+    card        ResNeXt-50's rows and classes with one small layer between, for a simulated card
+    card_int8   the same in int8, of rows that need no scaling: `resize` is the input's side
+
+A simulated card takes the time that it is told to and answers class 0, whatever it is asked. So its
+network is one that really answers that, or the service would find its golden rows answered wrongly;
+what goes in and out is of ResNeXt-50's size.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.photos import ROOT
+from bench.wrk import BenchError
+from tests.support.seeded import write_seeded_weights, write_weights
+
+FOLDER = ROOT / "build" / "bench" / "artifacts"
+SDK_PYTHON = ROOT / ".venv37" / "bin" / "python"
+_CARD = """
+input: "data"
+input_dim: 1 input_dim: 3 input_dim: 224 input_dim: 224
+layer {
+  name: "conv" type: "Convolution" bottom: "data" top: "conv"
+  convolution_param { num_output: 8 kernel_size: 7 stride: 32 }
+}
+layer {
+  name: "pool" type: "Pooling" bottom: "conv" top: "pool"
+  pooling_param { pool: AVE global_pooling: true }
+}
+layer {
+  name: "fc" type: "InnerProduct" bottom: "pool" top: "fc"
+  inner_product_param { num_output: 1000 }
+}
+layer { name: "prob" type: "Softmax" bottom: "fc" top: "prob" }
+"""
+
+
+def built(name: str) -> Path:
+    """The artifact's folder; BenchError if what it is made of is not there."""
+    path = FOLDER / name
+    if not (path / "manifest.json").exists():
+        print(f"building {name}", file=sys.stderr, flush=True)
+        FOLDER.mkdir(parents=True, exist_ok=True)
+        _BUILDS[name](path)
+    return path
+
+
+def _resnext50(path: Path) -> None:
+    data = Path(os.environ.get("TOPFIVE_DATA", ROOT.parent / "shared" / "data"))
+    prototxt = data / "prototxt/soeaver/resnext/deploy_resnext50-32x4d.prototxt"
+    if not prototxt.exists():
+        raise BenchError(f"no {prototxt}; set TOPFIVE_DATA to the folder that holds it")
+    with tempfile.TemporaryDirectory() as folder:
+        caffemodel = Path(folder, "seeded.caffemodel")
+        write_seeded_weights(prototxt, caffemodel, seed=3)
+        _caffe(prototxt, caffemodel, path)
+
+
+def _lite0(path: Path) -> None:
+    _topfive_build("demo", "--output", path)
+
+
+def _card(path: Path) -> None:
+    _for_a_card(path)
+
+
+def _card_int8(path: Path) -> None:
+    _for_a_card(path, "--precision", "qint8_mixed_float16", "--resize", "224")
+
+
+def _for_a_card(path: Path, *options: object) -> None:
+    if not SDK_PYTHON.exists():
+        raise BenchError("no simulated card: there is no .venv37; try: make python37")
+    with tempfile.TemporaryDirectory() as folder:
+        prototxt, caffemodel = Path(folder, "card.prototxt"), Path(folder, "card.caffemodel")
+        prototxt.write_text(_CARD)
+        write_weights(caffemodel, _always_class_0())
+        photos = ["--image-dir", ROOT / "model_build/photos", "--calibration-images", "3"]
+        target = ["--target", "mlu", "--sdk-python", SDK_PYTHON, "--batch-range", "1", "64"]
+        _caffe(prototxt, caffemodel, path, *photos, *target, *options)
+
+
+def _always_class_0() -> dict[str, list[NDArray[np.float32]]]:
+    random = np.random.default_rng(3)
+    shapes = {"conv": (8, 3, 7, 7), "fc": (1000, 8)}
+    weights = {name: random.normal(0, 0.01, shape) for name, shape in shapes.items()}
+    biases = {"conv": np.zeros(8), "fc": np.zeros(1000)}
+    biases["fc"][0] = 100
+    return {
+        name: [weights[name].astype(np.float32), biases[name].astype(np.float32)] for name in shapes
+    }
+
+
+_BUILDS: dict[str, Callable[[Path], None]] = {
+    "resnext50": _resnext50,
+    "lite0": _lite0,
+    "card": _card,
+    "card_int8": _card_int8,
+}
+
+
+def _caffe(prototxt: Path, caffemodel: Path, path: Path, *options: object) -> None:
+    sources = ["--prototxt", prototxt, "--caffemodel", caffemodel, "--preprocess", "resnext"]
+    _topfive_build("caffe", *sources, "--output", path, *options)
+
+
+def _topfive_build(*arguments: object) -> None:
+    program = Path(sys.executable).with_name("topfive-build")
+    command = [str(program), *map(str, arguments)]
+    if subprocess.run(command, stdout=sys.stderr, check=False).returncode:
+        raise BenchError(f"no artifact to serve: {' '.join(command)} failed")

@@ -1,0 +1,78 @@
+"""The ceiling of decoding: the service's own decode on all cores, with nothing around it.
+
+Bodies enter, rates and costs leave. No HTTP, no queue, no other process: what a server has to be
+measured against, in the same minute, because a machine's speed drifts.
+"""
+
+import io
+import os
+import statistics
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from service.images import decode_into
+
+SIDE = 224
+MAX_PIXELS = 50_000_000
+Decode = Callable[[bytes, NDArray[np.uint8], int, int], object]
+
+
+@dataclass(frozen=True)
+class BareDecode:
+    """`milliseconds` is the median of one image after another, on one thread."""
+
+    per_second: float
+    cpu_seconds_per_image: float
+    milliseconds: float
+
+
+def naive(data: bytes, row: NDArray[np.uint8], resize: int, _: int) -> None:
+    """What most examples do with Pillow: all pixels are converted and scaled, then cut."""
+    image = Image.open(io.BytesIO(data)).convert("RGB")
+    scale = resize / min(image.size)
+    image = image.resize((round(image.width * scale), round(image.height * scale)))
+    left, top = (image.width - row.shape[1]) // 2, (image.height - row.shape[0]) // 2
+    row[:] = np.asarray(image.crop((left, top, left + row.shape[1], top + row.shape[0])))
+
+
+def decode(
+    bodies: list[bytes], seconds: float, resize: int = 256, way: Decode = decode_into
+) -> BareDecode:
+    """`bodies` again and again for `seconds`, on as many threads as there are cores."""
+    milliseconds = _one_by_one(bodies, resize, way)
+    threads = os.cpu_count() or 1
+    counts = [0] * threads
+    until = time.perf_counter() + seconds
+
+    def run(number: int) -> None:
+        row = np.zeros((SIDE, SIDE, 3), np.uint8)
+        turn = number * len(bodies) // threads
+        while time.perf_counter() < until:
+            way(bodies[turn % len(bodies)], row, resize, MAX_PIXELS)
+            turn += 1
+            counts[number] += 1
+
+    started, cpu = time.perf_counter(), time.process_time()
+    workers = [threading.Thread(target=run, args=(number,)) for number in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    took, cpu = time.perf_counter() - started, time.process_time() - cpu
+    return BareDecode(sum(counts) / took, cpu / sum(counts), milliseconds)
+
+
+def _one_by_one(bodies: list[bytes], resize: int, way: Decode) -> float:
+    row = np.zeros((SIDE, SIDE, 3), np.uint8)
+    times = []
+    for body in bodies * 2:
+        started = time.perf_counter()
+        way(body, row, resize, MAX_PIXELS)
+        times.append(time.perf_counter() - started)
+    return statistics.median(times[len(bodies) :]) * 1e3

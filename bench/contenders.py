@@ -1,0 +1,95 @@
+"""The others: how each is started in its own environment, and how an image is posted to it."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from bench.artifacts import built
+from bench.photos import ROOT
+from bench.server import Recipe
+from bench.wrk import BenchError
+
+ENVIRONMENTS = ROOT / "build" / "bench-envs"
+PEERS = ("triton", "mosec", "litserve", "fastapi_plain", "fastapi_tuned")
+MORE_PEERS = ("bentoml", "ray_serve")
+# The size is padded, so that the description of any image is as long.
+_TRITON_HEAD = (
+    b'{"inputs":[{"name":"IMAGE","shape":[1,1],"datatype":"BYTES",'
+    b'"parameters":{"binary_data_size":%10d}}]}'
+)
+_BOUNDARY = b"bench-boundary"
+_FORM_HEADERS = {"Content-Type": f"multipart/form-data; boundary={_BOUNDARY.decode()}"}
+
+
+def _triton_request(body: bytes) -> bytes:
+    """A request of one binary tensor, its description in front.
+
+    Triton's raw request, the body alone, would be shorter; this release garbles its length.
+    """
+    size = len(body) + 4
+    return _TRITON_HEAD % size + len(body).to_bytes(4, "little") + body
+
+
+def _form(body: bytes) -> bytes:
+    """A form with the image as its one file."""
+    head = b'Content-Disposition: form-data; name="file"; filename="photo.jpeg"'
+    start = b"--" + _BOUNDARY + b"\r\n" + head + b"\r\nContent-Type: image/jpeg\r\n\r\n"
+    return start + body + b"\r\n--" + _BOUNDARY + b"--\r\n"
+
+
+# Where to post to, with which headers, and what: what differs from a body that is the image.
+_POSTED: Mapping[str, dict[str, Any]] = {
+    "triton": {
+        "path": "/v2/models/classifier/infer",
+        "headers": {
+            "Content-Type": "application/octet-stream",
+            "Inference-Header-Content-Length": str(len(_TRITON_HEAD % 0)),
+        },
+        "wrapped": _triton_request,
+    },
+    "mosec": {"path": "/inference"},
+    "litserve": {"path": "/predict"},
+    "fastapi_plain": {"headers": _FORM_HEADERS, "wrapped": _form},
+    "bentoml": {"headers": _FORM_HEADERS, "wrapped": _form},
+}
+
+
+def peer(name: str, artifact: str | None) -> Recipe:
+    """Serving `artifact`, a CPU one, or an engine that takes no time.
+
+    BenchError without its environment.
+    """
+    python = ENVIRONMENTS / environment(name) / "bin" / "python"
+    if not python.exists():
+        raise BenchError(f"{name} is not installed; try: make bench, or make bench-all")
+    variables = {"PYTHONPATH": str(ROOT)}
+    if artifact:
+        variables["BENCH_MODEL"] = str(built(artifact) / "model.xml")
+    recipe = Recipe(name, [str(python), "-m", f"bench.peers.{name}", "{port}"])
+    recipe = replace(recipe, environment=variables, spins=name == "litserve")
+    return replace(recipe, **_POSTED.get(name, {}))
+
+
+def environment(name: str) -> str:
+    """The environment, and lock, that a peer runs in."""
+    return "fastapi" if name.startswith("fastapi") else name
+
+
+def version(name: str) -> str:
+    """Of the package, as its lock pins it."""
+    package = _PACKAGES[name]
+    lock = Path(__file__).parent / "peers" / f"{environment(name)}.lock"
+    pins = (line.split(" ")[0] for line in lock.read_text().splitlines())
+    return next(pin for pin in pins if pin.startswith(f"{package}=="))
+
+
+_PACKAGES = {
+    "triton": "nvidia-pytriton",
+    "mosec": "mosec",
+    "litserve": "litserve",
+    "fastapi_plain": "fastapi",
+    "fastapi_tuned": "fastapi",
+    "bentoml": "bentoml",
+    "ray_serve": "ray",
+}

@@ -1,0 +1,56 @@
+"""What our own path costs: a card that takes no time, beside the bare decode of the same seconds.
+
+    python -m bench.hot_path [--clients 32] [--seconds 5] [--rounds 3] [-- FLAGS OF topfive serve]
+
+For a quick look while the hot path is worked on; `make bench` measures the same and the others too.
+"""
+
+import argparse
+import statistics
+
+from bench import ours
+from bench.measurement import Ceiling, Measurement, bare_decode, measure
+from bench.photos import described, photos
+from bench.server import running
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--clients", type=int, default=32)
+    parser.add_argument("--seconds", type=float, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("flags", nargs="*", help="flags of topfive serve, behind --")
+    arguments = parser.parse_args()
+    bodies, seconds = photos(), arguments.seconds
+    print(described(bodies))
+    print("clients  req/s   bare/s  share*  p50 ms  p99 ms  ms over  CPU/bare  MiB  failed")
+    seen = []
+    with running(ours.on_cards(ours.NO_TIME, *arguments.flags), bodies[0]) as server:
+        for _ in range(arguments.rounds):
+            [one] = measure(
+                server,
+                bodies,
+                [arguments.clients],
+                seconds,
+                lambda: Ceiling(bare_decode(bodies, seconds, ours.RESIZE)),
+            )
+            seen.append(one)
+            print(line(one), flush=True)
+    shares = statistics.median(one.decode_share for one in seen)
+    costs = statistics.median(one.cpu_over_decode for one in seen)
+    print(f"median share {shares:.3f}, CPU {costs:.3f} times the bare decode's")
+    print("* of the bare decode, after taking off the load generator's CPU")
+
+
+def line(one: Measurement) -> str:
+    """One measurement's figures, under the heading above."""
+    load, decode = one.load, one.ceiling.decode
+    return (
+        f"{load.clients:7} {load.per_second:6.0f} {decode.per_second:8.0f} "
+        f"{one.decode_share:7.3f} {load.p50_ms:7.2f} {load.p99_ms:7.2f} {one.added_ms:8.2f} "
+        f"{one.cpu_over_decode:9.3f} {one.memory_bytes >> 20:4} {load.failed:7}"
+    )
+
+
+if __name__ == "__main__":
+    main()

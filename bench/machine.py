@@ -1,0 +1,51 @@
+"""What a comparison ran on: for its report."""
+
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from bench import contenders, wrk
+from bench.photos import ROOT, described, photos
+
+OURS = ("openvino", "numpy", "pillow", "uvicorn", "fastapi")
+
+
+def facts(peers: Sequence[str]) -> dict[str, Any]:
+    """Machine, revision, versions and photos, as a report names them."""
+    return {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "machine": f"{os.cpu_count()} cores of {_cpu()}, {_memory_gib()} GiB, "
+        f"Linux {platform.release()}, Python {platform.python_version()}",
+        "revision": _revision(),
+        "versions": [f"{name} {version(name)}" for name in OURS]
+        + sorted({contenders.version(name).replace("==", " ") for name in peers})
+        + [_wrk()],
+        "photos": described(photos()),
+    }
+
+
+def _cpu() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
+
+
+def _memory_gib() -> int:
+    return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30)
+
+
+def _revision() -> str:
+    """Of the checkout, with a + where files differ from it."""
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
+def _wrk() -> str:
+    done = subprocess.run([wrk.program(), "-v"], capture_output=True, text=True, check=False)
+    return " ".join(done.stdout.split()[:2])

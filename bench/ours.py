@@ -1,0 +1,73 @@
+"""How our own service is started for a measurement: on the CPU, or on simulated cards."""
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.artifacts import SDK_PYTHON, built
+from bench.server import Recipe, plain_environment
+from bench.wrk import BenchError
+
+TOPFIVE = str(Path(sys.executable).with_name("topfive"))
+RESIZE = 256
+
+
+@dataclass(frozen=True)
+class Cards:
+    """Simulated cards: milliseconds by batch, and copies; see the simulator's README."""
+
+    latency: str
+    copies: tuple[str, str] | None = None
+    artifact: str = "card"
+    count: int = 1
+    largest: int = 8
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What makes the simulator be these."""
+        switches = {
+            "MAGICMIND_SIM_COMPUTE": "0",
+            "MAGICMIND_SIM_CARDS": str(self.count),
+            "MAGICMIND_SIM_LATENCY": self.latency,
+        }
+        if self.copies:
+            names = "MAGICMIND_SIM_COPY_IN", "MAGICMIND_SIM_COPY_OUT"
+            switches |= dict(zip(names, self.copies, strict=True))
+        return switches
+
+
+NO_TIME = Cards("1:0")
+# ResNeXt-50 on an MLU370-S4, as published in Cambricon's magicmind_cloud v1.2.
+S4_FLOAT32 = Cards("1:9.1,4:10.1,8:16.4")
+S4_SLOWER = Cards("1:36.4,4:40.4,8:65.6")
+S4_INT8 = Cards("1:1.95,4:2.08,8:3.14", ("0.19@8", "0.02@8"), "card_int8")
+
+
+def on_cpu(artifact: str) -> Recipe:
+    """`topfive serve` as it is: the CPU engine's largest batch is 8 by itself."""
+    return Recipe("topfive", _command(artifact))
+
+
+def on_cards(cards: Cards, *flags: str) -> Recipe:
+    """`topfive serve` on simulated cards."""
+    own = ("--device-python", str(SDK_PYTHON), "--max-batch", str(cards.largest))
+    return Recipe("topfive", _command(cards.artifact, *own, *flags), environment=cards.environment)
+
+
+def _command(artifact: str, *flags: str) -> list[str]:
+    return [TOPFIVE, "serve", "--artifact", str(built(artifact)), "--port", "{port}", *flags]
+
+
+def device_per_second(cards: Cards, seconds: float) -> float:
+    """What `topfive bench device` measures with the largest batch, times the number of cards."""
+    command = [TOPFIVE, "bench", "device", "--artifact", str(built(cards.artifact)), "--json"]
+    command += ["--batch-sizes", str(cards.largest), "--duration-s", str(seconds)]
+    command += ["--device-python", str(SDK_PYTHON)]
+    environment = plain_environment() | cards.environment
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode:
+        raise BenchError(f"topfive bench device: {done.stderr.strip()}")
+    [result] = json.loads(done.stdout)["results"]
+    return float(result["images_per_second"]) * cards.count

@@ -1,0 +1,39 @@
+"""BentoML: a front that gathers batches by a learnt cost, in each of its worker processes.
+
+Tuned: a worker for each core, as its documentation recommends for CPUs; no access log, no metrics.
+"""
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import bentoml
+import numpy as np
+
+from bench.peers.common import CORES, LARGEST_BATCH, Engine, answer, decode
+
+
+@bentoml.service(
+    name="classifier",
+    workers=CORES,
+    metrics={"enabled": False},
+    logging={"access": {"enabled": False}},
+)
+class Classifier:
+    def __init__(self) -> None:
+        self._engine = Engine()
+
+    @bentoml.api(batchable=True, max_batch_size=LARGEST_BATCH)
+    def classify(self, file: list[Path]) -> list[str]:
+        rows = np.stack([decode(path.read_bytes()) for path in file])
+        return [answer(one).decode() for one in self._engine(rows)]
+
+
+if __name__ == "__main__":
+    home = tempfile.mkdtemp(prefix="bench-bentoml-")
+    environment = {**os.environ, "BENTOML_HOME": home, "BENTOML_DO_NOT_TRACK": "True"}
+    program = str(Path(sys.executable).with_name("bentoml"))
+    command = [program, "serve", "bench.peers.bentoml:Classifier"]
+    command += ["--host", "127.0.0.1", "--port", sys.argv[1]]
+    os.execve(program, command, environment)

@@ -1,0 +1,62 @@
+"""A FastAPI handler as its documentation writes them, with the batching that it leaves to others.
+
+The image is an UploadFile of a form, the answer a dictionary. The handler is a plain `def`, as the
+documentation recommends for what blocks: it runs on a thread of AnyIO's, where it decodes and waits
+for the batch that its row is in.
+
+Tuned: uvicorn with uvloop and httptools, no access log; a batch takes what waits, without a timer.
+"""
+
+import queue
+import sys
+import threading
+from collections.abc import AsyncIterator
+from concurrent.futures import Future
+from contextlib import asynccontextmanager
+from typing import Any
+
+import numpy as np
+import uvicorn
+from fastapi import FastAPI, UploadFile
+
+from bench.peers.common import (
+    LARGEST_BATCH,
+    Engine,
+    Probabilities,
+    Rows,
+    decode,
+    predictions,
+)
+
+waiting: queue.Queue[tuple[Rows, Future[Probabilities]]] = queue.Queue()
+
+
+@asynccontextmanager
+async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    threading.Thread(target=batch_after_batch, args=(Engine(),), daemon=True).start()
+    yield
+
+
+app = FastAPI(lifespan=lifespan)
+
+
+@app.post("/classify")
+def classify(file: UploadFile) -> dict[str, Any]:
+    answered: Future[Probabilities] = Future()
+    waiting.put((decode(file.file.read()), answered))
+    return predictions(answered.result())
+
+
+def batch_after_batch(engine: Engine) -> None:
+    """The first that waits, and at once whatever else does."""
+    while True:
+        batch = [waiting.get()]
+        while len(batch) < LARGEST_BATCH and not waiting.empty():
+            batch.append(waiting.get())
+        probabilities = engine(np.stack([row for row, _ in batch]))
+        for (_, answered), one in zip(batch, probabilities, strict=True):
+            answered.set_result(one)
+
+
+if __name__ == "__main__":
+    uvicorn.run(app, port=int(sys.argv[1]), access_log=False, log_level="warning")

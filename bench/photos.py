@@ -1,0 +1,56 @@
+"""The images that every server of a comparison gets: the same bytes, in the same order.
+
+Photos are JPEGs of 500x375: those of that size in TOPFIVE_DATA's `photos`, as they are there, or
+else the three shipped ones, cut and scaled to it. Nothing here is measured.
+"""
+
+import io
+import os
+from pathlib import Path
+
+from PIL import Image, ImageOps
+
+ROOT = Path(__file__).resolve().parent.parent
+SIZE = (500, 375)
+ROW_SIDE = 224
+
+
+def photos() -> list[bytes]:
+    """The files, in the order of their names."""
+    folder = Path(os.environ.get("TOPFIVE_DATA", ROOT.parent / "shared" / "data")) / "photos"
+    files = sorted(folder.glob("*.JPEG"))
+    return [file.read_bytes() for file in files if _size(file) == SIZE] or _shipped()
+
+
+def described(bodies: list[bytes]) -> str:
+    """Their number, chroma sampling and size, for a report."""
+    whole = sum(Image.open(io.BytesIO(body)).layer[0][1:3] == (1, 1) for body in bodies)  # type: ignore[attr-defined]
+    least, most = min(map(len, bodies)) >> 10, max(map(len, bodies)) >> 10
+    return f"{len(bodies)} JPEGs of 500x375, {whole} of them 4:4:4, {least} to {most} KiB"
+
+
+def nearly_rows() -> list[bytes]:
+    """A picture that costs next to nothing to decode: grey pixels of a row's size, uncompressed.
+
+    The service has no door for rows that are ready, and a bench gets none of its own; this stands
+    in for them, with a network whose `resize` is its input's side.
+    """
+    pixels = bytes(range(ROW_SIDE)) * ROW_SIDE
+    buffer = io.BytesIO()
+    Image.frombytes("L", (ROW_SIDE, ROW_SIDE), pixels).save(buffer, "BMP")
+    return [buffer.getvalue()]
+
+
+def _size(file: Path) -> tuple[int, int]:
+    with Image.open(file) as image:
+        return image.size
+
+
+def _shipped() -> list[bytes]:
+    bodies = []
+    for path in sorted((ROOT / "model_build/photos").iterdir()):
+        image = ImageOps.fit(Image.open(path).convert("RGB"), SIZE)
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=90, subsampling=0)
+        bodies.append(buffer.getvalue())
+    return bodies

@@ -1,0 +1,60 @@
+"""The plot, in an environment of its own: plot.py MEASURED PNG."""
+
+import json
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
+
+SUITES = {
+    "no-time": "no-time engine",
+    "resnext50": "ResNeXt-50 on the CPU",
+    "lite0": "EfficientNet-Lite0 on the CPU",
+}
+
+
+def main(measured: str, picture: str) -> None:
+    rows = json.loads(Path(measured).read_text())["measured"]
+    suites = [suite for suite in SUITES if any(row["suite"] == suite for row in rows)]
+    if not suites:
+        return
+    figure, panels = pyplot.subplots(1, len(suites), figsize=(4.5 * len(suites), 4), squeeze=False)
+    for panel, suite in zip(panels[0], suites, strict=True):
+        draw(panel, [row for row in rows if row["suite"] == suite])
+        panel.set_title(SUITES[suite])
+    panels[0][0].set_ylabel("share of the ceiling of the same seconds")
+    panels[0][-1].legend(fontsize="small")
+    figure.tight_layout()
+    figure.savefig(picture, dpi=110, metadata={"Software": None})
+
+
+def draw(panel: Any, rows: list[dict[str, Any]]) -> None:
+    """A line for each server: the median of its rounds, and their range."""
+    for server in dict.fromkeys(row["server"] for row in rows):
+        points: dict[int, list[float]] = {}
+        for row in rows:
+            if row["server"] == server:
+                share = row["per_second"] / row["decode_per_second"]
+                points.setdefault(row["clients"], []).append(row.get("cores_share", share))
+        clients = sorted(points)
+        middle = [statistics.median(points[number]) for number in clients]
+        below = [mid - min(points[one]) for mid, one in zip(middle, clients, strict=True)]
+        above = [max(points[one]) - mid for mid, one in zip(middle, clients, strict=True)]
+        width = 2.5 if server == "topfive" else 1.2
+        panel.errorbar(
+            clients, middle, [below, above], label=server, marker="o", lw=width, capsize=2
+        )
+    panel.set_xscale("log", base=2)
+    panel.set_xticks(clients, [str(one) for one in clients])
+    panel.set_xlabel("clients")
+    panel.set_ylim(0, None)
+    panel.grid(alpha=0.3)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

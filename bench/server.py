@@ -1,0 +1,186 @@
+"""A server under measurement: started, awaited, accounted for with all its processes, and ended.
+
+Its processes are known by a variable in their environment, which children inherit however they
+detach themselves; CPU seconds and memory are the kernel's own figures of them. Nothing else of a
+server is known here than how to start it and how to post an image to it.
+"""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bench.wrk import BenchError
+
+MARK = "BENCH_SERVER"
+START_TIMEOUT_S = 120
+END_TIMEOUT_S = 20
+MEMORY_INTERVAL_S = 0.5
+_TICK_S = 1 / os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a server is started; `{port}` in the command becomes a free one.
+
+    `wrapped` makes a request's body of an image file; `spins`: it is busy with nothing to do.
+    """
+
+    name: str
+    command: list[str]
+    path: str = "/classify"
+    headers: Mapping[str, str] = field(
+        default_factory=lambda: {"Content-Type": "application/octet-stream"}
+    )
+    environment: Mapping[str, str] = field(default_factory=dict)
+    wrapped: Callable[[bytes], bytes] = bytes
+    spins: bool = False
+
+
+class Server:
+    """A recipe's running server."""
+
+    def __init__(self, recipe: Recipe, body: bytes) -> None:
+        self.recipe = recipe
+        port = _free_port()
+        self._mark = f"{MARK}={uuid.uuid4().hex}"
+        self._log = tempfile.NamedTemporaryFile(prefix=f"bench-{recipe.name}-", suffix=".log")  # noqa: SIM115
+        command = [part.replace("{port}", str(port)) for part in recipe.command]
+        self._process = subprocess.Popen(
+            command,
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            env=plain_environment() | dict(recipe.environment) | dict([self._mark.split("=")]),
+            start_new_session=True,
+        )
+        self.url = f"http://127.0.0.1:{port}{recipe.path}"
+        try:
+            self.answer = self._await_answer(body)
+        except BaseException:
+            self.end()
+            raise
+
+    def _await_answer(self, body: bytes) -> bytes:
+        until = time.monotonic() + START_TIMEOUT_S
+        while time.monotonic() < until:
+            if self._process.poll() is not None:
+                raise BenchError(f"{self.recipe.name} ended: {self._last_words()}")
+            with contextlib.suppress(OSError):
+                return self._post(body)
+            time.sleep(0.1)
+        raise BenchError(f"{self.recipe.name} gave no answer: {self._last_words()}")
+
+    def _post(self, body: bytes) -> bytes:
+        request = urllib.request.Request(
+            self.url, self.recipe.wrapped(body), dict(self.recipe.headers)
+        )
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return bytes(answer.read())
+
+    def _last_words(self) -> str:
+        return Path(self._log.name).read_text(errors="replace")[-2000:]
+
+    def processes(self) -> list[int]:
+        """All that carry the mark."""
+        mark = self._mark.encode()
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if mark in (folder / "environ").read_bytes():
+                    found.append(int(folder.name))
+        return found
+
+    def cpu_seconds(self) -> float:
+        """Of all its processes, and of their children that have ended."""
+        ticks = 0
+        for pid in self.processes():
+            with contextlib.suppress(OSError):
+                fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+                ticks += sum(map(int, fields[11:15]))
+        return ticks * _TICK_S
+
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """It does nothing meanwhile; not all survive it."""
+        stopped = self.processes()
+        _signal(stopped, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            _signal(stopped, signal.SIGCONT)
+
+    @contextlib.contextmanager
+    def memory_watched(self) -> Iterator[list[int]]:
+        """The list gets the bytes of all processes together, time and again."""
+        seen: list[int] = []
+        ended = threading.Event()
+        pids = self.processes()
+
+        def watch() -> None:
+            while True:
+                seen.append(sum(map(_bytes, pids)))
+                if ended.wait(MEMORY_INTERVAL_S):
+                    return
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        try:
+            yield seen
+        finally:
+            ended.set()
+            watcher.join()
+
+    def end(self) -> None:
+        """SIGTERM, then SIGKILL for what is left."""
+        if self._process.poll() is None:
+            self._process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(END_TIMEOUT_S)
+        _signal(self.processes(), signal.SIGKILL)
+        self._process.wait()
+        self._log.close()
+
+
+@contextlib.contextmanager
+def running(recipe: Recipe, body: bytes) -> Iterator[Server]:
+    """The server, once it has answered `body`; BenchError with its last words if it does not."""
+    server = Server(recipe, body)
+    try:
+        yield server
+    finally:
+        server.end()
+
+
+def plain_environment() -> dict[str, str]:
+    """This process's, without settings of ours."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("TOPFIVE_")}
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _signal(pids: list[int], number: int) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+def _bytes(pid: int) -> int:
+    """Its proportional share of memory: what processes share counts once among them."""
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("Pss:")).split()[1]) << 10
+    return 0

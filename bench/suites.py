@@ -1,0 +1,137 @@
+"""What is measured: each case is one server, started once a round, with some numbers of clients.
+
+no-time       an engine that takes no time: what a server itself costs
+resnext50     ResNeXt-50 on the CPU, which decode and engine share
+lite0         EfficientNet-Lite0, the same way
+cards         simulated MLU370-S4: float32, four times slower, int8 with rows nearly ready
+growth        1 to 4 cards, largest batches of 1 to 64, 2 to 2000 connections
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+from bench import contenders, ours
+from bench.artifacts import built
+from bench.bare_engine import BareEngine
+from bench.measurement import Ceiling, bare_decode
+from bench.photos import ROW_SIDE, nearly_rows, photos
+from bench.server import Recipe
+
+SUITES = ("no-time", "resnext50", "lite0", "cards", "growth")
+CLIENTS = (1, 8, 32, 128)
+CONNECTIONS = (2, 8, 32, 128, 512, 2000)
+SLOW_ENGINE_SECONDS = 2
+"""Times as long: a large network's few answers a second would be counted too coarsely."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """`variant` tells cases of one server in one suite apart; `ceiling` looks for some seconds."""
+
+    suite: str
+    server: str
+    variant: str
+    recipe: Callable[[], Recipe]
+    bodies: list[bytes]
+    ceiling: Callable[[float], Ceiling]
+    clients: Sequence[int] = CLIENTS
+    longer: int = 1
+
+
+def cases(suites: Sequence[str], peers: Sequence[str]) -> Iterator[Case]:
+    """All of `suites`; the others than ours are `peers`."""
+    for suite in suites:
+        if suite in ("no-time", "resnext50", "lite0"):
+            yield from _beside_peers(suite, peers)
+    if "cards" in suites:
+        yield from _cards()
+    if "growth" in suites:
+        yield from _growth()
+
+
+def _beside_peers(suite: str, peers: Sequence[str]) -> Iterator[Case]:
+    bodies = photos()
+    artifact = None if suite == "no-time" else suite
+    if artifact is None:
+        own = Case(
+            suite,
+            "topfive",
+            "",
+            partial(ours.on_cards, ours.NO_TIME),
+            bodies,
+            _decode_alone(bodies),
+        )
+    else:
+        ceiling = _cpu_engine(bodies, artifact)
+        longer = SLOW_ENGINE_SECONDS if suite == "resnext50" else 1
+        recipe = partial(ours.on_cpu, artifact)
+        own = Case(suite, "topfive", "", recipe, bodies, ceiling, longer=longer)
+    yield own
+    for name in peers:
+        yield replace(own, server=name, recipe=partial(contenders.peer, name, artifact))
+
+
+def _cards() -> Iterator[Case]:
+    bodies = photos()
+    kinds = {"S4 float32": ours.S4_FLOAT32, "S4 float32, 4 times slower": ours.S4_SLOWER}
+    for variant, cards in kinds.items():
+        yield _card_case("cards", variant, cards, bodies, ours.RESIZE)
+    yield _card_case("cards", "S4 int8, rows nearly ready", ours.S4_INT8, nearly_rows(), ROW_SIDE)
+
+
+def _growth() -> Iterator[Case]:
+    bodies = photos()
+    for count in (1, 2, 4):
+        cards = replace(ours.S4_SLOWER, count=count)
+        one = _card_case("growth", f"cards: {count}", cards, bodies, ours.RESIZE)
+        yield replace(one, clients=(32 * count,))
+    for largest in (1, 4, 16, 64):
+        cards = replace(ours.S4_SLOWER, largest=largest)
+        one = _card_case("growth", f"largest batch: {largest}", cards, bodies, ours.RESIZE)
+        yield replace(one, clients=(max(32, 4 * largest),), longer=1 + largest // 16)
+    recipe = partial(ours.on_cards, ours.NO_TIME, "--rows", str(max(CONNECTIONS)))
+    ceiling = _decode_alone(bodies)
+    yield Case("growth", "topfive", "connections", recipe, bodies, ceiling, CONNECTIONS)
+
+
+def _card_case(
+    suite: str, variant: str, cards: ours.Cards, bodies: list[bytes], resize: int
+) -> Case:
+    def ceiling(seconds: float) -> Ceiling:
+        rate = ours.device_per_second(cards, seconds / 2)
+        batch_of_1 = float(cards.latency.split(",")[0].removeprefix("1:"))
+        return Ceiling(bare_decode(bodies, seconds, resize), rate, batch_of_1)
+
+    return Case(suite, "topfive", variant, partial(ours.on_cards, cards), bodies, ceiling)
+
+
+def _decode_alone(bodies: list[bytes]) -> Callable[[float], Ceiling]:
+    return lambda seconds: Ceiling(bare_decode(bodies, seconds, ours.RESIZE))
+
+
+def _cpu_engine(bodies: list[bytes], artifact: str) -> Callable[[float], Ceiling]:
+    engines: list[BareEngine] = []  # opened when first looked at, and kept
+
+    def ceiling(seconds: float) -> Ceiling:
+        if not engines:
+            engines.append(BareEngine(built(artifact)))
+        [engine] = engines
+        rate = engine.images_per_second(engine.largest, seconds / 2)
+        decode = bare_decode(bodies, seconds, ours.RESIZE)
+        return Ceiling(decode, rate, _batch_of_1_ms(engine, seconds / 4))
+
+    return ceiling
+
+
+def _batch_of_1_ms(engine: BareEngine, seconds: float) -> float:
+    """The median."""
+    times: list[float] = []
+    until = time.perf_counter() + seconds
+    while not times or time.perf_counter() < until:
+        started = time.perf_counter()
+        engine.run(1)
+        times.append(time.perf_counter() - started)
+    return statistics.median(times) * 1e3

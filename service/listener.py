@@ -1,0 +1,85 @@
+"""The listening socket: opened here, and closed without losing a connection that waits in it.
+
+Closing a listener resets the connections whose handshake it has finished and nobody has accepted.
+So before the end new ones are kept out of it (`drop_new`), and what waits is taken (`waiting`).
+"""
+
+import ctypes
+import logging
+import socket
+import struct
+from collections.abc import Iterator
+
+from service.errors import SettingsError
+from service.settings import Settings
+
+log = logging.getLogger("topfive.listener")
+
+BACKLOG = 2048
+
+_SO_ATTACH_FILTER = 26  # asm-generic/socket.h; not in Python's socket
+# Classic BPF (linux/bpf_common.h), on the TCP header: the byte of the flags; SYN set: drop, else
+# pass. Each instruction is a code, two jumps and an operand.
+_DROP_SYN = b"".join(
+    struct.pack("=HBBI", *instruction)
+    for instruction in ((0x30, 0, 0, 13), (0x45, 0, 1, 0x02), (6, 0, 0, 0), (6, 0, 0, 0xFFFF_FFFF))
+)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens there; SettingsError if it cannot."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except (OSError, UnicodeError) as error:
+        raise SettingsError(
+            f"cannot listen on {host}:{port}: {getattr(error, 'strerror', None) or error}",
+            "choose another address with --host or --port, or end what listens there",
+        ) from error
+    listener.setblocking(False)
+    return listener
+
+
+def announce(settings: Settings, listener: socket.socket) -> None:
+    """Log where it listens, and warn if that is open to strangers."""
+    host, port = listener.getsockname()[:2]
+    if not host.startswith("127.") and host != "::1":
+        log.warning("open_to_all", extra={"host": host, "detail": "strangers can use it: no keys"})
+    log.info(
+        "listening",
+        extra={
+            "url": f"http://{f'[{host}]' if ':' in host else host}:{port}",
+            "artifact": str(settings.artifact),
+            "devices": settings.devices,
+        },
+    )
+
+
+def drop_new(listener: socket.socket) -> None:
+    """Have the kernel drop new attempts to connect, in every process that listens on it.
+
+    Handshakes that have begun are finished. Who is dropped tries again within a second and is
+    refused when the socket is closed by then.
+    """
+    code = ctypes.create_string_buffer(_DROP_SYN, len(_DROP_SYN))
+    program = struct.pack("HL", len(_DROP_SYN) // 8, ctypes.addressof(code))
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
+    except OSError as error:  # a sandbox: then a connection made within microseconds is reset
+        log.info("no_socket_filter", extra={"detail": str(error)})
+
+
+def waiting(listener: socket.socket) -> Iterator[socket.socket]:
+    """The connections that wait to be accepted, until there is none."""
+    while True:
+        try:
+            connection, _ = listener.accept()
+        except BlockingIOError:
+            return
+        except ConnectionAbortedError:
+            continue
+        except OSError as error:
+            log.warning("accept_failed", extra={"detail": str(error)})
+            return
+        connection.setblocking(False)
+        yield connection

@@ -1,0 +1,194 @@
+"""One worker of `topfive serve --workers N`: a whole service on a socket that its parent opened.
+
+    python -m service.worker --channel FD --parent PID
+
+The first message of the channel is its job as JSON; then it says `ready` and `unready`, and is told
+`accept`, `pause`, `stop` (drain) and `hurry`. A worker that pauses leaves the socket open for the
+others and answers its open connections, each for the last time. It lives no longer than its parent.
+SIGINT and SIGTERM, which a terminal or a supervisor sends to the whole group, are its parent's
+business.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import itertools
+import json
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+
+from service import app, logs, merging
+from service.core.model import Model
+from service.device.parent import die_with_parent
+from service.errors import TopfiveError
+from service.listener import waiting
+from service.server import Server
+from service.settings import Settings
+from service.turns import NOT_ACCEPTING, YIELD_S, Turns
+
+log = logging.getLogger("topfive.worker")
+
+MAX_MESSAGE_BYTES = 1 << 16
+
+
+def main() -> int:
+    """The exit code: 0 told to stop, 1 given up."""
+    parser = argparse.ArgumentParser(prog="worker")
+    parser.add_argument("--channel", type=int, required=True)
+    parser.add_argument("--parent", type=int, required=True)
+    arguments = parser.parse_args()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    die_with_parent(arguments.parent)
+    channel = socket.socket(fileno=arguments.channel)
+    job = json.loads(channel.recv(MAX_MESSAGE_BYTES))
+    channel.setblocking(False)
+    settings = Settings.model_validate(job["settings"])
+    _log_as(job["worker"], settings)
+    try:
+        return _serve(job, settings, channel)
+    except TopfiveError as error:
+        log.error("fatal", extra={"detail": error.detail, "remedy": error.remedy})
+        return 1
+
+
+def _serve(job: dict[str, Any], settings: Settings, channel: socket.socket) -> int:
+    folder, worker = Path(job["folder"]), int(job["worker"])
+    merging.keep_counts(folder, worker)
+
+    def server(made: FastAPI) -> Server:
+        if job["restarted"]:
+            made.state.metrics.worker_restarts.inc()
+        return _Server(made, settings, job, channel)
+
+    return app.run(settings, server, merging.Peers(folder, worker, settings.workers))
+
+
+def _log_as(worker: int, settings: Settings) -> None:
+    def mark(record: logging.LogRecord) -> bool:
+        record.__dict__["worker"] = worker
+        return True
+
+    logs.configure(settings.log_format, settings.log_level)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(mark)
+
+
+class _Server(Server):
+    """A server that shares its socket, and hears from the channel what others hear from signals."""
+
+    def __init__(
+        self, made: FastAPI, settings: Settings, job: dict[str, Any], channel: socket.socket
+    ) -> None:
+        super().__init__(made, settings, socket.socket(fileno=job["listener"]))
+        self._worker: int = job["worker"]
+        self._turns = Turns(Path(job["folder"]), settings.workers)
+        self._channel = channel
+        self._accepts: bool = job["accepts"]
+        self._all_stop = False
+        self._joining: set[asyncio.Task[object]] = set()
+        self._said_ready = False
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+        model: Model = self._app.state.model
+        model.on_change = self._tell
+        self._tell()
+        self._loop.add_reader(self._channel, self._told)
+
+    async def accept(self) -> None:
+        if self._accepts:
+            self._resume()
+        else:
+            self.pause()
+
+    def _resume(self) -> None:
+        self._become(accepting=True)
+        self._count()
+        self._loop.add_reader(self._listener, self._take)
+
+    def pause(self) -> None:
+        """Leave new connections to others; those that are open end with their next answer."""
+        self._become(accepting=False)
+        self._turns.tell(self._worker, NOT_ACCEPTING)
+        self._loop.remove_reader(self._listener)
+
+    def _become(self, accepting: bool) -> None:
+        if accepting != self._accepts:
+            log.info("accepts" if accepting else "accepts_no_more")
+        self._accepts, self._app.state.away = accepting, not accepting
+
+    async def on_tick(self, counter: int) -> bool:
+        if self._accepts:
+            self._count()
+        return await super().on_tick(counter)
+
+    def _count(self) -> None:
+        connections = len(self.server_state.connections) + len(self._joining)
+        self._turns.tell(self._worker, connections)
+
+    def _take(self) -> None:
+        """Accept one connection, or leave it for a moment to a worker that has fewer."""
+        self._count()
+        if self._turns.mine(self._worker):
+            self._join()
+            return
+        self._loop.remove_reader(self._listener)
+        self._loop.call_later(YIELD_S, self._take_all_the_same)
+
+    def _take_all_the_same(self) -> None:
+        if self._accepts:
+            self._join()
+            self._loop.add_reader(self._listener, self._take)
+
+    def _join(self) -> None:
+        for connection in itertools.islice(waiting(self._listener), 1):
+            joining = self._loop.connect_accepted_socket(self.connected, connection)
+            task = self._loop.create_task(joining)
+            self._joining.add(task)
+            task.add_done_callback(self._joining.discard)
+
+    async def take_waiting(self) -> None:
+        """If all stop, the last of them to close the socket has taken what waits in it."""
+        if self._accepts and self._all_stop:
+            await super().take_waiting()
+        if self._joining:
+            await asyncio.wait(self._joining)
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    def _tell(self) -> None:
+        ready = self._app.state.model.ready
+        if ready != self._said_ready:
+            self._said_ready = ready
+            if not ready:  # the parent may be slow; refusals are fast
+                self.pause()
+            with contextlib.suppress(OSError):  # the parent is gone, which ends this soon
+                self._channel.send(b"ready" if ready else b"unready")
+
+    def _told(self) -> None:
+        order = self._channel.recv(64).decode()
+        log.debug("told", extra={"order": order or "the parent is gone"})
+        if order == "accept":
+            self._resume()
+        elif order == "pause":
+            self.pause()
+        else:
+            self._all_stop = True
+            if not order:
+                self._loop.remove_reader(self._channel)
+            self.end(hurry=order != "stop")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,101 @@
+"""`make bench`: what is divided by what, whose CPU is counted, and what is pinned."""
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from bench import contenders, photos, wrk
+from bench.figures import Figures
+from bench.server import Recipe, Server
+from bench.verdicts import verdicts
+
+ROOT = Path(__file__).resolve().parent.parent
+# Answers every post; each is worth a process that burns CPU in a session of its own, and ends.
+BURNING = """
+import subprocess, sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+class Burning(BaseHTTPRequestHandler):
+    def do_POST(self):
+        code = "import time\\nwhile time.process_time() < 0.5: pass"
+        subprocess.run([sys.executable, "-c", code], start_new_session=True)
+        self.send_response(200)
+        self.end_headers()
+
+HTTPServer(("127.0.0.1", int(sys.argv[1])), Burning).serve_forever()
+"""
+
+
+def row(number: int, server: str, rate: float, bare: float, **others: float) -> dict[str, object]:
+    return {
+        **{"round": number, "suite": "no-time", "server": server, "variant": "", "clients": 32},
+        **{"decode_ratio": rate / bare, "decode_share": 0.9, "cpu_over_decode": 1.1, **others},
+    }
+
+
+def test_servers_are_compared_round_by_round() -> None:
+    """A machine that halves its speed between rounds and servers changes no verdict."""
+    rounds = [(1000, 500), (400, 900), (700, 700)]
+    rows = [row(number, "topfive", ours * 0.8, ours) for number, (ours, _) in enumerate(rounds)]
+    rows += [
+        row(number, "triton", theirs * 0.5, theirs) for number, (_, theirs) in enumerate(rounds)
+    ]
+    found = {one.what: one for one in verdicts(Figures(rows))}
+    against = found["no-time, 32 clients: by triton's rate"]
+    assert (against.figure.least, against.figure.most) == pytest.approx((1.6, 1.6))
+    assert against.holds
+
+
+def test_what_falls_short_is_said() -> None:
+    """Too low a share and too high a cost, each against its bar."""
+    rows = [row(0, "topfive", 80, 100, decode_share=0.84, cpu_over_decode=1.16)]
+    assert [one.holds for one in verdicts(Figures(rows))] == [False, False]
+
+
+def test_all_processes_of_a_server_are_counted() -> None:
+    """CPU of children that detached themselves and have ended is the server's."""
+    recipe = Recipe("burning", [sys.executable, "-c", BURNING, "{port}"])
+    server = Server(recipe, b"first")
+    try:
+        assert server.cpu_seconds() >= 0.5
+    finally:
+        server.end()
+    assert server.processes() == []
+
+
+def test_without_wrk_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The command that installs it is in the error."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(wrk.BenchError, match="apt-get install wrk"):
+        wrk.program()
+
+
+@pytest.mark.parametrize("name", contenders.PEERS + contenders.MORE_PEERS)
+def test_every_peer_is_pinned_with_our_decode_and_engine(name: str) -> None:
+    """The lock has hashes, and the very Pillow and OpenVINO that we serve with."""
+    lock = (ROOT / "bench/peers" / f"{contenders.environment(name)}.lock").read_text()
+    ours = (ROOT / "requirements-cpu.lock").read_text().splitlines()
+    same = [line.split()[0] for line in ours if line.startswith(("pillow==", "openvino=="))]
+    assert len(same) == 2
+    assert all(f"\n{pin} " in f"\n{lock}" for pin in same)
+    assert "--hash=sha256:" in lock
+    assert contenders.version(name)
+
+
+def test_the_shipped_photos_stand_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Without TOPFIVE_DATA's photos, ours are JPEGs of the same size."""
+    monkeypatch.setenv("TOPFIVE_DATA", str(tmp_path))
+    bodies = photos.photos()
+    assert len(bodies) == 3
+    assert {Image.open(io.BytesIO(body)).size for body in bodies} == {(500, 375)}
+
+
+def test_the_command_is_there() -> None:
+    """`python -m bench --help` answers."""
+    command = [sys.executable, "-m", "bench", "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "--rounds" in done.stdout

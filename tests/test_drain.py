@@ -1,0 +1,120 @@
+"""SIGTERM under full load: nothing that was accepted fails, no connection is reset."""
+
+import asyncio
+import signal
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+
+from service.listener import drop_new, listen, waiting
+from tests.support import pictures
+from tests.support.load import Outcome, load_until_refused
+from tests.support.serving import Service, serving
+from tests.support.tiny import write_tiny_artifact
+
+CLIENTS = 64
+BODIES = [pictures.encoded(seed=seed) for seed in range(8)]
+GET = b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n"
+POST = b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(BODIES[0])
+POST += BODIES[0]
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_artifact(tmp_path_factory.mktemp("artifacts") / "tiny")
+
+
+@pytest.mark.parametrize("times", [pytest.param(1), pytest.param(10, marks=pytest.mark.large)])
+def test_a_drain_costs_nothing(artifact: Path, times: int, figure: Callable[[str], None]) -> None:
+    """64 clients on kept connections and 64 on new ones, who end when they are refused: every
+    request is answered 200, no connection breaks."""
+    for _ in range(times):
+        with serving(artifact) as service:
+            kept, new = asyncio.run(_stop_under_load(service))
+            assert service.await_end() == 0
+        figure(f"drained: {kept.statuses[200]} answers, and {new.statuses[200]} on new connections")
+        for outcome in (kept, new):
+            assert not outcome.broken, outcome.errors
+            assert set(outcome.statuses) == {200}, outcome.statuses
+
+
+async def _stop_under_load(service: Service) -> tuple[Outcome, Outcome]:
+    kept, new = (
+        asyncio.create_task(load_until_refused(service.url, BODIES, CLIENTS, keep_alive))
+        for keep_alive in (True, False)
+    )
+    await asyncio.sleep(0.7)  # the load's own time, not an event's
+    service.process.send_signal(signal.SIGTERM)
+    return await kept, await new
+
+
+def test_what_waits_in_the_socket_is_served(artifact: Path) -> None:
+    """Connections that the kernel has made, and the service not seen, when it is told to stop."""
+    with serving(artifact) as service:
+        service.process.send_signal(signal.SIGSTOP)
+        connections = [service.connect() for _ in range(32)]
+        for connection in connections:
+            connection.sendall(POST)
+        service.process.send_signal(signal.SIGTERM)
+        service.process.send_signal(signal.SIGCONT)
+        assert [status(receive_all(connection)) for connection in connections] == [200] * 32
+        assert service.await_end() == 0
+
+
+def test_idle_connections(artifact: Path) -> None:
+    """A request that comes after the socket was closed is served. Where none comes our side ends
+    first, and what comes later is taken in and dropped: that it meets a close would be a reset."""
+    with serving(artifact) as service:
+        used, unused = service.connect(), service.connect()
+        used.sendall(GET)
+        while not used.recv(65536).endswith(b"}"):
+            pass
+        service.process.send_signal(signal.SIGTERM)
+        service.await_event("listens_no_more")
+        used.sendall(POST)
+        answer = receive_all(used)
+        assert (status(answer), b"connection: close" in answer) == (200, True)
+        assert unused.recv(1) == b""
+        for _ in range(2):  # had the first met a closed connection, the second would fail
+            unused.sendall(POST)
+        assert receive_all(unused) == b""
+        assert service.await_end() == 0
+
+
+def test_the_delay_before_a_drain(artifact: Path) -> None:
+    """Not ready at once, but it accepts and serves, and each answer ends its connection."""
+    with serving(artifact, "--drain-delay-s", "1") as service:
+        service.process.send_signal(signal.SIGTERM)
+        service.await_event("stopping")
+        for method, path, expected in (("GET", "/readyz", 503), ("POST", "/classify", 200)):
+            reply = httpx.request(method, service.url + path, content=BODIES[0], trust_env=False)
+            assert (reply.status_code, reply.headers["connection"]) == (expected, "close")
+        assert "topfive_draining 1.0" in httpx.get(f"{service.url}/metrics", trust_env=False).text
+        service.await_event("listens_no_more")
+        with pytest.raises(ConnectionRefusedError):
+            service.connect()
+        assert service.await_end() == 0
+
+
+def test_new_connections_are_kept_out_of_a_socket() -> None:
+    """Those that are made already can still be accepted; nobody is in a socket that is closed."""
+    listener = listen("127.0.0.1", 0)
+    address = listener.getsockname()
+    with listener, socket.create_connection(address):
+        drop_new(listener)
+        with pytest.raises(TimeoutError):
+            socket.create_connection(address, timeout=0.3)
+        [made] = waiting(listener)
+        made.close()
+
+
+def status(answer: bytes) -> int:
+    return int(answer.split(maxsplit=2)[1])
+
+
+def receive_all(connection: socket.socket) -> bytes:
+    with connection:
+        return b"".join(iter(lambda: connection.recv(65536), b""))
