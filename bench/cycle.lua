@@ -26,7 +26,7 @@ function done(summary, latency)
   local failed = summary.errors
   io.write(string.format(
     '\nRESULT {"answered": %d, "seconds": %.6f, "p50_ms": %.4f, "p99_ms": %.4f, '
-      .. '"bad_statuses": %d, "broken": %d}\n',
+      .. '"refused": %d, "broken": %d}\n',
     summary.requests, summary.duration / 1e6,
     latency:percentile(50) / 1e3, latency:percentile(99) / 1e3,
     failed.status, failed.connect + failed.read + failed.write + failed.timeout))

@@ -48,7 +48,7 @@ def line(one: Measurement) -> str:
     return (
         f"{load.clients:7} {load.per_second:6.0f} {decode.per_second:8.0f} "
         f"{one.decode_share:7.3f} {load.p50_ms:7.2f} {load.p99_ms:7.2f} {one.added_ms:8.2f} "
-        f"{one.cpu_over_decode:9.3f} {one.memory_bytes >> 20:4} {load.failed:7}"
+        f"{one.cpu_over_decode:9.3f} {one.memory_bytes >> 20:4} {load.refused + load.broken:7}"
     )
 
 

@@ -42,6 +42,7 @@ NO_TIME = Cards("1:0")
 # ResNeXt-50 on an MLU370-S4, as published in Cambricon's magicmind_cloud v1.2.
 S4_FLOAT32 = Cards("1:9.1,4:10.1,8:16.4")
 S4_SLOWER = Cards("1:36.4,4:40.4,8:65.6")
+S4_HALF = Cards("1:18.2,4:20.2,8:32.8")
 S4_INT8 = Cards("1:1.95,4:2.08,8:3.14", ("0.19@8", "0.02@8"), "card_int8")
 
 

@@ -102,7 +102,7 @@ def _table(figures: Figures, suite: str, keys: list[Key]) -> Iterator[str]:
             figures.of(key, "cpu_over_decode").text(2),
             f"{figures.of(key, 'memory_mib').most:.0f}",
             ceiling,
-            str(figures.total(key, "failed")),
+            str(figures.total(key, "refused") + figures.total(key, "broken")),
         ]
         yield f"| {' | '.join(cells)} |"
 

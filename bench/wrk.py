@@ -23,11 +23,12 @@ class BenchError(Exception):
 
 @dataclass(frozen=True)
 class Load:
-    """`failed` answers had a status of 400 or more, or none at all."""
+    """Of `answered` requests `refused` had a status of 400 or more; `broken` ones had no answer."""
 
     clients: int
     answered: int
-    failed: int
+    refused: int
+    broken: int
     seconds: float
     p50_ms: float
     p99_ms: float
@@ -36,7 +37,7 @@ class Load:
     @property
     def per_second(self) -> float:
         """Good answers."""
-        return (self.answered - self.failed) / self.seconds
+        return (self.answered - self.refused) / self.seconds
 
 
 def program() -> str:
@@ -66,7 +67,8 @@ def load(
     return Load(
         clients,
         seen["answered"],
-        seen["bad_statuses"] + seen["broken"],
+        seen["refused"],
+        seen["broken"],
         seen["seconds"],
         seen["p50_ms"],
         seen["p99_ms"],

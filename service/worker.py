@@ -168,8 +168,9 @@ class _Server(Server):
         yield
 
     def _tell(self) -> None:
+        """A device has changed its state: tell the parent what comes of it, unless all stop."""
         ready = self._app.state.model.ready
-        if ready != self._said_ready:
+        if ready != self._said_ready and not self._all_stop:
             self._said_ready = ready
             if not ready:  # the parent may be slow; refusals are fast
                 self.pause()
@@ -177,7 +178,10 @@ class _Server(Server):
                 self._channel.send(b"ready" if ready else b"unready")
 
     def _told(self) -> None:
-        order = self._channel.recv(64).decode()
+        try:
+            order = self._channel.recv(64).decode()
+        except OSError:
+            order = ""
         log.debug("told", extra={"order": order or "the parent is gone"})
         if order == "accept":
             self._resume()

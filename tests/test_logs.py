@@ -77,7 +77,12 @@ def test_no_request_is_told_by_default(artifact: Path) -> None:
     """Only changes of state are, at level info."""
     with serving(artifact) as service:
         asked(service)
-    assert {line["event"] for line in service.log} == {"listening", "device_state", "stopping"}
+    assert {line["event"] for line in service.log} == {
+        "listening",
+        "device_state",
+        "stopping",
+        "listens_no_more",
+    }
 
 
 def test_a_hostile_path_is_one_line(lines: list[dict[str, Any]]) -> None:

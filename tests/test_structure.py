@@ -11,9 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LEAVES = {
     f"service.{name}" for name in ("errors", "settings", "images", "metrics", "artifact", "sdk")
 }
-BELOW_DEVICE = {
-    f"service.core.{name}" for name in ("batcher", "host", "rate", "rows", "request")
-}
+BELOW_DEVICE = {f"service.core.{name}" for name in ("batcher", "host", "rate", "rows", "request")}
 
 # Down only: beside the leaves, what each module of the service may import of it. A name stands for
 # all that is inside it.
