@@ -78,7 +78,7 @@ networks: $(VENV)/.dev ## all published Caffe networks beside OpenCV's dnn: minu
 cards: $(VENV)/.dev .venv37/.ready ## trained networks and every fault on simulated cards: minutes
 	$(BIN)/python -m pytest -m 'large or not large' tests/test_cards.py tests/test_cards_trained.py tests/test_doctor_card.py tests/test_sweep.py tests/test_bench_card.py
 
-drain: $(VENV)/.dev ## SIGTERM under full load, ten times, one process and two workers: two minutes
+drain: $(VENV)/.dev ## SIGTERM under full load, ten times, one process and two workers: a minute
 	$(BIN)/python -m pytest -m large tests/test_drain.py tests/test_workers.py
 
 # Seconds a target, and where the seeds are beside those of fuzz/seeds.

@@ -24,7 +24,7 @@ SUITES = ("no-time", "resnext50", "lite0", "cards", "growth")
 CLIENTS = (1, 8, 32, 128)
 CONNECTIONS = (2, 8, 32, 128, 512, 2000)
 SLOW = 3
-"""Times as long where a batch takes long: wrk counts from its first request, and no half batches."""
+"""Times as long where a batch takes long: wrk counts no half batches."""
 
 
 @dataclass(frozen=True)
