@@ -21,7 +21,7 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.core.model import Model
-from service.listener import drop_new, waiting
+from service.listener import BACKLOG, drop_new, waiting
 from service.routes.body import Intake
 from service.routes.exchange import KEY
 from service.settings import Settings
@@ -176,7 +176,9 @@ class Server(uvicorn.Server):
     async def accept(self) -> None:
         """Take connections, by a descriptor of its own that can be closed without the socket."""
         loop = asyncio.get_running_loop()
-        self.servers = [await loop.create_server(self.connected, sock=self._listener.dup())]
+        # It listens anew, and would make the queue of those who wait to be accepted 100 long.
+        listening = loop.create_server(self.connected, sock=self._listener.dup(), backlog=BACKLOG)
+        self.servers = [await listening]
 
     def pause(self) -> None:
         """Take no more; the socket stays open."""

@@ -5,7 +5,9 @@ Misbehaving clients are raw sockets. A device that is busy is a host stopped by 
 
 import gzip
 import json
+import os
 import re
+import signal
 import socket
 import threading
 import time
@@ -420,6 +422,20 @@ def test_pipelined_requests_are_answered_in_order(service: Service) -> None:
         while everything.count(b'"results"') < 2:
             everything += connection.recv(65536)
     assert re.findall(rb"x-request-id: (\w+)", everything) == [b"one", b"two"]
+
+
+def test_a_thousand_who_come_at_once_can_wait(service: Service) -> None:
+    """While the server is held up, the kernel shakes hands with all of them; none is reset."""
+    os.kill(service.process.pid, signal.SIGSTOP)
+    try:
+        callers = [service.connect() for _ in range(1000)]
+    finally:
+        os.kill(service.process.pid, signal.SIGCONT)
+    for caller in callers:
+        caller.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    assert {caller.recv(12) for caller in callers} == {b"HTTP/1.1 200"}
+    for caller in callers:
+        caller.close()
 
 
 def test_http_1_0_is_served(service: Service) -> None:
