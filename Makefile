@@ -126,7 +126,7 @@ bench-lock: $(VENV)/.dev ## resolve the peers' dependencies anew
 lock: $(VENV)/.dev ## resolve the dependencies anew
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip compile $(LOCK) --upgrade --universal --python-version 3.11 --group backend --extra cpu --extra build --extra demo pyproject.toml -o requirements.lock
-	$(BIN)/uv pip compile $(LOCK) --universal --python-version 3.11 --group backend --group dev --extra cpu --extra build --extra demo -c requirements.lock pyproject.toml -o requirements-dev.lock
+	$(BIN)/uv pip compile $(LOCK) --universal --python-version 3.11 --group backend --group dev --extra cpu --extra build --extra demo --extra plot -c requirements.lock pyproject.toml -o requirements-dev.lock
 	$(BIN)/uv pip compile $(LOCK) --universal --python-version 3.11 --extra cpu -c requirements.lock pyproject.toml -o requirements-cpu.lock
 	$(BIN)/uv pip compile $(LOCK) --universal --python-version 3.11 --group backend -c requirements.lock -o requirements-backend.lock
 	$(BIN)/uv pip compile $(LOCK) --upgrade --python-version 3.11 --python-platform x86_64-manylinux_2_28 --only-binary :all: --group mlu --extra cpu --extra build pyproject.toml -o requirements-mlu.lock

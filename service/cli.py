@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from service.bench.cli import bench
 from service.errors import TopfiveError, Unreachable
 
 if TYPE_CHECKING:
@@ -187,7 +188,6 @@ def doctor(
     sys.exit(0 if report.all_right(findings) else UNFIT)
 
 
-bench = typer.Typer(help="Measure what a device does.", no_args_is_help=True)
 cli.add_typer(bench, name="bench")
 
 cli.command("serve")(with_settings(serve))
@@ -293,49 +293,6 @@ def evaluate(
     )
     evaluation.print_summary(results, output)
     sys.exit(PARTLY if results.failed else 0)
-
-
-@bench.command("device")
-def bench_device(
-    artifact: Annotated[Path, typer.Option(metavar="DIR", help="An artifact's folder.")],
-    batch_sizes: Annotated[
-        str, typer.Option(help="Like 1,4,8. Default: 1,2,4,8,16, as far as the model takes them.")
-    ] = "",
-    duration_s: Annotated[
-        float, typer.Option(min=0.05, max=3600, help="Measured for each batch size.")
-    ] = 3.0,
-    warmup_s: Annotated[float, typer.Option(min=0, max=3600, help="Before that, each.")] = 0.2,
-    in_flight: Annotated[
-        int,
-        typer.Option(min=0, max=64, help="Batches sent at once; 0: as many as the service sends."),
-    ] = 0,
-    device: Annotated[int, typer.Option(min=0, help="As the engine counts devices.")] = 0,
-    device_python: Annotated[
-        str | None, typer.Option(help="The host's interpreter. Default: as topfive serve finds it.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
-) -> None:
-    """Measure a device alone, as mm_run does: throughput, and latency by stage.
-
-    Example: topfive bench device --artifact models/resnext50 --batch-sizes 1,4,8
-    """
-    from service import artifact as artifacts
-    from service import settings
-    from service.bench import report
-    from service.bench.device import batch_sizes as sizes_of
-    from service.bench.device import measure_each
-
-    found = artifacts.read(artifact)
-    try:
-        sizes = sizes_of(batch_sizes, found.manifest.input.batch)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--batch-sizes") from None
-    python = settings.load({"device_python": device_python})[0].device_python
-    measured = measure_each(found, sizes, duration_s, warmup_s, in_flight, device, python)
-    if as_json:
-        report.print_json(found, device, measured)
-    else:
-        report.print_tables(found, measured)
 
 
 @cli.command()

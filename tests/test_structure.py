@@ -70,8 +70,11 @@ HOMES = {
     "rich": {"service.cli", "service.client", "service.bench", "model_build"},
     "typer": {
         *("service.cli", "model_build.cli", "model_build.options"),
-        "model_build.sweep_cli",
+        *("model_build.sweep_cli", "service.bench.cli"),
     },
+    "httptools": {"service.bench.connection"},
+    "uvloop": {"service.bench.sweep"},
+    "matplotlib": {"service.bench.load_plot"},
     "cv2": set(),
     "onnxruntime": set(),
     "torch": set(),
@@ -224,6 +227,7 @@ print(*sys.modules, file=sys.stderr)
 HEAVY = {
     *("numpy", "openvino", "onnx", "google.protobuf", "PIL", "cv2", "fastapi", "starlette"),
     *("uvicorn", "httpx", "rich.table", "prometheus_client", "service.app"),
+    *("httptools", "uvloop", "matplotlib"),
 }
 
 

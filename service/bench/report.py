@@ -49,7 +49,7 @@ def _fields(measured: Measured) -> dict[str, Any]:
 
 
 def _throughput(measured: Sequence[Measured]) -> Table:
-    table = _table("batch", "in flight", "batches", "images/s", "batches/s")
+    table = empty_table("batch", "in flight", "batches", "images/s", "batches/s")
     for one in measured:
         table.add_row(
             str(one.batch_size),
@@ -62,7 +62,7 @@ def _throughput(measured: Sequence[Measured]) -> Table:
 
 
 def _latency(measured: Sequence[Measured]) -> Table:
-    table = _table("batch", "ms", *PERCENTILES)
+    table = empty_table("batch", "ms", *PERCENTILES)
     table.columns[1].justify = "left"
     for one in measured:
         for stage in STAGES:
@@ -76,7 +76,7 @@ def _latency(measured: Sequence[Measured]) -> Table:
     return table
 
 
-def _table(*columns: str) -> Table:
+def empty_table(*columns: str) -> Table:
     table = Table(box=box.SIMPLE)
     for column in columns:
         table.add_column(column, justify="right")

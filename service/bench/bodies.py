@@ -1,0 +1,53 @@
+"""The images that a load sends: files, and those of folders, in memory."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"})
+MEMORY_BYTES = 256 * 2**20
+
+
+@dataclass(frozen=True)
+class Bodies:
+    """As many of the `found` files as fit into MEMORY_BYTES, at least one."""
+
+    images: tuple[bytes, ...]
+    found: int
+
+    @property
+    def mean_bytes(self) -> int:
+        return sum(map(len, self.images)) // len(self.images)
+
+
+def read(places: Sequence[Path]) -> Bodies:
+    """Each file of `places`, and of each folder what ENDINGS say is an image, by name.
+
+    ValueError names what cannot be read, is empty, or has no image in it.
+    """
+    files = [file for place in places for file in _files(place)]
+    return Bodies(tuple(_fitting(files)), len(files))
+
+
+def _files(place: Path) -> list[Path]:
+    if not place.is_dir():
+        return [place]
+    found = sorted(file for file in place.rglob("*") if file.suffix.lower() in ENDINGS)
+    if not found:
+        raise ValueError(f"{place}: no image in this folder ({', '.join(sorted(ENDINGS))})")
+    return found
+
+
+def _fitting(files: Iterable[Path]) -> Iterable[bytes]:
+    room = MEMORY_BYTES
+    for file in files:
+        try:
+            image = file.read_bytes()
+        except OSError as error:
+            raise ValueError(f"{file}: cannot be read: {error.strerror}") from error
+        if not image:
+            raise ValueError(f"{file}: empty")
+        if len(image) > room and room < MEMORY_BYTES:
+            return
+        room -= len(image)
+        yield image

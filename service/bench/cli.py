@@ -1,0 +1,194 @@
+"""`topfive bench`: a device alone, or a server under load."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from service.bench.load import Load
+
+bench = typer.Typer(help="Measure a device alone, or a server under load.", no_args_is_help=True)
+
+CLIENTS, FIRST_RATE = 32, 10.0
+"""Where nothing is said: of a closed loop, and where a search begins, requests/s."""
+
+
+@bench.command("device")
+def bench_device(
+    artifact: Annotated[Path, typer.Option(metavar="DIR", help="An artifact's folder.")],
+    batch_sizes: Annotated[
+        str, typer.Option(help="Like 1,4,8. Default: 1,2,4,8,16, as far as the model takes them.")
+    ] = "",
+    duration_s: Annotated[
+        float, typer.Option(min=0.05, max=3600, help="Measured for each batch size.")
+    ] = 3.0,
+    warmup_s: Annotated[float, typer.Option(min=0, max=3600, help="Before that, each.")] = 0.2,
+    in_flight: Annotated[
+        int,
+        typer.Option(min=0, max=64, help="Batches sent at once; 0: as many as the service sends."),
+    ] = 0,
+    device: Annotated[int, typer.Option(min=0, help="As the engine counts devices.")] = 0,
+    device_python: Annotated[
+        str | None, typer.Option(help="The host's interpreter. Default: as topfive serve finds it.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """Measure a device alone, as mm_run does: throughput, and latency by stage.
+
+    Example: topfive bench device --artifact models/resnext50 --batch-sizes 1,4,8
+    """
+    from service import artifact as artifacts
+    from service import settings
+    from service.bench import report
+    from service.bench.device import batch_sizes as sizes_of
+    from service.bench.device import measure_each
+
+    found = artifacts.read(artifact)
+    try:
+        sizes = sizes_of(batch_sizes, found.manifest.input.batch)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--batch-sizes") from None
+    python = settings.load({"device_python": device_python})[0].device_python
+    measured = measure_each(found, sizes, duration_s, warmup_s, in_flight, device, python)
+    if as_json:
+        report.print_json(found, device, measured)
+    else:
+        report.print_tables(found, measured)
+
+
+@bench.command("load")
+def bench_load(
+    images: Annotated[
+        list[Path], typer.Argument(metavar="IMAGE...", help="Files, and folders of them.")
+    ],
+    url: Annotated[
+        str,
+        typer.Option(help="The server; /classify unless a path is named.", envvar="TOPFIVE_URL"),
+    ] = "http://127.0.0.1:8080",
+    clients: Annotated[
+        str, typer.Option(help="Closed loop: so many in turns, like 1,8,32 [default: 32].")
+    ] = "",
+    rate: Annotated[
+        str, typer.Option(help="Open loop: requests a second, like 100,200,400, each in turn.")
+    ] = "",
+    p99_ms: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            show_default=False,
+            help="Search the highest rate that holds it, beginning with --rate [default: 10].",
+        ),
+    ] = 0.0,
+    constant: Annotated[
+        bool, typer.Option("--constant", help="Requests at even distances, not Poisson.")
+    ] = False,
+    duration_s: Annotated[float, typer.Option(min=0.05, max=3600, help="Of each load.")] = 10.0,
+    warmup_s: Annotated[float, typer.Option(min=0, max=3600, help="Before that, each.")] = 1.0,
+    requests: Annotated[int, typer.Option(min=0, help="At most so many in each; 0: any.")] = 0,
+    connections: Annotated[
+        int, typer.Option(min=1, max=60_000, help="At most so many at a time, in an open loop.")
+    ] = 2000,
+    grace_s: Annotated[
+        float, typer.Option(min=0, max=3600, help="How long the last answers are waited for.")
+    ] = 10.0,
+    deadline_ms: Annotated[
+        int, typer.Option(min=0, help="Sent as X-Request-Timeout-Ms; 0: none.")
+    ] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A PNG of latency over rate.")
+    ] = None,
+) -> None:
+    """Load a server with images: clients that take turns, rates, or a search for the highest rate.
+
+    Ctrl-C ends it with what was measured until then; exit 130.
+
+    Example: topfive bench load photos --rate 50,100,200 --plot latency.png
+    """
+    from service.bench import bodies, load_plot, load_report, sweep
+    from service.bench.connection import target as target_of
+    from service.bench.load import Load
+
+    load = Load(
+        poisson=not constant,
+        duration_s=duration_s,
+        warmup_s=warmup_s,
+        requests=requests,
+        connections=connections,
+        grace_s=grace_s,
+    )
+    loads = _loads(load, clients, rate, p99_ms)
+    with _usage("IMAGE..."):
+        read = bodies.read(images)
+    with _usage("--url"):
+        target = target_of(url, read.images, deadline_ms)
+    with _usage("--connections"):
+        sweep.allow_connections(max(one.clients or one.connections for one in loads))
+    if plot:
+        with _usage("--plot"):
+            load_plot.check(plot)
+    plan = sweep.search(loads[0], p99_ms) if p99_ms else sweep.each(loads)
+    measured = sweep.run(target, plan)
+    facts = {
+        "url": target.url,
+        "images": len(read.images),
+        "images_found": read.found,
+        "image_bytes": read.mean_bytes,
+        "loop": "closed" if loads[0].clients else "open, constant" if constant else "open, Poisson",
+        "duration_s": duration_s,
+        "warmup_s": warmup_s,
+        "deadline_ms": deadline_ms or None,
+        "connections_limit": connections,
+        "p99_limit_ms": p99_ms or None,
+        "highest_rate": sweep.highest(measured, p99_ms),
+    }
+    if as_json:
+        load_report.print_json(facts, measured)
+    else:
+        load_report.print_tables(facts, measured)
+    if plot and measured:
+        load_plot.write(plot, target.url, measured, p99_ms)
+    if len(measured) < len(loads) or any(one.interrupted for one in measured):
+        raise KeyboardInterrupt  # `main` knows the exit code
+
+
+def _loads(load: "Load", clients: str, rate: str, p99_ms: float) -> "list[Load]":
+    """What is asked for; a search has the one that it begins with."""
+    if clients and (rate or p99_ms):
+        other = "--rate" if rate else "--p99-ms"
+        raise typer.BadParameter(f"not with {other}", param_hint="--clients")
+    if p99_ms:
+        rates = _numbers("--rate", rate or str(FIRST_RATE), 0.1, 100_000)
+        if len(rates) > 1:
+            raise typer.BadParameter("a search begins with one", param_hint="--rate")
+        return [replace(load, rate=rates[0])]
+    if rate:
+        return [replace(load, rate=one) for one in _numbers("--rate", rate, 0.1, 100_000)]
+    counts = _numbers("--clients", clients or str(CLIENTS), 1, 60_000)
+    return [replace(load, clients=int(one)) for one in counts]
+
+
+def _numbers(option: str, text: str, least: float, most: float) -> list[float]:
+    """Of a text like `1,8,32`."""
+    with _usage(option):
+        try:
+            numbers = [float(number) for number in text.split(",")]
+        except ValueError:
+            raise ValueError(f"{text!r} is not a list of numbers like 1,8,32") from None
+        for number in numbers:
+            if not least <= number <= most:
+                raise ValueError(f"{number:g}: from {least:g} to {most:g}")
+    return numbers
+
+
+@contextmanager
+def _usage(option: str) -> Iterator[None]:
+    """What is a ValueError inside is a usage error of `option`."""
+    try:
+        yield
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint=option) from None

@@ -1,0 +1,91 @@
+"""Latency over rate, as a PNG: one picture of all loads of a sweep."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from service.bench.outcome import KINDS, PERCENTILES, Measured
+from service.errors import TopfiveError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def check(file: Path) -> None:
+    """ValueError if `file` has no folder; an error with its remedy if matplotlib is missing."""
+    _figure_class()
+    if not file.parent.is_dir():
+        raise ValueError(f"{file.parent} is no folder")
+
+
+def _figure_class() -> Any:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise TopfiveError(
+            f"--plot needs matplotlib: {error}",
+            "install topfive with its extra: pip install 'topfive[plot]'",
+        ) from error
+    return Figure
+
+
+def write(file: Path, title: str, measured: Sequence[Measured], p99_limit_ms: float) -> None:
+    """Above, the latencies of good answers and of refusals; below, what came of what was sent.
+
+    Over the rate that was asked for; of a closed loop over the requests that it came to.
+    """
+    points = sorted(measured, key=_rate)
+    figure = _figure_class()(figsize=(8, 7), layout="constrained")
+    latency, came = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    _draw_latency(latency, points, p99_limit_ms)
+    _draw_rates(came, points)
+    open_loop = all(one.rate for one in points)
+    came.set_xlabel("requests/s asked for" if open_loop else "requests/s, by so many clients")
+    latency.set_title(title, fontsize="medium")
+    try:
+        figure.savefig(file, dpi=120, format="png", metadata={"Software": None})
+    except OSError as error:
+        raise TopfiveError(
+            f"{file}: cannot be written: {error.strerror}", "name another file with --plot"
+        ) from error
+
+
+def _rate(one: Measured) -> float:
+    return one.rate or one.per_second["sent"]
+
+
+def _draw_latency(axes: "Axes", points: Sequence[Measured], p99_limit_ms: float) -> None:
+    for name in PERCENTILES:
+        _line(axes, points, "good", name, "-", f"good, {name}")
+    _line(axes, points, "refused", "p99", "--", "refused, p99")
+    if p99_limit_ms:
+        axes.axhline(p99_limit_ms, color="grey", linestyle=":", label="limit of the p99")
+    for one in points:
+        good = one.latency_ms["good"]
+        if one.clients and good:
+            axes.annotate(f" {one.clients}", (_rate(one), good["p50"]), fontsize="small")
+    axes.set_yscale("log")
+    axes.set_ylabel("ms from when it was due")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(fontsize="small")
+
+
+def _line(
+    axes: "Axes", points: Sequence[Measured], kind: str, percentile: str, style: str, label: str
+) -> None:
+    """Of those loads that had such answers."""
+    found = [(_rate(one), got[percentile]) for one in points if (got := one.latency_ms[kind])]
+    if found:
+        axes.plot(*zip(*found, strict=True), style, marker="o", label=label)
+
+
+def _draw_rates(axes: "Axes", points: Sequence[Measured]) -> None:
+    rates = [_rate(one) for one in points]
+    axes.plot(rates, rates, color="grey", linestyle=":", label="all of them")
+    for kind in KINDS:
+        if any(one.per_second[kind] for one in points):
+            axes.plot(rates, [one.per_second[kind] for one in points], marker="o", label=kind)
+    axes.set_ylim(0, None)
+    axes.set_ylabel("answers/s")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")

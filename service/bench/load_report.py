@@ -1,0 +1,117 @@
+"""What came of loads, on stdout: tables for people, or one JSON document."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import orjson
+from rich.console import Console
+
+from service.bench.outcome import KINDS, PERCENTILES, Measured
+from service.bench.report import empty_table
+
+Facts = Mapping[str, Any]
+
+
+def print_json(facts: Facts, measured: Sequence[Measured]) -> None:
+    """The `facts` of what was asked for, and an object for each load in `results`."""
+    document = {**facts, "results": [_fields(one) for one in measured]}
+    options = orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS
+    print(orjson.dumps(document, option=options).decode(), flush=True)
+
+
+def print_tables(facts: Facts, measured: Sequence[Measured]) -> None:
+    """Rates, latencies, and a line for each load with what else it showed."""
+    console = Console(markup=False, emoji=False, highlight=False)
+    images, found = facts["images"], facts["images_found"]
+    console.print(
+        f"{facts['url']}: {images}{f' of {found}' if images < found else ''} images, "
+        f"{facts['image_bytes'] / 1000:.0f} KB on average; {facts['loop']} loop",
+        soft_wrap=True,
+    )
+    console.print(_rates(measured))
+    console.print(_latencies(measured))
+    for one in measured:
+        console.print(f"{asked(one)}: {'; '.join(_remarks(one))}", soft_wrap=True)
+    if facts["p99_limit_ms"]:
+        console.print(_highest(facts), soft_wrap=True)
+
+
+def asked(one: Measured) -> str:
+    return f"{one.rate:g}/s" if one.rate else f"{one.clients} clients"
+
+
+def _fields(one: Measured) -> dict[str, Any]:
+    return {
+        "rate": one.rate,
+        "clients": one.clients,
+        "seconds": one.seconds,
+        "interrupted": one.interrupted,
+        "requests": one.requests,
+        "per_second": one.per_second,
+        "statuses": one.statuses,
+        "refused_without_retry_after": one.refused_without_retry_after,
+        "broken": one.broken,
+        "unanswered": one.unanswered,
+        "unsent": one.unsent,
+        "latency_ms": one.latency_ms,
+        "send_lag_ms": one.lag_ms,
+        "connections": {
+            "opened": one.connections_opened,
+            "most": one.connections_most,
+            "limit_reached": one.limit_reached,
+        },
+        "generator_cpu": {
+            "seconds": one.cpu_seconds,
+            "us_per_request": one.cpu_us_per_request,
+        },
+    }
+
+
+def _rates(measured: Sequence[Measured]) -> Any:
+    names = [f"{kind}/s" for kind in KINDS]
+    table = empty_table("asked", "sent/s", *names, "broken", "no answer")
+    for one in measured:
+        table.add_row(
+            asked(one),
+            *(f"{one.per_second[name]:.1f}" for name in ("sent", *KINDS)),
+            str(sum(one.broken.values())),
+            str(one.unanswered),
+        )
+    return table
+
+
+def _latencies(measured: Sequence[Measured]) -> Any:
+    table = empty_table("asked", "ms", *PERCENTILES)
+    table.columns[1].justify = "left"
+    for one in measured:
+        rows = {kind: one.latency_ms[kind] for kind in KINDS}
+        rows |= {"sent late": one.lag_ms} if one.rate else {}
+        for number, (name, figures) in enumerate(rows.items()):
+            if figures:
+                texts = (f"{figure:.2f}" for figure in figures.values())
+                table.add_row("" if number else asked(one), name, *texts)
+        table.add_section()
+    return table
+
+
+def _remarks(one: Measured) -> list[str]:
+    """What the tables leave out."""
+    remarks = [f"{one.requests} requests"]
+    remarks += [f"{count} x {status}" for status, count in one.statuses.items()]
+    if one.refused_without_retry_after:
+        remarks.append(f"{one.refused_without_retry_after} refusals WITHOUT Retry-After")
+    remarks += [f"{count} {why}" for why, count in one.broken.items()]
+    reached = ": THE LIMIT, so some waited for one" if one.limit_reached else ""
+    remarks.append(f"{one.connections_most} connections{reached}")
+    if one.unsent:
+        remarks.append(f"{one.unsent} never sent")
+    cpu = f"{one.cpu_seconds:.2f} s, {one.cpu_us_per_request:.0f} us a request"
+    remarks.append(f"CPU of this command {cpu}")
+    return remarks + ["interrupted"] * one.interrupted
+
+
+def _highest(facts: Facts) -> str:
+    limit = f"{facts['p99_limit_ms']:g} ms"
+    if facts["highest_rate"] is None:
+        return f"no rate held a p99 of {limit}"
+    return f"highest rate with a p99 of {limit}: {facts['highest_rate']:g}/s"
