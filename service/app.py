@@ -99,10 +99,10 @@ def create_app(settings: Settings, fatal: Fatal, peers: Peers | None = None) -> 
 
 
 def _give_way() -> None:
-    """Have this thread, the event loop's, not interrupt a decoding thread when it wakes up.
+    """Have this thread, the event loop's, not interrupt a decode process when it wakes up.
 
-    On busy processors it then finds more to do at once: a fifth less CPU an image was measured. On
-    idle ones nothing changes, and neither for threads and processes that are started from here.
+    On busy processors it then finds more to do at once: 5 % more images were measured. On idle ones
+    nothing changes, and neither for threads and processes that are started from here.
     """
     with contextlib.suppress(OSError):  # a sandbox may not allow it
         os.sched_setscheduler(0, os.SCHED_BATCH | os.SCHED_RESET_ON_FORK, os.sched_param(0))

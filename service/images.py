@@ -20,7 +20,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,6 +55,7 @@ MAX_READS = 250_000
 MAX_RLE_PIXELS = 4_000_000
 _BMP_RUN_LENGTHS = (BmpImageFile.COMPRESSIONS["RLE8"], BmpImageFile.COMPRESSIONS["RLE4"])
 BIG_PIXELS = 12_000_000
+"""More cost much memory: up to 16 bytes each while a WebP is decoded."""
 DRAFT = 2
 """Pixels for each one wanted, along a side, that a draft of a JPEG has at least. Of 663 photos
 enlarged to 2048 pixels 99.1 % have the same first class as undrafted (tests/test_draft.py)."""
@@ -91,8 +92,6 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# One big picture in memory at a time: its pixels cost up to 16 bytes each while a WebP is decoded.
-_big = threading.Lock()
 _pillow_limit = threading.Lock()
 
 # Pillow refuses pixels beyond twice this, before it allocates any; `decode_into` raises it.
@@ -111,11 +110,16 @@ def media_type(data: bytes | memoryview) -> str | None:
 
 
 def decode_into(
-    data: bytes | memoryview, row: NDArray[np.uint8], resize: int, max_pixels: int
+    data: bytes | memoryview,
+    row: NDArray[np.uint8],
+    resize: int,
+    max_pixels: int,
+    alone: AbstractContextManager[object] | None = None,
 ) -> int:
     """Decode `data` into `row`, (height, width, 3) RGB; the pixels that the file declares.
 
-    `resize`, in pixels, is at least the height and the width of the row. Raises UnsupportedMedia,
+    `resize`, in pixels, is at least the height and the width of the row. A picture of more than
+    BIG_PIXELS is decoded inside `alone`, which may let one in at a time. Raises UnsupportedMedia,
     TooManyPixels (with `limit_pixels`) or Undecodable, and nothing else; then the row is as it was.
     """
     height, width = row.shape[:2]
@@ -127,7 +131,7 @@ def decode_into(
     try:
         image = _open(data, kind, max_pixels)
         pixels = image.width * image.height
-        with _big if pixels > BIG_PIXELS else nullcontext():
+        with (pixels > BIG_PIXELS and alone) or nullcontext():
             # Whatever comes of it, its memory is free before the next one's turn.
             try:
                 if kind == "image/jpeg":

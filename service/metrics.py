@@ -156,6 +156,9 @@ class Metrics:
         self.workers = gauge(
             "workers", "Processes that serve: in this scrape, and left out of it.", "state"
         )
+        self.decode_restarts = counter(
+            "decode_restarts_total", "Decode processes started again, all of them."
+        )
         self.worker_restarts = counter("worker_restarts_total", "Workers started again.")
         self.workers.labels("answering").set(1)
         self.workers.labels("silent")

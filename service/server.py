@@ -48,7 +48,7 @@ _HEAD_TOO_LARGE = (
 class _Joined:
     """A connection's transport that writes the head of an answer together with its body.
 
-    Each write is a system call, after which the decoding threads have the interpreter first.
+    Each write is a system call and a packet.
     """
 
     def __init__(self, transport: asyncio.Transport) -> None:

@@ -90,7 +90,9 @@ class Settings(BaseSettings):
         description="Interpreter of the device hosts; default: on the CPU the service's own, for "
         "cards the first of python3.7, python3 that can load MagicMind.",
     )
-    decode_threads: int = Field(0, ge=0, le=256, description="Decoding threads; 0: one a core.")
+    decode_processes: int = Field(
+        0, ge=0, le=256, description="Processes that decode images; 0: one a core."
+    )
     max_batch: int = Field(
         0, ge=0, le=1024, description="Largest batch that is sent; 0: what the engine likes."
     )

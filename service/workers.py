@@ -69,13 +69,13 @@ def deal(settings: Settings) -> list[Settings]:
             f"{count} workers, and {len(devices.ordinals)} devices to serve on",
             "each worker needs a device of its own; on the CPU --devices 0,1 makes two of them",
         )
-    threads = settings.decode_threads or max(1, len(os.sched_getaffinity(0)) // count)
+    decoding = settings.decode_processes or max(1, len(os.sched_getaffinity(0)) // count)
     return [
         settings.model_copy(
             update={
                 "devices": ",".join(map(str, devices.ordinals[first::count])),
                 "device_python": devices.python,
-                "decode_threads": threads,
+                "decode_processes": decoding,
             }
         )
         for first in range(count)

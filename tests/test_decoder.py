@@ -1,22 +1,37 @@
-"""The decoder's threads: files become rows, errors become values, nothing ends a thread."""
+"""Decode processes: files become rows, errors become values, and what ends one costs one image."""
 
 import asyncio
-import threading
+import logging
+import os
+import select
+import signal
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from service import images
-from service.core.decoder import Decoded, Decoder
+from service.core.decoder import IN_HAND, LARGE_BODY_BYTES, Decoded, Decoder
 from service.core.request import Image, Request
 from service.core.rows import Rows
-from service.errors import ClientGone, Internal, TooManyPixels, Undecodable, UnsupportedMedia
-from tests.support.gate import Gate
+from service.decoding import CLAIM, NO_CLAIM
+from service.errors import (
+    ClientGone,
+    DeviceError,
+    Internal,
+    TooManyPixels,
+    Undecodable,
+    UnsupportedMedia,
+)
 from tests.support.pictures import encoded, pixels, vast_png
-from tests.support.running import until
+from tests.support.running import send, until
+from tests.support.serving import children
 from tests.support.tiny import SIDE
+
+BODY_BYTES = 4 << 20
+SLOW = vast_png(10_000, 8_000)  # a fifth of a second
 
 
 @pytest.fixture
@@ -27,37 +42,54 @@ def rows() -> Iterator[Rows]:
 
 
 class Decoding:
-    """A decoder, what it has finished, and how often it woke the loop for that."""
+    """A decoder, what it has finished and how often it told so, its restarts, what was fatal."""
 
-    def __init__(self, rows: Rows, threads: int) -> None:
+    def __init__(self, rows: Rows, processes: int, max_pixels: int) -> None:
         self.wakes: list[list[Decoded]] = []
-        self.decoder = Decoder(rows, SIDE, 1_000_000, threads, self.wakes.append)
+        self.restarts = 0
+        self.fatal: list[DeviceError] = []
         self._taken = rows.take(rows.capacity) or []
+        self.decoder = Decoder(
+            rows,
+            SIDE,
+            max_pixels,
+            processes,
+            BODY_BYTES,
+            self.wakes.append,
+            self._restarted,
+            self.fatal.append,
+        )
+
+    def _restarted(self) -> None:
+        self.restarts += 1
 
     @property
     def finished(self) -> list[Decoded]:
         return [decoded for wake in self.wakes for decoded in wake]
+
+    @property
+    def processes(self) -> list[int]:
+        return children(self.decoder.pid)
 
     def put(self, data: bytes) -> Image:
         image = Image(Request(1, 5, 1e9), 0, self._taken.pop(), data)
         self.decoder.put(image)
         return image
 
+    def at_work(self) -> bool:
+        """Whether the first process has begun an image."""
+        [slot] = CLAIM.unpack_from(self.decoder._bodies, 0)
+        return bool(slot != NO_CLAIM)
+
 
 @asynccontextmanager
-async def decoding(rows: Rows, threads: int = 2) -> AsyncIterator[Decoding]:
-    begun = Decoding(rows, threads)
+async def decoding(
+    rows: Rows, processes: int = 2, max_pixels: int = 1_000_000
+) -> AsyncIterator[Decoding]:
+    begun = Decoding(rows, processes, max_pixels)
+    await until(lambda: len(begun.processes) == processes)
     yield begun
     begun.decoder.close()
-
-
-@pytest.fixture
-def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
-    """Decoding waits until it is opened."""
-    closed = Gate(images.decode_into)
-    monkeypatch.setattr(images, "decode_into", closed)
-    yield closed
-    closed.open.set()
 
 
 def test_files_become_rows(rows: Rows) -> None:
@@ -73,67 +105,70 @@ def test_files_become_rows(rows: Rows) -> None:
             assert {decoded.pixels for decoded in begun.finished} == {SIDE * SIDE}
             assert all(decoded.error is None for decoded in begun.finished)
             assert all(0 < decoded.seconds < 10 for decoded in begun.finished)
+            assert begun.restarts == 0
 
     asyncio.run(steps())
 
 
 @pytest.mark.parametrize(
-    ("data", "error"),
+    ("data", "error", "members"),
     [
-        (b"no image", UnsupportedMedia),
-        (encoded()[:60], Undecodable),
-        (vast_png(2000, 1000), TooManyPixels),
+        (b"no image", UnsupportedMedia, {}),
+        (encoded()[:60], Undecodable, {}),
+        (vast_png(2000, 1000), TooManyPixels, {"limit_pixels": 1_000_000}),
     ],
 )
-def test_errors_are_values(rows: Rows, data: bytes, error: type[Exception]) -> None:
+def test_errors_are_values(
+    rows: Rows, data: bytes, error: type[Exception], members: dict[str, int]
+) -> None:
     """A file that is refused comes back with its reason; its row is as it was."""
 
     async def steps() -> None:
         async with decoding(rows) as begun:
             image = begun.put(data)
             await until(lambda: begun.finished)
-            assert isinstance(begun.finished[0].error, error)
-            assert begun.finished[0].pixels == 0
+            [decoded] = begun.finished
+            assert isinstance(decoded.error, error)
+            assert decoded.error.remedy
+            assert decoded.error.members == members
+            assert decoded.pixels == 0
             assert not rows.inputs[image.row].any()
 
     asyncio.run(steps())
 
 
-def test_a_bug_is_an_internal_error(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What no decoder should raise becomes Internal, with its cause, and the thread lives on."""
-
-    def buggy(*_: object) -> int:
-        raise ZeroDivisionError
+def test_a_bug_is_an_internal_error(rows: Rows, caplog: pytest.LogCaptureFixture) -> None:
+    """What no decoder should raise becomes Internal, its trace is logged, the process lives on."""
 
     async def steps() -> None:
-        async with decoding(rows, threads=1) as begun:
-            with monkeypatch.context() as patched:
-                patched.setattr(images, "decode_into", buggy)
-                begun.put(encoded())
-                await until(lambda: begun.finished)
-            error = begun.finished[0].error
-            assert isinstance(error, Internal)
-            assert isinstance(error.__cause__, ZeroDivisionError)
+        async with decoding(rows, processes=1) as begun:
+            begun.decoder.put(Image(Request(1, 5, 1e9), 0, 1_000_000, encoded()))
+            await until(lambda: begun.finished)
+            assert isinstance(begun.finished[0].error, Internal)
+            [record] = [record for record in caplog.records if record.msg == "decode_failed"]
+            assert "IndexError" in record.__dict__["traceback"]
             begun.put(encoded())
             await until(lambda: len(begun.finished) == 2)
             assert begun.finished[1].error is None
+            assert begun.restarts == 0
 
     asyncio.run(steps())
 
 
-def test_a_request_that_is_over_is_not_decoded(rows: Rows, gate: Gate) -> None:
-    """Its images come back at once: no thread's time for them."""
+def test_a_request_that_is_over_is_not_decoded(rows: Rows) -> None:
+    """Its images come back at once: no process's time for them."""
 
     async def steps() -> None:
-        async with decoding(rows, threads=1) as begun:
-            begun.put(encoded())
-            left = begun.put(encoded(seed=1))
-            await asyncio.to_thread(gate.entered.wait)
+        async with decoding(rows, processes=1) as begun:
+            send(signal.SIGSTOP, begun.processes)
+            for seed in range(IN_HAND):
+                begun.put(encoded(seed=seed))
+            left = begun.put(encoded(seed=IN_HAND))
             left.request.end(ClientGone("left"))
-            gate.open.set()
-            await until(lambda: len(begun.finished) == 2)
-            assert gate.calls == 1
-            assert begun.finished[1].error is None
+            send(signal.SIGCONT, begun.processes)
+            await until(lambda: len(begun.finished) == IN_HAND + 1)
+            [decoded] = [decoded for decoded in begun.finished if decoded.image is left]
+            assert (decoded.pixels, decoded.error) == (0, None)
             assert not rows.inputs[left.row].any()
             assert isinstance(left.request.answered.exception(), ClientGone)
 
@@ -141,50 +176,136 @@ def test_a_request_that_is_over_is_not_decoded(rows: Rows, gate: Gate) -> None:
 
 
 def test_wake_ups_are_coalesced(rows: Rows) -> None:
-    """What the threads finish while the loop is busy wakes it once."""
+    """What is finished one after another is told together."""
 
     async def steps() -> None:
         async with decoding(rows) as begun:
-            last = [begun.put(encoded(seed=seed)) for seed in range(30)]
-            while any(image.data for image in last):  # the loop is not let go
-                threading.Event().wait(0.001)
-            while begun.decoder.statistics()["busy"]:
-                threading.Event().wait(0.001)
-            await until(lambda: len(begun.finished) == 30)
-            assert len(begun.wakes) <= 2  # the last image's hand-over may come behind the first
-
-    asyncio.run(steps())
-
-
-def test_statistics(rows: Rows, gate: Gate) -> None:
-    """Threads, how many are busy, how many images wait for one."""
-
-    async def steps() -> None:
-        async with decoding(rows, threads=2) as begun:
-            assert begun.decoder.statistics() == {"threads": 2, "busy": 0, "waiting": 0}
-            for seed in range(5):
+            send(signal.SIGSTOP, begun.processes)
+            for seed in range(24):
                 begun.put(encoded(seed=seed))
-            await until(lambda: gate.calls == 2)
-            assert begun.decoder.statistics() == {"threads": 2, "busy": 2, "waiting": 3}
-            gate.open.set()
-            await until(lambda: len(begun.finished) == 5)
-            await until(lambda: begun.decoder.statistics()["busy"] == 0)
+            send(signal.SIGCONT, begun.processes)
+            await until(lambda: len(begun.finished) == 24)
+            assert len(begun.wakes) <= 12
 
     asyncio.run(steps())
 
 
-def test_threads_end(rows: Rows, gate: Gate) -> None:
-    """Closed while one decodes, with the event loop gone before it has finished: all end."""
+def test_statistics(rows: Rows) -> None:
+    """Processes, how many are busy, how many images wait for one."""
 
-    async def steps() -> list[threading.Thread]:
+    async def steps() -> None:
         async with decoding(rows) as begun:
-            begun.put(encoded())
-            await asyncio.to_thread(gate.entered.wait)
-        return [thread for thread in threading.enumerate() if thread.name.startswith("decode-")]
+            assert begun.decoder.statistics() == {"processes": 2, "busy": 0, "waiting": 0}
+            send(signal.SIGSTOP, begun.processes)
+            for seed in range(40):
+                begun.put(encoded(seed=seed))
+            assert begun.decoder.statistics() == {"processes": 2, "busy": 2, "waiting": 38}
+            send(signal.SIGCONT, begun.processes)
+            await until(lambda: len(begun.finished) == 40)
+            assert begun.decoder.statistics() == {"processes": 2, "busy": 0, "waiting": 0}
 
-    threads = asyncio.run(steps())
-    assert threads
-    gate.open.set()
-    for thread in threads:
-        thread.join(10)
-        assert not thread.is_alive()
+    asyncio.run(steps())
+
+
+def test_the_memory_of_a_large_body_is_given_back(rows: Rows) -> None:
+    """As soon as it is decoded."""
+
+    async def steps() -> None:
+        async with decoding(rows) as begun:
+            begun.put(b"no image" * (BODY_BYTES // 8))
+            await until(lambda: begun.finished)
+            memory = os.fstat(begun.decoder._descriptor)
+            assert memory.st_size > BODY_BYTES
+            assert memory.st_blocks * 512 < LARGE_BODY_BYTES
+
+    asyncio.run(steps())
+
+
+def test_a_file_that_ends_its_process(rows: Rows, caplog: pytest.LogCaptureFixture) -> None:
+    """It is answered with an error that tells the signal; all others are decoded, by new ones."""
+
+    async def steps() -> None:
+        async with decoding(rows, processes=1, max_pixels=80_000_000) as begun:
+            slow = begun.put(SLOW)
+            put = {seed: begun.put(encoded(seed=seed)) for seed in range(30)}
+            await until(begun.at_work)
+            send(signal.SIGSEGV, begun.processes)
+            await until(lambda: len(begun.finished) == 31)
+            errors = {id(d.image): d.error for d in begun.finished if d.error}
+            assert list(errors) == [id(slow)]
+            assert isinstance(errors[id(slow)], Internal)
+            assert "SIGSEGV" in str(errors[id(slow)])
+            for seed, image in put.items():
+                assert np.array_equal(rows.inputs[image.row], pixels(seed))
+            assert (begun.restarts, begun.fatal) == (1, [])
+            [record] = [r for r in caplog.records if r.msg == "decode_process_ended"]
+            assert record.levelno == logging.ERROR
+
+    asyncio.run(steps())
+
+
+@pytest.mark.parametrize("who", ["an idle one", "the first"])
+def test_killed_processes_cost_no_image(rows: Rows, who: str) -> None:
+    """kill -9 of one that is at no image, or of the one that starts them: no image is lost."""
+
+    async def steps() -> None:
+        async with decoding(rows) as begun:
+            before = begun.processes
+            send(signal.SIGSTOP, before)
+            put = {seed: begun.put(encoded(seed=seed)) for seed in range(30)}
+            send(signal.SIGKILL, [before[0] if who == "an idle one" else begun.decoder.pid])
+            await until(lambda: len(begun.finished) == 30)
+            assert all(decoded.error is None for decoded in begun.finished)
+            for seed, image in put.items():
+                assert np.array_equal(rows.inputs[image.row], pixels(seed))
+            assert begun.restarts == 1
+            assert not set(begun.processes) & set(before)
+
+    asyncio.run(steps())
+
+
+def test_processes_that_do_not_start(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Are no use to start again: the service is told to end, with the exit code."""
+
+    async def steps() -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr(sys, "executable", "/bin/false")
+            begun = Decoding(rows, 2, 1_000_000)
+        await until(lambda: begun.fatal)
+        begun.decoder.close()
+        assert "ended with code 1 at their start" in str(begun.fatal[0])
+        assert begun.restarts == 0
+
+    asyncio.run(steps())
+
+
+def test_no_interpreter(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Is an error at once."""
+
+    async def steps() -> None:
+        monkeypatch.setattr(sys, "executable", "/nowhere/python")
+        with pytest.raises(DeviceError, match="No such file"):
+            Decoding(rows, 2, 1_000_000)
+
+    asyncio.run(steps())
+
+
+def descriptors() -> set[Path]:
+    return set(Path("/proc/self/fd").iterdir())
+
+
+def test_nothing_is_left(rows: Rows) -> None:
+    """Closed while one decodes: all processes are gone, and so are our descriptors."""
+
+    async def steps() -> None:
+        before = descriptors()
+        async with decoding(rows, processes=1, max_pixels=80_000_000) as begun:
+            begun.put(SLOW)
+            await until(begun.at_work)
+            ends = [os.pidfd_open(pid) for pid in (begun.decoder.pid, *begun.processes)]
+        assert len(select.select(ends, [], [], 0)[0]) == 2
+        for end in ends:
+            os.close(end)
+        assert descriptors() == before
+
+    asyncio.run(steps())

@@ -46,7 +46,8 @@ TABLE = {
     "ready": ("gauge", ""),
     "draining": ("gauge", ""),
     "event_loop_lag_seconds": ("histogram", ""),
-    "decode_threads_busy": ("gauge", ""),
+    "decode_processes_busy": ("gauge", ""),
+    "decode_restarts_total": ("counter", ""),
     "build_info": ("gauge", "version revision python"),
 }
 # Beyond the table: the design asks for a count of answers that may have been wrong, and a scrape

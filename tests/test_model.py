@@ -1,7 +1,7 @@
 """A model in use: what comes in is answered rightly or refused, in time; every row comes back."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from service import images
 from service.core.model import top_k
 from service.core.request import Prediction
 from service.errors import (
@@ -22,7 +21,6 @@ from service.errors import (
     TooLarge,
     UnsupportedMedia,
 )
-from tests.support.gate import Gate
 from tests.support.pictures import encoded
 from tests.support.running import Running, assert_right, running, until
 from tests.support.tiny import CLASSES, write_tiny_artifact
@@ -31,15 +29,6 @@ from tests.support.tiny import CLASSES, write_tiny_artifact
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_artifact(tmp_path_factory.mktemp("artifacts") / "tiny")
-
-
-@pytest.fixture
-def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
-    """Decoding waits until it is opened."""
-    closed = Gate(images.decode_into)
-    monkeypatch.setattr(images, "decode_into", closed)
-    yield closed
-    closed.open.set()
 
 
 def run(steps: Callable[[], Coroutine[object, object, None]]) -> None:
@@ -164,20 +153,19 @@ def test_a_deadline_that_passes(artifact: Path, deadline_s: float) -> None:
     run(steps)
 
 
-async def filling(service: Running, gate: Gate) -> int:
+async def filling(service: Running) -> int:
     """Decoding does not end."""
+    service.hold_decoding()
     return 0
 
 
-async def waiting(service: Running, gate: Gate) -> int:
+async def waiting(service: Running) -> int:
     """The device has its batches, so what comes now waits behind them."""
-    gate.open.set()
     return len(await service.frozen_full())
 
 
-async def in_the_device(service: Running, gate: Gate) -> int:
+async def in_the_device(service: Running) -> int:
     """The device has room for the batch, and does not answer."""
-    gate.open.set()
     service.freeze()
     return 0
 
@@ -188,8 +176,7 @@ async def in_the_device(service: Running, gate: Gate) -> int:
 @pytest.mark.parametrize("way", ["departure", "deadline", "cancellation"])
 def test_rows_of_a_request_that_ends_early(
     artifact: Path,
-    gate: Gate,
-    prepare: Callable[[Running, Gate], Coroutine[object, object, int]],
+    prepare: Callable[[Running], Coroutine[object, object, int]],
     state: str,
     way: str,
 ) -> None:
@@ -197,7 +184,7 @@ def test_rows_of_a_request_that_ends_early(
 
     async def steps() -> None:
         async with running(artifact) as service:
-            others = await prepare(service, gate)
+            others = await prepare(service)
             request = service.submit(1, 2)
             await until(lambda: service.rows(state) == 2)
             if way == "departure":
@@ -207,7 +194,7 @@ def test_rows_of_a_request_that_ends_early(
             else:
                 request.answered.cancel()
             batches = service.value("batch_images_sum")
-            gate.open.set()
+            service.release_decoding()
             service.thaw()
             await service.all_rows_free()
             outcome = "expired" if way == "deadline" else "abandoned"
@@ -317,15 +304,15 @@ def test_a_drain_that_takes_too_long(artifact: Path) -> None:
     run(steps)
 
 
-def test_stopping_ends_what_is_open(artifact: Path, gate: Gate) -> None:
+def test_stopping_ends_what_is_open(artifact: Path) -> None:
     """A request that is still being decoded when the model stops does not wait for ever."""
 
     async def steps() -> None:
         async with running(artifact) as service:
+            service.hold_decoding()
             request = service.submit(1)
         with pytest.raises(Draining):
             await request.answered
-        gate.open.set()
 
     run(steps)
 

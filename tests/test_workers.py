@@ -16,7 +16,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from tests.support import pictures
 from tests.support.load import Outcome, load, load_until_refused
 from tests.support.magicmind import SimulatedSdk
-from tests.support.serving import COMMAND, Service, plain_environment
+from tests.support.serving import COMMAND, Service, children, plain_environment
 from tests.support.small import write_small_network
 from tests.support.tiny import write_tiny_artifact
 
@@ -43,10 +43,6 @@ def service(artifact: Path) -> Iterator[Service]:
     running = started(artifact, *TWO_CPUS)
     yield running
     running.stop()
-
-
-def children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def answers(service: Service) -> float:
@@ -174,11 +170,12 @@ async def _stop_under_load(service: Service) -> Outcome:
 
 
 def test_workers_end_with_their_parent(service: Service) -> None:
-    """kill -9 of the parent: the workers and their hosts are gone within 2 s."""
+    """kill -9 of the parent: workers, hosts and decode processes are gone within 2 s."""
     workers = children(service.process.pid)
-    everybody = [*workers, *(host for worker in workers for host in children(worker))]
-    ends = [os.pidfd_open(pid) for pid in everybody]
-    assert len(ends) == 4
+    below = [child for worker in workers for child in children(worker)]
+    decoding = [process for child in below for process in children(child)]
+    ends = [os.pidfd_open(pid) for pid in (*workers, *below, *decoding)]
+    assert (len(below), len(decoding)) == (4, max(2, len(os.sched_getaffinity(0))))
     service.process.kill()
     until = time.monotonic() + 2
     while ends:

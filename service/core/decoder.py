@@ -1,25 +1,64 @@
-"""The threads that decode images into their rows.
+"""The decode processes seen from here: images wait for a slot, a slot's body becomes a row.
 
-What a thread finishes is collected, and the event loop is woken once for all of it: a wake-up for
-each image would cost more than its hand-over. Images whose request is over are not decoded.
+A body is copied into a free slot of shared memory; whichever process is free takes it from there
+(service/decoding.py). What the processes have finished is collected, and handed on at once. Images
+whose request is over are not decoded.
+
+When a process ends, by a file that its decoder cannot bear or by somebody's hand, the image that it
+was at is answered with an error; all processes are started anew and do the others again. If they
+end before they have started, the service cannot go on. Everything here happens on the event loop,
+in the main thread.
 """
 
 import asyncio
 import contextlib
-import threading
-import time
+import json
+import logging
+import math
+import mmap
+import os
+import signal
+import socket
+import subprocess
+import sys
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
-from queue import SimpleQueue
+from dataclasses import asdict, dataclass
 
-from service import images
 from service.core.request import Image
-from service.core.rows import Rows
-from service.errors import Internal, RequestError
+from service.core.rows import Rows, memory_file
+from service.decoding import CLAIM, END, ENDED, NO_CLAIM, REQUEST, RESULT, STARTED, Job
+from service.errors import (
+    DeviceError,
+    Internal,
+    RequestError,
+    TooManyPixels,
+    Undecodable,
+    UnsupportedMedia,
+)
+
+log = logging.getLogger("topfive.decoder")
 
 RECENT = 16
 """Images over which their cost is averaged."""
+IN_HAND, MOST_IN_HAND = 12, 256
+"""Images that the processes have at one time, for each and of all: TOGETHER and a few more, so that
+none waits for the service, which is late when it is busy. A Unix socket holds 277 requests."""
+LEAST_SLOT_BYTES = 1 << 16
+"""An error fits in."""
+LARGE_BODY_BYTES = 1 << 20
+"""After a larger one its slot's memory is given back."""
+PIPE_BYTES = 1 << 16
+_ENVIRONMENT = {
+    "OPENBLAS_NUM_THREADS": "1",  # no linear algebra is done there
+    # Else malloc may give a picture's memory back to the system and ask for it again at each one:
+    # 330 page faults an image, a third of its time. So each process keeps 32 MiB.
+    "MALLOC_MMAP_THRESHOLD_": str(16 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(32 << 20),
+}
+_ERRORS: dict[str, type[RequestError]] = {
+    error.code: error for error in (UnsupportedMedia, TooManyPixels, Undecodable, Internal)
+}
 
 
 @dataclass(slots=True)
@@ -33,85 +72,231 @@ class Decoded:
 
 
 class Decoder:
-    """`threads` threads; `finished` is called on the event loop with what they have finished."""
+    """`processes` processes for bodies of up to `body_bytes`; `finished` gets what they have done.
+
+    `restarted` is called when they have to be started anew, `fatal` with the reason when that is
+    no use. DeviceError where they cannot be started at all.
+    """
 
     def __init__(
         self,
         rows: Rows,
         resize: int,
         max_pixels: int,
-        threads: int,
+        processes: int,
+        body_bytes: int,
         finished: Callable[[list[Decoded]], None],
+        restarted: Callable[[], None],
+        fatal: Callable[[DeviceError], None],
     ) -> None:
         self._rows, self._resize, self._max_pixels = rows, resize, max_pixels
-        self._finished = finished
+        self._processes = processes
+        self._finished, self._restarted, self._fatal = finished, restarted, fatal
         self._loop = asyncio.get_running_loop()
-        self._todo: SimpleQueue[Image | None] = SimpleQueue()
-        self._done: deque[Decoded] = deque()
-        self._wake_pending = False
-        self._busy = [False] * threads
+        self._todo: deque[Image] = deque()
+        self._in_hand: dict[int, tuple[Image, int]] = {}
         self._seconds = 0.0
-        self._threads = [
-            threading.Thread(target=self._run, args=(number,), name=f"decode-{number}", daemon=True)
-            for number in range(threads)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._alive = False
+        slots = min(IN_HAND * processes, MOST_IN_HAND)
+        self._free = list(range(slots))
+        self._slots_offset = _whole_pages(processes * CLAIM.size)
+        self._slot_bytes = _whole_pages(max(body_bytes, LEAST_SLOT_BYTES))
+        size = self._slots_offset + slots * self._slot_bytes
+        self._descriptor = memory_file("topfive-bodies", size)
+        self._bodies = mmap.mmap(self._descriptor, size)
+        self._start()
 
     def put(self, image: Image) -> None:
         """Decode `image.data` into `image.row`, which is filling."""
-        self._todo.put(image)
+        self._todo.append(image)
+        self._supply()
 
     def close(self) -> None:
-        """End the threads, after what they have begun."""
-        for _ in self._threads:
-            self._todo.put(None)
+        """End the processes, whatever they are at: nobody waits for it any more."""
+        if self._alive:
+            self._process.send_signal(END)
+            self._end()
+        self._bodies.close()
+        os.close(self._descriptor)
 
     @property
     def wait_s(self) -> float:
         """Until an image that comes now would be begun, as long as the last ones took."""
-        return self._todo.qsize() * self._seconds / len(self._threads)
+        return self.statistics()["waiting"] * self._seconds / self._processes
+
+    @property
+    def pid(self) -> int:
+        """Of the process that has started the others."""
+        return self._process.pid
 
     def statistics(self) -> dict[str, int]:
-        """Threads, those busy, and images waiting for one."""
-        return {
-            "threads": len(self._threads),
-            "busy": sum(self._busy),
-            "waiting": self._todo.qsize(),
-        }
+        """Processes, those busy, and images waiting for one."""
+        in_hand = len(self._in_hand)
+        busy = min(in_hand, self._processes)
+        waiting = len(self._todo) + in_hand - busy
+        return {"processes": self._processes, "busy": busy, "waiting": waiting}
 
-    def _run(self, number: int) -> None:
-        while (image := self._todo.get()) is not None:
-            self._busy[number] = True
-            decoded = self._decode(image)
-            self._busy[number] = False
-            self._done.append(decoded)
-            # Cleared before `_done` is emptied, so what is appended now is seen then.
-            if not self._wake_pending:
-                self._wake_pending = True
-                # The event loop may be closed: then nobody waits for the image any more.
-                with contextlib.suppress(RuntimeError):
-                    self._loop.call_soon_threadsafe(self._collect)
-
-    def _decode(self, image: Image) -> Decoded:
-        started = time.perf_counter()
-        pixels, error = 0, None
-        if not image.request.over:
+    def _start(self) -> None:
+        for number in range(self._processes):
+            CLAIM.pack_into(self._bodies, number * CLAIM.size, NO_CLAIM)
+        self._started = False
+        self._requests, requests = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._requests.setblocking(False)
+        self._results, results = os.pipe()
+        os.set_blocking(self._results, False)
+        self._wake = os.eventfd(0)
+        with requests:
+            job = self._job(requests.fileno(), results)
             try:
-                row = self._rows.inputs[image.row]
-                pixels = images.decode_into(image.data, row, self._resize, self._max_pixels)
-            except RequestError as refused:
-                error = refused
-            except Exception as bug:  # noqa: BLE001 - a dead thread would decode nothing any more
-                error = Internal("the image could not be decoded. This is a bug.")
-                error.__cause__ = bug
-        image.data = b""
-        return Decoded(image, pixels, time.perf_counter() - started, error)
+                self._process = _spawn(job)
+            except OSError as error:
+                self._close()
+                raise DeviceError(f"cannot start the decode processes: {error.strerror}") from error
+            finally:
+                os.close(results)
+        self._alive = True
+        self._pidfd = os.pidfd_open(self._process.pid)
+        self._loop.add_reader(self._pidfd, self._ended)
+        self._loop.add_reader(self._wake, self._woken)
+
+    def _job(self, requests: int, results: int) -> Job:
+        total, height, width, channels = self._rows.inputs.shape
+        return Job(
+            parent=os.getpid(),
+            processes=self._processes,
+            requests=requests,
+            results=results,
+            wake=self._wake,
+            bodies=self._descriptor,
+            bodies_bytes=len(self._bodies),
+            slots_offset=self._slots_offset,
+            slot_bytes=self._slot_bytes,
+            rows=self._rows.descriptor,
+            row_shape=(total, height, width, channels),
+            resize=self._resize,
+            max_pixels=self._max_pixels,
+        )
+
+    def _supply(self) -> None:
+        """Give the processes what there are slots for."""
+        over = []
+        while self._todo and self._free:
+            image = self._todo.popleft()
+            size, data, image.data = len(image.data), image.data, b""
+            if image.request.over:
+                over.append(Decoded(image, 0, 0.0, None))
+                continue
+            slot = self._free.pop()
+            at = self._place(slot)
+            self._bodies[at : at + size] = data
+            self._in_hand[slot] = image, size
+            self._ask(slot)
+        if over:
+            self._finished(over)
+
+    def _ask(self, slot: int) -> None:
+        image, size = self._in_hand[slot]
+        with contextlib.suppress(ConnectionError):  # they have ended, and are asked anew
+            self._requests.send(REQUEST.pack(slot, image.row, size))
+
+    def _woken(self) -> None:
+        os.eventfd_read(self._wake)
+        self._collect()
 
     def _collect(self) -> None:
-        self._wake_pending = False
+        """Take all results that there are, supply the processes, hand the results on."""
+        try:
+            results = os.read(self._results, PIPE_BYTES)
+        except BlockingIOError:
+            return
         finished = []
-        while self._done:
-            finished.append(self._done.popleft())
-            self._seconds += (finished[-1].seconds - self._seconds) / RECENT
+        for slot, second, pixels, seconds in RESULT.iter_unpack(results):
+            if slot == STARTED:
+                self._started = True
+            elif slot == ENDED:
+                finished += self._blame(second, pixels)
+            else:
+                self._seconds += (seconds - self._seconds) / RECENT
+                error = self._error(slot, second) if second else None
+                finished.append(Decoded(self._let_go(slot), pixels, seconds, error))
+        self._supply()
         self._finished(finished)
+
+    def _let_go(self, slot: int) -> Image:
+        image, size = self._in_hand.pop(slot)
+        if size > LARGE_BODY_BYTES:
+            self._bodies.madvise(mmap.MADV_REMOVE, self._place(slot), self._slot_bytes)
+        # Taken from the end: the slot given back last is the one still in the caches.
+        self._free.append(slot)
+        return image
+
+    def _place(self, slot: int) -> int:
+        return self._slots_offset + slot * self._slot_bytes
+
+    def _error(self, slot: int, size: int) -> RequestError:
+        at = self._place(slot)
+        code, detail, remedy, members, trace = json.loads(self._bodies[at : at + size])
+        if trace:
+            log.error("decode_failed", extra={"traceback": trace})
+        return _ERRORS[code](detail, remedy, **members)
+
+    def _blame(self, process: int, status: int) -> list[Decoded]:
+        """The image at which `process` has ended, if it was at one."""
+        [slot] = CLAIM.unpack_from(self._bodies, process * CLAIM.size)
+        how = _how(os.waitstatus_to_exitcode(status))
+        log.error("decode_process_ended", extra={"number": process, "how": how})
+        if slot not in self._in_hand:
+            return []
+        error = Internal(
+            f"the process that decoded the image ended {how}",
+            "send another picture, and report this one",
+        )
+        return [Decoded(self._let_go(slot), 0, 0.0, error)]
+
+    def _ended(self) -> None:
+        """The processes have ended, all of them: start them anew, and ask again for the rest."""
+        self._collect()
+        code = self._end()
+        if not self._started:
+            self._fatal(DeviceError(f"the decode processes ended {_how(code)} at their start"))
+            return
+        self._restarted()
+        try:
+            self._start()
+        except DeviceError as error:
+            self._fatal(error)
+            return
+        for slot in self._in_hand:
+            self._ask(slot)
+
+    def _end(self) -> int:
+        """The exit code, when everything between us is closed."""
+        self._alive = False
+        for descriptor in (self._pidfd, self._wake):
+            self._loop.remove_reader(descriptor)
+        os.close(self._pidfd)
+        self._close()
+        return self._process.wait()
+
+    def _close(self) -> None:
+        self._requests.close()
+        os.close(self._results)
+        os.close(self._wake)
+
+
+def _spawn(job: Job) -> subprocess.Popen[bytes]:
+    descriptors = (job.requests, job.results, job.wake, job.bodies, job.rows)
+    return subprocess.Popen(  # noqa: S603 - no shell, nobody's words
+        [sys.executable, "-P", "-m", "service.decoding", json.dumps(asdict(job))],
+        stdin=subprocess.DEVNULL,
+        pass_fds=descriptors,
+        env=os.environ | _ENVIRONMENT,
+    )
+
+
+def _whole_pages(size: int) -> int:
+    return math.ceil(size / mmap.PAGESIZE) * mmap.PAGESIZE
+
+
+def _how(code: int) -> str:
+    return f"by {signal.Signals(-code).name}" if code < 0 else f"with code {code}"

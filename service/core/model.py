@@ -1,8 +1,8 @@
 """An artifact being served: bytes become a row, rows a batch, a batch an answer.
 
 `submit` takes the rows of all images of a request at once, or refuses. From then on each image
-walks forward: decoder threads fill its row, the batcher queues it, a device pulls and computes it,
-and its top-k settles its place in the request. Everything but the decoding happens on the event
+walks forward: a decode process fills its row, the batcher queues it, a device pulls and computes
+it, and its top-k settles its place in the request. Everything but the decoding happens on the event
 loop.
 """
 
@@ -75,8 +75,11 @@ class Model:
             self.rows,
             manifest.preprocessing.resize,
             settings.max_pixels,
-            settings.decode_threads or available_cores(),
+            settings.decode_processes or available_cores(),
+            settings.max_body_bytes,
             self._decoded,
+            metrics.decode_restarts.inc,
+            fatal,
         )
         shared = Shared(
             artifact,
@@ -136,7 +139,7 @@ class Model:
         asyncio.get_running_loop().call_later(timeout_s, self._end_open)
 
     async def stop(self) -> None:
-        """End the devices and threads, and every request that is still open."""
+        """End the devices and decode processes, and every request that is still open."""
         self._end_open()
         await self.pool.stop()
         self._decoder.close()
@@ -206,7 +209,7 @@ class Model:
         return request
 
     def statistics(self) -> dict[str, object]:
-        """Rows, queue, threads and devices, as /model and the metrics show them."""
+        """Rows, queue, decoding and devices, as /model and the metrics show them."""
         return {
             "rows": self.rows.statistics(),
             "queue": self._batcher.statistics(),
@@ -216,7 +219,7 @@ class Model:
         }
 
     def _decoded(self, finished: list[Decoded]) -> None:
-        """The decoder's threads have finished these: queue them, or settle their errors."""
+        """These are decoded: queue them, or settle their errors."""
         now = time.perf_counter()
         for decoded in finished:
             image, request = decoded.image, decoded.image.request
@@ -226,8 +229,6 @@ class Model:
             self._decode_seconds.observe(decoded.seconds)
             request.took("decode", decoded.seconds)
             if decoded.error is not None:
-                if decoded.error.__cause__ and decoded.error.status == 500:
-                    log.error("decode_failed", exc_info=decoded.error.__cause__)
                 self._images["failed"].inc()
                 self.rows.give_back([image.row], State.FILLING)
                 request.settle(image.index, decoded.error)
@@ -303,7 +304,7 @@ class Model:
         self._row_seconds_told = rows["row_seconds"]
         yield from self.pool.collect()
         yield gauge_family(
-            "decode_threads_busy", "Busy.", (), [((), self._decoder.statistics()["busy"])]
+            "decode_processes_busy", "Busy.", (), [((), self._decoder.statistics()["busy"])]
         )
         yield gauge_family("ready", "What /readyz says.", (), [((), float(self.ready))])
         yield gauge_family("draining", "SIGTERM seen.", (), [((), float(self.draining))])

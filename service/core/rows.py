@@ -57,7 +57,7 @@ class Rows:
         inputs_bytes = total * int(np.prod(shape))
         self.outputs_offset = -(-inputs_bytes // _PAGE) * _PAGE
         self.memory_bytes = self.outputs_offset + total * classes * 4
-        self.descriptor = _memory_file(self.memory_bytes)
+        self.descriptor = memory_file("topfive-rows", self.memory_bytes)
         memory = mmap.mmap(self.descriptor, self.memory_bytes)
         self.inputs: NDArray[np.uint8] = np.ndarray((total, *shape), np.uint8, memory)
         self.outputs: NDArray[np.float32] = np.ndarray(
@@ -143,9 +143,10 @@ class Rows:
         self._changed_at = now
 
 
-def _memory_file(size_bytes: int) -> int:
-    descriptor = os.memfd_create("topfive-rows", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+def memory_file(name: str, size_bytes: int) -> int:
+    """The descriptor of an anonymous memory file whose size nobody can change."""
+    descriptor = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.ftruncate(descriptor, size_bytes)
-    # A host that shrank the file would kill the service with SIGBUS.
+    # A process that shrank the file would kill the service with SIGBUS.
     fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
     return descriptor

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from service.errors import DeviceError
 from service.metrics import Metrics
 from service.settings import Settings
 from tests.support.pictures import encoded, pixels
+from tests.support.serving import children
 from tests.support.tiny import CLASSES, probabilities
 
 PATIENCE_S = 20
@@ -58,6 +59,14 @@ class Running:
     def thaw(self) -> None:
         """It goes on."""
         self.host.process.send_signal(signal.SIGCONT)
+
+    def hold_decoding(self) -> None:
+        """The decode processes stand still."""
+        send(signal.SIGSTOP, children(self.model._decoder.pid))
+
+    def release_decoding(self) -> None:
+        """They go on."""
+        send(signal.SIGCONT, children(self.model._decoder.pid))
 
     def kill_host(self) -> None:
         """kill -9, which ends a frozen process too."""
@@ -108,6 +117,12 @@ class Running:
     async def all_rows_free(self) -> None:
         """Until every row is back; then each image that had one has one outcome."""
         await until(lambda: self.model.rows.free == self.model.rows.capacity)
+
+
+def send(number: signal.Signals, pids: Sequence[int]) -> None:
+    """The signal to each of these processes."""
+    for pid in pids:
+        os.kill(pid, number)
 
 
 async def until(condition: Callable[[], object]) -> None:

@@ -24,6 +24,16 @@ def plain_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("TOPFIVE_")}
 
 
+def children(pid: int) -> list[int]:
+    """The processes that `pid` has started, from proc(5)."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def command(pid: int) -> str:
+    """What `pid` runs, from proc(5)."""
+    return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+
+
 class Service:
     """A running server: its process, its URL, its log as it comes."""
 
@@ -75,8 +85,13 @@ class Service:
 
     def hosts(self) -> list[int]:
         """The process ids of the device hosts."""
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
-        return [int(pid) for pid in children.split()]
+        decoding = self.decoding()
+        return [pid for pid in children(self.process.pid) if pid not in decoding]
+
+    def decoding(self) -> list[int]:
+        """The process ids of the decode processes, after that of the one that starts them."""
+        leaders = (pid for pid in children(self.process.pid) if "service.decoding" in command(pid))
+        return [pid for leader in leaders for pid in (leader, *children(leader))]
 
     @contextlib.contextmanager
     def frozen_device(self) -> Iterator[None]:
