@@ -10,7 +10,7 @@ DEMO ?= artifacts/efficientnet-lite0
 PYTHON37 ?= $(shell ls -d $$(command -v python3.7 2>/dev/null | grep -v /shims/) \
 	$${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.7.*/bin/python3.7 2>/dev/null | head -n 1)
 
-.PHONY: help demo install develop test check lint types python37 unit networks cards drain image-test fuzz bench bench-all bench-lock lock lines clean
+.PHONY: help demo install develop test check lint types python37 unit networks cards drain overload image-test fuzz bench bench-all bench-lock lock lines clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -80,6 +80,9 @@ cards: $(VENV)/.dev .venv37/.ready ## trained networks and every fault on simula
 
 drain: $(VENV)/.dev ## SIGTERM under full load, ten times, one process and two workers: a minute
 	$(BIN)/python -m pytest -m large tests/test_drain.py tests/test_workers.py
+
+overload: $(VENV)/.dev .venv37/.ready ## three and ten times what a simulated card can do: three minutes
+	$(BIN)/python -m pytest -m large tests/test_overload.py
 
 # Seconds a target, and where the seeds are beside those of fuzz/seeds.
 FUZZ_SECONDS ?= 600
