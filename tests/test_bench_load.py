@@ -375,10 +375,11 @@ def test_a_picture_without_matplotlib(tmp_path: Path) -> None:
     assert "pip install 'topfive[plot]'" in done.stderr
 
 
-def test_ctrl_c(server: Obedient, tmp_path: Path) -> None:
+@pytest.mark.parametrize("rates", ["100", "100,200"])
+def test_ctrl_c(server: Obedient, tmp_path: Path, rates: str) -> None:
     """What was measured until then, and exit 130; on a terminal a line tells how it goes."""
     command = [*COMMAND, "bench", "load", str(files(tmp_path, "good")), "--url", server.url]
-    command += ["--json", "--rate", "100,200", "--duration-s", "600", "--warmup-s", "0.1"]
+    command += ["--json", "--rate", rates, "--duration-s", "600", "--warmup-s", "0.1"]
     terminal, stderr = pty.openpty()
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdout=pipe, stderr=stderr, env=plain_environment()) as process:
