@@ -92,6 +92,7 @@ def _row(case: Case, number: int, one: Measurement) -> dict[str, Any]:
         "cpu_ms": one.cpu_seconds_per_image * 1e3,
         "memory_mib": one.memory_bytes / 2**20,
         "added_ms": one.added_ms,
+        "added_in_turn_ms": one.added_in_turn_ms,
         "cpu_over_decode": one.cpu_over_decode,
         "decode_share": one.decode_share,
         "decode_per_second": ceiling.decode.per_second,
@@ -99,6 +100,7 @@ def _row(case: Case, number: int, one: Measurement) -> dict[str, Any]:
         "decode_ms": ceiling.decode.milliseconds,
         "engine_per_second": ceiling.engine_per_second,
         "engine_ms": ceiling.engine_ms,
+        "in_turn_ms": ceiling.in_turn_ms,
     }
     if ceiling.engine_per_second:
         row |= {"cores_share": one.cores_share, "device_share": one.device_share}

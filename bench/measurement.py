@@ -25,12 +25,14 @@ QUIET = 0.1
 class Ceiling:
     """What is there without a server: the decode, and the engine's rate and its batch of 1.
 
-    An engine that takes no time has neither.
+    `in_turn_ms` is the median of a decode and a batch of 1 after it, again and again: either finds
+    the caches as the other left them. An engine that takes no time has none of these.
     """
 
     decode: BareDecode
     engine_per_second: float | None = None
     engine_ms: float = 0.0
+    in_turn_ms: float | None = None
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,12 @@ class Measurement:
         """What the median request takes beside its decode and a batch of 1."""
         return self.load.p50_ms - self.ceiling.decode.milliseconds - self.ceiling.engine_ms
 
+    @property
+    def added_in_turn_ms(self) -> float | None:
+        """What it takes beside a decode and a batch of 1 that follow each other."""
+        in_turn = self.ceiling.in_turn_ms
+        return None if in_turn is None else self.load.p50_ms - in_turn
+
 
 def measure(
     server: Server,
@@ -115,7 +123,10 @@ def mean(one: Ceiling, other: Ceiling) -> Ceiling:
     if one.engine_per_second is None or other.engine_per_second is None:
         return Ceiling(decode)
     rate = (one.engine_per_second + other.engine_per_second) / 2
-    return Ceiling(decode, rate, (one.engine_ms + other.engine_ms) / 2)
+    engine_ms = (one.engine_ms + other.engine_ms) / 2
+    if one.in_turn_ms is None or other.in_turn_ms is None:
+        return Ceiling(decode, rate, engine_ms)
+    return Ceiling(decode, rate, engine_ms, (one.in_turn_ms + other.in_turn_ms) / 2)
 
 
 def bare_decode(bodies: list[bytes], seconds: float, resize: int) -> BareDecode:

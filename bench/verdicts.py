@@ -91,6 +91,9 @@ def _idle(figures: Figures) -> Iterator[Verdict]:
         if figures.has(own):
             added = figures.of(own, "added_ms")
             yield Verdict(f"{suite}, 1 client: p50 less decode and batch of 1, ms", added, 1, True)
+        if suite in REAL and figures.has(own):
+            added = figures.of(own, "added_in_turn_ms")
+            yield Verdict(f"{suite}, 1 client: p50 less the two in turn, ms", added, 1, True)
 
 
 def _growth(figures: Figures) -> Iterator[Verdict]:
