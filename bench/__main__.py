@@ -45,7 +45,7 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench", description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=4, help="of each measurement")
+    parser.add_argument("--seconds", type=int, default=4, help="of each measurement")
     parser.add_argument("--all", action="store_true", help="BentoML and Ray Serve, too")
     parser.add_argument("--suites", default=",".join(SUITES))
     parser.add_argument("--peers", help="these alone; may be empty")
@@ -53,9 +53,7 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _measure(
-    case: Case, number: int, seconds: float, only: int | None, told: dict[str, Any]
-) -> None:
+def _measure(case: Case, number: int, seconds: int, only: int | None, told: dict[str, Any]) -> None:
     """Add to `told` what comes of the case, or why nothing does."""
     clients = [one for one in case.clients if only in (None, one)] or [only or 1]
     what = f"{case.suite} {case.server} {case.variant}".strip()

@@ -17,7 +17,7 @@ from bench.server import running
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--clients", type=int, default=32)
-    parser.add_argument("--seconds", type=float, default=5)
+    parser.add_argument("--seconds", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("flags", nargs="*", help="flags of topfive serve, behind --")
     arguments = parser.parse_args()

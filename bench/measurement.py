@@ -88,7 +88,7 @@ def measure(
     server: Server,
     bodies: list[bytes],
     clients: Sequence[int],
-    seconds: float,
+    seconds: int,
     ceiling: Callable[[], Ceiling],
 ) -> list[Measurement]:
     """Each number of `clients` for `seconds`, after WARMUP_S of them."""

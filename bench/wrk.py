@@ -49,14 +49,14 @@ def program() -> str:
 
 
 def load(
-    url: str, bodies: list[bytes], clients: int, seconds: float, headers: Mapping[str, str]
+    url: str, bodies: list[bytes], clients: int, seconds: int, headers: Mapping[str, str]
 ) -> Load:
     """Post `bodies` in turn for `seconds`."""
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         files = [Path(folder, str(number)) for number in range(len(bodies))]
         for file, body in zip(files, bodies, strict=True):
             file.write_bytes(body)
-        command = [program(), "-t", "1", "-c", str(clients), "-d", f"{round(seconds)}s"]
+        command = [program(), "-t", "1", "-c", str(clients), "-d", f"{seconds}s"]
         command += ["--timeout", f"{TIMEOUT_S}s", "-s", str(SCRIPT), url, "--"]
         command += [f"{name}: {value}" for name, value in headers.items()]
         text, cpu_seconds = _run([*command, "--", *map(str, files)])

@@ -25,7 +25,7 @@ def run(steps: Callable[[], Coroutine[object, object, None]]) -> None:
 def known_rate(service: Running, images_per_second: float) -> None:
     """Have the device's history say so."""
     [device] = service.model.pool.devices
-    device.rate._recent.extend([(0.0, 0), (100.0, int(100 * images_per_second))])
+    device.rate._recent.extend([(0.0, 0.0, 0), (100.0, 100.0, int(100 * images_per_second))])
 
 
 def test_a_wait_beyond_the_deadline_is_refused(artifact: Path) -> None:
@@ -126,12 +126,12 @@ def test_the_rate_is_that_of_a_busy_device(monkeypatch: pytest.MonkeyPatch) -> N
         now = start
         measured.begin()
         now = start + 0.1
-        measured.finish(8)
+        measured.finish(8, 0.1)
     assert measured.images_per_second == pytest.approx(80)
 
 
 def test_overlapping_batches_share_their_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three sent at once, answered each 0.1 s after the one before."""
+    """Three sent at once, answered each 0.1 s after the one before; 0.02 s of it beside another."""
     now = 0.0
     monkeypatch.setattr(rate.time, "perf_counter", lambda: now)
     measured = Rate()
@@ -139,5 +139,20 @@ def test_overlapping_batches_share_their_time(monkeypatch: pytest.MonkeyPatch) -
         measured.begin()
     for number in (1, 2, 3):
         now = number / 10
-        measured.finish(8)
+        measured.finish(8, 0.12)
+    assert measured.images_per_second == pytest.approx(80)
+
+
+def test_an_answer_that_the_event_loop_comes_late_to_is_not_the_devices_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """0.1 s in the host each; a second later both answers are read."""
+    now = 0.0
+    monkeypatch.setattr(rate.time, "perf_counter", lambda: now)
+    measured = Rate()
+    measured.begin()
+    measured.begin()
+    now = 1.2
+    measured.finish(8, 0.1)
+    measured.finish(8, 0.1)
     assert measured.images_per_second == pytest.approx(80)

@@ -39,8 +39,8 @@ from service.errors import (
 
 log = logging.getLogger("topfive.decoder")
 
-RECENT = 16
-"""Images over which their cost is averaged."""
+RECENT = 64
+"""Images over which their cost is averaged; a moment without a core is no forecast."""
 IN_HAND, MOST_IN_HAND = 12, 256
 """Images that the processes have at one time, for each and of all: TOGETHER and a few more, so that
 none waits for the service, which is late when it is busy. A Unix socket holds 277 requests."""

@@ -198,7 +198,7 @@ class Device:
         self, batch: list[Image], room: asyncio.Semaphore, sent_at: float, timings: Timings
     ) -> None:
         room.release()
-        self.rate.finish(len(batch))
+        self.rate.finish(len(batch), sum(timings) / 1e9)
         self._batches["ok"].inc()
         self._unproven_images += len(batch)
         for stage, nanoseconds in zip(self._stages, timings, strict=True):

@@ -11,11 +11,17 @@ RECENT = 16
 
 
 class Rate:
-    """Images per second of one device over its recent batches, the time between them left out."""
+    """Images per second of one device over its recent batches.
+
+    Their time is told in two ways, of which the shorter counts: from sending to answer, the time
+    between batches left out, which is too long where the event loop comes late to the answers; and
+    what the host says of each, which is too long where one batch is copied while another computes.
+    """
 
     def __init__(self) -> None:
-        self._recent: deque[tuple[float, int]] = deque(maxlen=RECENT + 1)
+        self._recent: deque[tuple[float, float, int]] = deque(maxlen=RECENT + 1)
         self._busy_seconds = 0.0
+        self._host_seconds = 0.0
         self._under_way = 0
         self._since = 0.0
 
@@ -24,21 +30,23 @@ class Rate:
         if self._under_way == 0:
             self._since = time.perf_counter()
             if not self._recent:
-                self._recent.append((0.0, 0))
+                self._recent.append((0.0, 0.0, 0))
         self._under_way += 1
 
-    def finish(self, images: int) -> None:
-        """A batch of so many images was answered."""
+    def finish(self, images: int, host_seconds: float) -> None:
+        """A batch of so many images was answered, and took the host so long."""
         now = time.perf_counter()
         self._busy_seconds += now - self._since
+        self._host_seconds += host_seconds
         self._since = now
         self._under_way -= 1
-        self._recent.append((self._busy_seconds, images))
+        self._recent.append((self._busy_seconds, self._host_seconds, images))
 
     @property
     def images_per_second(self) -> float:
         """0 before the first batch was answered."""
         if len(self._recent) < 2:
             return 0.0
-        (first, _), (last, _) = self._recent[0], self._recent[-1]
-        return sum(images for _, images in list(self._recent)[1:]) / max(last - first, 1e-6)
+        first, last = self._recent[0], self._recent[-1]
+        seconds = min(last[0] - first[0], last[1] - first[1])
+        return sum(images for _, _, images in list(self._recent)[1:]) / max(seconds, 1e-6)
