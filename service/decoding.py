@@ -11,8 +11,6 @@ A file that ends its decoder ends no more than that: whoever reads `claims` sees
 live no longer than the service. SIGINT and SIGTERM are its business.
 """
 
-import contextlib
-import fcntl
 import json
 import mmap
 import os
@@ -22,13 +20,13 @@ import struct
 import sys
 import time
 import traceback
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service import images
+from service.device import cores
 from service.device.parent import die_with_parent
 from service.errors import Internal, RequestError
 
@@ -130,9 +128,15 @@ def _decode_all(job: Job, number: int) -> None:
         if request == b"":
             return
         if request is not None:
+            if not cores.may_decode(job.rows, wait=False):
+                if untold:  # not to be kept back while an engine computes
+                    os.eventfd_write(job.wake, 1)
+                    untold = 0
+                cores.may_decode(job.rows, wait=True)
             if not untold:
                 told_at = time.perf_counter()
             os.write(job.results, decoder.result(*REQUEST.unpack(request)))
+            cores.decoded(job.rows)
             untold += 1
         waited = time.perf_counter() - told_at
         if request is None or untold == TOGETHER or waited > TOGETHER_S:
@@ -172,7 +176,7 @@ class _Decoder:
                 self._rows[row],
                 job.resize,
                 job.max_pixels,
-                _alone(job.rows),
+                cores.locked(job.rows, cores.BIG_PICTURE),
             )
         except Exception as raised:  # noqa: BLE001 - told, whatever it is
             error = _packed(raised)
@@ -183,16 +187,6 @@ class _Decoder:
 
     def _claim(self, slot: int) -> None:
         CLAIM.pack_into(self._bodies, self._number * CLAIM.size, slot)
-
-
-@contextlib.contextmanager
-def _alone(descriptor: int) -> Iterator[None]:
-    """Of all processes; the kernel lets go for one that ends."""
-    fcntl.lockf(descriptor, fcntl.LOCK_EX)
-    try:
-        yield
-    finally:
-        fcntl.lockf(descriptor, fcntl.LOCK_UN)
 
 
 def _packed(error: Exception) -> bytes:

@@ -46,7 +46,7 @@ MAY_IMPORT = {
     "service.core.host": {"service.core.rows", "service.core.request", "service.device.wire"},
     "service.core.trial": {"service.core.host", "service.core.rows"},
     "service.core.decoder": {"service.core.rows", "service.core.request", "service.decoding"},
-    "service.decoding": {"service.device.parent"},
+    "service.decoding": {"service.device.cores", "service.device.parent"},
     "service.core.batcher": {"service.core.request"},
     "service.core.rate": set(),
     "service.core.rows": set(),

@@ -22,10 +22,11 @@ import signal
 import socket
 import sys
 import traceback
-from typing import Any, Iterator, Sequence
+from typing import Any, ContextManager, Iterator, Sequence
 
 import numpy as np
 import wire
+from cores import ComputingTurn
 from engine import Engine, EngineError, Job
 from parent import die_with_parent
 
@@ -42,7 +43,8 @@ def main() -> int:
     connection = socket.socket(fileno=arguments.socket)
     try:
         engine, rows = open_device(connection, arguments.memory)
-        serve(connection, engine, rows)
+        turn = ComputingTurn(arguments.memory) if engine.on_cores else contextlib.nullcontext(0)
+        serve(connection, engine, rows, turn)
         engine.close()
     except Exception:  # noqa: BLE001 - whatever it was, it ends this process
         traceback.print_exc()
@@ -91,8 +93,8 @@ def map_rows(memory: int, hello: dict[str, Any]) -> tuple[Any, Any]:
     return inputs, outputs
 
 
-def serve(connection: socket.socket, engine: Engine, rows: int) -> None:
-    """Run batches until stop or end of file; what was begun by then is finished.
+def serve(connection: socket.socket, engine: Engine, rows: int, turn: ContextManager[int]) -> None:
+    """Run batches until stop or end of file, each within `turn`; what was begun is finished.
 
     The socket is read before each wait for the device, so that the device has the next batch while
     the answers of one are copied. What this raises, the parent was told.
@@ -111,8 +113,9 @@ def serve(connection: socket.socket, engine: Engine, rows: int) -> None:
                     begin(engine, numbers, rows)
                 begun.append(batch_id)
         if begun:
-            with telling(connection, begun[0]):
-                nanoseconds = engine.finish()
+            with telling(connection, begun[0]), turn as waited:
+                copy_in, compute, copy_out = engine.finish()
+            nanoseconds = (waited + copy_in, compute, copy_out)
             connection.send(wire.pack_done(begun.popleft(), nanoseconds))
 
 

@@ -10,6 +10,7 @@ An engine is opened once, on one device, over the two arrays of shared rows. It 
     largest_batch        rows that it likes to get at once
     depth                batches that may be begun and not yet finished
     description          engine, version and device in words
+    on_cores             whether it computes on the cores that decode: then it takes turns with them
 
 It is used on one thread, the one that opened it. Whatever it raises ends the host: an engine that
 failed once is not asked again, not even to close.
@@ -28,6 +29,7 @@ class Engine(object):
     largest_batch: int
     depth: int
     description: str
+    on_cores: bool = False
 
     def begin(self, numbers: Sequence[int]) -> None:
         raise NotImplementedError

@@ -21,6 +21,7 @@ class OpenVINOEngine(Engine):
     """See engine.py. One compiled model, one request, all cores."""
 
     depth = 1
+    on_cores = True
 
     def __init__(self, job: Job, inputs: Any, outputs: Any) -> None:
         self._inputs, self._outputs = inputs, outputs
