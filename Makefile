@@ -104,11 +104,11 @@ image-test: $(VENV)/.dev .venv37/.ready ## build and run both Docker images on s
 # The environments of the servers that we are compared with, and of the plot.
 PEERS := triton mosec litserve fastapi plot
 bench_env = $(1:%=build/bench-envs/%/.ready)
-# Rounds, and seconds of each measurement: ROUNDS=1 SECONDS=3 SUITES=no-time for a look.
+# Rounds, and seconds of each measurement: ROUNDS=1 SUITES=no-time for a look.
 ROUNDS ?= 5
-SECONDS ?= 4
+SECONDS ?= 3
 SUITES ?= no-time,resnext50,lite0,cards,growth
-bench: $(VENV)/.dev .venv37/.ready $(call bench_env,$(PEERS)) ## beside other servers, in bench/RESULTS.md: an hour and a half
+bench: $(VENV)/.dev .venv37/.ready $(call bench_env,$(PEERS)) ## beside other servers, in bench/RESULTS.md: two hours
 	$(BIN)/python -m bench --rounds $(ROUNDS) --seconds $(SECONDS) --suites $(SUITES)
 
 bench-all: $(VENV)/.dev .venv37/.ready $(call bench_env,$(PEERS) bentoml ray_serve) ## with BentoML and Ray Serve, too

@@ -1,9 +1,10 @@
 """`make bench`: ourselves, the others and the ceilings, round after round, into RESULTS.md.
 
-    python -m bench [--rounds 5] [--seconds 4] [--all] [--suites no-time,cards] [--clients 32]
+    python -m bench [--rounds 5] [--seconds 3] [--all] [--suites no-time,cards] [--clients 32]
 
 Each round goes through all cases once, so that a figure's rounds lie far apart. What was measured
-is kept as it comes, in build/bench/measured.json, of which bench/report.py makes the report.
+is kept as it comes, in build/bench/measured.json, of which bench/report.py makes the report after
+each round: a run that is cut short leaves one of the rounds that it finished.
 """
 
 import argparse
@@ -30,7 +31,6 @@ def main() -> None:
     chosen = list(cases(arguments.suites.split(","), peers))
     told: dict[str, Any] = {
         **machine.facts(peers),
-        "rounds": arguments.rounds,
         "seconds": arguments.seconds,
         "measured": [],
         "problems": [],
@@ -39,13 +39,14 @@ def main() -> None:
         for case in chosen:
             _measure(case, number, arguments.seconds, arguments.clients, told)
             _keep(told)
-    report.write(told)
+        told["rounds"] = number + 1
+        report.write(told)
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench", description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=int, default=4, help="of each measurement")
+    parser.add_argument("--seconds", type=int, default=3, help="of each measurement, or more")
     parser.add_argument("--all", action="store_true", help="BentoML and Ray Serve, too")
     parser.add_argument("--suites", default=",".join(SUITES))
     parser.add_argument("--peers", help="these alone; may be empty")

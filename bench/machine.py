@@ -3,7 +3,7 @@
 import os
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -22,11 +22,15 @@ def facts(peers: Sequence[str]) -> dict[str, Any]:
         "machine": f"{os.cpu_count()} cores of {_cpu()}, {_memory_gib()} GiB, "
         f"Linux {platform.release()}, Python {platform.python_version()}",
         "revision": _revision(),
-        "versions": [f"{name} {version(name)}" for name in OURS]
-        + sorted({contenders.version(name).replace("==", " ") for name in peers})
-        + [_wrk()],
+        "versions": list(dict.fromkeys(_versions(peers))),
         "photos": described(photos()),
     }
+
+
+def _versions(peers: Sequence[str]) -> Iterator[str]:
+    yield from (f"{name} {version(name)}" for name in OURS)
+    yield from (contenders.version(name).replace("==", " ") for name in peers)
+    yield _wrk()
 
 
 def _cpu() -> str:

@@ -35,10 +35,10 @@ CEILINGS = {
 INTRODUCTION = """# Results
 
 Written by `make bench`; how it measures is in `docs/benchmarks.md`. Every figure is the median of
-{rounds} rounds of {seconds} s (least–most). *Share* is of the ceiling measured in the seconds
-before and after: of the bare decode loop on all cores, `D` images/s, or of 1 / (1/D + 1/E) where an
-engine of `E` images/s uses the same cores, or of the device. Servers are compared by their shares,
-round by round.
+{rounds} rounds (least–most), of {seconds} s or more. *Share* is of the ceiling measured in the
+seconds before and after: of the bare decode loop on all cores, `D` images/s, or of 1 / (1/D + 1/E)
+where an engine of `E` images/s uses the same cores, or of the device. Servers are compared by their
+shares, round by round.
 
 - {date}, revision {revision}
 - {machine}
@@ -49,7 +49,7 @@ round by round.
 
 def write(told: dict[str, Any]) -> None:
     """RESULTS.md, and results.png where its environment is installed."""
-    figures = Figures([_with_ratio(row) for row in told["measured"]])
+    figures = Figures([_with_ceilings(row) for row in told["measured"]])
     lines = [INTRODUCTION.format(**{**told, "versions": ", ".join(told["versions"])})]
     lines += _verdict_lines(figures)
     if _plot():
@@ -65,8 +65,11 @@ def write(told: dict[str, Any]) -> None:
         print(f"{mark:12} {verdict.figure.text(2):20} {verdict.what}")
 
 
-def _with_ratio(row: dict[str, Any]) -> dict[str, Any]:
-    return row | {"decode_ratio": row["per_second"] / row["decode_per_second"]}
+def _with_ceilings(row: dict[str, Any]) -> dict[str, Any]:
+    row = row | {"decode_ratio": row["per_second"] / row["decode_per_second"]}
+    if engine := row["engine_per_second"]:
+        row["cores_per_second"] = 1 / (1 / row["decode_per_second"] + 1 / engine)
+    return row
 
 
 def _verdict_lines(figures: Figures) -> Iterator[str]:
@@ -112,8 +115,9 @@ def _share(figures: Figures, key: Key) -> tuple[str, str]:
     suite, _, variant, _ = key
     if suite == "no-time" or variant == "connections":
         return figures.of(key, "decode_ratio").text(2), figures.of(key, "decode_per_second").text(0)
-    name = "device_share" if suite in ("cards", "growth") else "cores_share"
-    return figures.of(key, name).text(2), figures.of(key, "engine_per_second").text(0)
+    if suite in ("cards", "growth"):
+        return figures.of(key, "device_share").text(2), figures.of(key, "engine_per_second").text(0)
+    return figures.of(key, "cores_share").text(2), figures.of(key, "cores_per_second").text(0)
 
 
 def _problem_lines(problems: list[str]) -> Iterator[str]:
