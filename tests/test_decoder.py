@@ -55,6 +55,7 @@ class Decoding:
             max_pixels,
             processes,
             BODY_BYTES,
+            lambda: rows.capacity,
             self.wakes.append,
             self._restarted,
             self.fatal.append,

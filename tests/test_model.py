@@ -61,15 +61,57 @@ def test_batches_fill_under_load(artifact: Path) -> None:
         async with running(artifact) as service:
             largest = service.host.facts["largest_batch"]
             requests = await service.frozen_full()
-            requests += [service.submit(seed) for seed in range(100)]
+            requests += [service.submit(seed) for seed in range(16)]
             await until(lambda: not service.rows("filling"))
             service.thaw()
             await asyncio.gather(*(each.answered for each in requests))
-            batches = service.value("batch_images_count")
             assert largest == 8
-            assert service.value("batch_images_bucket", le="8.0") == batches
-            assert batches == 2 + 13
-            assert sorted(each.batch for each in requests) == [1] * 2 + [4] * 4 + [8] * 96
+            assert sorted(each.batch for each in requests) == [1] * 2 + [8] * 16
+
+    run(steps)
+
+
+def test_no_more_is_decoded_than_the_device_pulls_next(artifact: Path) -> None:
+    """Two batches wait decoded; the others have their rows and are decoded in their turn."""
+
+    async def steps() -> None:
+        async with running(artifact) as service:
+            requests = await service.frozen_full()
+            requests += [service.submit(seed) for seed in range(100)]
+            await until(lambda: service.rows("waiting") == 16)
+            gone = requests[-50:]
+            for request in gone:
+                request.end(ClientGone("left"))
+            assert service.rows("filling") == 84
+            assert service.model.statistics()["decoder"] == {
+                "processes": service.model._decoder._processes, "busy": 0, "waiting": 84,
+            }  # fmt: skip
+            service.thaw()
+            await asyncio.gather(*(each.answered for each in requests if each not in gone))
+            await service.all_rows_free()
+            assert service.value("batch_images_bucket", le="8.0") == service.value(
+                "batch_images_count"
+            )
+            decoded = service.value("image_stage_duration_seconds_count", stage="decode")
+            assert decoded == 2 + 50, "what nobody waits for was decoded"
+
+    run(steps)
+
+
+def test_the_next_is_decoded_when_those_that_waited_are_nobodys(artifact: Path) -> None:
+    """Dropped from the queue they make room, too."""
+
+    async def steps() -> None:
+        async with running(artifact) as service:
+            first = await service.frozen_full()
+            gone = [service.submit(seed) for seed in range(16)]
+            await until(lambda: service.rows("waiting") == 16)
+            last = service.submit(1)
+            for request in gone:
+                request.end(ClientGone("left"))
+            service.thaw()
+            await asyncio.gather(*(each.answered for each in [*first, last]))
+            await service.all_rows_free()
 
     run(steps)
 
@@ -216,7 +258,8 @@ def test_a_deadline_costs_no_device_time(artifact: Path) -> None:
             late = service.submit(*range(10, 30), deadline_s=0.05)
             with pytest.raises(Deadline):
                 await late.answered
-            assert service.rows("waiting") == 20
+            await until(lambda: service.rows("waiting") == 16)
+            assert service.rows("filling") == 4
             service.thaw()
             await service.all_rows_free()
             assert service.value("batch_images_sum") == 2

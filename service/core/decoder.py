@@ -1,8 +1,8 @@
 """The decode processes seen from here: images wait for a slot, a slot's body becomes a row.
 
 A body is copied into a free slot of shared memory; whichever process is free takes it from there
-(service/decoding.py). What the processes have finished is collected, and handed on at once. Images
-whose request is over are not decoded.
+(service/decoding.py). What the processes have finished is collected, and handed on at once. No more
+is decoded than the devices want soon, and nothing of a request that is over.
 
 When a process ends, by a file that its decoder cannot bear or by somebody's hand, the image that it
 was at is answered with an error; all processes are started anew and do the others again. If they
@@ -74,6 +74,7 @@ class Decoded:
 class Decoder:
     """`processes` processes for bodies of up to `body_bytes`; `finished` gets what they have done.
 
+    `wanted` says how many images they may have now, and whoever makes that more calls `supply`.
     `restarted` is called when they have to be started anew, `fatal` with the reason when that is
     no use. DeviceError where they cannot be started at all.
     """
@@ -85,13 +86,15 @@ class Decoder:
         max_pixels: int,
         processes: int,
         body_bytes: int,
+        wanted: Callable[[], int],
         finished: Callable[[list[Decoded]], None],
         restarted: Callable[[], None],
         fatal: Callable[[DeviceError], None],
     ) -> None:
         self._rows, self._resize, self._max_pixels = rows, resize, max_pixels
         self._processes = processes
-        self._finished, self._restarted, self._fatal = finished, restarted, fatal
+        self._wanted, self._finished = wanted, finished
+        self._restarted, self._fatal = restarted, fatal
         self._loop = asyncio.get_running_loop()
         self._todo: deque[Image] = deque()
         self._in_hand: dict[int, tuple[Image, int]] = {}
@@ -109,7 +112,7 @@ class Decoder:
     def put(self, image: Image) -> None:
         """Decode `image.data` into `image.row`, which is filling."""
         self._todo.append(image)
-        self._supply()
+        self.supply()
 
     def close(self) -> None:
         """End the processes, whatever they are at: nobody waits for it any more."""
@@ -177,10 +180,11 @@ class Decoder:
             max_pixels=self._max_pixels,
         )
 
-    def _supply(self) -> None:
-        """Give the processes what there are slots for."""
+    def supply(self) -> None:
+        """Give the processes what is wanted and there are slots for."""
         over = []
-        while self._todo and self._free:
+        most = self._wanted()
+        while self._todo and self._free and len(self._in_hand) < most:
             image = self._todo.popleft()
             size, data, image.data = len(image.data), image.data, b""
             if image.request.over:
@@ -204,7 +208,7 @@ class Decoder:
         self._collect()
 
     def _collect(self) -> None:
-        """Take all results that there are, supply the processes, hand the results on."""
+        """Take all results that there are, hand them on, supply the processes."""
         try:
             results = os.read(self._results, PIPE_BYTES)
         except BlockingIOError:
@@ -219,8 +223,8 @@ class Decoder:
                 self._seconds += (seconds - self._seconds) / RECENT
                 error = self._error(slot, second) if second else None
                 finished.append(Decoded(self._let_go(slot), pixels, seconds, error))
-        self._supply()
         self._finished(finished)
+        self.supply()
 
     def _let_go(self, slot: int) -> Image:
         image, size = self._in_hand.pop(slot)

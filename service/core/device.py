@@ -11,6 +11,7 @@ images are tried again in other rows, and its device stays in quarantine until i
 """
 
 import asyncio
+import itertools
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -38,9 +39,10 @@ LONGEST_DELAY_S = 30.0
 class Shared:
     """What the devices of a pool share.
 
-    `python` is the interpreter of the hosts. `answer` gets each batch that a device has computed,
-    when it was sent (`time.perf_counter`) and the host's timings; `refuse` each image that a device
-    failed for good; `changed` is called when a device has changed its state.
+    `python` is the interpreter of the hosts. `sent` is called after each batch that was pulled;
+    `answer` gets each that a device has computed, when it was sent (`time.perf_counter`) and the
+    host's timings; `refuse` each image that a device failed for good; `changed` is called when a
+    device has changed its state.
     """
 
     artifact: Artifact
@@ -49,6 +51,7 @@ class Shared:
     rows: Rows
     batcher: Batcher
     metrics: Metrics
+    sent: Callable[[], None]
     answer: Callable[[list[Image], float, Timings], None]
     refuse: Callable[[Image, DeviceFailed], None]
     changed: Callable[[], None]
@@ -67,6 +70,7 @@ class Device:
         self._unproven_images = 0
         self.rate = Rate()
         self.description = ""
+        self.largest_batch = 0
         self.retry_at = 0.0
         manifest = shared.artifact.manifest
         self.name = f"cpu{ordinal}" if manifest.target == "cpu" else str(ordinal)
@@ -167,8 +171,9 @@ class Device:
             told = hello(shared.artifact, shared.rows, self._ordinal, largest)
             await host.greet(told, shared.settings.start_timeout_s)
             self.description = str(host.facts["description"])
+            self.largest_batch = host.facts["largest_batch"]
             self._become("proving")
-            await self._probe(host)
+            await self._probe(host, self._kept)
         except DeviceError as error:
             host.fail(error)
             return
@@ -183,8 +188,9 @@ class Device:
         room = asyncio.Semaphore(in_flight)
         while True:
             await room.acquire()
-            batch = await self._shared.batcher.pull(host.facts["largest_batch"])
+            batch = await self._shared.batcher.pull(self.largest_batch)
             self._send(host, batch, room)
+            self._shared.sent()
 
     def _send(self, host: Host, batch: list[Image], room: asyncio.Semaphore) -> None:
         numbers = [image.row for image in batch]
@@ -206,22 +212,24 @@ class Device:
         self._shared.answer(batch, sent_at, timings)
 
     async def _probe_regularly(self, host: Host) -> None:
-        while True:
+        # One row at a time: on a slow device all of them would be a share of its throughput.
+        for number in itertools.cycle(self._kept):
             await asyncio.sleep(self._shared.settings.probe_interval_s)
             try:
-                await self._probe(host)
+                await self._probe(host, [number])
             except DeviceError as error:
                 host.fail(error)
                 return
             self._failures = 0
 
-    async def _probe(self, host: Host) -> None:
-        """Run the golden rows; DeviceError if the answers are not the golden ones."""
+    async def _probe(self, host: Host, numbers: Sequence[int]) -> None:
+        """Run these golden rows; DeviceError if all answers, the others' of earlier, are not the
+        golden ones."""
         rows, golden = self._shared.rows, self._shared.artifact.golden
-        rows.outputs[self._kept] = np.nan
-        largest, vouched_for = host.facts["largest_batch"], 0
-        for first in range(0, len(self._kept), largest):
-            vouched_for = await self._run_kept(host, self._kept[first : first + largest])
+        rows.outputs[numbers] = np.nan
+        vouched_for = 0
+        for first in range(0, len(numbers), self.largest_batch):
+            vouched_for = await self._run_kept(host, numbers[first : first + self.largest_batch])
         answers = rows.outputs[self._kept]
         self._deviation.set(golden.deviation(answers))
         if fault := golden.fault(answers):

@@ -77,6 +77,7 @@ class Model:
             settings.max_pixels,
             settings.decode_processes or available_cores(),
             settings.max_body_bytes,
+            self._wanted,
             self._decoded,
             metrics.decode_restarts.inc,
             fatal,
@@ -88,6 +89,7 @@ class Model:
             self.rows,
             self._batcher,
             metrics,
+            sent=self._decoder.supply,
             answer=self._answer,
             refuse=self._refuse,
             changed=self._device_changed,
@@ -218,6 +220,13 @@ class Model:
             "images_per_second": round(self.pool.images_per_second, 2),
         }
 
+    def _wanted(self) -> int:
+        """Images to be decoded by now: what the devices pull next has its rows, the rest its turn.
+
+        More would wait for nothing, spoil caches, and be for nobody where a caller leaves.
+        """
+        return self.pool.ahead - self._batcher.statistics()["waiting"]
+
     def _decoded(self, finished: list[Decoded]) -> None:
         """These are decoded: queue them, or settle their errors."""
         now = time.perf_counter()
@@ -243,6 +252,7 @@ class Model:
         if not image.request.over:
             self._expire(image.request)
         self._give_back_unserved(image, State.WAITING)
+        self._decoder.supply()
 
     def _give_back_unserved(self, image: Image, state: State) -> None:
         self._images[image.request.why_over].inc()

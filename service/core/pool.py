@@ -13,6 +13,9 @@ from service.metrics import DEVICE_STATES, counter_family, gauge_family
 
 log = logging.getLogger("topfive.pool")
 
+BATCHES_AHEAD = 2
+"""Decoded for each device, beside those that were sent to it: one to pull, one being filled."""
+
 
 class Pool:
     """The devices of one model.
@@ -48,6 +51,11 @@ class Pool:
         known = [rate for rate in rates if rate]
         # A device that is new is taken to be like the others.
         return sum(known) / len(known) * self.ready if known else 0.0
+
+    @property
+    def ahead(self) -> int:
+        """Images that should wait decoded; 0 before a device has said how many it takes."""
+        return BATCHES_AHEAD * sum(device.largest_batch for device in self.devices)
 
     def start(self) -> None:
         """Begin the devices' lives."""

@@ -17,8 +17,8 @@ from typing import Any, Iterator
 
 TURN, BIG_PICTURE = 0, 1
 """The bytes that are locked: for turns, and by the one process that decodes a big picture."""
-LONGEST_WAIT_S = 0.01
-"""What an engine leaves to pictures under way; one that takes longer has to share."""
+LONGEST_WAIT_S = 0.03
+"""What an engine leaves to pictures: a batch of 8 on two cores. Those that take longer share."""
 
 
 @contextlib.contextmanager
