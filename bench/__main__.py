@@ -12,6 +12,7 @@ import dataclasses
 import json
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from bench import contenders, machine, report
@@ -35,9 +36,10 @@ def main() -> None:
         "measured": [],
         "problems": [],
     }
+    only = [int(one) for one in (arguments.clients or "").split(",") if one]
     for number in range(arguments.rounds):
         for case in chosen:
-            _measure(case, number, arguments.seconds, arguments.clients, told)
+            _measure(case, number, arguments.seconds, only, told)
             _keep(told)
         told["rounds"] = number + 1
         report.write(told)
@@ -50,13 +52,15 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--all", action="store_true", help="BentoML and Ray Serve, too")
     parser.add_argument("--suites", default=",".join(SUITES))
     parser.add_argument("--peers", help="these alone; may be empty")
-    parser.add_argument("--clients", type=int, help="this number of them alone")
+    parser.add_argument("--clients", help="these numbers of them alone: 32,128")
     return parser.parse_args()
 
 
-def _measure(case: Case, number: int, seconds: int, only: int | None, told: dict[str, Any]) -> None:
+def _measure(
+    case: Case, number: int, seconds: int, only: Sequence[int], told: dict[str, Any]
+) -> None:
     """Add to `told` what comes of the case, or why nothing does."""
-    clients = [one for one in case.clients if only in (None, one)] or [only or 1]
+    clients = only or case.clients
     what = f"{case.suite} {case.server} {case.variant}".strip()
     started = time.monotonic()
     try:

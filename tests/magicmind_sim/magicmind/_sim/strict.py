@@ -5,6 +5,7 @@ Python 3.7.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sys
@@ -55,6 +56,12 @@ def _check(surface: str, name: str) -> None:
     raise AttributeError("%s has no attribute %r" % (surface, name))
 
 
+@functools.lru_cache(maxsize=None)
+def _members(cls: type) -> frozenset[str]:
+    """All names of the class; to find them takes as long as the rest of a call."""
+    return frozenset(dir(cls))
+
+
 class _Meta(type):
     def __getattribute__(cls, name: str) -> Any:
         if not name.startswith("_") and name != "mro":
@@ -80,7 +87,7 @@ class Strict(object, metaclass=_Meta):
         if not name.startswith("_"):
             surface = type(self)._surface
             _check(surface, name)
-            if name not in dir(type(self)) and name not in self.__dict__:
+            if name not in self.__dict__ and name not in _members(type(self)):
                 raise NotImplementedError("the simulator does not have %s.%s" % (surface, name))
         return object.__getattribute__(self, name)
 
