@@ -27,7 +27,7 @@ class Ceiling:
     """What is there without a server: the decode, and the engine's rate and its batch of 1.
 
     `in_turn_ms` is the median of a decode and a batch of 1 after it, again and again: either finds
-    the caches as the other left them. An engine that takes no time has none of these.
+    the caches as the other left them. An engine that takes no time has neither this nor a rate.
     """
 
     decode: BareDecode
@@ -121,13 +121,16 @@ def mean(one: Ceiling, other: Ceiling) -> Ceiling:
         (one.decode.cpu_seconds_per_image + other.decode.cpu_seconds_per_image) / 2,
         (one.decode.milliseconds + other.decode.milliseconds) / 2,
     )
-    if one.engine_per_second is None or other.engine_per_second is None:
-        return Ceiling(decode)
-    rate = (one.engine_per_second + other.engine_per_second) / 2
-    engine_ms = (one.engine_ms + other.engine_ms) / 2
-    if one.in_turn_ms is None or other.in_turn_ms is None:
-        return Ceiling(decode, rate, engine_ms)
-    return Ceiling(decode, rate, engine_ms, (one.in_turn_ms + other.in_turn_ms) / 2)
+    return Ceiling(
+        decode,
+        _halfway(one.engine_per_second, other.engine_per_second),
+        (one.engine_ms + other.engine_ms) / 2,
+        _halfway(one.in_turn_ms, other.in_turn_ms),
+    )
+
+
+def _halfway(one: float | None, other: float | None) -> float | None:
+    return None if one is None or other is None else (one + other) / 2
 
 
 def bare_decode(bodies: list[bytes], seconds: float, resize: int) -> BareDecode:

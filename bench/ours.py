@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bench.artifacts import SDK_PYTHON, built
 from bench.server import Recipe, plain_environment
@@ -66,12 +67,25 @@ def _command(artifact: str, *flags: str) -> list[str]:
 
 def device_per_second(cards: Cards, seconds: float) -> float:
     """What `topfive bench device` measures with the largest batch, times the number of cards."""
+    result = _bench_device(cards, seconds, "--batch-sizes", str(cards.largest))
+    return float(result["images_per_second"]) * cards.count
+
+
+def batch_of_1_ms(cards: Cards, seconds: float) -> float:
+    """The median of a batch of 1 in the device host, by its own clock: copies and computing."""
+    result = _bench_device(cards, seconds, "--batch-sizes", "1", "--in-flight", "1")
+    return sum(
+        float(result["latency_ms"][stage]["median"]) for stage in ("copy_in", "compute", "copy_out")
+    )
+
+
+def _bench_device(cards: Cards, seconds: float, *options: str) -> dict[str, Any]:
     command = [TOPFIVE, "bench", "device", "--artifact", str(built(cards.artifact)), "--json"]
-    command += ["--batch-sizes", str(cards.largest), "--duration-s", str(seconds)]
-    command += ["--device-python", str(SDK_PYTHON)]
+    command += ["--duration-s", str(seconds), "--device-python", str(SDK_PYTHON), *options]
     environment = plain_environment() | cards.environment
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
         raise BenchError(f"topfive bench device: {done.stderr.strip()}")
+    result: dict[str, Any]
     [result] = json.loads(done.stdout)["results"]
-    return float(result["images_per_second"]) * cards.count
+    return result

@@ -1,4 +1,4 @@
-"""The plot, in an environment of its own: plot.py MEASURED PNG."""
+"""The plot, in an environment of its own: plot.py MEASURED SUITE PNG."""
 
 import json
 import statistics
@@ -11,24 +11,13 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
-SUITES = {
-    "no-time": "no-time engine",
-    "resnext50": "ResNeXt-50 on the CPU",
-    "lite0": "EfficientNet-Lite0 on the CPU",
-}
 
-
-def main(measured: str, picture: str) -> None:
+def main(measured: str, suite: str, picture: str) -> None:
     rows = json.loads(Path(measured).read_text())["measured"]
-    suites = [suite for suite in SUITES if any(row["suite"] == suite for row in rows)]
-    if not suites:
-        return
-    figure, panels = pyplot.subplots(1, len(suites), figsize=(4.5 * len(suites), 4), squeeze=False)
-    for panel, suite in zip(panels[0], suites, strict=True):
-        draw(panel, [row for row in rows if row["suite"] == suite])
-        panel.set_title(SUITES[suite])
-    panels[0][0].set_ylabel("share of the ceiling of the same seconds")
-    panels[0][-1].legend(fontsize="small")
+    figure, panel = pyplot.subplots(figsize=(6, 4))
+    draw(panel, [row for row in rows if row["suite"] == suite])
+    panel.set_ylabel("share of the ceiling of the same seconds")
+    panel.legend(fontsize="small")
     figure.tight_layout()
     figure.savefig(picture, dpi=110, metadata={"Software": None})
 

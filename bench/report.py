@@ -1,4 +1,4 @@
-"""RESULTS.md and its plot, of what was measured.
+"""RESULTS.md and its plots, of what was measured.
 
 python -m bench.report [FILE]      the report anew, of build/bench/measured.json
 """
@@ -16,7 +16,6 @@ from bench.photos import ROOT
 from bench.verdicts import verdicts
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
-PLOT = Path(__file__).with_name("results.png")
 MEASURED = ROOT / "build" / "bench" / "measured.json"
 TITLES = {
     "no-time": "An engine that takes no time",
@@ -25,6 +24,7 @@ TITLES = {
     "cards": "Simulated MLU370-S4",
     "growth": "Growth",
 }
+PLOTTED = ("no-time", "resnext50", "lite0")
 CEILINGS = {
     "no-time": "bare decode",
     "resnext50": "decode and engine on the same cores",
@@ -34,11 +34,13 @@ CEILINGS = {
 }
 INTRODUCTION = """# Results
 
-Written by `make bench`; how it measures is in `docs/benchmarks.md`. Every figure is the median of
-{rounds} rounds (least–most), of {seconds} s or more. *Share* is of the ceiling measured in the
-seconds before and after: of the bare decode loop on all cores, `D` images/s, or of 1 / (1/D + 1/E)
-where an engine of `E` images/s uses the same cores, or of the device. Servers are compared by their
-shares, round by round.
+Written by `make bench`; how it measures is in `docs/benchmarks.md`. Each section is of one suite,
+from the run that last measured it. Every figure is the median of the rounds (least–most). *Share*
+is of the ceiling measured in the seconds before and after: of the bare decode loop on all cores,
+`D` images/s, or of 1 / (1/D + 1/E) where an engine of `E` images/s uses the same cores, or of the
+device. Servers are compared by their shares, round by round.
+"""
+ABOUT = """{rounds} rounds, of {seconds} s or more.
 
 - {date}, revision {revision}
 - {machine}
@@ -48,21 +50,37 @@ shares, round by round.
 
 
 def write(told: dict[str, Any]) -> None:
-    """RESULTS.md, and results.png where its environment is installed."""
-    figures = Figures([_with_ceilings(row) for row in told["measured"]])
-    lines = [INTRODUCTION.format(**{**told, "versions": ", ".join(told["versions"])})]
-    lines += _verdict_lines(figures)
-    if _plot():
-        lines += ["", f"![requests/s as a share of the ceiling]({PLOT.name})"]
+    """The sections of RESULTS.md that were measured; the others stay. Plots where they can be."""
+    rows = [_with_ceilings(row) for row in told["measured"]]
+    sections = _sections(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    figures = Figures(rows)
     for suite, title in TITLES.items():
         if keys := figures.keys(suite):
-            lines += ["", f"## {title}", "", *_table(figures, suite, keys)]
-    lines += _problem_lines(told["problems"])
-    RESULTS.write_text("\n".join(lines) + "\n", encoding="utf-8")
+            one = Figures([row for row in rows if row["suite"] == suite])
+            sections[title] = "\n".join(_section(told, suite, one, keys))
+    known = [title for title in TITLES.values() if title in sections]
+    parts = [INTRODUCTION, *(f"## {title}\n\n{sections[title].strip()}\n" for title in known)]
+    RESULTS.write_text("\n".join(parts), encoding="utf-8")
     print(f"wrote {RESULTS.relative_to(ROOT)}")
     for verdict in verdicts(figures):
         mark = "holds" if verdict.holds else "FALLS SHORT"
         print(f"{mark:12} {verdict.figure.text(2):20} {verdict.what}")
+
+
+def _sections(text: str) -> dict[str, str]:
+    """What stands under each heading of a report."""
+    parts = [part.partition("\n") for part in text.split("\n## ")[1:]]
+    return {heading.strip(): body for heading, _, body in parts}
+
+
+def _section(told: dict[str, Any], suite: str, figures: Figures, keys: list[Key]) -> Iterator[str]:
+    yield ABOUT.format(**{**told, "versions": ", ".join(told["versions"])})
+    yield from _verdict_lines(figures)
+    if suite in PLOTTED and (plot := _plot(suite)):
+        yield from ("", f"![requests/s as a share of the ceiling]({plot.name})")
+    yield ""
+    yield from _table(figures, suite, keys)
+    yield from _problem_lines([one for one in told["problems"] if one.startswith(f"{suite} ")])
 
 
 def _with_ceilings(row: dict[str, Any]) -> dict[str, Any]:
@@ -73,8 +91,6 @@ def _with_ceilings(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _verdict_lines(figures: Figures) -> Iterator[str]:
-    yield "## Verdicts"
-    yield ""
     yield "| what | bar | figure | |"
     yield "|---|---|---|---|"
     for one in verdicts(figures):
@@ -122,19 +138,20 @@ def _share(figures: Figures, key: Key) -> tuple[str, str]:
 
 def _problem_lines(problems: list[str]) -> Iterator[str]:
     if problems:
-        yield from ("", "## What did not run", "")
+        yield from ("", "What did not run:", "")
         yield from (f"- {problem}" for problem in dict.fromkeys(problems))
 
 
-def _plot() -> bool:
-    """Draw it, in the environment that can."""
+def _plot(suite: str) -> Path | None:
+    """Where the plot of the suite is; drawn in the environment that can."""
+    plot = RESULTS.with_name(f"results-{suite}.png")
     python = ENVIRONMENTS / "plot" / "bin" / "python"
     if not python.exists():
         print("no plot: it has no environment; try: make bench", file=sys.stderr)
-        return PLOT.exists()
+        return plot if plot.exists() else None
     script = Path(__file__).with_name("plot.py")
-    subprocess.run([str(python), str(script), str(MEASURED), str(PLOT)], check=True)
-    return True
+    subprocess.run([str(python), str(script), str(MEASURED), suite, str(plot)], check=True)
+    return plot
 
 
 if __name__ == "__main__":

@@ -99,7 +99,9 @@ class Settings(BaseSettings):
     inflight_per_device: int = Field(
         0, ge=0, le=16, description="Batches sent to a device at one time; 0: what it likes."
     )
-    probe_interval_s: Seconds = Field(5, description="Between golden probes of a ready device.")
+    probe_interval_s: Seconds = Field(
+        5, description="Between probes of a ready device, with one golden row each."
+    )
     restart_delay_s: Seconds = Field(
         0.5, description="Before a failed device is started again; doubles with each failure."
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from bench import contenders, photos, wrk
+from bench import contenders, photos, report, wrk
 from bench.figures import Figures
 from bench.server import Recipe, Server
 from bench.verdicts import verdicts
@@ -99,3 +99,39 @@ def test_the_command_is_there() -> None:
     command = [sys.executable, "-m", "bench", "--help"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "--rounds" in done.stdout
+
+
+def test_a_run_replaces_the_sections_that_it_measured(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Those of other suites stay as another run, of another day, wrote them."""
+    monkeypatch.setattr(report, "RESULTS", tmp_path / "RESULTS.md")
+    monkeypatch.setattr(report, "ROOT", tmp_path)
+    monkeypatch.setattr(report, "PLOTTED", ())
+
+    def measured(date: str, suite: str, rate: float) -> str:
+        one = {
+            **{"round": 0, "suite": suite, "server": "topfive", "variant": "", "clients": 32},
+            **{"per_second": rate, "decode_per_second": 100.0, "engine_per_second": 50.0},
+            **{"p50_ms": 1.0, "p99_ms": 2.0, "cpu_ms": 3.0, "cpu_over_decode": 1.0},
+            **{"memory_mib": 1.0, "refused": 0, "broken": 0, "decode_share": 0.9},
+            **{"cores_share": rate / 33, "device_share": 0.9},
+        }
+        report.write(
+            {
+                **{"date": date, "revision": "r", "machine": "m", "versions": ["v"]},
+                **{"photos": "p", "rounds": 1, "seconds": 3, "measured": [one]},
+                **{"problems": [f"{suite} mosec: ended", "other mosec: ended"]},
+            }
+        )
+        return report.RESULTS.read_text()
+
+    measured("Monday", "lite0", 31)
+    both = measured("Tuesday", "no-time", 70)
+    assert both.index("## An engine that takes no time") < both.index("## EfficientNet-Lite0")
+    assert both.count("Monday") == both.count("Tuesday") == 1
+    assert both.count("- lite0 mosec: ended") == both.count("- no-time mosec: ended") == 1
+    again = measured("Wednesday", "lite0", 20)
+    assert "Monday" not in again
+    assert "| lite0, 32 clients: share of the cores | ≥ 0.95 | 0.61 (0.61–0.61) | **falls" in again
+    assert measured("Wednesday", "lite0", 20) == again

@@ -205,9 +205,10 @@ class Model:
         request = Request(len(data), top_k, deadline)
         timer = asyncio.get_running_loop().call_at(deadline, self._expire, request)
         self._open[request] = timer
+        now = time.perf_counter()
         request.answered.add_done_callback(lambda _: self._open.pop(request).cancel())
         for index, (row, file) in enumerate(zip(numbers, data, strict=True)):
-            self._decoder.put(Image(request, index, row, file))
+            self._decoder.put(Image(request, index, row, file, now))
         return request
 
     def statistics(self) -> dict[str, object]:
@@ -229,7 +230,6 @@ class Model:
 
     def _decoded(self, finished: list[Decoded]) -> None:
         """These are decoded: queue them, or settle their errors."""
-        now = time.perf_counter()
         for decoded in finished:
             image, request = decoded.image, decoded.image.request
             if request.over:
@@ -243,7 +243,7 @@ class Model:
                 request.settle(image.index, decoded.error)
                 continue
             self._pixels.observe(decoded.pixels)
-            image.ready_at = now
+            image.waits_since += decoded.seconds
             self.rows.move([image.row], State.FILLING, State.WAITING)
             self._batcher.put(image)
 
@@ -279,7 +279,7 @@ class Model:
         self.rows.give_back(numbers, State.RUNNING)
         for image, ids, values in zip(batch, class_ids, scores, strict=True):
             request = image.request
-            queued = sent_at - image.ready_at
+            queued = sent_at - image.waits_since
             self._queue_seconds.observe(queued)
             if request.over:
                 self._images[request.why_over].inc()

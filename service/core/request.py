@@ -77,6 +77,8 @@ class Image:
     index: int
     row: int
     data: bytes = b""
-    ready_at: float = 0.0
-    """When its row was filled, by `time.perf_counter`: uvloop's own clock counts milliseconds."""
+    waits_since: float = 0.0
+    """By `time.perf_counter`, since uvloop's own clock counts milliseconds; moved on by the seconds
+    of its decode, so that what is between this and its sending is what it waited, before and after.
+    """
     tries: int = 0
