@@ -1,6 +1,7 @@
 """What every test may ask for: the data folder, the trained models in it."""
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,8 @@ sys.path.insert(0, str(ROOT))
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # A shell has what it starts in the background ignore it, and all that this starts would, too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     config.stash[FIGURES] = []
     descriptor, used = tempfile.mkstemp(prefix="magicmind-used-")
     os.close(descriptor)
