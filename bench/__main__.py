@@ -42,6 +42,7 @@ def main() -> None:
             _measure(case, number, arguments.seconds, only, told)
             _keep(told)
         told["rounds"] = number + 1
+        _keep(told)
         report.write(told)
 
 

@@ -1,6 +1,6 @@
 """RESULTS.md and its plots, of what was measured.
 
-python -m bench.report [FILE]      the report anew, of build/bench/measured.json
+python -m bench.report      the report anew, of build/bench/measured.json
 """
 
 import json
@@ -155,4 +155,4 @@ def _plot(suite: str) -> Path | None:
 
 
 if __name__ == "__main__":
-    write(json.loads(Path(sys.argv[1] if len(sys.argv) > 1 else MEASURED).read_text()))
+    write(json.loads(MEASURED.read_text()))
