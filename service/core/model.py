@@ -23,7 +23,7 @@ from service.core.batcher import Batcher
 from service.core.decoder import Decoded, Decoder
 from service.core.device import Shared
 from service.core.host import Timings
-from service.core.pool import Pool
+from service.core.pool import BATCHES_AHEAD, Pool
 from service.core.request import Image, Prediction, Request
 from service.core.rows import Rows, State
 from service.errors import (
@@ -222,11 +222,13 @@ class Model:
         }
 
     def _wanted(self) -> int:
-        """Images to be decoded by now: what the devices pull next has its rows, the rest its turn.
+        """Images to have decoded now. As many as there can be while less than a batch for each
+        device waits decoded, and then what the devices pull next.
 
         More would wait for nothing, spoil caches, and be for nobody where a caller leaves.
         """
-        return self.pool.ahead - self._batcher.statistics()["waiting"]
+        ahead, waiting = self.pool.ahead, self._batcher.statistics()["waiting"]
+        return ahead - waiting if waiting >= ahead / BATCHES_AHEAD else self.rows.capacity
 
     def _decoded(self, finished: list[Decoded]) -> None:
         """These are decoded: queue them, or settle their errors."""
