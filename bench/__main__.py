@@ -36,10 +36,9 @@ def main() -> None:
         "measured": [],
         "problems": [],
     }
-    only = [int(one) for one in (arguments.clients or "").split(",") if one]
     for number in range(arguments.rounds):
         for case in chosen:
-            _measure(case, number, arguments.seconds, only, told)
+            _measure(case, number, arguments.seconds, arguments.clients, told)
             _keep(told)
         told["rounds"] = number + 1
         _keep(told)
@@ -53,8 +52,14 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--all", action="store_true", help="BentoML and Ray Serve, too")
     parser.add_argument("--suites", default=",".join(SUITES))
     parser.add_argument("--peers", help="these alone; may be empty")
-    parser.add_argument("--clients", help="these numbers of them alone: 32,128")
+    parser.add_argument(
+        "--clients", type=_numbers, default=(), help="these numbers of them alone: 32,128"
+    )
     return parser.parse_args()
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(one) for one in text.split(",")]
 
 
 def _measure(

@@ -4,7 +4,7 @@ Every case is the real command as a process of its own. It says what is wrong an
 lines, and leaves nothing behind. Time is the clock's or the processor's, whichever is less: on a
 machine that has others to serve the clock runs on, and with several threads the processor's does.
 Where that is over a second, it is held against the command's start in the same minute: the second
-was set, and met, where the start is START_SECONDS of it, and a slower machine is slower at both.
+was met where the start takes START_SECONDS, and a slower machine is slower at both.
 """
 
 import itertools

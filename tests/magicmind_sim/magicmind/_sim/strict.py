@@ -58,7 +58,7 @@ def _check(surface: str, name: str) -> None:
 
 @functools.lru_cache(maxsize=None)
 def _members(cls: type) -> frozenset[str]:
-    """All names of the class; to find them takes as long as the rest of a call."""
+    """All names of the class, kept: `dir` is slow."""
     return frozenset(dir(cls))
 
 
