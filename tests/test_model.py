@@ -380,7 +380,10 @@ def test_a_static_batch(tmp_path: Path) -> None:
     arrays.arrays(
         np.float32,
         st.tuples(st.integers(1, 4), st.integers(1, 20)),
-        elements=st.one_of(st.sampled_from([0.0, 0.25, 1e-42, 1.0]), st.floats(0, 1, width=32)),
+        elements=st.one_of(
+            st.sampled_from([0.0, 0.25, 1e-42, 1.0, -0.25, -1e-42]),
+            st.floats(-1, 1, width=32).map(lambda number: number + 0.0),  # no -0.0
+        ),
     ),
     st.integers(1, 25),
 )

@@ -22,6 +22,7 @@ class Rate:
         self._recent: deque[tuple[float, float, int]] = deque(maxlen=RECENT + 1)
         self._busy_seconds = 0.0
         self._host_seconds = 0.0
+        self._images = 0
         self._under_way = 0
         self._since = 0.0
 
@@ -38,9 +39,10 @@ class Rate:
         now = time.perf_counter()
         self._busy_seconds += now - self._since
         self._host_seconds += host_seconds
+        self._images += images
         self._since = now
         self._under_way -= 1
-        self._recent.append((self._busy_seconds, self._host_seconds, images))
+        self._recent.append((self._busy_seconds, self._host_seconds, self._images))
 
     @property
     def images_per_second(self) -> float:
@@ -49,4 +51,4 @@ class Rate:
             return 0.0
         first, last = self._recent[0], self._recent[-1]
         seconds = min(last[0] - first[0], last[1] - first[1])
-        return sum(images for _, _, images in list(self._recent)[1:]) / max(seconds, 1e-6)
+        return (last[2] - first[2]) / max(seconds, 1e-6)

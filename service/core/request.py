@@ -66,7 +66,8 @@ class Request:
 
     def took(self, stage: str, seconds: float) -> None:
         """Keep the largest `seconds` of `stage`."""
-        self.stages[stage] = max(seconds, self.stages.get(stage, 0.0))
+        if seconds >= self.stages.get(stage, 0.0):
+            self.stages[stage] = seconds
 
 
 @dataclass(slots=True, eq=False)

@@ -25,6 +25,9 @@ LARGE_BODY_BYTES = 1 << 20
 DEADLINE_HEADERS = ("x-request-timeout-ms", "x-envoy-expected-rq-timeout-ms")
 _HEADERS = ((b"content-type", b"application/json"), (b"cache-control", b"no-store"))
 STAGES = ("receive", "decode", "queue", "copy_in", "compute", "copy_out", "encode")
+_SERVER_TIMING = (
+    ", ".join(f"{stage};dur=%.1f" for stage in (*STAGES, "total")) + ', batch;desc="%d"'
+)
 
 
 def door(model: Model, intake: Intake, settings: Settings, metrics: Metrics) -> ASGIApp:
@@ -169,8 +172,5 @@ def _result(outcome: Prediction | RequestError, labels: list[dict[str, str]]) ->
 
 def _server_timing(request: CoreRequest, exchange: Exchange) -> str:
     """Milliseconds a stage; of several images the largest, of a batch its own."""
-    stages = request.stages
-    entries = [f"{stage};dur={stages[stage] * 1e3:.1f}" for stage in STAGES if stage in stages]
-    entries.append(f"total;dur={exchange.seconds() * 1e3:.1f}")
-    entries.append(f'batch;desc="{request.batch}"')
-    return ", ".join(entries)
+    milliseconds = [request.stages[stage] * 1e3 for stage in STAGES]
+    return _SERVER_TIMING % (*milliseconds, exchange.seconds() * 1e3, request.batch)
