@@ -124,7 +124,7 @@ class _Server(Server):
     def _become(self, accepting: bool) -> None:
         if accepting != self._accepts:
             log.info("accepts" if accepting else "accepts_no_more")
-        self._accepts, self._app.state.away = accepting, not accepting
+        self._accepts, self._app.state.edge.away = accepting, not accepting
 
     async def on_tick(self, counter: int) -> bool:
         if self._accepts:

@@ -15,6 +15,7 @@ from typing import Any
 from prometheus_client import Counter
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.core.model import Model
 from service.errors import Internal, RequestError
 from service.metrics import ROUTES, Metrics
 from service.routes.problem import problem
@@ -86,23 +87,18 @@ class Exchange:
 
 
 class Edge:
-    """Around the whole application. While `draining`, every answer ends its connection.
+    """Around the whole application.
 
-    `classify` gives the door of POST /classify, which is answered from here: the router and what
-    is around it would cost as much again as the whole request does.
+    POST /classify is answered from here: the router and what is around it would cost as much again
+    as the whole request does. While the model drains, and while `away`, every answer ends its
+    connection.
     """
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        metrics: Metrics,
-        draining: Callable[[], bool],
-        classify: Callable[[], ASGIApp],
-    ) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
         self._metrics = metrics
-        self._draining = draining
-        self._classify = classify
+        self.away = False
+        """This worker has no device, and others have."""
         self._answers: dict[tuple[str, int], Counter] = {}
         self._in_flight = {route: metrics.http_requests_in_flight.labels(route) for route in ROUTES}
         self._seconds = {
@@ -110,6 +106,10 @@ class Edge:
             for ok in (True, False)
         }
         self._second, self._faults = 0, 0
+
+    def open(self, model: Model, classify: ASGIApp) -> None:
+        """Requests may come: `classify` is the door of `model`."""
+        self._model, self._classify = model, classify
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -123,7 +123,7 @@ class Edge:
         in_flight.inc()
         try:
             if exchange.route == "classify" and method == "POST":
-                await self._classify()(scope, receive, send)
+                await self._classify(scope, receive, send)
             else:
                 await self._app({**scope, "method": method}, receive, send)
         except RequestError as refusal:
@@ -148,7 +148,8 @@ class Edge:
             if message["type"] == "http.response.start":
                 exchange.status = message["status"]
                 headers = [*message.get("headers", ()), *stamps]
-                if self._draining() and b"connection" not in dict(headers):
+                ends = self.away or self._model.draining
+                if ends and b"connection" not in dict(headers):
                     headers.append((b"connection", b"close"))
                 message["headers"] = headers
             elif not message.get("more_body", False):
