@@ -83,10 +83,12 @@ class Protocol(HttpToolsProtocol):
     _unparsed_bytes = 0
     _announced = False
     _ended = False
+    _held_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._joined = _Joined(transport)
+        self._pieces: list[bytes] = []
         self.transport = cast(asyncio.Transport, self._joined)
 
     def on_response_complete(self) -> None:
@@ -115,10 +117,27 @@ class Protocol(HttpToolsProtocol):
         if cycle.response_complete or not self._announced:
             super().on_body(body)
             return
-        cycle.body += body
-        if len(cycle.body) > WAKE_BYTES:
+        self._pieces.append(body)
+        self._held_bytes += len(body)
+        if self._held_bytes > WAKE_BYTES:
+            self._hand_over()
             self.flow.pause_reading()
             cycle.message_event.set()
+
+    def on_message_complete(self) -> None:
+        self._hand_over()
+        super().on_message_complete()
+
+    def _hand_over(self) -> None:
+        """What is collected is what the application receives next; of one piece it is no copy."""
+        if not self._pieces:
+            return
+        if self.cycle.body:  # not received yet
+            self._pieces.insert(0, bytes(self.cycle.body))
+        # Of a bytearray uvicorn would make bytes.
+        self.cycle.body = b"".join(self._pieces)  # type: ignore[assignment]
+        self._pieces.clear()
+        self._held_bytes = 0
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
