@@ -279,8 +279,8 @@ class Model:
         k = max(image.request.top_k for image in batch)
         class_ids, scores = top_k(self.rows.outputs[numbers], k)
         self.rows.give_back(numbers, State.RUNNING)
-        stages = ("copy_in", "compute", "copy_out")
-        seconds = [(stage, took / 1e9) for stage, took in zip(stages, timings, strict=True)]
+        names = ("copy_in", "compute", "copy_out")
+        stages = [(name, spent_ns / 1e9) for name, spent_ns in zip(names, timings, strict=True)]
         for image, ids, values in zip(batch, class_ids, scores, strict=True):
             request = image.request
             queued = sent_at - image.waits_since
@@ -290,8 +290,8 @@ class Model:
                 continue
             self._images["ok"].inc()
             request.took("queue", queued)
-            for stage, took in seconds:
-                request.took(stage, took)
+            for name, seconds in stages:
+                request.took(name, seconds)
             request.batch = max(request.batch, len(batch))
             k = request.top_k
             request.settle(image.index, Prediction(ids[:k].tolist(), values[:k].tolist()))

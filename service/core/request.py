@@ -66,8 +66,7 @@ class Request:
 
     def took(self, stage: str, seconds: float) -> None:
         """Keep the largest `seconds` of `stage`."""
-        if seconds >= self.stages.get(stage, 0.0):
-            self.stages[stage] = seconds
+        self.stages[stage] = max(seconds, self.stages.get(stage, 0.0))
 
 
 @dataclass(slots=True, eq=False)
