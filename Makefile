@@ -120,7 +120,7 @@ build/bench-envs/%/.ready: bench/peers/%.lock
 	@touch $@
 
 bench-lock: $(VENV)/.dev ## resolve the peers' dependencies anew
-	grep -E '^(pillow|openvino)==' requirements-cpu.lock | sed 's/ .*//' > build/bench-constraints
+	grep -E '^(pillow|openvino|opencv-python-headless|cykooz-resizer)==' requirements-cpu.lock | sed 's/ .*//' > build/bench-constraints
 	for peer in $(PEERS) bentoml ray_serve; do \
 		$(BIN)/uv pip compile $(LOCK) --upgrade --python-version 3.11 --python-platform x86_64-manylinux_2_35 \
 			$$(test $$peer = triton && echo --no-deps) -c build/bench-constraints bench/peers/$$peer.in -o bench/peers/$$peer.lock; \

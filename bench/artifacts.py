@@ -8,9 +8,13 @@
 A simulated card takes the time that it is told to and answers class 0, whatever it is asked. So its
 network is one that really answers that, or the service would find its golden rows answered wrongly;
 what goes in and out is of ResNeXt-50's size.
+
+All have one resampling, so that decoding costs the same in each, in the peers and in the bare loop.
 """
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,6 +24,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.peers.common import RESAMPLE
 from bench.photos import ROOT
 from bench.wrk import BenchError
 from tests.support.seeded import write_seeded_weights, write_weights
@@ -48,11 +53,20 @@ layer { name: "prob" type: "Softmax" bottom: "fc" top: "prob" }
 def built(name: str) -> Path:
     """The artifact's folder; BenchError if what it is made of is not there."""
     path = FOLDER / name
-    if not (path / "manifest.json").exists():
+    if not _is_current(path):
+        shutil.rmtree(path, ignore_errors=True)
         print(f"building {name}", file=sys.stderr, flush=True)
         FOLDER.mkdir(parents=True, exist_ok=True)
         _BUILDS[name](path)
     return path
+
+
+def _is_current(path: Path) -> bool:
+    """Return whether the artifact is there, with the resampling that the peers have."""
+    manifest = path / "manifest.json"
+    if not manifest.exists():
+        return False
+    return bool(json.loads(manifest.read_text())["preprocessing"]["resample"] == RESAMPLE)
 
 
 def _resnext50(path: Path) -> None:
@@ -63,11 +77,15 @@ def _resnext50(path: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         caffemodel = Path(folder, "seeded.caffemodel")
         write_seeded_weights(prototxt, caffemodel, seed=3)
-        _caffe(prototxt, caffemodel, path)
+        _caffe(prototxt, caffemodel, "resnext", path)
 
 
 def _lite0(path: Path) -> None:
-    _topfive_build("demo", "--output", path)
+    with tempfile.TemporaryDirectory() as folder:
+        _topfive_build("demo", "--sources", folder)
+        network = Path(folder, "efficientnet_lite0")
+        files = network.with_suffix(".prototxt"), network.with_suffix(".caffemodel")
+        _caffe(*files, "efficientnet-lite", path)
 
 
 def _card(path: Path) -> None:
@@ -87,7 +105,7 @@ def _for_a_card(path: Path, *options: object) -> None:
         write_weights(caffemodel, _always_class_0())
         photos = ["--image-dir", ROOT / "model_build/photos", "--calibration-images", "3"]
         target = ["--target", "mlu", "--sdk-python", SDK_PYTHON, "--batch-range", "1", "64"]
-        _caffe(prototxt, caffemodel, path, *photos, *target, *options)
+        _caffe(prototxt, caffemodel, "resnext", path, *photos, *target, *options)
 
 
 def _always_class_0() -> dict[str, list[NDArray[np.float32]]]:
@@ -109,9 +127,10 @@ _BUILDS: dict[str, Callable[[Path], None]] = {
 }
 
 
-def _caffe(prototxt: Path, caffemodel: Path, path: Path, *options: object) -> None:
-    sources = ["--prototxt", prototxt, "--caffemodel", caffemodel, "--preprocess", "resnext"]
-    _topfive_build("caffe", *sources, "--output", path, *options)
+def _caffe(prototxt: Path, caffemodel: Path, preset: str, path: Path, *options: object) -> None:
+    sources = ["--prototxt", prototxt, "--caffemodel", caffemodel]
+    recipe = ["--preprocess", preset, "--resample", RESAMPLE]
+    _topfive_build("caffe", *sources, *recipe, "--output", path, *options)
 
 
 def _topfive_build(*arguments: object) -> None:

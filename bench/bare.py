@@ -16,11 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from bench.peers.common import RESAMPLE
 from service.images import decode_into
 
 SIDE = 224
 MAX_PIXELS = 50_000_000
-Decode = Callable[[bytes, NDArray[np.uint8], int, int], object]
+Decode = Callable[[bytes, NDArray[np.uint8], int, str, int], object]
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class BareDecode:
     milliseconds: float
 
 
-def naive(data: bytes, row: NDArray[np.uint8], resize: int, _: int) -> None:
+def naive(data: bytes, row: NDArray[np.uint8], resize: int, _resample: str, _: int) -> None:
     """What most examples do with Pillow: all pixels are converted and scaled, then cut."""
     image = Image.open(io.BytesIO(data)).convert("RGB")
     scale = resize / min(image.size)
@@ -54,7 +55,7 @@ def decode(
         row = np.zeros((SIDE, SIDE, 3), np.uint8)
         turn = number * len(bodies) // threads
         while time.perf_counter() < until:
-            way(bodies[turn % len(bodies)], row, resize, MAX_PIXELS)
+            way(bodies[turn % len(bodies)], row, resize, RESAMPLE, MAX_PIXELS)
             turn += 1
             counts[number] += 1
 
@@ -73,6 +74,6 @@ def _one_by_one(bodies: list[bytes], resize: int, way: Decode) -> float:
     times = []
     for body in bodies * 2:
         started = time.perf_counter()
-        way(body, row, resize, MAX_PIXELS)
+        way(body, row, resize, RESAMPLE, MAX_PIXELS)
         times.append(time.perf_counter() - started)
     return statistics.median(times[len(bodies) :]) * 1e3

@@ -21,6 +21,7 @@ from bench.artifacts import built
 from bench.bare import MAX_PIXELS, SIDE
 from bench.bare_engine import BareEngine
 from bench.measurement import Ceiling, bare_decode
+from bench.peers.common import RESAMPLE
 from bench.photos import ROW_SIDE, nearly_rows, photos
 from bench.server import Recipe
 from service.images import decode_into
@@ -151,7 +152,7 @@ def _cpu_engine(bodies: list[bytes], artifact: str) -> Callable[[float], Ceiling
         alone = partial(engine.run, 1)
 
         def in_turn() -> None:
-            decode_into(next(turns), row, ours.RESIZE, MAX_PIXELS)
+            decode_into(next(turns), row, ours.RESIZE, RESAMPLE, MAX_PIXELS)
             engine.run(1)
 
         part = seconds / 4

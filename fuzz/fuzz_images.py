@@ -40,7 +40,7 @@ def take(data: bytes) -> None:
 def decode(data: bytes) -> None:
     row = np.full((28, 28, 3), 7, np.uint8)
     try:
-        images.decode_into(data, row, 32, MAX_PIXELS)
+        images.decode_into(data, row, 32, "bicubic", MAX_PIXELS)
     except RequestError as error:
         assert type(error) in REFUSALS
         assert (row == 7).all(), "a refused file has written"

@@ -125,7 +125,7 @@ def _write_golden(
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """Write golden.npz; the rows, and what the float32 reference answers to them."""
     say("golden rows: the float32 reference")
-    rows = golden.rows(network.height, network.width, recipe.preprocessing.resize)
+    rows = golden.rows(network.height, network.width, recipe.preprocessing)
     reference = run_reference(network.model, rows)
     golden.check(reference)
     golden.write(folder, rows, reference, recipe.target, recipe.precision)
@@ -165,6 +165,7 @@ def _write_manifest(
         preprocessing=Preprocessing(
             resize=asked.resize,
             crop=(network.height, network.width),
+            resample=asked.resample,
             inside=Inside(color=asked.color, mean=asked.mean, std=asked.std),
         ),
         label_order=recipe.label_order,

@@ -268,8 +268,9 @@ def _is_whole_demo(output: Path) -> bool:
             "exists and is not the demo's artifact", "name another --output", file=str(output)
         )
     try:
-        read(output)
+        note = read(output).manifest.resample_note
     except ArtifactError as error:
-        print(f"building it again: {error}", file=sys.stderr)
-        return False
-    return True
+        note = str(error)
+    if note:
+        print(f"building it again: {note}", file=sys.stderr)
+    return not note

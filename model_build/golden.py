@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from model_build.recipe import INT8
+from model_build.recipe import INT8, Preprocessing
 from service import images
 from service.artifact import GOLDEN, Precision, Target
 from service.errors import BuildError
@@ -31,12 +31,13 @@ TOLERANCES: dict[tuple[Target, Precision], float] = {
 }
 
 
-def rows(height: int, width: int, resize: int) -> NDArray[np.uint8]:
+def rows(height: int, width: int, recipe: Preprocessing) -> NDArray[np.uint8]:
     """The photos as rows, (photos,height,width,3) RGB, by the service's own preprocessing."""
     made = np.zeros((len(PHOTOS), height, width, 3), np.uint8)
     for row, name in zip(made, PHOTOS, strict=True):
         photo = resources.files("model_build") / "photos" / name
-        images.decode_into(photo.read_bytes(), row, resize, images.BIG_PIXELS)
+        data = photo.read_bytes()
+        images.decode_into(data, row, recipe.resize, recipe.resample, images.BIG_PIXELS)
     return made
 
 

@@ -39,6 +39,8 @@ def _model(manifest: Manifest) -> Iterator[tuple[str, str]]:
     yield "output", f"{output.name}: probabilities of {output.classes} classes{softmax}"
     yield "labels", f"{manifest.label_order} order"
     yield "preprocessing", f"short side to {outside.resize}, {outside.resample}; centre crop {crop}"
+    if manifest.resample_note:
+        yield "", manifest.resample_note
     yield "in the model", f"{inside.color.upper()}; minus {_by_channel(inside.mean)}"
     yield "", f"divided by {_by_channel(inside.std)}"
 

@@ -194,6 +194,13 @@ class Options:
     resize: Annotated[
         int | None, typer.Option(min=1, help="Pixels of the short side, before the crop.")
     ] = None
+    resample: Annotated[
+        Literal["opencv-bilinear", "bilinear", "bicubic", "lanczos"] | None,
+        typer.Option(
+            help="How the image is scaled: as OpenCV does, or with Pillow's antialiasing filters; "
+            "default: the preset's; without one opencv-bilinear for caffe, bilinear for onnx."
+        ),
+    ] = None
     crop: Annotated[
         int | None, typer.Option(min=1, help="Pixels of the crop; default: the network's input.")
     ] = None
@@ -220,7 +227,14 @@ class Options:
                 self.batch_range,
             ),
             preprocessing=recipe.preprocessing(
-                self.preprocess, self.color, mean, std, self.resize, self.crop
+                kind,
+                self.preprocess,
+                self.color,
+                mean,
+                std,
+                self.resize,
+                self.crop,
+                self.resample,
             ),
             labels=self.labels,
             height=self.input_height,

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service import images
-from service.artifact import Artifact
+from service.artifact import Artifact, Resample
 from service.errors import BuildError, RequestError
 
 ENDINGS = frozenset({".jpg", ".jpeg", ".png"})
@@ -35,18 +35,26 @@ def in_folder(folder: Path) -> list[Path]:
 
 
 def decoded(
-    files: Sequence[Path], artifact: Artifact, say: Callable[[str], None]
+    files: Sequence[Path],
+    artifact: Artifact,
+    say: Callable[[str], None],
+    resample: Resample | None = None,
 ) -> tuple[NDArray[np.uint8], list[int]]:
-    """The rows (N,height,width,3) of those that can be decoded, and their places in `files`.
+    """Return the rows (N,height,width,3) of those that can be decoded, and their places in `files`.
+
+    `resample` None is the artifact's own resampling.
 
     BuildError if that is none.
     """
-    resize = artifact.manifest.preprocessing.resize
+    recipe = artifact.manifest.preprocessing
+    resample = resample or recipe.resample
     rows = np.zeros((len(files), *artifact.golden.rows.shape[1:]), np.uint8)
     whole: list[int] = []
     for place, file in enumerate(files):
         try:
-            images.decode_into(file.read_bytes(), rows[len(whole)], resize, MAX_PIXELS)
+            images.decode_into(
+                file.read_bytes(), rows[len(whole)], recipe.resize, resample, MAX_PIXELS
+            )
         except (OSError, RequestError) as error:
             say(f"left out: {file}: {error}")
             continue

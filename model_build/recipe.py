@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal, cast
 from service.errors import BuildError
 
 if TYPE_CHECKING:
-    from service.artifact import Color, Precision, Target
+    from service.artifact import Color, Precision, Resample, Target
 
 Kind = Literal["caffe", "onnx"]
 Algorithm = Literal["linear", "eqnm"]
@@ -33,7 +33,8 @@ CALIBRATION_IMAGES = 128
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Short side to `resize` pixels, centre crop, channels in the order `color`, (x - mean) / std.
+    """Short side to `resize` pixels by `resample`, centre crop, channels in the order `color`,
+    (x - mean) / std.
 
     `mean` and `std` are in the order of `color`. `crop` None is the network's input size.
     """
@@ -42,20 +43,30 @@ class Preprocessing:
     mean: Triple
     std: Triple
     resize: int
+    resample: "Resample"
     crop: int | None = None
 
 
 # soeaver/caffe-model's cls/README.md and evaluation_cls.py; "caffe" is BVLC's own custom;
-# "densenet" is shicai's, of its MobileNets too; efficientnet-lite is that of its authors.
+# "densenet" is shicai's, of its MobileNets too; all of these are scaled with OpenCV.
+# efficientnet-lite and torchvision are those of their authors.
+_OPENCV: "Resample" = "opencv-bilinear"
 PRESETS: dict[str, Preprocessing] = {
-    "resnext": Preprocessing("bgr", (103.52, 116.28, 123.675), (57.375, 57.12, 58.395), 256),
-    "resnet-v2": Preprocessing("bgr", (102.98, 115.947, 122.772), (1, 1, 1), 256),
-    "inception": Preprocessing("bgr", (128, 128, 128), (128, 128, 128), 320),
-    "dpn": Preprocessing("bgr", (104, 117, 124), (59.88, 59.88, 59.88), 256),
-    "densenet": Preprocessing("bgr", (103.94, 116.78, 123.68), (58.82, 58.82, 58.82), 256),
-    "caffe": Preprocessing("bgr", (104, 117, 123), (1, 1, 1), 256),
-    "efficientnet-lite": Preprocessing("rgb", (127, 127, 127), (128, 128, 128), 256),
+    "resnext": Preprocessing(
+        "bgr", (103.52, 116.28, 123.675), (57.375, 57.12, 58.395), 256, _OPENCV
+    ),
+    "resnet-v2": Preprocessing("bgr", (102.98, 115.947, 122.772), (1, 1, 1), 256, _OPENCV),
+    "inception": Preprocessing("bgr", (128, 128, 128), (128, 128, 128), 320, _OPENCV),
+    "dpn": Preprocessing("bgr", (104, 117, 124), (59.88, 59.88, 59.88), 256, _OPENCV),
+    "densenet": Preprocessing("bgr", (103.94, 116.78, 123.68), (58.82, 58.82, 58.82), 256, _OPENCV),
+    "caffe": Preprocessing("bgr", (104, 117, 123), (1, 1, 1), 256, _OPENCV),
+    "efficientnet-lite": Preprocessing("rgb", (127, 127, 127), (128, 128, 128), 256, "bicubic"),
+    "torchvision": Preprocessing(
+        "rgb", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375), 256, "bilinear"
+    ),
 }
+USUAL_RESAMPLE: dict[Kind, "Resample"] = {"caffe": _OPENCV, "onnx": "bilinear"}
+"""Without a preset: Caffe's customs scale with OpenCV, PyTorch's with Pillow."""
 
 
 @dataclass(frozen=True)
@@ -124,15 +135,29 @@ def triple(text: str) -> Triple:
 
 
 def preprocessing(
+    kind: Kind,
     preset: str | None,
     color: "Color | None" = None,
     mean: Triple | None = None,
     std: Triple | None = None,
     resize: int | None = None,
     crop: int | None = None,
+    resample: "Resample | None" = None,
 ) -> Preprocessing:
-    """The preset with the given parts in place of its own, or the parts alone if they are whole."""
-    parts = {"color": color, "mean": mean, "std": std, "resize": resize, "crop": crop}
+    """Return the preset with the given parts in place of its own, or the parts if they are whole.
+
+    Without a preset the resampling is that of the network's `kind`, unless `resample` is given.
+    """
+    if preset is None:
+        resample = resample or USUAL_RESAMPLE[kind]
+    parts = {
+        "color": color,
+        "mean": mean,
+        "std": std,
+        "resize": resize,
+        "crop": crop,
+        "resample": resample,
+    }
     given = {name: value for name, value in parts.items() if value is not None}
     if preset is not None and preset not in PRESETS:
         raise BuildError(f"--preprocess {preset} is not known", f"give one of {', '.join(PRESETS)}")

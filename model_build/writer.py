@@ -92,7 +92,9 @@ def write_manifest(folder: Path, sdk: Sdk | None = None, **fields: Any) -> Manif
     tools = {name: metadata.version(name) for name in ("topfive", "openvino", "onnx", "protobuf")}
     if sdk:
         tools["magicmind"] = sdk.version
-    made = Manifest(schema=1, version="0" * 12, tools=tools, files={}, sdk=sdk, **fields)
+    made = Manifest(
+        schema=artifact.SCHEMA, version="0" * 12, tools=tools, files={}, sdk=sdk, **fields
+    )
     return sign(folder, made)
 
 

@@ -26,7 +26,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from service.errors import ArtifactError
 
-SCHEMA = 1
+SCHEMA = 2
+"""What the build writes. Schema 1 is the same without a choice of resampling, and is still read."""
 MANIFEST = "manifest.json"
 LABELS = "labels.txt"
 GOLDEN = "golden.npz"
@@ -37,6 +38,7 @@ RESERVED_NAMES = frozenset({"stats", "ready", "infer", "config"})
 
 Color = Literal["rgb", "bgr"]
 Target = Literal["cpu", "mlu"]
+Resample = Literal["opencv-bilinear", "bilinear", "bicubic", "lanczos"]
 Precision = Literal["force_float32", "force_float16", "qint8_mixed_float16", "qint8_mixed_float32"]
 
 
@@ -109,12 +111,13 @@ class Inside(_Part):
 
 
 class Preprocessing(_Part):
-    """A file to a row: short side to `resize` (long side truncated), centre crop, bilinear."""
+    """A file to a row: short side to `resize` (long side truncated) by `resample`, centre crop."""
 
     resize: Annotated[int, Field(ge=1)]
     crop: tuple[int, int]
     """Height, width: those of the input."""
-    resample: Literal["bilinear"] = "bilinear"
+    resample: Resample
+    """See service/resampling.py. Schema 1 knows "bilinear" alone."""
     color: Literal["rgb"] = "rgb"
     inside: Inside
 
@@ -140,7 +143,7 @@ class Sdk(_Part):
 
 
 class Manifest(_Part):
-    schema_version: Literal[1] = Field(alias="schema")
+    schema_version: Literal[1, 2] = Field(alias="schema")
     name: Annotated[str, AfterValidator(check_model_name)]
     version: Annotated[str, Field(pattern="^[0-9a-f]{12}$")]
     target: Target
@@ -159,6 +162,22 @@ class Manifest(_Part):
     preprocessing: Preprocessing
     label_order: str
     files: dict[Annotated[str, AfterValidator(_plain_name)], FileFacts]
+
+    @property
+    def resample_note(self) -> str:
+        """Return what a user should know of an artifact of schema 1; empty for later ones."""
+        if self.schema_version > 1:
+            return ""
+        return (
+            "schema 1: images are scaled by antialiased bilinear, as the artifact was verified "
+            "with; a rebuild with the network's preset may gain points of top-1"
+        )
+
+    @model_validator(mode="after")
+    def _resample_of_schema_1(self) -> Self:
+        if self.schema_version == 1 and self.preprocessing.resample != "bilinear":
+            raise ValueError("schema 1 has the resampling 'bilinear' alone")
+        return self
 
     @model_validator(mode="after")
     def _sdk_of_cards(self) -> Self:
@@ -264,9 +283,9 @@ def read_manifest(path: Path) -> Manifest:
         schema = json.loads(text)["schema"]
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ArtifactError(f"{file}: not an artifact's manifest", _REBUILD) from error
-    if schema != SCHEMA:
+    if schema not in (1, SCHEMA):
         raise ArtifactError(
-            f"{file}: schema {schema!r}; this topfive reads schema {SCHEMA}",
+            f"{file}: schema {schema!r}; this topfive reads schemas 1 and {SCHEMA}",
             "build it again with this topfive's topfive-build, or serve it with the one it is from",
         )
     try:

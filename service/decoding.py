@@ -21,14 +21,18 @@ import sys
 import time
 import traceback
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service import images
+from service import images, resampling
 from service.device import cores
 from service.device.parent import die_with_parent
 from service.errors import Internal, RequestError
+
+if TYPE_CHECKING:
+    from service.artifact import Resample
 
 REQUEST = struct.Struct("=IIQ")
 """Slot, row, bytes of the body in the slot."""
@@ -67,6 +71,7 @@ class Job:
     rows: int
     row_shape: tuple[int, int, int, int]
     resize: int
+    resample: "Resample"
     max_pixels: int
 
 
@@ -76,6 +81,7 @@ def main() -> int:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, (END, signal.SIGCHLD))
     die_with_parent(job.parent)
+    resampling.use_one_thread()
     children = {_fork(job, number): number for number in range(job.processes)}
     _tell(job, RESULT.pack(STARTED, 0, 0, 0))
     # A child that was only stopped is news too.
@@ -175,6 +181,7 @@ class _Decoder:
                 self._view[at : at + size],
                 self._rows[row],
                 job.resize,
+                job.resample,
                 job.max_pixels,
                 cores.locked(job.rows, cores.BIG_PICTURE),
             )

@@ -1,9 +1,10 @@
 """A file's bytes → a row: the one preprocessing.
 
 In go the bytes of a JPEG, PNG, WebP, BMP or GIF; out comes a row, uint8 (height, width, 3) RGB: the
-short side scaled to `resize`, the long side in proportion and truncated, bilinear, the middle cut
-out. Serving, calibration, golden answers and evaluation all call this; mean, variance and colour
-order are inside the network. The row belongs to the caller and is written once, whole, at the end.
+short side scaled to `resize`, the long side in proportion and truncated, by the recipe's
+resampling (service/resampling.py), the middle cut out. Serving, calibration, golden answers and
+evaluation all call this; mean, variance and colour order are inside the network. The row belongs
+to the caller and is written once, whole, at the end.
 
 Limits come before work: magic bytes, then the size in the header, then a JPEG's scans, then the
 pixels, under a budget of CPU time. Whatever the bytes, what comes back is a row or one of
@@ -21,6 +22,7 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +34,11 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from service import resampling
 from service.errors import RequestError, TooManyPixels, Undecodable, UnsupportedMedia
+
+if TYPE_CHECKING:
+    from service.artifact import Resample
 
 # The reader of each type itself: Image.open would try several and look for more on disk.
 _READERS: dict[str, type[ImageFile]] = {
@@ -56,9 +62,16 @@ MAX_RLE_PIXELS = 4_000_000
 _BMP_RUN_LENGTHS = (BmpImageFile.COMPRESSIONS["RLE8"], BmpImageFile.COMPRESSIONS["RLE4"])
 BIG_PIXELS = 12_000_000
 """More cost much memory: up to 16 bytes each while a WebP is decoded."""
-DRAFT = 2
-"""Pixels for each one wanted, along a side, that a draft of a JPEG has at least. Of 663 photos
-enlarged to 2048 pixels 99.1 % have the same first class as undrafted (tests/test_draft.py)."""
+DRAFT: dict["Resample", int | None] = {
+    "opencv-bilinear": None,
+    "bilinear": 4,
+    "bicubic": 4,
+    "lanczos": 4,
+}
+"""Pixels for each one wanted, along a side, that a draft of a JPEG has at least; None: no drafts.
+
+A draft is antialiased, which OpenCV's bilinear must not be. tests/test_draft.py measures what it
+changes, and docs/accuracy.md has the figures."""
 
 _MAGIC = re.compile(
     rb"(?P<jpeg>\xff\xd8\xff)|(?P<png>\x89PNG\r\n\x1a\n)|(?P<webp>RIFF....WEBP)"
@@ -113,6 +126,7 @@ def decode_into(
     data: bytes | memoryview,
     row: NDArray[np.uint8],
     resize: int,
+    resample: "Resample",
     max_pixels: int,
     alone: AbstractContextManager[object] | None = None,
 ) -> int:
@@ -135,8 +149,8 @@ def decode_into(
             # Whatever comes of it, its memory is free before the next one's turn.
             try:
                 if kind == "image/jpeg":
-                    _draft(image, data, resize)
-                fitted = _fit(_upright(image), resize, width, height)
+                    _draft(image, data, resize, DRAFT[resample])
+                fitted = resampling.fitted(_upright(image), resize, width, height, resample)
             except Exception as error:
                 traceback.clear_frames(error.__traceback__)
                 raise
@@ -233,10 +247,10 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
         position = found.end() + int.from_bytes(data[found.end() : found.end() + 2])
 
 
-def _draft(image: ImageFile, data: bytes, resize: int) -> None:
+def _draft(image: ImageFile, data: bytes, resize: int, least: int | None) -> None:
     """Have a large JPEG decoded at a half, a quarter or an eighth, which its coding allows: at
-    least DRAFT times what is wanted, so that the last scaling decides."""
-    scale = min(image.size) / (DRAFT * resize)
+    least `least` times what is wanted, so that the last scaling decides."""
+    scale = min(image.size) / (least * resize) if least else 1
     if scale > 1 and not _is_lossless(data):
         image.draft(None, (int(image.width / scale), int(image.height / scale)))
 
@@ -285,21 +299,6 @@ def _from_16_bits(image: Image.Image) -> Image.Image:
     if (clear := image.info.get("transparency")) is not None:
         grey[values == clear] = 255
     return Image.fromarray(grey)
-
-
-def _fit(image: Image.Image, resize: int, width: int, height: int) -> NDArray[np.uint8]:
-    """Scale and cut in one step: the box is what the crop was before scaling."""
-    short = min(image.size)
-    scaled_width, scaled_height = (side * resize // short for side in image.size)
-    left, top = (scaled_width - width) // 2, (scaled_height - height) // 2
-    box = (
-        left * image.width / scaled_width,
-        top * image.height / scaled_height,
-        (left + width) * image.width / scaled_width,
-        (top + height) * image.height / scaled_height,
-    )
-    fitted = image.resize((width, height), Image.Resampling.BILINEAR, box)
-    return np.asarray(fitted if fitted.mode == "RGB" else fitted.convert("RGB"))
 
 
 def _unsupported(data: bytes) -> UnsupportedMedia:

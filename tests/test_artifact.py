@@ -87,7 +87,10 @@ def test_an_edited_manifest_is_refused(copy: Path, change: Callable[[dict], None
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda manifest: manifest.update(schema=2), "schema 2; this topfive reads schema 1"),
+        (
+            lambda manifest: manifest.update(schema=3),
+            "schema 3; this topfive reads schemas 1 and 2",
+        ),
         (lambda manifest: manifest.pop("schema"), "not an artifact's manifest"),
         (lambda manifest: manifest.update(surprise=1), "surprise"),
         (lambda manifest: manifest.update(name="infer"), "cannot name a model"),
@@ -102,6 +105,48 @@ def test_a_manifest_of_another_kind_is_refused(
     """Another schema first of all; then what this one does not have."""
     _edit(copy, change)
     with pytest.raises(ArtifactError, match=rf"manifest\.json: .*{said}"):
+        artifact.read(copy)
+
+
+# As the first release's build wrote one, with the version that it computed.
+SCHEMA_1 = {
+    "schema": 1, "name": "net", "version": "0bbbaeeb9de6", "target": "cpu",
+    "precision": "force_float32", "precision_note": "weights and arithmetic are float32",
+    "engine": "openvino", "model": "model.xml",
+    "source": {"kind": "caffe", "files": {"net.prototxt": {"sha256": "0" * 64, "size": 1}}},
+    "tools": {"topfive": "0.1.0"},
+    "input": {"name": "rows", "height": 224, "width": 224, "channels": 3, "dtype": "uint8",
+              "layout": "NHWC", "batch": {"min": 1, "max": 64}},
+    "output": {"name": "prob", "classes": 1000, "softmax_added": False},
+    "preprocessing": {
+        "resize": 256, "crop": [224, 224], "resample": "bilinear", "color": "rgb",
+        "inside": {"color": "bgr", "mean": [104.0, 117.0, 123.0], "std": [1.0, 1.0, 1.0]},
+    },
+    "label_order": "2012", "files": {"model.xml": {"sha256": "0" * 64, "size": 1}},
+}  # fmt: skip
+
+
+def test_schema_1_is_still_read(tmp_path: Path) -> None:
+    """It is antialiased bilinear, its version holds, and a user is pointed to a rebuild."""
+    (tmp_path / artifact.MANIFEST).write_text(json.dumps(SCHEMA_1))
+    manifest = artifact.read_manifest(tmp_path)
+    assert manifest.preprocessing.resample == "bilinear"
+    assert "a rebuild with the network's preset may gain" in manifest.resample_note
+
+
+def test_schema_1_has_one_resampling(tmp_path: Path) -> None:
+    """An old artifact never means another."""
+    changed = {**SCHEMA_1, "preprocessing": {**SCHEMA_1["preprocessing"], "resample": "bicubic"}}
+    (tmp_path / artifact.MANIFEST).write_text(json.dumps(changed))
+    with pytest.raises(ArtifactError, match="schema 1 has the resampling 'bilinear' alone"):
+        artifact.read_manifest(tmp_path)
+
+
+def test_this_schema_names_its_resampling(copy: Path) -> None:
+    """There is nothing to be known beside it; a manifest without one is refused."""
+    assert artifact.read(copy).manifest.resample_note == ""
+    _edit(copy, lambda manifest: manifest["preprocessing"].pop("resample"))
+    with pytest.raises(ArtifactError, match=r"preprocessing\.resample"):
         artifact.read(copy)
 
 

@@ -177,7 +177,7 @@ def test_inspect_prints_an_artifact(run: Run, small: list[str], output: Path) ->
     assert code == 0 and read.manifest.version in lines and "1 to 64 rows" in lines
     code, document, _ = run("inspect", output, "--json")
     said = json.loads(document)
-    assert code == 0 and said["schema"] == 1 and said["version"] == read.manifest.version
+    assert code == 0 and said["schema"] == 2 and said["version"] == read.manifest.version
     best = [answer["class_id"] for answer in said["golden"]["best"]]
     assert best == read.golden.probabilities.argmax(axis=1).tolist()
 
@@ -315,7 +315,7 @@ def test_the_demo_is_built_once(run: Run, tmp_path: Path) -> None:
     (output / "model.bin").write_bytes(b"")
     assert "building it again" in run("demo", "--output", output)[2]
     manifest = (output / "manifest.json").read_text()
-    (output / "manifest.json").write_text(manifest.replace('"schema": 1', '"schema": 0'))
+    (output / "manifest.json").write_text(manifest.replace('"schema": 2', '"schema": 0'))
     assert "schema 0" in run("demo", "--output", output)[2]
     artifact.read(output)
     (output / "manifest.json").write_text(manifest.replace("efficientnet-lite0", "other"))

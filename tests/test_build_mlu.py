@@ -373,7 +373,9 @@ def test_calibration_gets_what_the_bare_network_expects(
     rows = np.zeros((3, SIDE, SIDE, 3), np.uint8)
     # *.jpg and *.png together, by their names.
     for row, name in zip(rows, ("cat.png", "coffee.png", "rocket.jpg"), strict=True):
-        images.decode_into((PHOTOS / name).read_bytes(), row, 36, images.BIG_PIXELS)
+        images.decode_into(
+            (PHOTOS / name).read_bytes(), row, 36, "opencv-bilinear", images.BIG_PIXELS
+        )
     expected = (rows - np.float32([110, 120, 130])) / np.float32([50, 60, 70])
     np.testing.assert_allclose(array, expected.transpose(0, 3, 1, 2), atol=1e-6)
     sdk = artifact.read(tmp_path / "net").manifest.sdk

@@ -52,6 +52,7 @@ class Decoding:
         self.decoder = Decoder(
             rows,
             SIDE,
+            "bilinear",
             max_pixels,
             processes,
             BODY_BYTES,

@@ -25,7 +25,7 @@ PHOTOS = resources.files("model_build") / "photos"
 def blob(photo: bytes) -> np.ndarray:
     """The photo as the network's input: (1,3,224,224), RGB, mean 127, std 128."""
     row = np.zeros((224, 224, 3), np.uint8)
-    images.decode_into(photo, row, 256, 50_000_000)
+    images.decode_into(photo, row, 256, "bilinear", 50_000_000)
     return ((row.astype(np.float32) - 127) / 128).transpose(2, 0, 1)[None].copy()
 
 

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from service import images
+from service import images, resampling
 from service.errors import TooManyPixels, Undecodable, UnsupportedMedia
 from tests.support import bombs
 
@@ -37,7 +37,7 @@ TURNS = {
 
 def decode(data: bytes, resize: int = 256, crop: int = 224) -> np.ndarray:
     row = np.zeros((crop, crop, 3), np.uint8)
-    images.decode_into(data, row, resize, MAX_PIXELS)
+    images.decode_into(data, row, resize, "bilinear", MAX_PIXELS)
     return row
 
 
@@ -83,8 +83,14 @@ def test_pixels_are_untouched_where_nothing_is_scaled(width: int, height: int, k
 
 
 @pytest.mark.models
-def test_one_step_gives_what_two_steps_give(data_folder: Path) -> None:
-    """Photos scaled and cut at once differ from scaled, then cut, by rounding at most."""
+def test_one_step_gives_what_two_steps_give(
+    data_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Photos scaled and cut at once by Pillow differ from scaled, then cut, by rounding at most.
+
+    tests/test_resampling.py has the same of each resampling, and of the fast way.
+    """
+    monkeypatch.setattr(resampling, "FAST", False)
     worst, mean = 0, []
     for file in sorted((data_folder / "photos").glob("*.JPEG"))[::15]:
         image = ImageOps.exif_transpose(Image.open(file)).convert("RGB")
@@ -236,11 +242,11 @@ def test_the_row_is_written_in_place_and_the_pixels_are_counted() -> None:
     """The row may be a view: its neighbours stay, and so does the row when the file is broken."""
     rows = np.full((3, 224, 224, 3), 7, np.uint8)
     data = encoded(gradient(320, 256), "PNG")
-    assert images.decode_into(memoryview(data), rows[1], 256, MAX_PIXELS) == 320 * 256
+    assert images.decode_into(memoryview(data), rows[1], 256, "bilinear", MAX_PIXELS) == 320 * 256
     assert (rows[[0, 2]] == 7).all()
     assert np.array_equal(rows[1], decode(data))
     with pytest.raises(Undecodable):
-        images.decode_into(data[: len(data) // 2], rows[2], 256, MAX_PIXELS)
+        images.decode_into(data[: len(data) // 2], rows[2], 256, "bilinear", MAX_PIXELS)
     assert (rows[2] == 7).all()
 
 
@@ -286,9 +292,9 @@ def test_limits_are_named_and_exact() -> None:
     """As many pixels as are allowed pass; one more is refused, with the limit as a number."""
     row = np.zeros((224, 224, 3), np.uint8)
     data = encoded(gradient(300, 256), "PNG")
-    assert images.decode_into(data, row, 256, 300 * 256) == 300 * 256
+    assert images.decode_into(data, row, 256, "bilinear", 300 * 256) == 300 * 256
     with pytest.raises(TooManyPixels) as refused:
-        images.decode_into(data, row, 256, 300 * 256 - 1)
+        images.decode_into(data, row, 256, "bilinear", 300 * 256 - 1)
     assert refused.value.members == {"limit_pixels": 300 * 256 - 1}
     with pytest.raises(TooManyPixels, match="20001 x 1"):
         decode(png_header(20_001, 1))
@@ -311,7 +317,7 @@ def test_huge_sizes_are_refused_before_any_pixel() -> None:
         "used = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "before, started = used(), time.perf_counter()\n"
         "for bomb in sys.argv[1:]:\n"
-        "    try: images.decode_into(bytes.fromhex(bomb), row, 256, 50_000_000)\n"
+        "    try: images.decode_into(bytes.fromhex(bomb), row, 256, 'bilinear', 50_000_000)\n"
         "    except errors.TooManyPixels: pass\n"
         "print(used() - before, time.perf_counter() - started)\n"
     )
@@ -350,7 +356,7 @@ def test_the_time_is_bounded_by_the_pixels_that_are_allowed() -> None:
     data, row = bombs.png_of_profiles(15_000), np.zeros((224, 224, 3), np.uint8)
     started = time.thread_time()
     with pytest.raises(Undecodable, match=r"more than 1\.0 s"):
-        images.decode_into(data, row, 256, 1_000_000)
+        images.decode_into(data, row, 256, "bilinear", 1_000_000)
     assert 1 < time.thread_time() - started < 1.5
 
 

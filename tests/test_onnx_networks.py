@@ -30,7 +30,7 @@ def rows(photos: list[Path], side: int) -> np.ndarray:
     """The photos as the service makes rows of them."""
     made = np.zeros((len(photos), side, side, 3), np.uint8)
     for row, photo in zip(made, photos, strict=True):
-        images.decode_into(photo.read_bytes(), row, 256, 50_000_000)
+        images.decode_into(photo.read_bytes(), row, 256, "bilinear", 50_000_000)
     return made
 
 

@@ -17,26 +17,61 @@ def asked(preprocessing: Preprocessing) -> Recipe:
 
 def test_a_preset_alone_is_whole() -> None:
     """Nothing else has to be said; the crop is left to the network."""
-    assert recipe.preprocessing("resnext") == PRESETS["resnext"]
+    assert recipe.preprocessing("caffe", "resnext") == PRESETS["resnext"]
     assert PRESETS["resnext"].crop is None
 
 
 def test_parts_given_replace_those_of_the_preset() -> None:
     """And only those."""
-    made = recipe.preprocessing("caffe", color="rgb", std=(2, 2, 2), crop=224)
-    assert made == Preprocessing("rgb", PRESETS["caffe"].mean, (2, 2, 2), 256, 224)
+    made = recipe.preprocessing("onnx", "caffe", color="rgb", std=(2, 2, 2), crop=224)
+    assert made == Preprocessing(
+        "rgb", PRESETS["caffe"].mean, (2, 2, 2), 256, "opencv-bilinear", 224
+    )
 
 
 def test_parts_alone_make_a_preprocessing() -> None:
     """No preset is needed when color, mean, std and resize are given."""
-    made = recipe.preprocessing(None, "bgr", (1, 2, 3), (4, 5, 6), 299)
-    assert made == Preprocessing("bgr", (1, 2, 3), (4, 5, 6), 299)
+    made = recipe.preprocessing("caffe", None, "bgr", (1, 2, 3), (4, 5, 6), 299)
+    assert made == Preprocessing("bgr", (1, 2, 3), (4, 5, 6), 299, "opencv-bilinear")
+
+
+@pytest.mark.parametrize(
+    ("kind", "preset", "resample"),
+    [
+        ("caffe", None, "opencv-bilinear"),
+        ("onnx", None, "bilinear"),
+        ("onnx", "resnext", "opencv-bilinear"),
+        ("onnx", "resnet-v2", "opencv-bilinear"),
+        ("onnx", "inception", "opencv-bilinear"),
+        ("onnx", "dpn", "opencv-bilinear"),
+        ("onnx", "densenet", "opencv-bilinear"),
+        ("onnx", "caffe", "opencv-bilinear"),
+        ("caffe", "efficientnet-lite", "bicubic"),
+        ("caffe", "torchvision", "bilinear"),
+    ],
+)
+def test_the_resampling_is_what_the_authors_use(
+    kind: recipe.Kind, preset: str | None, resample: str
+) -> None:
+    """That of the preset, else of the network's kind; --resample replaces either."""
+    parts = {} if preset else {"color": "rgb", "mean": (0, 0, 0), "std": (1, 1, 1), "resize": 256}
+    assert recipe.preprocessing(kind, preset, **parts).resample == resample
+    given = recipe.preprocessing(kind, preset, **parts, resample="lanczos")
+    assert given.resample == "lanczos"
+
+
+def test_torchvisions_numbers() -> None:
+    """Those of its documentation, 0.485 and 0.229 and so on, times 255."""
+    made = PRESETS["torchvision"]
+    assert made.color == "rgb" and made.resize == 256
+    assert made.mean == pytest.approx([255 * x for x in (0.485, 0.456, 0.406)])
+    assert made.std == pytest.approx([255 * x for x in (0.229, 0.224, 0.225)])
 
 
 def test_missing_parts_are_named_with_the_presets() -> None:
     """The error says which options to add, or which presets there are."""
     with pytest.raises(BuildError, match=r"lacks --color, --std, --resize$") as caught:
-        recipe.preprocessing(None, mean=(0, 0, 0))
+        recipe.preprocessing("caffe", None, mean=(0, 0, 0))
     assert all(preset in caught.value.remedy for preset in PRESETS)
 
 
@@ -52,7 +87,7 @@ def test_missing_parts_are_named_with_the_presets() -> None:
 def test_a_preprocessing_that_cannot_be_is_refused(parts: dict, said: str) -> None:
     """Before anything is read."""
     with pytest.raises(BuildError, match=said):
-        recipe.preprocessing(**parts)
+        recipe.preprocessing("caffe", **parts)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +171,7 @@ def test_a_name_that_cannot_name_a_model_is_refused(name: str) -> None:
 )
 def test_a_crop_of_the_networks_size_passes(crop: int | None, height: int, width: int) -> None:
     """The network's own size is also the default; it need not be square."""
-    recipe.check_input_size(asked(recipe.preprocessing("caffe", crop=crop)), height, width)
+    recipe.check_input_size(asked(recipe.preprocessing("caffe", "caffe", crop=crop)), height, width)
 
 
 @pytest.mark.parametrize(
@@ -152,4 +187,6 @@ def test_a_crop_of_another_size_is_refused(
 ) -> None:
     """As is a short side from which the input cannot be cut."""
     with pytest.raises(BuildError, match=said):
-        recipe.check_input_size(asked(recipe.preprocessing("caffe", crop=crop)), height, width)
+        recipe.check_input_size(
+            asked(recipe.preprocessing("caffe", "caffe", crop=crop)), height, width
+        )

@@ -18,21 +18,12 @@ from PIL import Image
 from model_build.caffe import weights
 from tests.support.seeded import write_seeded_weights, write_weights
 from tests.support.serving import serving
-from tests.support.trained import OPTIONS, topfive_build
+from tests.support.trained import OPTIONS, opencv_answer, topfive_build
 
 Figure = Callable[[str], None]
 
 PHOTOS = 60
 
-# The recipes in the reference's own words: crop, channel order, mean, divisor.
-REFERENCE = {
-    "squeezenet_v1.1": (227, "bgr", (104, 117, 123), 1),
-    "squeezenet_v1.0_dc": (227, "bgr", (104, 117, 123), 1),
-    "mobilenet_v2": (224, "rgb", (128, 128, 128), 128),
-    "efficientnet_lite0": (224, "rgb", (127, 127, 127), 128),
-    "demo": (224, "rgb", (127, 127, 127), 128),
-    "resnext50": (224, "bgr", (103.52, 116.28, 123.675), (57.375, 57.12, 58.395)),
-}
 RESNEXT = "prototxt/soeaver/resnext/deploy_resnext50-32x4d.prototxt"
 
 
@@ -101,7 +92,7 @@ def _compare(
     largest = 0.0
     with serving(artifact) as service:
         for photo in photos:
-            ours, theirs = _ours(service.http, photo), _reference(network, name, photo)
+            ours, theirs = _ours(service.http, photo), opencv_answer(network, name, photo)
             largest = max(largest, float(np.abs(ours - theirs).max()))
             top = np.argsort(-theirs, kind="stable")[:5]
             assert np.array_equal(np.argsort(-ours, kind="stable")[:5], top)
@@ -122,19 +113,3 @@ def _ours(http: httpx.Client, photo: np.ndarray) -> np.ndarray:
     probabilities = np.full(1000, np.nan)
     probabilities[[prediction["class_id"] for prediction in predictions]] = scores
     return probabilities
-
-
-def _reference(network: cv2.dnn.Net, name: str, photo: np.ndarray) -> np.ndarray:
-    """OpenCV's dnn on the original Caffe files; a network that ends in scores gets a softmax."""
-    crop, color, mean, divisor = REFERENCE[name]
-    top, left = (photo.shape[0] - crop) // 2, (photo.shape[1] - crop) // 2
-    pixels = photo[top : top + crop, left : left + crop].astype(np.float64)
-    if color == "bgr":
-        pixels = pixels[:, :, ::-1]
-    blob = ((pixels - mean) / divisor).transpose(2, 0, 1)[None].astype(np.float32)
-    network.setInput(np.ascontiguousarray(blob))
-    answer = network.forward().reshape(-1).astype(np.float64)
-    if abs(answer.sum() - 1) > 1e-3 or answer.min() < 0:
-        answer = np.exp(answer - answer.max())
-        answer /= answer.sum()
-    return answer

@@ -15,7 +15,7 @@ from service.images import decode_into
 
 LARGEST_BATCH = 8
 CORES = os.cpu_count() or 1
-SIDE, RESIZE, MAX_PIXELS = 224, 256, 50_000_000
+SIDE, RESIZE, RESAMPLE, MAX_PIXELS = 224, 256, "opencv-bilinear", 50_000_000
 CLASSES = 1000
 
 Rows = NDArray[np.uint8]
@@ -25,7 +25,7 @@ Probabilities = NDArray[np.float32]
 def decode(data: bytes) -> Rows:
     """One image's row."""
     row = np.empty((SIDE, SIDE, 3), np.uint8)
-    decode_into(data, row, RESIZE, MAX_PIXELS)
+    decode_into(data, row, RESIZE, RESAMPLE, MAX_PIXELS)
     return row
 
 

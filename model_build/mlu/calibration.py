@@ -50,15 +50,15 @@ def write(
     mean, std = (np.array(three, np.float32).reshape(3, 1, 1) for three in rgb(preprocessing))
     row = np.zeros((height, width, 3), np.uint8)
     for place, photo in enumerate(photos):
-        _decode(photo, row, preprocessing.resize)
+        _decode(photo, row, preprocessing)
         pixels = row.transpose(2, 0, 1)
         array[place] = (pixels - mean) / std if bare else pixels
     array.flush()
 
 
-def _decode(photo: Path, row: NDArray[np.uint8], resize: int) -> None:
+def _decode(photo: Path, row: NDArray[np.uint8], recipe: Preprocessing) -> None:
     try:
-        images.decode_into(photo.read_bytes(), row, resize, MAX_PIXELS)
+        images.decode_into(photo.read_bytes(), row, recipe.resize, recipe.resample, MAX_PIXELS)
     except (OSError, RequestError) as error:
         remedy = "take it out of --image-dir"
         raise BuildError(f"no photo to calibrate with: {error}", remedy, file=str(photo)) from error

@@ -25,6 +25,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
+from service.artifact import Resample
 from service.core.request import Image
 from service.core.rows import Rows, memory_file
 from service.decoding import CLAIM, END, ENDED, NO_CLAIM, REQUEST, RESULT, STARTED, Job
@@ -83,6 +84,7 @@ class Decoder:
         self,
         rows: Rows,
         resize: int,
+        resample: Resample,
         max_pixels: int,
         processes: int,
         body_bytes: int,
@@ -91,7 +93,8 @@ class Decoder:
         restarted: Callable[[], None],
         fatal: Callable[[DeviceError], None],
     ) -> None:
-        self._rows, self._resize, self._max_pixels = rows, resize, max_pixels
+        self._rows, self._max_pixels = rows, max_pixels
+        self._resize, self._resample = resize, resample
         self._processes = processes
         self._wanted, self._finished = wanted, finished
         self._restarted, self._fatal = restarted, fatal
@@ -177,6 +180,7 @@ class Decoder:
             rows=self._rows.descriptor,
             row_shape=(total, height, width, channels),
             resize=self._resize,
+            resample=self._resample,
             max_pixels=self._max_pixels,
         )
 

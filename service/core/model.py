@@ -74,6 +74,7 @@ class Model:
         self._decoder = Decoder(
             self.rows,
             manifest.preprocessing.resize,
+            manifest.preprocessing.resample,
             settings.max_pixels,
             settings.decode_processes or available_cores(),
             settings.max_body_bytes,

@@ -26,7 +26,11 @@ def artifact(context: Context) -> Finding:
     megabytes = sum(file.size for file in manifest.files.values()) / 1e6
     said = f"{manifest.name} {manifest.version} for {manifest.target}, {manifest.precision}"
     files = f"{len(manifest.files)} files, {megabytes:.1f} MB, hashes right"
-    return Finding("artifact", "ok", f"{said}: {files}")
+    scaled = f"images scaled by {manifest.preprocessing.resample}"
+    if manifest.resample_note:
+        remedy = "build it again with --preprocess, or --resample"
+        return Finding("artifact", "warn", f"{said}: {files}; {manifest.resample_note}", remedy)
+    return Finding("artifact", "ok", f"{said}: {files}; {scaled}")
 
 
 def compiled(context: Context) -> Finding:

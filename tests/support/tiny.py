@@ -35,7 +35,7 @@ def write_tiny_artifact(folder: Path, batch: tuple[int, int] = (1, 64), seed: in
 def write_manifest(folder: Path, batch: tuple[int, int] = (1, 64)) -> None:
     """The manifest that fits the files as they are now."""
     fields = {
-        "schema": 1,
+        "schema": artifact.SCHEMA,
         "name": "tiny",
         "version": "0" * 12,
         "target": "cpu",
@@ -55,6 +55,7 @@ def write_manifest(folder: Path, batch: tuple[int, int] = (1, 64)) -> None:
         "preprocessing": {
             "resize": SIDE,
             "crop": (SIDE, SIDE),
+            "resample": "bilinear",
             "inside": {"color": "rgb", "mean": (0, 0, 0), "std": (255, 255, 255)},
         },
         "label_order": "test",

@@ -1,8 +1,11 @@
-"""The trained networks of the data folder: their options for topfive-build, and what they score."""
+"""The trained networks of the data folder: their options, and what OpenCV's dnn answers."""
 
 import subprocess
 import sys
 from pathlib import Path
+
+import cv2
+import numpy as np
 
 # What ../shared/data/models/models.json says, as topfive-build's options.
 CAFFE = ["--preprocess", "caffe"]
@@ -12,13 +15,14 @@ OPTIONS = {
     "mobilenet_v2": ["--color", "rgb", "--mean", "128", "--std", "128", "--resize", "256"],
     "efficientnet_lite0": ["--preprocess", "efficientnet-lite"],
 }
-# Top-1 and top-5 in percent of the 650 sample photos and the 13 validation photos: OpenCV's dnn
-# with OpenCV's own resize, by the data folder's README.
-MEASURED = {
-    "squeezenet_v1.1": ((60.46, 85.23), (53.85, 84.62)),
-    "squeezenet_v1.0_dc": ((61.69, 84.77), (69.23, 84.62)),
-    "mobilenet_v2": ((88.00, 97.85), (69.23, 84.62)),
-    "efficientnet_lite0": ((87.69, 96.92), (61.54, 92.31)),
+# The recipes in the reference's own words: crop, channel order, mean, divisor.
+REFERENCE = {
+    "squeezenet_v1.1": (227, "bgr", (104, 117, 123), 1),
+    "squeezenet_v1.0_dc": (227, "bgr", (104, 117, 123), 1),
+    "mobilenet_v2": (224, "rgb", (128, 128, 128), 128),
+    "efficientnet_lite0": (224, "rgb", (127, 127, 127), 128),
+    "demo": (224, "rgb", (127, 127, 127), 128),
+    "resnext50": (224, "bgr", (103.52, 116.28, 123.675), (57.375, 57.12, 58.395)),
 }
 
 
@@ -34,3 +38,22 @@ def build_trained(name: str, models: Path, output: Path) -> Path:
     topfive_build("caffe", "--prototxt", prototxt, "--caffemodel", caffemodel, "--target", "cpu",
                   "--precision", "force_float32", "--output", output, *OPTIONS[name])  # fmt: skip
     return output
+
+
+def opencv_answer(network: cv2.dnn.Net, name: str, photo: np.ndarray) -> np.ndarray:
+    """Return OpenCV's probabilities (classes) for the middle of `photo`, a scaled RGB picture.
+
+    `network` is read from the original Caffe files; one that ends in scores gets a softmax.
+    """
+    crop, color, mean, divisor = REFERENCE[name]
+    top, left = (photo.shape[0] - crop) // 2, (photo.shape[1] - crop) // 2
+    pixels = photo[top : top + crop, left : left + crop].astype(np.float64)
+    if color == "bgr":
+        pixels = pixels[:, :, ::-1]
+    blob = ((pixels - mean) / divisor).transpose(2, 0, 1)[None].astype(np.float32)
+    network.setInput(np.ascontiguousarray(blob))
+    answer = network.forward().reshape(-1).astype(np.float64)
+    if abs(answer.sum() - 1) > 1e-3 or answer.min() < 0:
+        answer = np.exp(answer - answer.max())
+        answer /= answer.sum()
+    return answer
