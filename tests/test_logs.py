@@ -4,6 +4,8 @@ import json
 import os
 import pty
 import re
+import select
+import signal
 import subprocess
 import sys
 import time
@@ -12,10 +14,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.support import pictures, tiny
-from tests.support.serving import Service, serving
+from tests.support.serving import COMMAND, Service, plain_environment, serving
 
 # A path that would end the line, colour it, ring, and (C1, DEL) steer a terminal.
 HOSTILE = "/a%0aevent=fake%1b%5b31m%07%c2%9b31m%7f%e2%80%a8"
@@ -69,7 +72,7 @@ def test_requests_are_told_without_what_is_private(lines: list[dict[str, Any]]) 
     assert "of-the-query" not in everything
     assert "of-the-body" not in everything
     assert "of-the-form" not in everything
-    (refused, *_) = [line for line in lines if line.get("status") == 415]
+    (refused, *_) = [line for line in lines if line.get("status") == 400]
     assert refused.keys() >= {"method", "path", "seconds", "reason", "request_id"}
 
 
@@ -80,6 +83,7 @@ def test_no_request_is_told_by_default(artifact: Path) -> None:
     assert {line["event"] for line in service.log} == {
         "listening",
         "device_state",
+        "ready",
         "stopping",
         "listens_no_more",
     }
@@ -149,19 +153,44 @@ def test_console_on_a_terminal() -> None:
     os.close(theirs)
 
 
-def test_faults_are_told_a_few_a_second(artifact: Path) -> None:
-    """An overloaded server tells so, but does not fill the log with it."""
-    with serving(artifact, "--rows", "1", "--default-deadline-ms", "3000") as service:
-        with service.frozen_device(), service.connect() as waiting:
-            body = pictures.encoded()
-            waiting.sendall(b"POST /classify HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % len(body))
-            waiting.sendall(body)
-            while service.metric("topfive_rows", state="free") == 1:
-                pass
-            started = time.monotonic()
-            replies = [service.http.post("/classify", content=body) for _ in range(100)]
-            seconds = time.monotonic() - started
-        assert {reply.status_code for reply in replies} == {503}
-    told = [line for line in service.log if line["event"] == "answered"]
-    assert 1 <= len(told) <= 5 * (seconds + 2)
-    assert all((line["level"], line["reason"]) == ("warning", "overloaded") for line in told[:-1])
+def test_ready_is_logged_once(artifact: Path) -> None:
+    """With the URL that requests go to and what answers them; not again after a failure."""
+    manifest = json.loads((artifact / "manifest.json").read_text())
+    with serving(artifact, "--devices", "0,1", "--restart-delay-s", "0.1") as service:
+        line = service.await_event("ready")
+        assert httpx.post(f"{line['url']}/classify", content=pictures.encoded()).status_code == 200
+        for host in service.hosts():
+            os.kill(host, signal.SIGKILL)
+        for _ in range(2):
+            service.await_ready()
+    facts = {"url": service.url, "model": "tiny", "version": manifest["version"], "devices": 2}
+    assert facts.items() <= line.items()
+    events = [(line["event"], line.get("to")) for line in service.log]
+    assert events.count(("ready", None)) == 1
+    assert events.index(("device_state", "ready")) < events.index(("ready", None))
+
+
+def until(descriptor: int, pattern: str, timeout_s: float = 60) -> re.Match[str]:
+    """Read until `pattern` is in what was read."""
+    text, give_up_at = "", time.monotonic() + timeout_s
+    while not (found := re.search(pattern, text)):
+        assert select.select([descriptor], [], [], give_up_at - time.monotonic())[0], text
+        text += os.read(descriptor, 65536).decode()
+    return found
+
+
+def test_ready_is_a_sentence_on_a_terminal(artifact: Path) -> None:
+    """Its addresses are those of the endpoint and of the docs."""
+    command = [*COMMAND, "serve", "--artifact", str(artifact), "--port", "0"]
+    ours, theirs = pty.openpty()
+    sentence = r"ready: POST (http\S+), docs at (http\S+) \(model tiny \w{12}, devices: 1\)\r\n"
+    with subprocess.Popen(command, stderr=theirs, env=plain_environment()) as service:
+        try:
+            endpoint, docs = until(ours, sentence).groups()
+            assert httpx.post(endpoint, content=pictures.encoded()).status_code == 200
+            assert "swagger" in httpx.get(docs).text
+        finally:
+            service.send_signal(signal.SIGTERM)
+    assert service.returncode == 0
+    os.close(ours)
+    os.close(theirs)
