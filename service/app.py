@@ -86,7 +86,7 @@ def create_app(settings: Settings, fatal: Fatal, peers: Peers | None = None) -> 
     )
     app.state.metrics = metrics
     app.state.url = ""
-    app.state.edge = Edge(app, metrics)
+    app.state.edge = Edge(app, metrics, settings.access_log)
     app.add_exception_handler(RequestError, _answer_request_error)
     app.add_exception_handler(HTTPException, _answer_http_error)
     app.add_exception_handler(Exception, _answer_fault)

@@ -59,7 +59,8 @@ def door(model: Model, intake: Intake, settings: Settings, metrics: Metrics) -> 
             body = await intake.receive(headers, receive, body_timeout_s, room)
             received = exchange.seconds()
             receive_seconds.observe(received)
-            request = model.submit(await _split(body, content_type, model), top_k, deadline)
+            image_files = _split(exchange, body, content_type, model)
+            request = model.submit(await image_files, top_k, deadline)
             request.took("receive", received)
             await _answered(exchange, request)
 
@@ -95,11 +96,14 @@ def documentation(model: Model, settings: Settings) -> APIRouter:
     return routes
 
 
-async def _split(body: bytes, content_type: str, model: Model) -> list[bytes]:
+async def _split(exchange: Exchange, body: bytes, content_type: str, model: Model) -> list[bytes]:
     limit = model.largest_request
     if len(body) < LARGE_BODY_BYTES:
-        return files.split(body, content_type, limit)
-    return await asyncio.to_thread(files.split, body, content_type, limit)
+        found = files.split(body, content_type, limit)
+    else:
+        found = await asyncio.to_thread(files.split, body, content_type, limit)
+    exchange.images = len(found)
+    return found
 
 
 async def _answered(exchange: Exchange, request: CoreRequest) -> None:
