@@ -162,7 +162,7 @@ def version() -> str:
 
 
 async def _await_first_ready(app: FastAPI, metrics: Metrics, started: float) -> None:
-    """Measure how long the load took; announce it, where no parent does."""
+    """Measure how long the load took, and announce the first device where no parent does."""
     model: Model = app.state.model
     await model.pool.first_ready.wait()
     manifest = model.artifact.manifest

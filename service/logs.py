@@ -10,7 +10,7 @@ import sys
 import traceback
 from datetime import UTC, datetime
 
-# What a person reads in place of an event and its facts.
+# The sentences that a console shows in place of an event and its facts.
 _SENTENCES = {
     "ready": "ready: POST {url}/classify, docs at {url}/docs "
     "(model {model} {version}, devices: {devices})",

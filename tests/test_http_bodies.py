@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.errors import Malformed, TooLarge, UnsupportedMedia
+from service.errors import Malformed, TooLarge, Undecodable, UnsupportedMedia
 from service.routes import files
 from tests.support import pictures, tiny
 from tests.support.serving import Service, serving
@@ -177,6 +177,16 @@ def test_the_flags_that_are_given_work(service: Service, tmp_path: Path) -> None
             assert winners(reply) == expected_winners(3), command
             tried += 1
     assert tried == 3
+
+
+@pytest.mark.parametrize("kind", [kind for _, kind in KINDS])
+def test_curl_that_strips_bytes_is_refused(service: Service, kind: str, tmp_path: Path) -> None:
+    """With -d in place of --data-binary: never an answer for what is left of the image."""
+    file = tmp_path / "image"
+    file.write_bytes(pictures.encoded(kind))
+    reply = curl(service, "-d", f"@{file}")
+    assert reply.status_code == (415 if kind in ("PNG", "WEBP") else 422)
+    assert "--data-binary @FILE" in reply.json()["remedy"]
 
 
 @pytest.mark.parametrize("content_type", ["text/plain", "x", "image", "multipart/mixed"])
@@ -554,7 +564,7 @@ def test_any_bytes_are_files_or_refused(body: bytes, content_type: str) -> None:
     """Whatever a body and its type are, they are split into files, or said to be wrong."""
     try:
         found = files.split(body, content_type, MAX_IMAGES)
-    except (Malformed, TooLarge, UnsupportedMedia) as error:
+    except (Malformed, TooLarge, Undecodable, UnsupportedMedia) as error:
         assert error.detail
     else:
         assert 1 <= len(found) <= MAX_IMAGES

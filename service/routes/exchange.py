@@ -68,11 +68,11 @@ class Exchange:
         self.status = 0
         self.reason = ""
         self.bytes_received = 0
-        """Of the body, as it was sent; what was not read is not counted."""
+        """Bytes of the body that were read, as the client sent them."""
         self.bytes_sent = 0
-        """Of the answer's body, as it was handed over."""
+        """Bytes of the answer's body that were handed over."""
         self.images = 0
-        """Image files in the body, once it is split."""
+        """Image files in the body; 0 until it is split."""
         self.body_ended = False
         """All of the body is read, or the caller has left: there is no more to receive."""
         self.answered = False
@@ -213,7 +213,7 @@ def _watch(exchange: Exchange, receive: Receive) -> Receive:
 
 def _facts(exchange: Exchange, scope: Scope) -> dict[str, Any]:
     """For the log; never the query or the body. The client is the other end of the connection."""
-    # The server leaves the body of an answer to HEAD out, and a client that left gets none.
+    # The server leaves the body of an answer to HEAD out, and a client that disconnected gets none.
     unsent = scope["method"] == "HEAD" or exchange.status == 499
     facts = {
         "request_id": exchange.request_id,

@@ -9,7 +9,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from service import images
-from service.errors import Malformed, TooLarge, UnsupportedMedia
+from service.errors import Malformed, TooLarge, Undecodable, UnsupportedMedia
 
 RAW = frozenset({"application/octet-stream", ""})
 UNDECLARED = "application/x-www-form-urlencoded"
@@ -40,11 +40,11 @@ def split(body: bytes, content_type: str, limit: int) -> list[bytes]:
     """The files, at least one and at most `limit`, in their order.
 
     Malformed names the part or member that is wrong; TooLarge if there are more than `limit`;
-    UnsupportedMedia if the type is UNDECLARED and the body is no image either.
+    UnsupportedMedia or Undecodable if the type is UNDECLARED and the body no whole image.
     """
     kind = media_type(content_type)
-    if kind == UNDECLARED and body and not images.media_type(body):
-        raise _undeclared(body)
+    if kind == UNDECLARED and body:
+        _check_undeclared(body)
     if kind == FORM:
         files = _form(body, content_type, limit)
     elif kind == JSON:
@@ -56,15 +56,23 @@ def split(body: bytes, content_type: str, limit: int) -> list[bytes]:
     return files
 
 
-def _undeclared(body: bytes) -> UnsupportedMedia:
-    is_json = body.lstrip()[:1] == b"{"
-    return UnsupportedMedia(
-        f"Content-Type {UNDECLARED!r}, and the body does not begin as an image",
-        "name the type: curl -H 'Content-Type: application/json' --data-binary @FILE"
-        if is_json
-        else "curl -H 'Content-Type: application/octet-stream' --data-binary @FILE, "
-        "or curl -F image=@FILE",
-    )
+def _check_undeclared(body: bytes) -> None:
+    """Raise UnsupportedMedia if `body` is no image, Undecodable if curl stripped bytes of it."""
+    if not images.media_type(body):
+        is_json = body.lstrip()[:1] == b"{"
+        raise UnsupportedMedia(
+            f"Content-Type {UNDECLARED!r}, and the body does not begin as an image",
+            "name the type: curl -H 'Content-Type: application/json' --data-binary @FILE"
+            if is_json
+            else "curl -H 'Content-Type: application/octet-stream' --data-binary @FILE, "
+            "or curl -F image=@FILE",
+        )
+    # Every image file has zero bytes, in its lengths at least; curl -d @FILE leaves them out.
+    if b"\0" not in body:
+        raise Undecodable(
+            "the image has lost its zero bytes, as curl -d @FILE strips them",
+            "curl --data-binary @FILE sends every byte",
+        )
 
 
 def _json(body: bytes, limit: int) -> list[bytes]:
