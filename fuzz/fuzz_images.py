@@ -20,7 +20,11 @@ with atheris.instrument_imports(include=["PIL", "python_multipart", "service"]):
 import numpy as np
 
 MAX_PIXELS = 1_000_000
-TYPES = ("multipart/form-data; boundary=b", "application/json")
+TYPES = (
+    "multipart/form-data; boundary=b",
+    "application/json",
+    "application/x-www-form-urlencoded",
+)
 REFUSALS = {Malformed, TooLarge, TooManyPixels, Undecodable, UnsupportedMedia}
 
 

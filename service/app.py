@@ -29,7 +29,7 @@ from service.errors import (
     NotFound,
     RequestError,
 )
-from service.listener import announce, listen
+from service.listener import announce, announce_ready, listen
 from service.merging import Peers
 from service.metrics import Metrics
 from service.routes import about, classify, health
@@ -66,11 +66,11 @@ def create_app(settings: Settings, fatal: Fatal, peers: Peers | None = None) -> 
         _add_doors(app, settings, metrics, peers)
         model.start()
         lag = asyncio.create_task(_watch_loop_lag(metrics))
-        load = asyncio.create_task(_measure_load(model, metrics, started))
+        first = asyncio.create_task(_await_first_ready(app, metrics, started))
         async with peers.answering(metrics) if peers else contextlib.nullcontext():
             yield
         lag.cancel()
-        load.cancel()
+        first.cancel()
         await model.stop()
 
     app = cast(
@@ -85,7 +85,8 @@ def create_app(settings: Settings, fatal: Fatal, peers: Peers | None = None) -> 
         ),
     )
     app.state.metrics = metrics
-    app.state.edge = Edge(app, metrics)
+    app.state.url = ""
+    app.state.edge = Edge(app, metrics, settings.access_log)
     app.add_exception_handler(RequestError, _answer_request_error)
     app.add_exception_handler(HTTPException, _answer_http_error)
     app.add_exception_handler(Exception, _answer_fault)
@@ -126,7 +127,7 @@ def serve(settings: Settings) -> int:
 
     def listening(app: FastAPI) -> Server:
         listener = listen(settings.host, settings.port)
-        announce(settings, listener)
+        app.state.url = announce(settings, listener)
         return Server(app, settings, listener)
 
     return run(settings, listening)
@@ -160,10 +161,14 @@ def version() -> str:
         return "0+unknown"
 
 
-async def _measure_load(model: Model, metrics: Metrics, started: float) -> None:
+async def _await_first_ready(app: FastAPI, metrics: Metrics, started: float) -> None:
+    """Measure how long the load took, and announce the first device where no parent does."""
+    model: Model = app.state.model
     await model.pool.first_ready.wait()
-    load_duration = metrics.model_load_duration.labels(model.artifact.manifest.name)
-    load_duration.set(time.perf_counter() - started)
+    manifest = model.artifact.manifest
+    metrics.model_load_duration.labels(manifest.name).set(time.perf_counter() - started)
+    if app.state.url and model.ready:
+        announce_ready(app.state.url, manifest, len(model.pool.devices))
 
 
 async def _watch_loop_lag(metrics: Metrics) -> None:

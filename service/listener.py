@@ -10,12 +10,14 @@ import socket
 import struct
 from collections.abc import Iterator
 
+from service.artifact import Manifest
 from service.errors import SettingsError
 from service.settings import Settings
 
 log = logging.getLogger("topfive.listener")
 
 BACKLOG = 2048
+_LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
 
 _SO_ATTACH_FILTER = 26  # asm-generic/socket.h; not in Python's socket
 # Classic BPF (linux/bpf_common.h), on the TCP header: the byte of the flags; SYN set: drop, else
@@ -40,19 +42,33 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def announce(settings: Settings, listener: socket.socket) -> None:
-    """Log where it listens, and warn if that is open to strangers."""
+def announce(settings: Settings, listener: socket.socket) -> str:
+    """Log where it listens, and warn if that is open to strangers.
+
+    Return the URL that this machine's clients reach it by.
+    """
     host, port = listener.getsockname()[:2]
     if not host.startswith("127.") and host != "::1":
         log.warning("open_to_all", extra={"host": host, "detail": "strangers can use it: no keys"})
     log.info(
         "listening",
         extra={
-            "url": f"http://{f'[{host}]' if ':' in host else host}:{port}",
+            "url": _url(host, port),
             "artifact": str(settings.artifact),
             "devices": settings.devices,
         },
     )
+    return _url(_LOOPBACK.get(host, host), port)
+
+
+def announce_ready(url: str, manifest: Manifest, devices: int) -> None:
+    """Log that the first of the devices is ready, and where requests go."""
+    facts = {"url": url, "model": manifest.name, "version": manifest.version, "devices": devices}
+    log.info("ready", extra=facts)
+
+
+def _url(host: str, port: int) -> str:
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def drop_new(listener: socket.socket) -> None:

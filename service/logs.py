@@ -10,6 +10,11 @@ import sys
 import traceback
 from datetime import UTC, datetime
 
+# The sentences that a console shows in place of an event and its facts.
+_SENTENCES = {
+    "ready": "ready: POST {url}/classify, docs at {url}/docs "
+    "(model {model} {version}, devices: {devices})",
+}
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 
 
@@ -50,10 +55,15 @@ class _Json(logging.Formatter):
 
 class _Console(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        facts = " ".join(f"{name}={_printable(value)}" for name, value in _facts(record).items())
+        facts = {name: _printable(value) for name, value in _facts(record).items()}
+        event = record.getMessage()
+        if event in _SENTENCES:
+            text = _SENTENCES[event].format_map(facts)
+        else:
+            text = " ".join([_printable(event), *map("=".join, facts.items())])
         time = _time(record).astimezone().strftime("%H:%M:%S")
-        line = f"{time} {record.levelname.lower():7} {_printable(record.getMessage())} {facts}"
-        return "\n".join([line.rstrip(), *map(_printable, _trace(record))])
+        line = f"{time} {record.levelname.lower():7} {text}"
+        return "\n".join([line, *map(_printable, _trace(record))])
 
 
 def _time(record: logging.LogRecord) -> datetime:

@@ -114,6 +114,9 @@ class Settings(BaseSettings):
     )
 
     server_timing: bool = Field(True, description="Answer with a Server-Timing header.")
+    access_log: bool = Field(
+        False, description="Log a line for each answer but those of health checks."
+    )
     log_format: Literal["auto", "console", "json"] = Field(
         "auto", description="Log lines: console, json, or auto (console on a terminal)."
     )

@@ -23,7 +23,7 @@ from pathlib import Path
 from service import artifact as artifacts
 from service import sdk
 from service.errors import SettingsError
-from service.listener import announce, listen
+from service.listener import announce, announce_ready, listen
 from service.settings import Settings
 from service.turns import NOT_ACCEPTING, Turns
 
@@ -36,10 +36,16 @@ ENDING_S = 10.0
 
 def serve(settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT (0), or until every worker has given up (1)."""
-    shares = deal(settings)
+    manifest = artifacts.read(settings.named_artifact()).manifest
+    devices = sdk.chosen_devices(manifest.target, settings.devices, settings.device_python)
+    shares = deal(settings, devices)
     with listen(settings.host, settings.port) as listener, _private_folder() as folder:
-        announce(settings, listener)
-        return asyncio.run(_Parent(shares, listener, folder).run())
+        url = announce(settings, listener)
+
+        def ready() -> None:
+            announce_ready(url, manifest, len(devices.ordinals))
+
+        return asyncio.run(_Parent(shares, listener, folder, ready).run())
 
 
 @contextlib.contextmanager
@@ -55,14 +61,12 @@ def _private_folder() -> Iterator[Path]:
         yield Path(path)
 
 
-def deal(settings: Settings) -> list[Settings]:
+def deal(settings: Settings, devices: sdk.Devices) -> list[Settings]:
     """Each worker's settings: worker i of N gets the devices i, i + N, ... in the order in which
     they are named, and its share of the cores to decode on.
 
     SettingsError if there are fewer devices than workers.
     """
-    target = artifacts.read(settings.named_artifact()).manifest.target
-    devices = sdk.chosen_devices(target, settings.devices, settings.device_python)
     count = settings.workers
     if count > len(devices.ordinals):
         raise SettingsError(
@@ -207,8 +211,17 @@ class _Worker:
 
 
 class _Parent:
-    def __init__(self, shares: list[Settings], listener: socket.socket, folder: Path) -> None:
+    """All workers; `on_ready` is called once, when the first of them is ready."""
+
+    def __init__(
+        self,
+        shares: list[Settings],
+        listener: socket.socket,
+        folder: Path,
+        on_ready: Callable[[], None],
+    ) -> None:
         self._listener = listener
+        self._on_ready: Callable[[], None] | None = on_ready
         turns = Turns(folder, len(shares))
         for number in range(len(shares)):
             turns.tell(number, NOT_ACCEPTING)
@@ -252,5 +265,8 @@ class _Parent:
             self._stop(hurry=True)
             return
         nobody = not any(worker.ready for worker in self._workers)
+        if self._on_ready and not nobody:
+            self._on_ready()
+            self._on_ready = None
         for worker in self._workers:
             worker.accept(worker.ready or nobody)

@@ -139,6 +139,9 @@ def test_other_addresses_are_warned_of(artifact: Path) -> None:
     with serving(artifact, "--host", "0.0.0.0") as service:
         (line,) = [line for line in service.log if line["event"] == "open_to_all"]
         assert (line["level"], line["host"]) == ("warning", "0.0.0.0")
+        assert service.url.startswith("http://0.0.0.0:")
+        port = service.url.rpartition(":")[2]
+        assert service.await_event("ready")["url"] == f"http://127.0.0.1:{port}"
 
 
 @pytest.mark.skipif(not Path("/proc/net/if_inet6").exists(), reason="this kernel has no IPv6")
@@ -146,6 +149,7 @@ def test_ipv6(artifact: Path) -> None:
     """The URL has its brackets; health finds it by the settings."""
     with serving(artifact, "--host", "::1") as service:
         assert service.url.startswith("http://[::1]:")
+        assert service.await_event("ready")["url"] == service.url
         port = service.url.rpartition(":")[2]
         assert topfive("health", TOPFIVE_HOST="::1", TOPFIVE_PORT=port).returncode == 0
 

@@ -28,7 +28,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def service(artifact: Path) -> Iterator[Service]:
-    with serving(artifact, "--log-level", "debug") as running:
+    with serving(artifact, "--access-log") as running:
         yield running
 
 

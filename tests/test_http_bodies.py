@@ -3,8 +3,12 @@
 import base64
 import gzip
 import json
+import re
+import shlex
+import subprocess
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.errors import Malformed, TooLarge, UnsupportedMedia
+from service.errors import Malformed, TooLarge, Undecodable, UnsupportedMedia
 from service.routes import files
 from tests.support import pictures, tiny
 from tests.support.serving import Service, serving
@@ -111,7 +115,81 @@ def test_the_bytes_decide_not_the_declared_type(service: Service) -> None:
     assert winners(reply) == expected_winners(0)
 
 
-@pytest.mark.parametrize("content_type", ["text/plain", "image/tiff", "x", "multipart/mixed"])
+@pytest.mark.parametrize(
+    "content_type", ["image/jpg", "image/pjpeg", "image/x-png", "image/tiff", "Image/*; q=1"]
+)
+def test_any_image_type_is_taken(service: Service, content_type: str) -> None:
+    """Names that browsers and libraries give to the formats; the bytes are still looked at."""
+    assert winners(post(service, pictures.encoded("PNG"), content_type)) == expected_winners(0)
+    said = assert_problem(post(service, b"II*\0...", content_type), 415, "unsupported_media")
+    assert "TIFF" in said["detail"]
+
+
+UNDECLARED = "application/x-www-form-urlencoded"
+
+
+def curl(service: Service, *arguments: str, query: str = "") -> httpx.Response:
+    """What curl is answered, its status and its body."""
+    command = ["curl", "-s", "-w", "%{stderr}%{http_code}", f"{service.url}/classify{query}"]
+    done = subprocess.run([*command, *arguments], capture_output=True, check=True)
+    return httpx.Response(int(done.stderr), content=done.stdout)
+
+
+@pytest.mark.parametrize("kind", [kind for _, kind in KINDS])
+def test_curl_without_a_type(service: Service, kind: str, tmp_path: Path) -> None:
+    """An image that curl declares as a form's fields is classified, in each format."""
+    file = tmp_path / "image"
+    file.write_bytes(pictures.encoded(kind, seed=7))
+    typed = curl(service, "-H", "Content-Type: image/jpeg", "--data-binary", f"@{file}")
+    untyped = curl(service, "--data-binary", f"@{file}")
+    assert untyped.status_code == 200
+    assert untyped.json()["results"] == typed.json()["results"]
+
+
+@pytest.mark.parametrize(
+    ("body", "flag"),
+    [
+        (b"image=cat.jpg", "-H 'Content-Type: application/octet-stream' --data-binary @FILE"),
+        (b"image=cat.jpg", "-F image=@FILE"),
+        (b"II*\0...", "-F image=@FILE"),
+        (json.dumps({"images": [b64()]}).encode(), "-H 'Content-Type: application/json'"),
+    ],
+)
+def test_curl_without_a_type_is_given_the_flag(service: Service, body: bytes, flag: str) -> None:
+    """415 for what does not begin as an image, and what to add to the command."""
+    reply = post(service, body, f"{UNDECLARED}; charset=utf-8")
+    assert flag in assert_problem(reply, 415, "unsupported_media", UNDECLARED)["remedy"]
+
+
+def test_the_flags_that_are_given_work(service: Service, tmp_path: Path) -> None:
+    """The remedies of those refusals, with a file in place of FILE."""
+    image, document = tmp_path / "image", tmp_path / "document"
+    image.write_bytes(pictures.encoded(seed=3))
+    document.write_text(json.dumps({"images": [b64(3)]}))
+    flags = {
+        image: post(service, b"image=cat.jpg", UNDECLARED).json()["remedy"],
+        document: post(service, b"{}", UNDECLARED).json()["remedy"],
+    }
+    tried = 0
+    for file, remedy in flags.items():
+        for command in re.findall(r"curl (.+?)(?:,|$)", remedy):
+            reply = curl(service, *shlex.split(command.replace("FILE", str(file))))
+            assert winners(reply) == expected_winners(3), command
+            tried += 1
+    assert tried == 3
+
+
+@pytest.mark.parametrize("kind", [kind for _, kind in KINDS])
+def test_curl_that_strips_bytes_is_refused(service: Service, kind: str, tmp_path: Path) -> None:
+    """With -d in place of --data-binary: never an answer for what is left of the image."""
+    file = tmp_path / "image"
+    file.write_bytes(pictures.encoded(kind))
+    reply = curl(service, "-d", f"@{file}")
+    assert reply.status_code == (415 if kind in ("PNG", "WEBP") else 422)
+    assert "--data-binary @FILE" in reply.json()["remedy"]
+
+
+@pytest.mark.parametrize("content_type", ["text/plain", "x", "image", "multipart/mixed"])
 def test_other_media_types_are_refused(service: Service, content_type: str) -> None:
     """415, with the types that are taken in Accept."""
     reply = post(service, pictures.encoded(), content_type)
@@ -120,7 +198,9 @@ def test_other_media_types_are_refused(service: Service, content_type: str) -> N
     assert "multipart/form-data" in reply.headers["accept"]
 
 
-@pytest.mark.parametrize("content_type", ["", "image/png", "multipart/form-data; boundary=b"])
+@pytest.mark.parametrize(
+    "content_type", ["", "image/png", UNDECLARED, "multipart/form-data; boundary=b"]
+)
 def test_an_empty_body_is_malformed(service: Service, content_type: str) -> None:
     """400, whatever it is said to be."""
     assert_problem(post(service, b"", content_type), 400, "malformed")
@@ -132,6 +212,16 @@ def test_form_with_several_parts_keeps_their_order(service: Service) -> None:
     parts = [(name, ("x.png", pictures.encoded(seed=i))) for i, name in enumerate(names)]
     reply = service.http.post("/classify", files=parts)
     assert winners(reply) == expected_winners(0, 1, 2, 3)
+
+
+NAMES = ("image", "images", "file", "files")
+
+
+@pytest.mark.parametrize("name", [*NAMES, *(f"{name}[]" for name in NAMES)])
+def test_names_of_parts(service: Service, name: str) -> None:
+    """Those that clients give to a list of files, with the brackets of PHP and axios."""
+    parts = [(name, ("x.png", pictures.encoded(seed=seed))) for seed in (2, 1)]
+    assert winners(service.http.post("/classify", files=parts)) == expected_winners(2, 1)
 
 
 def form(*parts: bytes, end: bytes = b"--b--\r\n") -> bytes:
@@ -166,6 +256,9 @@ def test_form_by_hand(service: Service) -> None:
         (FORM, b"no form at all"),
         (FORM, b"--b--\r\n"),
         (FORM, form(part(b'Content-Disposition: form-data; name="photo"'))),
+        (FORM, form(part(b'Content-Disposition: form-data; name="image[0]"'))),
+        (FORM, form(part(b'Content-Disposition: form-data; name="image[][]"'))),
+        (FORM, form(part(b'Content-Disposition: form-data; name="[]"'))),
         (FORM, form(part(b"Content-Disposition: form-data"))),
         (FORM, form(part(b"Content-Type: image/png"))),
         (FORM, form(part(b'X: name="image"'))),
@@ -185,13 +278,70 @@ def test_unknown_part_is_named(service: Service) -> None:
     """The refusal tells the part's name and the names that are taken."""
     body = form(part(b'Content-Disposition: form-data; name="photo"'))
     said = assert_problem(post(service, body, FORM), 400, "malformed", "'photo'")
-    assert "image or file" in said["remedy"]
+    assert "image, images, file or files" in said["remedy"]
+
+
+def test_a_field_of_a_form_is_no_setting(service: Service) -> None:
+    """top_k as a part is refused with the place where it belongs, not left aside."""
+    files = [("image", ("x", pictures.encoded()))]
+    reply = service.http.post("/classify", files=files, data={"top_k": "3"})
+    assert "?top_k=3" in assert_problem(reply, 400, "malformed", "'top_k'")["remedy"]
 
 
 def test_json_images_in_order(service: Service) -> None:
     """Base64 in JSON, several of them."""
     reply = post_json(service, [b64(3), b64(1), b64(2)])
     assert winners(reply) == expected_winners(3, 1, 2)
+
+
+def wrapped(data: bytes) -> str:
+    """The base64 that `base64` of coreutils and MIME write: in lines of 76."""
+    return base64.encodebytes(data).decode()
+
+
+def urlsafe(data: bytes) -> str:
+    """The alphabet of URLs, as TensorFlow's clients send it, without padding."""
+    return base64.urlsafe_b64encode(data).decode().rstrip("=")
+
+
+SPELLINGS: list[Callable[[bytes], str]] = [
+    lambda data: base64.b64encode(data).decode(),
+    wrapped,
+    lambda data: wrapped(data).replace("\n", "\r\n"),
+    lambda data: f"\t {wrapped(data)} ",
+    lambda data: base64.b64encode(data).decode().rstrip("="),
+    urlsafe,
+    lambda data: f"data:image/png;base64,{base64.b64encode(data).decode()}",
+    lambda data: f"DATA:image/jpeg;charset=utf-8;Base64,{wrapped(data)}",
+    lambda data: f"data:;base64,{urlsafe(data)}",
+]
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+@pytest.mark.parametrize("length", [0, 1, 2])
+def test_spellings_of_base64(
+    service: Service, spelling: Callable[[bytes], str], length: int
+) -> None:
+    """As a string and as b64, in files of each length that is padded otherwise."""
+    file = pictures.encoded("BMP", 5)
+    file += bytes(-len(file) % 3 + length)  # what follows the pixels of a BMP is not looked at
+    text = spelling(file)
+    assert winners(post_json(service, [text, {"b64": text}])) == expected_winners(5, 5)
+
+
+@pytest.mark.parametrize("path", ["", "/images/0"])
+@pytest.mark.parametrize(
+    ("member", "escaped"), [("topk", "topk"), ("top_k", "top_k"), ("image", "image"),
+                            ("instances", "instances"), ("a/~ü", "a~1~0%C3%BC")],
+)  # fmt: skip
+def test_unknown_members_are_named(service: Service, path: str, member: str, escaped: str) -> None:
+    """400 with the member and where top_k belongs, beside good images and without any."""
+    for good in ([b64()], []):
+        document = {"images": [{**b64(), member: 3}]} if path else {"images": good, member: 3}
+        reply = post(service, json.dumps(document).encode(), "application/json")
+        said = assert_problem(reply, 400, "malformed", repr(member))
+        assert said["errors"][0]["pointer"] == f"#{path}/{escaped}"
+        assert "?top_k=3" in said["remedy"]
 
 
 @pytest.mark.parametrize(
@@ -201,11 +351,18 @@ def test_json_images_in_order(service: Service) -> None:
         ({"b64": ""}, "#/images"),
         (None, "#/images"),
         ([b64(), {"b64": 5}], "#/images/1/b64"),
-        ([{"b65": "x"}], "#/images/0/b64"),
-        (["x"], "#/images/0/b64"),
-        ([None], "#/images/0/b64"),
+        ([{"b65": "x"}], "#/images/0/b65"),
+        ([{}], "#/images/0/b64"),
+        (["x"], "#/images/0"),
+        ([None], "#/images/0"),
+        ([["aGVsbG8="]], "#/images/0"),
+        ([b64(), "https://example.org/cat.jpg"], "#/images/1"),
+        (["data:image/png,%89PNG"], "#/images/0"),
+        (["data:image/png;base64"], "#/images/0"),
+        ([b64(), {"b64": "data:image/svg+xml;utf8,<svg/>"}], "#/images/1/b64"),
         ([{"b64": "not base64!"}], "#/images/0/b64"),
-        ([b64(), b64(), {"b64": "abc"}], "#/images/2/b64"),
+        ([b64(), b64(), {"b64": "abcde"}], "#/images/2/b64"),
+        (["aGVsbG8=aGVsbG8="], "#/images/0"),
         ([{"b64": "ü"}], "#/images/0/b64"),
         ([{"b64": "aGVs!bG8="}], "#/images/0/b64"),
     ],
@@ -271,11 +428,45 @@ def test_top_k_is_five_by_default(service: Service) -> None:
     assert len(post(service, pictures.encoded()).json()["results"][0]["predictions"]) == 5
 
 
-@pytest.mark.parametrize("top_k", ["0", "11", "-1", "abc", "", "1.0", " 5", "٥", "9" * 5000, "1e1"])
+@pytest.mark.parametrize("top_k", ["11", "1000", "0011", "9" * 5000, "0" * 30 + "10"])
+def test_top_k_above_the_classes_is_all_of_them(service: Service, top_k: str) -> None:
+    """Generic clients ask for five of two classes."""
+    reply = service.http.post("/classify", params={"top_k": top_k}, content=pictures.encoded())
+    assert len(reply.json()["results"][0]["predictions"]) == tiny.CLASSES
+
+
+@pytest.mark.parametrize(
+    "top_k", ["0", "-1", "abc", "", "1.0", " 5", "٥", "1e1", "0" * 30, "x" * 5000, "1" * 20 + "x"]
+)
 def test_bad_top_k_is_malformed(service: Service, top_k: str) -> None:
-    """400 beyond 1 to the classes, and for what is no integer."""
+    """400 below 1, and for what is no integer."""
     reply = service.http.post("/classify", params={"top_k": top_k}, content=pictures.encoded())
     assert_problem(reply, 400, "malformed", "top_k")
+
+
+@pytest.mark.parametrize(
+    ("query", "name"),
+    [("topk=3", "topk"), ("topK=", "topK"), ("top_k=3&k=2", "k"), ("TOP_K=3", "TOP_K"),
+     ("top_k%20=3", "top_k "), ("x", "x"), ("=3", ""), ("x" * 5000, "x" * 40)],
+)  # fmt: skip
+def test_unknown_query_parameters_are_named(service: Service, query: str, name: str) -> None:
+    """400 by their name, and the one that there is."""
+    reply = service.http.post(f"/classify?{query}", content=pictures.encoded())
+    said = assert_problem(reply, 400, "malformed", f"query parameter {name!r}")
+    assert "/classify?top_k=3" in said["remedy"]
+
+
+def test_a_repeated_top_k_is_malformed(service: Service) -> None:
+    """400: one of the two would be ignored."""
+    reply = service.http.post("/classify?top_k=3&top_k=3", content=pictures.encoded())
+    assert_problem(reply, 400, "malformed", "top_k is given 2 times")
+
+
+@pytest.mark.parametrize("query", ["", "?", "?&", "?top_k=3&"])
+def test_a_query_of_nothing_else_is_taken(service: Service, query: str) -> None:
+    """An empty query, or an empty end of one."""
+    reply = service.http.post(f"{service.url}/classify{query}", content=pictures.encoded())
+    assert winners(reply) == expected_winners(0)
 
 
 def bad_images() -> list[tuple[bytes, int, str]]:
@@ -341,6 +532,8 @@ def test_too_many_images(service: Service) -> None:
         (FORM, form(*[part(DISPOSITION)] * 5, end=b"and then nothing")),
         ("application/json", b'{"images": [1, 2, 3, 4, 5]}'),
         ("application/json", b'{"images": [{"b64": "", "more": [' + b"[]," * 1000 + b"[]]}]}"),
+        ("application/json", b'{"images": [""], "more": {' + b'"":{},' * 1000 + b'"": 1}}'),
+        ("application/json", b'{"images": [' + b'"",' * 1000 + b'""]}'),
     ],
 )
 def test_images_are_counted_before_they_are_read(content_type: str, body: bytes) -> None:
@@ -353,11 +546,13 @@ def test_images_are_counted_before_they_are_read(content_type: str, body: bytes)
 
 FRAGMENTS = st.sampled_from(
     [b"--b", b"\r\n", b"--", b"\n", DISPOSITION, b": ", b"x", b"\r\n\r\n", b'name="',
-     b'{"images": [', b'{"b64": "', b'"}', b"]}", b"\x00", b"\xff", b";", b"="]
+     b'{"images": [', b'{"b64": "', b'"}', b"]}", b'"', b"data:", b";base64,", b",",
+     b"\x00", b"\xff", b";", b"="]
 )  # fmt: skip
 CONTENT_TYPES = st.one_of(
     st.just(FORM),
     st.just("application/json"),
+    st.just(UNDECLARED),
     st.text(st.characters(max_codepoint=255), max_size=20).map(lambda text: f"{FORM}{text}"),
     st.text(st.characters(max_codepoint=255), max_size=20),
 )
@@ -369,7 +564,7 @@ def test_any_bytes_are_files_or_refused(body: bytes, content_type: str) -> None:
     """Whatever a body and its type are, they are split into files, or said to be wrong."""
     try:
         found = files.split(body, content_type, MAX_IMAGES)
-    except (Malformed, TooLarge, UnsupportedMedia) as error:
+    except (Malformed, TooLarge, Undecodable, UnsupportedMedia) as error:
         assert error.detail
     else:
         assert 1 <= len(found) <= MAX_IMAGES

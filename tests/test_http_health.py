@@ -1,6 +1,7 @@
 """Health in every state, GET /model, and /docs with the OpenAPI document behind it."""
 
 import asyncio
+import json
 import os
 import re
 import sys
@@ -221,11 +222,41 @@ def test_openapi_is_true_of_answers(service: Service, document: dict[str, Any]) 
         assert conforms(reply.json(), content["schema"]), reply.text
 
 
-def test_openapi_tells_the_largest_top_k(document: dict[str, Any]) -> None:
-    """The model's classes, not a thousand."""
+def test_the_examples_of_the_docs_work(service: Service, document: dict[str, Any]) -> None:
+    """Each body that has an example is answered 200 as it stands, and is of its schema."""
+    bodies = document["paths"]["/classify"]["post"]["requestBody"]["content"]
+    examples = {media_type: body for media_type, body in bodies.items() if "example" in body}
+    assert list(examples) == ["application/json"] == list(bodies)[:1]
+    for media_type, body in examples.items():
+        assert conforms(body["example"], body["schema"])
+        content = json.dumps(body["example"], indent=2)  # as /docs shows it, and lets it be edited
+        headers = {"content-type": media_type, "accept": "application/json"}
+        reply = service.http.post("/classify?top_k=5", content=content, headers=headers)
+        assert reply.status_code == 200, reply.text
+        assert [len(result["predictions"]) for result in reply.json()["results"]] == [5]
+
+
+def test_the_form_of_the_docs_works(service: Service, document: dict[str, Any]) -> None:
+    """Swagger UI sends a part for each property: chosen files, or an empty field for the others."""
+    bodies = document["paths"]["/classify"]["post"]["requestBody"]["content"]
+    schema = bodies["multipart/form-data"]["schema"]
+    file = ("x.png", pictures.encoded(), "image/png")
+    for count in (1, 2):
+        parts: list[tuple[str, Any]] = []
+        for name in schema["properties"]:
+            required = name in schema["required"]
+            parts += [(name, file)] * count if required else [(name, (None, ""))]
+        reply = service.http.post("/classify?top_k=5", files=parts)
+        assert reply.status_code == 200, reply.text
+        assert [list(result) for result in reply.json()["results"]] == [["predictions"]] * count
+
+
+def test_openapi_tells_how_top_k_is_bounded(document: dict[str, Any]) -> None:
+    """It begins at 1 and has no maximum; the description has the number of classes."""
     parameters = document["paths"]["/classify"]["post"]["parameters"]
     (top_k,) = [parameter for parameter in parameters if parameter["name"] == "top_k"]
-    assert (top_k["schema"]["default"], top_k["schema"]["maximum"]) == (5, tiny.CLASSES)
+    assert top_k["schema"] == {"type": "integer", "minimum": 1, "default": 5}
+    assert str(tiny.CLASSES) in top_k["description"]
 
 
 async def ask_openapi(http: httpx.AsyncClient, app: FastAPI) -> Any:

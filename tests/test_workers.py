@@ -68,6 +68,17 @@ def test_a_scrape_of_any_worker_has_the_sum(service: Service) -> None:
     assert service.metric("topfive_rows") == 512
 
 
+def test_ready_is_logged_once_for_all(service: Service) -> None:
+    """By the parent, with the devices of all workers."""
+    while not (lines := [line for line in service.log if line["event"] == "ready"]):
+        assert service.process.poll() is None
+    assert service.metric("topfive_workers", state="answering") == 2
+    [line] = lines
+    facts = {"url": service.url, "model": "tiny", "devices": 2, "logger": "topfive.listener"}
+    assert facts.items() <= line.items()
+    assert "worker" not in line
+
+
 def test_exemplars_come_through(service: Service) -> None:
     """Of every worker, in what OpenMetrics' own parser takes."""
     trace = "0af7651916cd43dd8448eb211c80319c"

@@ -59,7 +59,8 @@ def door(model: Model, intake: Intake, settings: Settings, metrics: Metrics) -> 
             body = await intake.receive(headers, receive, body_timeout_s, room)
             received = exchange.seconds()
             receive_seconds.observe(received)
-            request = model.submit(await _split(body, content_type, model), top_k, deadline)
+            image_files = _split(exchange, body, content_type, model)
+            request = model.submit(await image_files, top_k, deadline)
             request.took("receive", received)
             await _answered(exchange, request)
 
@@ -95,11 +96,14 @@ def documentation(model: Model, settings: Settings) -> APIRouter:
     return routes
 
 
-async def _split(body: bytes, content_type: str, model: Model) -> list[bytes]:
+async def _split(exchange: Exchange, body: bytes, content_type: str, model: Model) -> list[bytes]:
     limit = model.largest_request
     if len(body) < LARGE_BODY_BYTES:
-        return files.split(body, content_type, limit)
-    return await asyncio.to_thread(files.split, body, content_type, limit)
+        found = files.split(body, content_type, limit)
+    else:
+        found = await asyncio.to_thread(files.split, body, content_type, limit)
+    exchange.images = len(found)
+    return found
 
 
 async def _answered(exchange: Exchange, request: CoreRequest) -> None:
@@ -128,13 +132,24 @@ def _positive(name: str, text: str) -> int:
 
 
 def _top_k(query: bytes, classes: int) -> int:
-    values = parse_qs(query.decode("latin-1"), keep_blank_values=True) if query else {}
-    if "top_k" not in values:
+    """Return the query's top_k, at most `classes`; Malformed if it is none, or not alone."""
+    if not query:
         return min(openapi.DEFAULT_TOP_K, classes)
-    text = values["top_k"][-1]
-    if not (text.isascii() and text.isdigit() and len(text) <= 6 and 1 <= int(text) <= classes):
+    values = parse_qs(query.decode("latin-1"), keep_blank_values=True)
+    texts = values.pop("top_k", [str(openapi.DEFAULT_TOP_K)])
+    if values:
+        raise Malformed(
+            f"there is no query parameter {next(iter(values))[:40]!r}",
+            "leave it out; the only one is top_k, as in /classify?top_k=3",
+        )
+    if len(texts) > 1:
+        raise Malformed(f"top_k is given {len(texts)} times", "give it once")
+    [text] = texts
+    # Of very many digits the first tell enough: it is above any number of classes.
+    digits = text.lstrip("0")[:9]
+    if not (text.isascii() and text.isdigit() and digits):
         raise Malformed(f"top_k is {text[:40]!r}", f"make it an integer from 1 to {classes}")
-    return int(text)
+    return min(int(digits), classes)
 
 
 def _outcomes(request: CoreRequest) -> list[Prediction | RequestError]:

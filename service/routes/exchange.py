@@ -56,8 +56,8 @@ class Exchange:
     """What the doors know of a request beyond HTTP; `reason` is the code of its error, if any."""
 
     __slots__ = (
-        "answered", "body_ended", "gone", "on_departure", "reason", "request_id", "route",
-        "sampled", "started", "status", "trace_id",
+        "answered", "body_ended", "bytes_received", "bytes_sent", "gone", "images", "on_departure",
+        "reason", "request_id", "route", "sampled", "started", "status", "trace_id",
     )  # fmt: skip
 
     def __init__(self, scope: Scope) -> None:
@@ -67,6 +67,12 @@ class Exchange:
         self.trace_id, self.sampled = _trace(scope)
         self.status = 0
         self.reason = ""
+        self.bytes_received = 0
+        """Bytes of the body that were read, as the client sent them."""
+        self.bytes_sent = 0
+        """Bytes of the answer's body that were handed over."""
+        self.images = 0
+        """Image files in the body; 0 until it is split."""
         self.body_ended = False
         """All of the body is read, or the caller has left: there is no more to receive."""
         self.answered = False
@@ -94,9 +100,10 @@ class Edge:
     connection.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, access_log: bool) -> None:
         self._app = app
         self._metrics = metrics
+        self._access_log = access_log
         self.away = False
         """This worker has no device, and others have."""
         self._answers: dict[tuple[str, int], Counter] = {}
@@ -152,8 +159,9 @@ class Edge:
                 if ends and b"connection" not in dict(headers):
                     headers.append((b"connection", b"close"))
                 message["headers"] = headers
-            elif not message.get("more_body", False):
-                exchange.answered = True
+            else:
+                exchange.bytes_sent += len(message.get("body", b""))
+                exchange.answered = not message.get("more_body", False)
             await send(message)
 
         return stamped
@@ -173,11 +181,13 @@ class Edge:
             self._metrics.refusals.labels(route, reason).inc()
 
     def _log(self, exchange: Exchange, scope: Scope) -> None:
-        """Faults of ours as warnings, a few a second; every answer for those who debug."""
-        if exchange.status >= 500 and scope["path"] not in HEALTH and self._few_faults():
-            log.warning("answered", extra=_facts(exchange, scope))
-        elif log.isEnabledFor(logging.DEBUG):
-            log.debug("answered", extra=_facts(exchange, scope))
+        """Log every answer with `access_log`, else faults of ours, a few a second."""
+        if scope["path"] in HEALTH:
+            return
+        fault = exchange.status >= 500
+        if self._access_log or (fault and self._few_faults()):
+            level = logging.WARNING if fault else logging.INFO
+            log.log(level, "answered", extra=_facts(exchange, scope))
 
     def _few_faults(self) -> bool:
         now = int(time.monotonic())
@@ -195,18 +205,25 @@ def _watch(exchange: Exchange, receive: Receive) -> Receive:
     async def watched() -> Message:
         message = await receive()
         exchange.body_ended = not message.get("more_body", False)
+        exchange.bytes_received += len(message.get("body", b""))
         return message
 
     return watched
 
 
 def _facts(exchange: Exchange, scope: Scope) -> dict[str, Any]:
-    """For the log; never the query or the body."""
+    """For the log; never the query or the body. The client is the other end of the connection."""
+    # The server leaves the body of an answer to HEAD out, and a client that disconnected gets none.
+    unsent = scope["method"] == "HEAD" or exchange.status == 499
     facts = {
         "request_id": exchange.request_id,
+        "client": scope["client"][0] if scope.get("client") else "",
         "method": scope["method"],
         "path": scope["path"][:200],
         "seconds": round(exchange.seconds(), 4),
+        "bytes_received": exchange.bytes_received,
+        "bytes_sent": 0 if unsent else exchange.bytes_sent,
+        "images": exchange.images,
     }
     if exchange.status:
         facts["status"] = exchange.status

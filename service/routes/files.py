@@ -1,20 +1,22 @@
 """The image files in a body: the body itself, the parts of a form, or base64 in JSON."""
 
 import base64
-import binascii
 from typing import Any
+from urllib.parse import quote
 
 import orjson
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from service import images
-from service.errors import Malformed, TooLarge, UnsupportedMedia
+from service.errors import Malformed, TooLarge, Undecodable, UnsupportedMedia
 
-RAW = frozenset({*images.MEDIA_TYPES, "application/octet-stream", ""})
+RAW = frozenset({"application/octet-stream", ""})
+UNDECLARED = "application/x-www-form-urlencoded"
+"""The type that curl, wget and urllib declare where their user names none."""
 FORM = "multipart/form-data"
 JSON = "application/json"
-PARTS = ("image", "file")
+PARTS = ("image", "images", "file", "files")
 COMMAS_AN_IMAGE = 100
 
 _TAKEN = (
@@ -29,7 +31,7 @@ def media_type(content_type: str) -> str:
     The declared image format plays no part, the bytes decide; UnsupportedMedia for other types.
     """
     declared = content_type.partition(";")[0].strip().lower()
-    if declared in RAW or declared in (FORM, JSON):
+    if declared in RAW or declared in (FORM, JSON, UNDECLARED) or declared.startswith("image/"):
         return declared
     raise UnsupportedMedia(f"Content-Type {declared[:80]!r} is not taken", _TAKEN)
 
@@ -37,9 +39,12 @@ def media_type(content_type: str) -> str:
 def split(body: bytes, content_type: str, limit: int) -> list[bytes]:
     """The files, at least one and at most `limit`, in their order.
 
-    Malformed names the part or member that is wrong; TooLarge if there are more than `limit`.
+    Malformed names the part or member that is wrong; TooLarge if there are more than `limit`;
+    UnsupportedMedia or Undecodable if the type is UNDECLARED and the body no whole image.
     """
     kind = media_type(content_type)
+    if kind == UNDECLARED and body:
+        _check_undeclared(body)
     if kind == FORM:
         files = _form(body, content_type, limit)
     elif kind == JSON:
@@ -51,31 +56,84 @@ def split(body: bytes, content_type: str, limit: int) -> list[bytes]:
     return files
 
 
+def _check_undeclared(body: bytes) -> None:
+    """Raise UnsupportedMedia if `body` is no image, Undecodable if curl stripped bytes of it."""
+    if not images.media_type(body):
+        is_json = body.lstrip()[:1] == b"{"
+        raise UnsupportedMedia(
+            f"Content-Type {UNDECLARED!r}, and the body does not begin as an image",
+            "name the type: curl -H 'Content-Type: application/json' --data-binary @FILE"
+            if is_json
+            else "curl -H 'Content-Type: application/octet-stream' --data-binary @FILE, "
+            "or curl -F image=@FILE",
+        )
+    # Every image file has zero bytes, in its lengths at least; curl -d @FILE leaves them out.
+    if b"\0" not in body:
+        raise Undecodable(
+            "the image has lost its zero bytes, as curl -d @FILE strips them",
+            "curl --data-binary @FILE sends every byte",
+        )
+
+
 def _json(body: bytes, limit: int) -> list[bytes]:
-    # Each comma may make an object of sixty bytes; base64 has none.
+    # Each comma may make an object of sixty bytes; base64 has none, a data: URL has one.
     _check_count(body.count(b",") // COMMAS_AN_IMAGE, limit)
     try:
-        items = orjson.loads(body)["images"]
-        if not isinstance(items, list):
-            raise TypeError
+        document = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise Malformed(f"the body is not JSON: {error}", _JSON_FORM) from error
-    except (KeyError, TypeError) as error:
-        raise _bad_member("#/images", "expected an array") from error
+    if not isinstance(document, dict):
+        raise _bad_member("#", "expected an object")
+    _check_members(document, "images", "#")
+    items = document.get("images")
+    if not isinstance(items, list):
+        raise _bad_member("#/images", "expected an array")
     _check_count(len(items), limit)
-    return [_base64(item, f"#/images/{index}") for index, item in enumerate(items)]
+    return [_file(item, f"#/images/{index}") for index, item in enumerate(items)]
 
 
-_JSON_FORM = 'send {"images": [{"b64": "<base64 of a file>"}]}'
+_JSON_FORM = (
+    'send {"images": ["<base64 of a file>"]} or {"images": [{"b64": "<base64 of a file>"}]}, '
+    "and top_k in the query: /classify?top_k=3"
+)
+_EXPECTED = "expected a string of base64, or an object with one as b64"
+_STANDARD = bytes.maketrans(b"-_", b"+/")
+_SPACE = b" \t\r\n"
 
 
-def _base64(item: Any, pointer: str) -> bytes:
-    if not isinstance(item, dict) or not isinstance(item.get("b64"), str):
-        raise _bad_member(f"{pointer}/b64", "expected a string of base64")
+def _check_members(members: dict[str, Any], known: str, pointer: str) -> None:
+    for name in members:
+        if name != known:
+            escaped = quote(name[:80].replace("~", "~0").replace("/", "~1"), safe="")
+            raise _bad_member(f"{pointer}/{escaped}", f"there is no member {name[:80]!r}")
+
+
+def _file(item: Any, pointer: str) -> bytes:
+    if isinstance(item, dict):
+        _check_members(item, "b64", pointer)
+        item, pointer = item.get("b64"), f"{pointer}/b64"
+    if not isinstance(item, str):
+        raise _bad_member(pointer, _EXPECTED)
+    if item[:5].lower() == "data:":
+        head, comma, item = item.partition(",")
+        if not (comma and head.lower().endswith(";base64")):
+            raise _bad_member(pointer, "a data: URL without ;base64,")
     try:
-        return base64.b64decode(item["b64"], validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise _bad_member(f"{pointer}/b64", f"not base64: {error}") from error
+        return _decoded(item)
+    except ValueError as error:
+        raise _bad_member(pointer, f"not base64: {error}") from error
+
+
+def _decoded(text: str) -> bytes:
+    """Return what `text` is the base64 of: of either alphabet, in lines, padded or not.
+
+    The usual form, without any of that, is decoded in one pass.
+    """
+    try:
+        return base64.b64decode(text, validate=True)
+    except ValueError:
+        packed = text.encode().translate(_STANDARD, _SPACE)
+        return base64.b64decode(packed + b"=" * (-len(packed) % 4), validate=True)
 
 
 def _bad_member(pointer: str, detail: str) -> Malformed:
@@ -107,6 +165,12 @@ def _form(body: bytes, content_type: str, limit: int) -> list[bytes]:
     if not form.ended:
         raise Malformed("the form ends before its last boundary", "send it whole")
     return form.files
+
+
+_PART_NAMES = (
+    f"name each image's part {', '.join(PARTS[:-1])} or {PARTS[-1]}, "
+    "and send top_k in the query: /classify?top_k=3"
+)
 
 
 class _Form:
@@ -148,8 +212,8 @@ class _Form:
 
     def _check_name(self) -> None:
         name = parse_options_header(self._disposition)[1].get(b"name", b"").decode(errors="replace")
-        if name not in PARTS:
-            raise Malformed(f"a part is named {name[:80]!r}", f"name it {' or '.join(PARTS)}")
+        if name.removesuffix("[]") not in PARTS:
+            raise Malformed(f"a part is named {name[:80]!r}", _PART_NAMES)
         _check_count(len(self.files) + 1, self._limit)
 
     def _data(self, data: bytes, start: int, end: int) -> None:

@@ -36,6 +36,11 @@ _REFUSALS: tuple[type[RequestError], ...] = (
     Internal, Overloaded, NotReady, Draining, DeviceFailed, Deadline,
 )  # fmt: skip
 
+# Red, green and blue gradients of 8x8 pixels, for any model to classify.
+_EXAMPLE_PNG = (
+    "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAGUlEQVR42mNkYPivwPAAE7EwKDBgBYNTAgA3lQj9ZnY0"
+    "fQAAAABJRU5ErkJggg=="
+)
 _PREDICTION = {"class_id": 285, "wnid": "n02124075", "label": "Egyptian cat", "score": 0.57}
 _ANSWER = {
     "model": {"name": "efficientnet-lite0", "version": "0123456789ab"},
@@ -115,6 +120,7 @@ def classify(settings: Settings, largest_request: int, classes: int) -> dict[str
         "description": (
             f"At most {largest_request} images and {settings.max_body_bytes} bytes in a request, "
             f"{settings.max_pixels} pixels in an image. One bad image among several fails alone. "
+            "The bytes decide what an image is, not its declared type. "
             "Classification may be retried: it changes nothing."
         ),
         "response_class": Response,
@@ -130,8 +136,8 @@ def classify(settings: Settings, largest_request: int, classes: int) -> dict[str
                 _parameter(
                     "top_k",
                     "query",
-                    "Labels for each image.",
-                    maximum=classes,
+                    f"Labels for each image; above {classes}, the number of classes, it is "
+                    f"{classes}.",
                     default=min(DEFAULT_TOP_K, classes),
                 ),
                 _parameter(
@@ -211,23 +217,38 @@ def _problems() -> dict[int, dict[str, Any]]:
 
 def _bodies() -> dict[str, Any]:
     raw = {"schema": {"type": "string", "format": "binary"}}
-    file = {"type": "array", "items": {"type": "string", "format": "binary"}}
+    text = {
+        "type": "string",
+        "format": "byte",
+        "description": "Base64 of either alphabet, with or without line breaks and padding; or a "
+        "data: URL of it.",
+    }
     image = {
         "type": "object",
         "required": ["b64"],
-        "properties": {"b64": {"type": "string", "format": "byte"}},
+        "properties": {"b64": text},
+        "additionalProperties": False,
     }
     return {
-        **dict.fromkeys((*images.MEDIA_TYPES, "application/octet-stream"), raw),
-        "multipart/form-data": {
-            "schema": {"type": "object", "properties": {"image": file, "file": file}}
-        },
+        # The first is what /docs offers to send: it has an example.
         "application/json": {
             "schema": {
                 "type": "object",
                 "required": ["images"],
-                "properties": {"images": {"type": "array", "items": image}},
+                "properties": {"images": {"type": "array", "items": {"oneOf": [image, text]}}},
+                "additionalProperties": False,
             },
-            "example": {"images": [{"b64": "/9j/4AAQSkZJRgABAQAAAQABAAD..."}]},
+            "example": {"images": [{"b64": _EXAMPLE_PNG}]},
         },
+        # One name for its parts: /docs sends a part for each that is listed.
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "required": ["image"],
+                "properties": {
+                    "image": {"type": "array", "items": {"type": "string", "format": "binary"}}
+                },
+            }
+        },
+        **dict.fromkeys((*images.MEDIA_TYPES, "application/octet-stream"), raw),
     }
