@@ -141,7 +141,7 @@ async def _described(http: httpx.AsyncClient, url: str, retry_for_s: float) -> _
         count, preprocessing = about["model"]["output"]["classes"], about["model"]["preprocessing"]
         said = client.said(await _taken(http, count, url, retry_for_s))
         ranked = sorted(said["results"][0]["predictions"], key=lambda one: one["class_id"])
-        classes = tuple(Label(one["wnid"], one["label"]) for one in ranked)
+        classes = tuple(Label(one.get("wnid"), one["label"]) for one in ranked)
         return _model(said), preprocessing, classes
     except (KeyError, IndexError, TypeError) as error:
         raise _stranger(url) from error
