@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from service import artifact
+from tests.support.seeded import write_seeded_weights
 from tests.support.serving import COMMAND, plain_environment, serving
-from tests.support.small import PREPROCESSING, write_small_network
+from tests.support.small import PREPROCESSING, TEXT, write_small_network
 
 BUILD = [str(Path(sys.executable).with_name("topfive-build"))]
 SCORED = ("eval_labels.txt", "eval_result_1.txt", "eval_result_5.txt", "infer_result.txt")
@@ -126,6 +127,28 @@ def test_own_classes_are_evaluated(
     assert said[0] == said[1] == said[2]
     assert said[0][0].decode().splitlines() == [f"[{at}]: {at // 2}" for at in range(20)]
     assert said[0][3].decode().startswith("top5 result:\n0 [class")
+
+
+@pytest.mark.models
+def test_two_classes_are_evaluated(data_folder: Path, tmp_path: Path) -> None:
+    """A network of fewer classes than five: all of them are among the best."""
+    small = write_small_network(tmp_path)
+    prototxt, caffemodel = Path(small[1]), Path(small[3])
+    prototxt.write_text(TEXT.replace("num_output: 10", "num_output: 2"))
+    write_seeded_weights(prototxt, caffemodel, seed=3)
+    (tmp_path / "own.txt").write_text("cat\ndog\n")
+    labels = ("--labels", tmp_path / "own.txt", "--output", tmp_path / "net")
+    done(BUILD, "caffe", *small[:4], *PREPROCESSING, *labels)
+    for name in ("cat", "dog"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        (tmp_path / "photos" / name / "a.jpg").symlink_to(
+            data_folder / "field-cases" / "img" / "base.jpg"
+        )
+    images = ("--label-file", tmp_path / "photos", "--output")
+    with serving(tmp_path / "net") as service:
+        for number, source in enumerate((("--url", service.url), ("--artifact", tmp_path / "net"))):
+            said = done([*COMMAND, "eval"], *source, *images, tmp_path / f"eval{number}")
+            assert "top-1  50.00%" in said and "top-5  100.00%" in said
 
 
 @pytest.mark.models

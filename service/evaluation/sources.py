@@ -35,7 +35,7 @@ _PIXEL = base64.b64decode(
 
 @dataclass(frozen=True)
 class Top5:
-    """The most likely classes, best first."""
+    """The most likely classes, best first; all of them where the model has fewer than five."""
 
     class_ids: tuple[int, ...]
 
@@ -90,7 +90,7 @@ class _OverHttp:
 
     async def ask(self, image: bytes) -> Answer:
         try:
-            reply = await _post(self._http, image, TOP)
+            reply = await _post(self._http, image, min(TOP, len(self.classes)))
         except httpx.TransportError as error:
             return Later(RETRY_S, "connection", f"{type(error).__name__}: {error}")
         if reply.status_code in _AGAIN:
@@ -200,7 +200,8 @@ class _OnArtifact:
 
     async def ask(self, image: bytes) -> Answer:
         try:
-            outcome: Any = await self._opened.classify(image, TOP, self._timeout_s)
+            top = min(TOP, len(self.classes))
+            outcome: Any = await self._opened.classify(image, top, self._timeout_s)
         except RequestError as error:
             outcome = error
         if isinstance(outcome, Prediction):
