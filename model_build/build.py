@@ -86,7 +86,7 @@ def _labels_file(recipe: Recipe) -> Path:
 
 
 def _check_labels(file: Path, labels: Sequence[Label], say: Say) -> None:
-    """Raise BuildError if the lines are numbered; a class that is there twice is only said."""
+    """Raise BuildError if the lines are numbered; print a note of a class that is there twice."""
     for first in (0, 1):
         if labels and all(
             re.match(rf"{at}\W+\w", each.names) for at, each in enumerate(labels, first)

@@ -126,13 +126,13 @@ def triple(text: str) -> Triple:
 
 
 def times(numbers: Triple, factor: float) -> Triple:
-    """Return the numbers times the factor, without what floats add to 255 times 0.485."""
+    """Return the numbers times the factor, rounded to 12 digits, so that 0.485 gives 123.675."""
     first, second, third = (float(f"{number * factor:.12g}") for number in numbers)
     return first, second, third
 
 
 def options_of(mean: Sequence[float], std: Sequence[float]) -> str:
-    """Return mean and std as the options that say them."""
+    """Return mean and std as options."""
     said = (",".join(f"{number:g}" for number in numbers) for numbers in (mean, std))
     return "--mean {} --std {}".format(*said)
 

@@ -175,7 +175,7 @@ class Label:
     names: str
 
     def members(self) -> dict[str, str]:
-        """Return what a prediction says of the class; `wnid` is absent where there is none."""
+        """Return the members of a prediction; `wnid` is absent where the class has none."""
         return ({"wnid": self.wnid} if self.wnid else {}) | {"label": self.names}
 
 
@@ -306,7 +306,7 @@ def read_labels(file: Path) -> tuple[Label, ...]:
 
 
 def _label(line: str) -> Label | None:
-    """Return what the line says; None for an empty one, or for a wnid that is not whole."""
+    """Return the label of the line; None for an empty line, or for a wnid that is not whole."""
     if found := re.fullmatch(r"(n\d{8})\s+(.+)", line):
         return Label(*found.groups())
     # A line that begins like a wnid is a mistake in one, and no name of a class.

@@ -26,7 +26,7 @@ NOT_SERVING = ("not_ready", "draining")
 
 @dataclass(frozen=True)
 class Answer:
-    """What was said of one file: predictions (class_id, wnid if any, label, score), or an error."""
+    """What was said of one file: predictions (class_id, label, score, any wnid), or an error."""
 
     file: Path
     predictions: list[dict[str, Any]]

@@ -44,7 +44,7 @@ class Sample:
 class Samples:
     """What is to be asked, in order, and the SHA-256 of it as lines `name class`.
 
-    `numbers`: the classes are said by numbers alone, no wnids or names.
+    `numbers`: every class is a number, no wnid or name.
     """
 
     samples: tuple[Sample, ...]
@@ -143,7 +143,7 @@ Words = dict[str, set[int]]
 
 
 def _words(classes: Sequence[Label]) -> Words:
-    """Return what says a class, its wnid and its name, with the numbers of the classes so said."""
+    """Return every wnid and name, with the numbers of the classes that have it."""
     words = defaultdict(set)
     for number, label in enumerate(classes):
         for word in filter(None, (label.wnid, label.names)):
@@ -167,7 +167,7 @@ def _class_id(path: Path, place: str, said: str, words: Words, count: int) -> in
 
 
 def _counts_from_one(entries: Iterable[Entry], count: int) -> bool:
-    """Whether the classes are numbers from 1 to `count`, not from 0."""
+    """Return whether the classes are numbers from 1 to `count`, not from 0."""
     numbers = {_number(said) for *_, said in entries}
     return None not in numbers and 0 not in numbers and max(filter(None, numbers)) == count
 
