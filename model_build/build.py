@@ -4,7 +4,9 @@ Each step is told to `say` as it begins. What goes wrong is a BuildError, or an 
 labels that are none; then the output is as it was.
 """
 
-from collections.abc import Callable
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -18,7 +20,17 @@ from model_build import caffe, cpu, golden, mlu, onnx_model, writer
 from model_build.network import Network, fold_preprocessing, run_reference
 from model_build.recipe import LABEL_ORDERS, LARGEST_BATCH, Recipe, check_input_size
 from service import artifact
-from service.artifact import Batch, Input, Inside, Manifest, Output, Preprocessing, Sdk, Source
+from service.artifact import (
+    Batch,
+    Input,
+    Inside,
+    Label,
+    Manifest,
+    Output,
+    Preprocessing,
+    Sdk,
+    Source,
+)
 from service.errors import BuildError
 
 Say = Callable[[str], None]
@@ -29,11 +41,12 @@ def build(recipe: Recipe, output: Path, force: bool, say: Say) -> Manifest:
     writer.check_output(output, force)
     tools = mlu.look(recipe.card, say) if recipe.card else None
     labels = _labels_file(recipe)
-    classes = len(artifact.read_labels(labels))
+    read = artifact.read_labels(labels)
+    _check_labels(labels, read, say)
     say(f"reading {' and '.join(map(str, recipe.files))}")
     network, files = _load(recipe)
     check_input_size(recipe, network.height, network.width)
-    _check_labels(recipe, network, classes)
+    _check_label_count(recipe, network, len(read))
     with writer.aside(output, force) as folder:
         # A card's compiler gets the network as it is, and puts the preprocessing in itself.
         job = mlu.prepare(recipe, network, tools, folder / "job", say) if tools else None
@@ -72,13 +85,39 @@ def _labels_file(recipe: Recipe) -> Path:
     return Path(recipe.labels)
 
 
-def _check_labels(recipe: Recipe, network: Network, count: int) -> None:
-    if count != network.classes:
-        raise BuildError(
-            f"the network answers {network.classes} classes; --labels {recipe.labels} has {count}",
-            "give --labels a file with a line for each class: its wnid, a space, its names",
-            file=str(recipe.files[0]),
+def _check_labels(file: Path, labels: Sequence[Label], say: Say) -> None:
+    """Raise BuildError if the lines are numbered; print a note of a class that is there twice."""
+    for first in (0, 1):
+        if labels and all(
+            re.match(rf"{at}\W+\w", each.names) for at, each in enumerate(labels, first)
+        ):
+            detail = f"the lines of --labels are numbered, as the first: {labels[0].names[:60]!r}"
+            remedy = "leave the numbers out: the order of the lines says them"
+            raise BuildError(detail, remedy, file=str(file))
+    for label, times in Counter(labels).items():
+        if times > 1:
+            say(f"note: {times} classes are called {label.names!r} in {file}")
+
+
+def _check_label_count(recipe: Recipe, network: Network, count: int) -> None:
+    if count == network.classes:
+        return
+    remedy = artifact.LABEL_FORM.replace("a text", "--labels a file")
+    if count == network.classes - 1:
+        remedy = (
+            "the network probably has a background class first: give --labels a file with the line "
+            f"background, then the {count} lines of {_labels_file(recipe)}"
         )
+    if count == network.classes + 1:
+        remedy = (
+            f"if the first line of {_labels_file(recipe)} is of a background class, which the "
+            "network does not have, leave the line out"
+        )
+    raise BuildError(
+        f"the network answers {network.classes} classes; --labels {recipe.labels} has {count}",
+        remedy,
+        file=str(recipe.files[0]),
+    )
 
 
 def _folded(recipe: Recipe, network: Network) -> ModelProto:

@@ -17,7 +17,7 @@ from typing import Annotated
 import typer
 
 from model_build import recipe, sweep_cli
-from model_build.options import Options, with_options
+from model_build.options import Options, warn, with_options
 from service.errors import ArtifactError, BuildError, TopfiveError
 
 FAILED, DOES_NOT_HOLD = 1, 3
@@ -207,7 +207,8 @@ def verify(
     """Compare an artifact's device with the CPU reference, and its recipe with labels.
 
     With labelled images the recipe is scored as it is and with usual mistakes undone. Exit 3 if the
-    device is off, or if another choice wins by more than 3 points; it is named.
+    device is off, if another choice wins by more than 3 points (it is named), or if nothing scores
+    better than chance. Fewer than 30 labelled images are too few to tell.
 
     Example: topfive-build verify models/net --image-dir val --label-file val.txt
     """
@@ -229,6 +230,7 @@ def verify(
 def _build(asked: recipe.Recipe, output: Path, force: bool) -> None:
     from rich.filesize import decimal
 
+    warn(asked.preprocessing)
     say = _say_on_stderr()
     try:
         from model_build.build import build

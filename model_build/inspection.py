@@ -61,7 +61,8 @@ def _contents(artifact: Artifact) -> Iterator[tuple[str, str]]:
     yield from _files("files", artifact.manifest.files)
     yield "golden rows", f"{len(artifact.golden.rows)}, tolerance {artifact.golden.tolerance:g}"
     for best in _best(artifact):
-        yield "", f"{best['score']:.4f} {best['wnid']} {best['label']}"
+        words = [f"{best['score']:.4f}", best.get("wnid"), best["label"]]
+        yield "", " ".join(filter(None, words))
     tools = artifact.manifest.tools.items()
     yield "tools", ", ".join(f"{name} {version}" for name, version in tools)
 
@@ -82,8 +83,7 @@ def _best(artifact: Artifact) -> list[dict[str, Any]]:
     return [
         {
             "class_id": class_id,
-            "wnid": artifact.labels[class_id].wnid,
-            "label": artifact.labels[class_id].names,
+            **artifact.labels[class_id].members(),
             "score": float(probabilities[class_id]),
         }
         for class_id, probabilities in zip(np.argmax(answers, 1).tolist(), answers, strict=True)

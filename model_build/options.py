@@ -173,7 +173,12 @@ class Options:
         typer.Option(help="The blob or value of the classes; default: prob, or the only one left."),
     ] = None
     labels: Annotated[
-        str, typer.Option(metavar="2012|2015|FILE", help="ILSVRC's class order, or a file of one.")
+        str,
+        typer.Option(
+            metavar="2012|2015|FILE",
+            help="ILSVRC's class order, or a file with a line for each class: its name, or its "
+            "wnid, a space, its names.",
+        ),
     ] = "2012"
     name: Annotated[
         str | None, typer.Option(help="The model's name; default: made of the network's file.")
@@ -188,6 +193,13 @@ class Options:
         str | None, typer.Option(metavar="A,B,C", help="To subtract, in the order of --color.")
     ] = None
     std: Annotated[str | None, typer.Option(metavar="A,B,C", help="To divide by, then.")] = None
+    pixel_range: Annotated[
+        recipe.PixelRange,
+        typer.Option(
+            help="The largest pixel that --mean and --std are meant for: 1 where they are as in "
+            "PyTorch, 0.485 and 0.229; they are multiplied by 255 then."
+        ),
+    ] = "255"
     color: Annotated[
         Literal["bgr", "rgb"] | None, typer.Option(help="Order of the network's channels.")
     ] = None
@@ -235,6 +247,7 @@ class Options:
                 self.resize,
                 self.crop,
                 self.resample,
+                self.pixel_range,
             ),
             labels=self.labels,
             height=self.input_height,
@@ -252,6 +265,12 @@ class Options:
             idle, where = [one for one in said if of_int8 and one in _OF_INT8], precision
         for option in idle:
             print(f"note: {option} plays no part for {where}", file=sys.stderr)
+
+
+def warn(asked: recipe.Preprocessing) -> None:
+    """Print a warning to stderr where mean and std are probably mistaken."""
+    if found := recipe.doubt(asked):
+        print(f"warning: {found[0]}\n  try: {found[1]}", file=sys.stderr)
 
 
 def with_options(

@@ -7,6 +7,7 @@ its help.
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
@@ -21,6 +22,7 @@ Algorithm = Literal["linear", "eqnm"]
 Granularity = Literal["per_tensor", "per_axis"]
 FLOATS = ("force_float32", "force_float16")
 INT8 = ("qint8_mixed_float16", "qint8_mixed_float32")
+PixelRange = Literal["255", "1"]
 LABEL_ORDERS = ("2012", "2015")
 Triple = tuple[float, float, float]
 LARGEST_BATCH = 64
@@ -134,6 +136,47 @@ def triple(text: str) -> Triple:
     return first, second, third
 
 
+def times(numbers: Triple, factor: float) -> Triple:
+    """Return the numbers times the factor, rounded to 12 digits, so that 0.485 gives 123.675."""
+    first, second, third = (float(f"{number * factor:.12g}") for number in numbers)
+    return first, second, third
+
+
+def options_of(mean: Sequence[float], std: Sequence[float]) -> str:
+    """Return mean and std as options."""
+    said = (",".join(f"{number:g}" for number in numbers) for numbers in (mean, std))
+    return "--mean {} --std {}".format(*said)
+
+
+def probably_meant(mean: Triple, std: Triple) -> list[tuple[Triple, Triple]]:
+    """Return what mean and std should probably be, likeliest first; empty if they may be right.
+
+    A mean of at most 1 and a std below 1 are for pixels of 0 to 1; but a std may also be a `scale`
+    of Caffe's, which multiplies. Numbers above 255 were multiplied by 255 twice.
+    """
+    largest = max(map(abs, mean))
+    low = 0 < largest <= 1
+    mended = times(mean, 255 if low else 1 / 255 if largest > 255 else 1)
+    if min(std) < 1:
+        first, second, third = std
+        stds = [times(std, 255), times((1 / first, 1 / second, 1 / third), 1)]
+        # The stds of photos, of 0 to 1, are above 0.1; the scales of Caffe networks below 0.02.
+        stds = stds if max(std) > 0.1 else stds[::-1]
+    else:
+        stds = [times(std, 255 if low and max(std) == 1 else 1 / 255 if max(std) > 255 else 1)]
+    return [(mended, each) for each in stds if (mended, each) != (mean, std)]
+
+
+def doubt(asked: Preprocessing) -> tuple[str, str] | None:
+    """Return what is odd about mean and std, and the options to try; None if nothing is."""
+    meant = probably_meant(asked.mean, asked.std)
+    if not meant:
+        return None
+    detail = f"{options_of(asked.mean, asked.std)} do not look like numbers for pixels of 0 to 255"
+    in_ones = meant[0] == (times(asked.mean, 255), times(asked.std, 255))
+    return detail, options_of(*meant[0]) + (", or --pixel-range 1" if in_ones else "")
+
+
 def preprocessing(
     kind: Kind,
     preset: str | None,
@@ -143,10 +186,12 @@ def preprocessing(
     resize: int | None = None,
     crop: int | None = None,
     resample: "Resample | None" = None,
+    pixel_range: PixelRange = "255",
 ) -> Preprocessing:
     """Return the preset with the given parts in place of its own, or the parts if they are whole.
 
     Without a preset the resampling is that of the network's `kind`, unless `resample` is given.
+    With `pixel_range` "1" mean and std are of pixels of 0 to 1; what is returned is of bytes.
     """
     if preset is None:
         resample = resample or USUAL_RESAMPLE[kind]
@@ -167,10 +212,19 @@ def preprocessing(
             f"the preprocessing lacks {', '.join(missing)}",
             f"give it whole, or --preprocess with one of {', '.join(PRESETS)}",
         )
+    of_preset = [f"--{name}" for name in ("mean", "std") if name not in given]
+    if pixel_range == "1" and of_preset:
+        raise BuildError(
+            f"--pixel-range 1, but the {' and '.join(of_preset)} of --preprocess {preset} are of "
+            "pixels of 0 to 255",
+            "leave --pixel-range out, or give both --mean and --std for pixels of 0 to 1",
+        )
     # Every part is given where there is no preset, so it does not matter which one is replaced.
     asked = replace(PRESETS[preset or "caffe"], **given)  # type: ignore[arg-type]
     if min(asked.std) <= 0:
         raise BuildError(f"--std {asked.std}: pixels are divided by it", "give numbers above 0")
+    if pixel_range == "1":
+        asked = replace(asked, mean=times(asked.mean, 255), std=times(asked.std, 255))
     if asked.crop is not None and asked.resize < asked.crop:
         raise BuildError(
             f"--resize {asked.resize} is smaller than --crop {asked.crop}",

@@ -5,6 +5,7 @@ that would be an easy mistake. Each is named as the options that would build it.
 """
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -14,16 +15,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_build import pictures, reference
-from model_build.recipe import LABEL_ORDERS, PRESETS
+from model_build.recipe import LABEL_ORDERS, PRESETS, options_of, probably_meant, times
 from model_build.reference import Normalisation
 from service import artifact as artifacts
 from service.artifact import Artifact, Inside
 from service.errors import BuildError
 from service.evaluation.labels import Sample, read_samples
+from service.evaluation.results import wilson
 
 MARGIN = 3.0
 """Points of top-1 by which another choice has to win to be called the right one."""
+LEAST_RIGHT = 3
+"""Of 1,000 classes and 100 images, 1 in 10 networks that guess has one right, 1 in 6,600 three."""
 NONE = Normalisation((0, 0, 0), (1, 1, 1))
+ONLY_DIVIDED = Normalisation((0, 0, 0), (255, 255, 255))
 USUAL = ("caffe", "densenet", "resnext", "inception")
 """Presets to try where there is no mean; the others are near one of them."""
 
@@ -40,15 +45,27 @@ class Scored:
     images: int
     of_labels: bool = False
     """It is the label file that would have to be another, not the build."""
+    reason: str = ""
+    """The probable cause, if this choice wins."""
 
     @property
     def top1(self) -> float:
         return 100 * self.right / self.images
 
+    @property
+    def wilson_95(self) -> tuple[float, float]:
+        """The interval of the share that is right, with a confidence of 95 %."""
+        return wilson(self.right, self.images)
+
+    def is_above_chance(self, classes: int) -> bool:
+        """Return whether a network that guesses among `classes` would hardly score as high."""
+        lowest, _ = self.wilson_95
+        return lowest > 1 / classes and self.right >= LEAST_RIGHT
+
 
 @dataclass(frozen=True)
 class Labelled:
-    """Rows and their classes. `numbers`: the label file had no wnids, only numbers.
+    """Rows and their classes. `numbers`: the label file has no wnids or names, only numbers.
 
     Numbers are taken as of the artifact's own order, as topfive eval takes them.
     """
@@ -62,9 +79,8 @@ def labelled(
     artifact: Artifact, image_dir: Path, label_file: Path, most: int, say: Say
 ) -> Labelled:
     """At most `most` of the labelled images that are there, spread over the file."""
-    samples = read_samples(label_file, artifact.labels, None).samples
-    # Among other labels a wnid has another number, and a number the same.
-    backwards = read_samples(label_file, artifact.labels[::-1], None).samples
+    read = read_samples(label_file, artifact.labels, None)
+    samples = read.samples
     there = [one for one in samples if _is_there(image_dir / one.name)]
     if not there:
         raise BuildError(
@@ -78,7 +94,7 @@ def labelled(
     say(f"decoding {len(chosen)} labelled images")
     rows, whole = pictures.decoded([image_dir / one.name for one in chosen], artifact, say)
     classes = np.array([chosen[place].class_id for place in whole])
-    return Labelled(rows, classes, numbers=samples == backwards)
+    return Labelled(rows, classes, numbers=read.numbers)
 
 
 def _is_there(file: Path) -> bool:
@@ -91,49 +107,82 @@ def scores(artifact: Artifact, given: Labelled, say: Say) -> Iterator[Scored]:
     say(f"scoring {len(given.rows)} images as it is")
     found = reference.opened(artifact)(given.rows).argmax(axis=1)
     yield _scored("", found == given.classes)
-    for options, swapped, normalisation in _inputs(artifact.manifest.preprocessing.inside):
-        say(f"scoring with {options}")
-        rows = np.ascontiguousarray(given.rows[..., ::-1]) if swapped else given.rows
-        answers = reference.opened(artifact, normalisation)(rows)
-        yield _scored(options, answers.argmax(axis=1) == given.classes)
-    for order, place in _label_orders(artifact):
+    for variation in _variations(artifact.manifest.preprocessing.inside):
+        say(f"scoring with {variation.options}")
+        rows = np.ascontiguousarray(given.rows[..., ::-1]) if variation.swapped else given.rows
+        answers = reference.opened(artifact, variation.normalisation)(rows)
+        yield _scored(variation.options, answers.argmax(axis=1) == given.classes)
+    for order, place in (*_label_orders(artifact), *_sorted_lines(artifact)):
         yield _scored(f"--labels {order}", found == place[given.classes])
         if given.numbers:
             options = f"a --label-file in the order of {artifact.manifest.label_order}"
             yield _scored(options, place[found] == given.classes, of_labels=True)
+    for shift, options, reason in _SHIFTED_NUMBERS if given.numbers else _SHIFTED_LABELS:
+        yield _scored(options, found == given.classes + shift, given.numbers, reason)
 
 
-def better(scored: Sequence[Scored]) -> Scored | None:
-    """The best of what wins over the first by more than MARGIN, if any does."""
+_SHIFTED_NUMBERS = (
+    (-1, "a --label-file with 1 subtracted from each class", "this one counts classes from 1"),
+    (1, "a --label-file with 1 added to each class", "the network has a class more at the front"),
+)
+_SHIFTED_LABELS = (
+    (-1, "--labels FILE with its lines one earlier", "its first line is no class of the network"),
+    (1, "--labels FILE with its lines one later", "a class is missing there before the first line"),
+)
+
+
+def better(scored: Sequence[Scored], classes: int) -> Scored | None:
+    """Return the best score; None unless it is above chance and MARGIN above the first."""
     as_is, *others = scored
     best = max(others, key=lambda other: other.right)
-    return best if best.top1 > as_is.top1 + MARGIN else None
+    return best if best.top1 > as_is.top1 + MARGIN and best.is_above_chance(classes) else None
 
 
-def _scored(options: str, right: NDArray[np.bool_], of_labels: bool = False) -> Scored:
-    return Scored(options, int(right.sum()), len(right), of_labels)
+def _scored(
+    options: str, right: NDArray[np.bool_], of_labels: bool = False, reason: str = ""
+) -> Scored:
+    return Scored(options, int(right.sum()), len(right), of_labels, reason)
 
 
-def _inputs(inside: Inside) -> Iterator[tuple[str, bool, Normalisation | None]]:
-    """Options, whether red and blue change places for them, and what normalises then."""
+@dataclass(frozen=True)
+class _Variation:
+    """An easy mistake undone: the options of a right build, and the changes for the reference.
+
+    With `swapped` red and blue change places; `normalisation` None is the recipe's own.
+    """
+
+    options: str
+    swapped: bool
+    normalisation: Normalisation | None
+
+
+def _variations(inside: Inside) -> Iterator[_Variation]:
     other = "rgb" if inside.color == "bgr" else "bgr"
-    yield f"--color {other}", True, None
+    own = Normalisation(inside.mean, inside.std)
+    yield _Variation(f"--color {other}", True, None)
     turned = Normalisation(inside.mean[::-1], inside.std[::-1])
-    if turned != Normalisation(inside.mean, inside.std):
-        yield f"--color {other} {_words(turned)}", True, turned
+    if turned != own:
+        yield _Variation(f"--color {other} {_words(turned)}", True, turned)
+    for mean, std in probably_meant(inside.mean, inside.std):
+        in_ones = (mean, std) == (times(inside.mean, 255), times(inside.std, 255))
+        options = "--pixel-range 1" if in_ones else options_of(mean, std)
+        yield _Variation(options, False, Normalisation(mean, std))
+    if own != NONE:
+        yield _Variation(_words(NONE), False, NONE)
+    else:
+        yield _Variation(_words(ONLY_DIVIDED), False, ONLY_DIVIDED)
     if any(inside.mean):
-        yield _words(NONE), False, NONE
         return
     for preset in (PRESETS[name] for name in USUAL):
         for color in (inside.color, other):
             turn = 1 if preset.color == color else -1
             numbers = Normalisation(preset.mean[::turn], preset.std[::turn])
-            yield f"--color {color} {_words(numbers)}", color == other, numbers
+            options = f"--color {color} {_words(numbers)}"
+            yield _Variation(options, color == other, numbers)
 
 
 def _words(asked: Normalisation) -> str:
-    mean, std = (",".join(f"{x:g}" for x in numbers) for numbers in (asked.mean, asked.std))
-    return f"--mean {mean} --std {std}"
+    return options_of(asked.mean, asked.std)
 
 
 def _label_orders(artifact: Artifact) -> Iterator[tuple[str, Classes]]:
@@ -142,6 +191,13 @@ def _label_orders(artifact: Artifact) -> Iterator[tuple[str, Classes]]:
     for order in LABEL_ORDERS:
         file = Path(str(resources.files("model_build"))) / "labels" / f"{order}.txt"
         theirs = [label.wnid for label in artifacts.read_labels(file)]
-        if theirs != ours and sorted(theirs) == sorted(ours):
+        if theirs != ours and Counter(theirs) == Counter(ours):
             place = {wnid: number for number, wnid in enumerate(theirs)}
             yield order, np.array([place[wnid] for wnid in ours])
+
+
+def _sorted_lines(artifact: Artifact) -> Iterator[tuple[str, Classes]]:
+    """Yield the order that the lines have if sorted, as training tools sort folders."""
+    lines = [" ".join(label.members().values()) for label in artifact.labels]
+    if artifact.manifest.label_order not in LABEL_ORDERS and lines != sorted(lines):
+        yield "FILE with its lines sorted", np.argsort(np.argsort(np.array(lines), kind="stable"))

@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from model_build import recipe
-from model_build.options import Options, with_options
+from model_build.options import Options, warn, with_options
 from service.errors import BuildError
 
 PARTLY = 5
@@ -116,6 +116,7 @@ def _sweep(
     sizes = _sizes(batch_sizes)
     asked = dict.fromkeys(precisions.split(",") if precisions else _all_precisions(options))
     recipes = [replace(options, precision=one).to_recipe(kind, *files) for one in asked]
+    warn(recipes[0].preprocessing)
     try:
         from model_build import sweep
     except ModuleNotFoundError as error:

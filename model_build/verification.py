@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from model_build import pictures, scoring, verify
 from model_build.scoring import Scored
@@ -16,6 +16,8 @@ from model_build.verify import Comparison
 from service.artifact import Artifact
 from service.errors import BuildError
 
+LEAST_IMAGES = 30
+"""Fewer labelled images give no verdict."""
 FEW_IMAGES = 100
 Say = Callable[[str], None]
 
@@ -33,11 +35,37 @@ class Asked:
 
 @dataclass(frozen=True)
 class Recipe:
-    """The recipe's score, first, and those of its variations. `numbers`: labels without wnids."""
+    """The recipe's score, first, and those of its variations, of a network of `classes` classes.
+
+    `numbers`: the label file has no wnids or names.
+    """
 
     scored: tuple[Scored, ...]
-    better: Scored | None
+    classes: int
     numbers: bool
+
+    @property
+    def better(self) -> Scored | None:
+        """The choice that should be built; None without one, or with too few images."""
+        return scoring.better(self.scored, self.classes) if self._are_enough else None
+
+    @property
+    def verdict(self) -> Literal["right", "wrong", "nothing_scores", "too_few"]:
+        """The verdict on the recipe. It is `too_few` whatever else the scores are."""
+        if not self._are_enough:
+            return "too_few"
+        if self.better:
+            return "wrong"
+        return "right" if self.scored[0].is_above_chance(self.classes) else "nothing_scores"
+
+    @property
+    def holds(self) -> bool:
+        """Whether the verdict finds no mistake."""
+        return self.verdict in ("right", "too_few")
+
+    @property
+    def _are_enough(self) -> bool:
+        return self.scored[0].images >= LEAST_IMAGES
 
 
 @dataclass(frozen=True)
@@ -54,7 +82,7 @@ class Verdict:
     @property
     def holds(self) -> bool:
         right = self.compared is None or self.compared.holds
-        return right and (self.recipe is None or self.recipe.better is None)
+        return right and (self.recipe is None or self.recipe.holds)
 
 
 def verified(artifact: Artifact, asked: Asked, say: Say) -> Verdict:
@@ -108,8 +136,11 @@ def print_json(verdict: Verdict) -> None:
         }
     if recipe:
         document["recipe"] = {
-            "holds": recipe.better is None,
+            "holds": recipe.holds,
+            "verdict": recipe.verdict,
             "images": recipe.scored[0].images,
+            "classes": recipe.classes,
+            "top1_wilson_95": [100 * share for share in recipe.scored[0].wilson_95],
             "labels_have_wnids": not recipe.numbers,
             "scores": [{"options": one.options, "top1": one.top1} for one in recipe.scored],
             "better": recipe.better.options if recipe.better else None,
@@ -133,11 +164,17 @@ def _scored(artifact: Artifact, asked: Asked, say: Say) -> Recipe:
     folder = asked.image_dir or beside
     given = scoring.labelled(artifact, folder, asked.label_file, asked.images, say)
     scored = tuple(scoring.scores(artifact, given, say))
-    return Recipe(scored, scoring.better(scored), given.numbers)
+    recipe = Recipe(scored, len(artifact.labels), given.numbers)
+    if recipe.verdict == "too_few":
+        say(f"warning: {_TOO_FEW.format(scored[0].images)}")
+    return recipe
+
+
+_TOO_FEW = f"too few to tell: {{}} labelled images; give {LEAST_IMAGES} or more"
 
 
 def _recipe_lines(recipe: Recipe) -> Iterator[str]:
-    as_is, better = recipe.scored[0], recipe.better
+    as_is = recipe.scored[0]
     yield f"recipe against labels, top-1 of {as_is.images} images on the CPU:"
     for one in recipe.scored:
         yield f"  {one.top1:6.2f}  {one.options or 'as it is'}"
@@ -147,9 +184,22 @@ def _recipe_lines(recipe: Recipe) -> Iterator[str]:
     if recipe.numbers:
         yield "note: the label file has numbers, no wnids: if it is in the network's order, a wrong"
         yield "      --labels of the artifact does not show"
-    if better is None:
-        yield "recipe against labels: right: no other choice wins"
-        return
-    verb = "give" if better.of_labels else "build it with"
-    points = better.top1 - as_is.top1
-    yield f"recipe against labels: WRONG: {verb} {better.options}, which wins by {points:.1f}"
+    yield f"recipe against labels: {_verdict(recipe)}"
+
+
+def _verdict(recipe: Recipe) -> str:
+    as_is = recipe.scored[0]
+    if better := recipe.better:
+        verb = "give" if better.of_labels else "build it with"
+        reason = f" ({better.reason})" if better.reason else ""
+        points = better.top1 - as_is.top1
+        return f"WRONG: {verb} {better.options}, which wins by {points:.1f}{reason}"
+    if recipe.verdict == "nothing_scores":
+        low, high = (100 * share for share in as_is.wilson_95)
+        return (
+            "WRONG: nothing scores: weights, labels or recipe are wrong (as it is, "
+            f"{low:.2f} to {high:.2f} with 95 % confidence; by chance {100 / recipe.classes:.2f})"
+        )
+    if recipe.verdict == "too_few":
+        return _TOO_FEW.format(as_is.images)
+    return "right: no other choice wins"

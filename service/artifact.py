@@ -4,7 +4,7 @@ A folder that the build writes and everybody else only reads:
 
     manifest.json   what it is, what goes in, what comes out, and the hash of every other file
     model.xml+.bin  the compiled model: OpenVINO IR; or model.mm, a MagicMind model
-    labels.txt      a line a class: wnid, a space, names
+    labels.txt      a line for each class: its wnid and a space if it has one, its names
     golden.npz      rows (uint8 N,H,W,3), probabilities (float32 N,classes), tolerance (float32),
                     same_top1 (bool)
 
@@ -188,8 +188,14 @@ class Manifest(_Part):
 
 @dataclass(frozen=True)
 class Label:
-    wnid: str
+    """The names of a class, and its WordNet id if it has one."""
+
+    wnid: str | None
     names: str
+
+    def members(self) -> dict[str, str]:
+        """Return the members of a prediction; `wnid` is absent where the class has none."""
+        return ({"wnid": self.wnid} if self.wnid else {}) | {"label": self.names}
 
 
 @dataclass(frozen=True)
@@ -304,21 +310,32 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def read_labels(file: Path) -> tuple[Label, ...]:
-    """The labels of a text file with a line a class: wnid, a space, names."""
+    """Return the labels of a text file: a line for each class, its wnid and a space if it has one,
+    its names. Empty lines at the end are passed over."""
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").rstrip().splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise ArtifactError(f"{file}: no labels can be read: {error}", _LABEL_FORM) from error
+        raise ArtifactError(f"{file}: no labels can be read: {error}", LABEL_FORM) from error
     labels = []
     for number, line in enumerate(lines, 1):
-        wnid, _, names = line.strip().partition(" ")
-        if not re.fullmatch(r"n\d{8}", wnid) or not names:
-            raise ArtifactError(f"{file}: line {number}: {line[:60]!r} is not a label", _LABEL_FORM)
-        labels.append(Label(wnid, names.strip()))
+        if (label := _label(line.strip())) is None:
+            raise ArtifactError(f"{file}: line {number}: {line[:60]!r} is not a label", LABEL_FORM)
+        labels.append(label)
     return tuple(labels)
 
 
-_LABEL_FORM = "give a text with a line a class: the wnid (n and eight digits), a space, the names"
+def _label(line: str) -> Label | None:
+    """Return the label of the line; None for an empty line, or for a wnid that is not whole."""
+    if found := re.fullmatch(r"(n\d{8})\s+(.+)", line):
+        return Label(*found.groups())
+    # A line that begins like a wnid is a mistake in one, and no name of a class.
+    return Label(None, line) if line and not re.match(r"n\d{6}", line) else None
+
+
+LABEL_FORM = (
+    "give a text with a line for each class: its names alone, or its wnid (n and eight digits), a "
+    "space, its names"
+)
 _REBUILD = "copy the artifact again, or build it again with topfive-build"
 
 

@@ -231,8 +231,8 @@ def evaluate(
         typer.Option(
             "--label-file",
             "--label_file",
-            help="Lines `name class`; a .csv with columns file and class_id or wnid; "
-            "or a folder with a folder for each wnid.",
+            help="Lines `name class`; a .csv with columns file and wnid, class_id or label; "
+            "or a folder with a folder for each class.",
         ),
     ],
     output: Annotated[Path, typer.Option(metavar="DIR", help="Where the files go.")],

@@ -26,7 +26,7 @@ NOT_SERVING = ("not_ready", "draining")
 
 @dataclass(frozen=True)
 class Answer:
-    """What was said of one file: predictions (class_id, wnid, label, score), or an error."""
+    """What was said of one file: predictions (class_id, label, score, any wnid), or an error."""
 
     file: Path
     predictions: list[dict[str, Any]]
@@ -75,7 +75,7 @@ def print_table(answers: Iterable[Answer]) -> None:
                 str(place),
                 f"{prediction['score']:.4f}",
                 prediction["label"],
-                prediction["wnid"],
+                prediction.get("wnid", ""),
                 end_section=place == len(answer.predictions),
             )
     Console(markup=False, emoji=False).print(table)
@@ -212,12 +212,7 @@ async def _submit(opened: OpenedModel, file: Path, top_k: int, timeout_s: float)
     if isinstance(outcome, RequestError):
         return Answer(file, [], outcome.detail)
     predictions = [
-        {
-            "class_id": class_id,
-            "wnid": labels[class_id].wnid,
-            "label": labels[class_id].names,
-            "score": score,
-        }
+        {"class_id": class_id, **labels[class_id].members(), "score": score}
         for class_id, score in zip(outcome.class_ids, outcome.scores, strict=True)
     ]
     return Answer(file, predictions)

@@ -192,8 +192,10 @@ def test_golden_rows_of_another_shape_are_refused(copy: Path, wrong: dict) -> No
     ("labels", "said"),
     [
         ("n00000000 one\n", "1 labels for 10 classes"),
-        ("n0000 one\n" * 10, "line 1: .*not a label"),
+        ("n0000000 one\n" * 10, "line 1: .*not a label"),
         ("n00000000\n" * 10, "line 1: .*not a label"),
+        ("n00000000,one\n" * 10, "line 1: .*not a label"),
+        ("one\n\n" * 5, "line 2: '' is not a label"),
     ],
 )
 def test_labels_that_do_not_fit_are_refused(copy: Path, labels: str, said: str) -> None:
@@ -202,6 +204,19 @@ def test_labels_that_do_not_fit_are_refused(copy: Path, labels: str, said: str) 
     write_manifest(copy)
     with pytest.raises(ArtifactError, match=rf"labels\.txt: {said}"):
         artifact.read(copy)
+
+
+def test_forms_of_labels(tmp_path: Path) -> None:
+    """A wnid may be missing; a byte order mark, tabs and empty lines at the end are no part."""
+    file = tmp_path / "labels.txt"
+    lines = ["background", "n02124075 Egyptian cat", "n02123045\ttabby, tabby cat", "n95 mask"]
+    file.write_text("\ufeff" + "\r\n".join([*lines, "", " "]), newline="")
+    labels = artifact.read_labels(file)
+    assert [label.wnid for label in labels] == [None, "n02124075", "n02123045", None]
+    names = ["background", "Egyptian cat", "tabby, tabby cat", "n95 mask"]
+    assert [label.names for label in labels] == names
+    assert labels[0].members() == {"label": "background"}
+    assert labels[1].members() == {"wnid": "n02124075", "label": "Egyptian cat"}
 
 
 def test_labels_that_are_no_text_are_refused(copy: Path) -> None:

@@ -169,6 +169,50 @@ def test_a_class_order_that_is_shipped(run: Run, small: list[str], output: Path)
     assert (read.manifest.label_order, read.labels[0].wnid) == ("2015", "n02119789")
 
 
+IN_ONES = ["--mean", "0.485,0.456,0.406", "--std", "0.229,0.224,0.225"]
+IN_BYTES = ["--mean", "123.675,116.28,103.53", "--std", "58.395,57.12,57.375"]
+
+
+def test_a_pixel_range_of_one_is_recorded_in_bytes(small: list[str], tmp_path: Path) -> None:
+    """The artifact is the one of the numbers times 255, to its version; nothing is doubted."""
+    versions = set()
+    for number, options in enumerate(([*IN_ONES, "--pixel-range", "1"], IN_BYTES)):
+        output = tmp_path / f"net{number}"
+        command = [COMMAND, "caffe", *small, *options, "--output", str(output)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert "warning" not in done.stderr
+        manifest = artifact.read(output).manifest
+        assert manifest.preprocessing.inside.mean == (123.675, 116.28, 103.53)
+        assert manifest.preprocessing.inside.std == (58.395, 57.12, 57.375)
+        versions.add(manifest.version)
+    assert len(versions) == 1
+
+
+def test_every_command_warns_once(
+    run: Run, small: list[str], data_folder: Path, tmp_path: Path
+) -> None:
+    """Of numbers that are meant for pixels of 0 to 1, which are built as they were given."""
+    cases = data_folder / "field-cases"
+    onnx = ("--model", cases / "onnx" / "o12_1001.onnx", "--color", "rgb", "--resize", 36)
+    onnx += ("--labels", cases / "labels" / "l1001_bg.txt")
+    sweep = ("--batch-sizes", "1,2", "--duration-s", 0.05, *small)
+    for number, command in enumerate(
+        (("caffe", *small), ("onnx", *onnx), ("sweep", "caffe", *sweep))
+    ):
+        code, _, err = run(*command, *IN_ONES, "--output", tmp_path / f"net{number}")
+        assert (code, err.count("warning:")) == (0, 1), err
+        assert f"  try: {' '.join(IN_BYTES)}, or --pixel-range 1\n" in err
+    assert artifact.read(tmp_path / "net0").manifest.preprocessing.inside.std[0] == 0.229
+
+
+def test_a_preset_is_of_bytes(run: Run, small: list[str], output: Path) -> None:
+    """--pixel-range 1 with its numbers is refused by name."""
+    options = ("--preprocess", "caffe", "--pixel-range", 1, "--mean", 0.5)
+    code, _, err = run("caffe", *small[:6], *options, "--output", output)
+    assert code == 1 and "--pixel-range 1, but the --std of --preprocess caffe are of" in err
+    assert_nothing_written(output)
+
+
 def test_inspect_prints_an_artifact(run: Run, small: list[str], output: Path) -> None:
     """Verified, as lines or as JSON; the golden rows with their best class."""
     run("caffe", *small, "--output", output)

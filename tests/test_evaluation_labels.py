@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from service import artifact
+from service.artifact import Label
 from service.errors import EvaluationError
 from service.evaluation.labels import read_names, read_samples
 from tests.support.stub import CLASSES
@@ -14,6 +15,8 @@ FORMS = {
     "lines": "a.jpg 3 \r\n\n  b c.jpg   n00000007\n",
     "marked as UTF-8": "\ufeffa.jpg 3\nb c.jpg 7",
     "csv": "file,class_id\na.jpg,3\nb c.jpg,7\n",
+    "names of one word": "a.jpg three\nb c.jpg n00000007\n",
+    "csv of names for want of wnids": "label,file,wnid\nthree,a.jpg,\nseven,b c.jpg,n00000007\n",
     "csv of wnids, which win": "class_id,file,wnid\n0,a.jpg,n00000003\n0,b c.jpg,n00000007\n",
 }
 
@@ -23,14 +26,17 @@ def test_forms_of_label_files(form: str, tmp_path: Path) -> None:
     """Lines and CSV, numbers and wnids, with what editors leave in them."""
     path = tmp_path / ("labels.csv" if form.startswith("csv") else "labels.txt")
     path.write_text(FORMS[form], newline="")
-    samples = read_samples(path, CLASSES, None).samples
-    assert [(one.name, one.class_id) for one in samples] == [("a.jpg", 3), ("b c.jpg", 7)]
+    classes = (*CLASSES[:3], Label("n00000003", "three"), *CLASSES[4:])
+    read = read_samples(path, classes, None)
+    assert [(one.name, one.class_id) for one in read.samples] == [("a.jpg", 3), ("b c.jpg", 7)]
+    assert read.numbers is (form in ("marked as UTF-8", "csv"))
 
 
 WRONG = {
     "names no image": "\n \n",
     "line 2: 'b.jpg' has no class": "a.jpg 3\nb.jpg\n",
     "line 1: the class '10'; 0 to 9": "a.jpg 10\n",
+    "line 1: the class 'one'; 0 to 9, a wnid or a name": "a.jpg class one\n",
     "line 1: the class '-1'": "a.jpg -1\n",
     "line 1: the class '00000000012'": "a.jpg 00000000012\n",
     "line 1: the model has no class n09999999": "a.jpg n09999999\n",
@@ -53,7 +59,7 @@ def test_wrong_label_files_are_refused_by_line(said: str, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("name,class\na,1\n", "columns file, and class_id or wnid, not name, class"),
+        ("name,class\na,1\n", "columns file, and wnid, class_id or label, not name, class"),
         ("", "not nothing"),
         ("file,class_id\na.jpg\n", "line 2: the class ''"),
         (f"file,class_id\n{'a' * 200_000},1\n", "line 2: field larger"),
@@ -81,16 +87,62 @@ def test_names_must_be_whole(text: str, said: str, tmp_path: Path) -> None:
 
 
 def test_a_folder_for_each_wnid(tmp_path: Path) -> None:
-    """In the order of the wnids, then of the files; other folders are none of it."""
-    for name in ("n00000007/b.jpg", "n00000003/z.jpg", "n00000003/a.jpg", "notes/c.jpg"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
+    """In the order of the wnids, then of the files; hidden folders are none of it."""
+    write_images(tmp_path, "n00000007/b.jpg", "n00000003/z.jpg", "n00000003/a.jpg", ".cache/c.jpg")
     samples = read_samples(tmp_path, CLASSES, None).samples
     assert [(one.name, one.class_id) for one in samples] == [
         ("n00000003/a.jpg", 3),
         ("n00000003/z.jpg", 3),
         ("n00000007/b.jpg", 7),
     ]
+
+
+OWN = tuple(Label(None, name) for name in ("dog", "black cat", "crane", "crane", "4", "6", "6"))
+
+
+def test_a_folder_for_each_own_class(tmp_path: Path) -> None:
+    """Folders are called by the names of classes without wnids, or by their numbers."""
+    write_images(tmp_path, "dog/a.jpg", "black cat/a.jpg", "2/a.jpg", "4/a.jpg")
+    samples = read_samples(tmp_path, OWN, None).samples
+    assert [(one.name, one.class_id) for one in samples] == [
+        ("2/a.jpg", 2),
+        ("4/a.jpg", 4),
+        ("black cat/a.jpg", 1),
+        ("dog/a.jpg", 0),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("folder", "said"),
+    [
+        ("dogs", "the class 'dogs'; 0 to 6, a wnid or a name of the model's expected"),
+        ("crane", "'crane' says more than one class: 2 and 3"),
+        ("6", "'6' says more than one class: 5 and 6"),
+    ],
+)
+def test_a_folder_of_no_class_is_refused(folder: str, said: str, tmp_path: Path) -> None:
+    """A class that would be left out by its spelling, and one that may be another, by name."""
+    write_images(tmp_path, "dog/a.jpg", f"{folder}/a.jpg")
+    with pytest.raises(EvaluationError, match=f": {folder}: {said}") as caught:
+        read_samples(tmp_path, OWN, None)
+    assert "wnid" in caught.value.remedy
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_file_that_counts_from_one(first: int, tmp_path: Path) -> None:
+    """It is recognised by its last class; where class 0 is there, the number is only too large."""
+    (tmp_path / "labels.txt").write_text(f"a.jpg {first}\nb.jpg 10\n")
+    with pytest.raises(EvaluationError, match="line 2: the class '10'; 0 to 9") as caught:
+        read_samples(tmp_path / "labels.txt", CLASSES, None)
+    assert ("probably counts classes from 1" in caught.value.detail) is bool(first)
+    assert ("subtract 1" in caught.value.remedy) is bool(first)
+
+
+def write_images(folder: Path, *names: str) -> None:
+    """Write empty files of these names, each in a folder."""
+    for name in names:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).touch()
 
 
 @pytest.mark.models

@@ -90,6 +90,70 @@ def test_a_preprocessing_that_cannot_be_is_refused(parts: dict, said: str) -> No
         recipe.preprocessing("caffe", **parts)
 
 
+IN_ONES, IN_BYTES = (
+    ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
+)
+
+
+@pytest.mark.parametrize(
+    ("given", "made"),
+    [(IN_ONES, IN_BYTES), (((0, 0, 0), (1, 1, 1)), ((0, 0, 0), (255, 255, 255)))],
+)
+def test_a_pixel_range_of_one(given: tuple, made: tuple) -> None:
+    """Mean and std are multiplied; a std of 1 then divides by 255."""
+    asked = recipe.preprocessing("onnx", None, "rgb", *given, resize=256, pixel_range="1")
+    assert (asked.mean, asked.std) == made
+    assert recipe.doubt(asked) is None
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        ({}, "the --mean and --std of --preprocess resnext are of"),
+        ({"mean": (0.5, 0.5, 0.5)}, "the --std of --preprocess resnext are of"),
+    ],
+)
+def test_a_presets_numbers_are_of_bytes(parts: dict, said: str) -> None:
+    """They are not multiplied; with numbers in their place the rest of the preset stays."""
+    with pytest.raises(BuildError, match=f"--pixel-range 1, but {said}"):
+        recipe.preprocessing("caffe", "resnext", **parts, pixel_range="1")
+    made = recipe.preprocessing(
+        "caffe", "resnext", mean=IN_ONES[0], std=IN_ONES[1], pixel_range="1"
+    )
+    assert (made.color, made.mean) == ("bgr", IN_BYTES[0])
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "options"),
+    [
+        (*IN_ONES, f"{recipe.options_of(*IN_BYTES)}, or --pixel-range 1"),
+        (IN_BYTES[0], IN_ONES[1], recipe.options_of(*IN_BYTES)),
+        (IN_ONES[0], IN_BYTES[1], recipe.options_of(*IN_BYTES)),
+        (
+            recipe.times(IN_BYTES[0], 255),
+            recipe.times(IN_BYTES[1], 255),
+            recipe.options_of(*IN_BYTES),
+        ),
+        ((104, 117, 123), (0.017,) * 3, "--mean 104,117,123 --std 58.8235,58.8235,58.8235"),
+        ((0, 0, 0), (0.5, 1, 1), "--mean 0,0,0 --std 127.5,255,255, or --pixel-range 1"),
+        ((0.5,) * 3, (1,) * 3, "--mean 127.5,127.5,127.5 --std 255,255,255, or --pixel-range 1"),
+    ],
+)
+def test_numbers_that_are_probably_mistaken(mean: tuple, std: tuple, options: str) -> None:
+    """The warning has the options that were probably meant, ready to be copied."""
+    found = recipe.doubt(Preprocessing("rgb", mean, std, 256))
+    assert found is not None and found[0].startswith(recipe.options_of(mean, std))
+    assert found[1] == options
+
+
+def test_numbers_that_may_be_right() -> None:
+    """Those of presets, raw pixels, and pixels that are only divided."""
+    only_divided = (Preprocessing("rgb", (0, 0, 0), (std,) * 3, 256) for std in (1, 255))
+    for asked in (*PRESETS.values(), *only_divided):
+        assert recipe.doubt(asked) is None
+
+
 @pytest.mark.parametrize(
     ("text", "numbers"),
     [("103.52,116.28,123.675", (103.52, 116.28, 123.675)), ("128", (128, 128, 128))],

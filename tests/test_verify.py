@@ -180,7 +180,7 @@ def test_what_the_builder_got_wrong(
     _, named = CHOICES[choice]
     labels = data_folder / "photos" / "labels.csv"
     code, said = verified(chosen(choice), "--label-file", labels, "--images", 80)
-    figure(f"verify, {choice}: {said.strip().splitlines()[-1]}")
+    figure(f"verify, {choice}: exit {code}: {said.strip().splitlines()[-1]}")
     assert code == (3 if named else 0), said
     assert (f"WRONG: build it with {named}" in said) is bool(named)
     assert "device against reference: right" in said
@@ -213,6 +213,7 @@ def test_labels_of_numbers(
     found = json.loads(said[said.index("\n{") :])
     assert (code, found["holds"], found["device"]["holds"]) == (3, False, True)
     assert found["recipe"]["better"] == "a --label-file in the order of 2012"
+    assert found["recipe"]["verdict"] == "wrong"
     assert "1 of 62 images are missing" in said and found["recipe"]["images"] == 61
     code, said = verified(wrong, "--label-file", numbered("2012"), *folder)
     assert (code, "no wnids" in said, "61 images are few" in said) == (0, True, True), said

@@ -1,6 +1,6 @@
 """A label file to samples: which image, and which class is right.
 
-Three forms come in: lines `name class`, a CSV, a folder with a folder for each wnid. Samples leave
+Three forms come in: lines `name class`, a CSV, a folder with a folder for each class. Samples leave
 in the order of the file, each class a number of the model's own order. A line that cannot be meant
 is an EvaluationError with its number; whether the images are there is not looked at here.
 """
@@ -8,6 +8,7 @@ is an EvaluationError with its number; whether the images are there is not looke
 import csv
 import hashlib
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -16,8 +17,18 @@ from pathlib import Path, PurePosixPath
 from service.artifact import Label
 from service.errors import EvaluationError
 
-_LINE_FORM = "give lines of an image's name, a space, its class (a number, or a wnid)"
-_CSV_FORM = "give a CSV whose first line names the columns: file, and class_id or wnid"
+_LINE_FORM = (
+    "give lines of an image's name, a space, its class (a number, a wnid, or a name of one word)"
+)
+_CSV_FORM = "give a CSV whose first line names the columns: file, and wnid, class_id or label"
+_FOLDER_FORM = (
+    "call each folder by its class: the wnid, the name as in the model's labels, or the number; "
+    "move other folders away"
+)
+_CLASS_COLUMNS = ("wnid", "class_id", "label")
+"""In this order: a wnid means the same in every class order."""
+_ONE = "the file probably counts classes from 1"
+_SUBTRACT = "subtract 1 from each class number: the first class is 0"
 _WNID = re.compile(r"n\d{8}")
 
 
@@ -31,26 +42,35 @@ class Sample:
 
 @dataclass(frozen=True)
 class Samples:
-    """What is to be asked, in order, and the SHA-256 of it as lines `name class`."""
+    """What is to be asked, in order, and the SHA-256 of it as lines `name class`.
+
+    `numbers`: every class is a number, no wnid or name.
+    """
 
     samples: tuple[Sample, ...]
     sha256: str
+    numbers: bool
 
 
 def read_samples(path: Path, classes: Sequence[Label], limit: int | None) -> Samples:
     """The first `limit` samples of the label file, or all, for a model of these `classes`."""
-    wnids = {label.wnid: number for number, label in enumerate(classes)}
+    entries = list(islice(_entries(path), limit))
+    words = _words(classes)
     samples = {}
-    for place, name, said in islice(_entries(path), limit):
+    for place, name, said in entries:
         if name in samples:
             raise _error(path, place, f"{name!r} is there a second time", "keep one of the two")
         if not name or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
             raise _error(path, place, f"{name!r} is not in the image folder", _LINE_FORM)
-        samples[name] = Sample(name, _class_id(path, place, said, wnids, len(classes)))
+        if _number(said) == len(classes) and _counts_from_one(entries, len(classes)):
+            detail = f"the class '{said}'; 0 to {len(classes) - 1} expected: {_ONE}"
+            raise _error(path, place, detail, _SUBTRACT)
+        samples[name] = Sample(name, _class_id(path, place, said, words, len(classes)))
     if not samples:
         raise EvaluationError(f"{path}: it names no image", _LINE_FORM)
     lines = "".join(f"{sample.name} {sample.class_id}\n" for sample in samples.values())
-    return Samples(tuple(samples.values()), hashlib.sha256(lines.encode()).hexdigest())
+    sha256 = hashlib.sha256(lines.encode()).hexdigest()
+    return Samples(tuple(samples.values()), sha256, all(said not in words for *_, said in entries))
 
 
 def read_names(path: Path, count: int) -> list[str]:
@@ -90,22 +110,24 @@ def _of_lines(path: Path) -> Iterator[Entry]:
 
 def _of_csv(path: Path) -> Iterator[Entry]:
     rows = csv.DictReader(_text(path))
-    columns = set(rows.fieldnames or ())
-    # A wnid means the same in every class order.
-    chosen = "wnid" if "wnid" in columns else "class_id"
-    if "file" not in columns or chosen not in columns:
-        found = ", ".join(map(str, rows.fieldnames or ())) or "nothing"
-        raise _error(path, "line 1", f"columns file, and class_id or wnid, not {found}", _CSV_FORM)
+    columns = rows.fieldnames or ()
+    chosen = [column for column in _CLASS_COLUMNS if column in columns]
+    if "file" not in columns or not chosen:
+        found = ", ".join(map(str, columns)) or "nothing"
+        detail = f"columns file, and wnid, class_id or label, not {found}"
+        raise _error(path, "line 1", detail, _CSV_FORM)
     try:
         for row in rows:
-            yield f"line {rows.line_num}", (row["file"] or "").strip(), (row[chosen] or "").strip()
+            # A class without a wnid has none in its column.
+            said = (value for column in chosen if (value := (row[column] or "").strip()))
+            yield f"line {rows.line_num}", (row["file"] or "").strip(), next(said, "")
     except csv.Error as error:
         raise _error(path, f"line {rows.line_num + 1}", str(error), _CSV_FORM) from error
 
 
 def _of_folder(path: Path) -> Iterator[Entry]:
     for folder in sorted(path.iterdir()):
-        if folder.is_dir() and _WNID.fullmatch(folder.name):
+        if folder.is_dir() and not folder.name.startswith((".", "__MACOSX")):
             for image in sorted(folder.iterdir()):
                 yield folder.name, f"{folder.name}/{image.name}", folder.name
 
@@ -117,17 +139,37 @@ def _text(path: Path) -> Iterable[str]:
         raise EvaluationError(f"{path}: cannot be read: {error}", _LINE_FORM) from error
 
 
-def _class_id(path: Path, place: str, said: str, wnids: dict[str, int], count: int) -> int:
-    if said in wnids:
-        return wnids[said]
+Words = dict[str, set[int]]
+
+
+def _words(classes: Sequence[Label]) -> Words:
+    """Return every wnid and name, with the numbers of the classes that have it."""
+    words = defaultdict(set)
+    for number, label in enumerate(classes):
+        for word in filter(None, (label.wnid, label.names)):
+            words[word].add(number)
+    return dict(words)
+
+
+def _class_id(path: Path, place: str, said: str, words: Words, count: int) -> int:
+    number = _number(said)
+    found = words.get(said, set()) | ({number} if number is not None and number < count else set())
+    if len(found) == 1:
+        return found.pop()
+    if found:
+        among = " and ".join(map(str, sorted(found)[:3]))
+        remedy = "say it by a number or a wnid, or call the classes in the model's labels otherwise"
+        raise _error(path, place, f"{said[:40]!r} says more than one class: {among}", remedy)
     if _WNID.fullmatch(said):
         raise _error(path, place, f"the model has no class {said}", "give labels of its classes")
-    number = _number(said)
-    if number is not None and number < count:
-        return number
-    raise _error(
-        path, place, f"the class {said[:40]!r}; 0 to {count - 1}, or a wnid, expected", _LINE_FORM
-    )
+    detail = f"the class {said[:40]!r}; 0 to {count - 1}, a wnid or a name of the model's expected"
+    raise _error(path, place, detail, _FOLDER_FORM if path.is_dir() else _LINE_FORM)
+
+
+def _counts_from_one(entries: Iterable[Entry], count: int) -> bool:
+    """Return whether the classes are numbers from 1 to `count`, not from 0."""
+    numbers = {_number(said) for *_, said in entries}
+    return None not in numbers and 0 not in numbers and max(filter(None, numbers)) == count
 
 
 def _number(text: str) -> int | None:

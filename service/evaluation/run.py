@@ -24,7 +24,7 @@ from service.evaluation.journal import Answered, Journal
 from service.evaluation.labels import Sample, Samples, read_names, read_samples
 from service.evaluation.progress import Progress
 from service.evaluation.results import MISSING, Results
-from service.evaluation.sources import TOP, Failed, Source, Top5
+from service.evaluation.sources import Failed, Source, Top5
 
 
 @dataclass(frozen=True)
@@ -101,9 +101,6 @@ def _found(folder: Path) -> list[str]:
 
 
 async def _evaluate(source: Source, plan: Plan) -> Results:
-    if len(source.classes) < TOP:
-        detail = f"{source.where} answers {len(source.classes)} classes, and top-5 takes {TOP}"
-        raise EvaluationError(detail, "evaluate a model of more classes")
     samples = read_samples(plan.label_file, source.classes, plan.image_num)
     names = (
         read_names(plan.name_file, len(source.classes))

@@ -35,7 +35,7 @@ _PIXEL = base64.b64decode(
 
 @dataclass(frozen=True)
 class Top5:
-    """The most likely classes, best first."""
+    """The most likely classes, best first; all of them where the model has fewer than five."""
 
     class_ids: tuple[int, ...]
 
@@ -90,7 +90,7 @@ class _OverHttp:
 
     async def ask(self, image: bytes) -> Answer:
         try:
-            reply = await _post(self._http, image, TOP)
+            reply = await _post(self._http, image, min(TOP, len(self.classes)))
         except httpx.TransportError as error:
             return Later(RETRY_S, "connection", f"{type(error).__name__}: {error}")
         if reply.status_code in _AGAIN:
@@ -141,7 +141,7 @@ async def _described(http: httpx.AsyncClient, url: str, retry_for_s: float) -> _
         count, preprocessing = about["model"]["output"]["classes"], about["model"]["preprocessing"]
         said = client.said(await _taken(http, count, url, retry_for_s))
         ranked = sorted(said["results"][0]["predictions"], key=lambda one: one["class_id"])
-        classes = tuple(Label(one["wnid"], one["label"]) for one in ranked)
+        classes = tuple(Label(one.get("wnid"), one["label"]) for one in ranked)
         return _model(said), preprocessing, classes
     except (KeyError, IndexError, TypeError) as error:
         raise _stranger(url) from error
@@ -200,7 +200,8 @@ class _OnArtifact:
 
     async def ask(self, image: bytes) -> Answer:
         try:
-            outcome: Any = await self._opened.classify(image, TOP, self._timeout_s)
+            top = min(TOP, len(self.classes))
+            outcome: Any = await self._opened.classify(image, top, self._timeout_s)
         except RequestError as error:
             outcome = error
         if isinstance(outcome, Prediction):

@@ -8,7 +8,6 @@ import orjson
 from fastapi import APIRouter, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.artifact import Label
 from service.core.model import Model
 from service.core.request import Prediction
 from service.core.request import Request as CoreRequest
@@ -37,7 +36,7 @@ def door(model: Model, intake: Intake, settings: Settings, metrics: Metrics) -> 
     """
     receive_seconds = metrics.request_stage.labels("classify", "receive")
     encode_seconds = metrics.request_stage.labels("classify", "encode")
-    labels = [_label(label) for label in model.artifact.labels]
+    labels = [label.members() for label in model.artifact.labels]
     about_model = {
         "name": model.artifact.manifest.name,
         "version": model.artifact.manifest.version,
@@ -168,10 +167,6 @@ def _outcomes(request: CoreRequest) -> list[Prediction | RequestError]:
             {"pointer": f"#/images/{index}", **fields(error)} for index, error in enumerate(errors)
         ],
     )
-
-
-def _label(label: Label) -> dict[str, str]:
-    return {"wnid": label.wnid, "label": label.names}
 
 
 def _result(outcome: Prediction | RequestError, labels: list[dict[str, str]]) -> dict[str, Any]:

@@ -89,10 +89,13 @@ _ANSWER_SCHEMA = {
                                 "type": "array",
                                 "items": {
                                     "type": "object",
-                                    "required": ["class_id", "wnid", "label", "score"],
+                                    "required": ["class_id", "label", "score"],
                                     "properties": {
                                         "class_id": {"type": "integer"},
-                                        "wnid": {"type": "string"},
+                                        "wnid": {
+                                            "type": "string",
+                                            "description": "Absent if the class has none.",
+                                        },
                                         "label": {"type": "string"},
                                         "score": {"type": "number"},
                                     },
