@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,7 @@ from model_build import pictures, reference
 from model_build.recipe import LABEL_ORDERS, PRESETS, options_of, probably_meant, times
 from model_build.reference import Normalisation
 from service import artifact as artifacts
-from service.artifact import Artifact, Inside
+from service.artifact import Artifact, Inside, Resample
 from service.errors import BuildError
 from service.evaluation.labels import Sample, read_samples
 from service.evaluation.results import wilson
@@ -47,6 +48,8 @@ class Scored:
     """It is the label file that would have to be another, not the build."""
     reason: str = ""
     """The probable cause, if this choice wins."""
+    of_resampling: bool = False
+    """It is another resampling, which changes little: a point or two of top-1."""
 
     @property
     def top1(self) -> float:
@@ -65,11 +68,13 @@ class Scored:
 
 @dataclass(frozen=True)
 class Labelled:
-    """Rows and their classes. `numbers`: the label file has no wnids or names, only numbers.
+    """Images as rows, and their classes. `numbers`: the label file has no wnids or names, only
+    numbers.
 
     Numbers are taken as of the artifact's own order, as topfive eval takes them.
     """
 
+    files: list[Path]
     rows: NDArray[np.uint8]
     classes: Classes
     numbers: bool
@@ -93,8 +98,9 @@ def labelled(
     chosen: list[Sample] = pictures.spread(there, most)
     say(f"decoding {len(chosen)} labelled images")
     rows, whole = pictures.decoded([image_dir / one.name for one in chosen], artifact, say)
-    classes = np.array([chosen[place].class_id for place in whole])
-    return Labelled(rows, classes, numbers=read.numbers)
+    chosen = [chosen[place] for place in whole]
+    classes = np.array([one.class_id for one in chosen])
+    return Labelled([image_dir / one.name for one in chosen], rows, classes, read.numbers)
 
 
 def _is_there(file: Path) -> bool:
@@ -107,6 +113,13 @@ def scores(artifact: Artifact, given: Labelled, say: Say) -> Iterator[Scored]:
     say(f"scoring {len(given.rows)} images as it is")
     found = reference.opened(artifact)(given.rows).argmax(axis=1)
     yield _scored("", found == given.classes)
+    for resample in get_args(Resample):
+        if resample != artifact.manifest.preprocessing.resample:
+            say(f"scoring with --resample {resample}")
+            rows, _ = pictures.decoded(given.files, artifact, say, resample)
+            right = reference.opened(artifact)(rows).argmax(axis=1) == given.classes
+            options = f"--resample {resample}"
+            yield Scored(options, int(right.sum()), len(right), of_resampling=True)
     for variation in _variations(artifact.manifest.preprocessing.inside):
         say(f"scoring with {variation.options}")
         rows = np.ascontiguousarray(given.rows[..., ::-1]) if variation.swapped else given.rows
@@ -136,6 +149,13 @@ def better(scored: Sequence[Scored], classes: int) -> Scored | None:
     as_is, *others = scored
     best = max(others, key=lambda other: other.right)
     return best if best.top1 > as_is.top1 + MARGIN and best.is_above_chance(classes) else None
+
+
+def better_resampling(scored: Sequence[Scored]) -> Scored | None:
+    """Return the best of the other resamplings, if it has any image more right than the first."""
+    as_is, *others = scored
+    best = max((one for one in others if one.of_resampling), key=lambda other: other.right)
+    return best if best.right > as_is.right else None
 
 
 def _scored(

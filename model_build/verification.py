@@ -184,6 +184,10 @@ def _recipe_lines(recipe: Recipe) -> Iterator[str]:
     if recipe.numbers:
         yield "note: the label file has numbers, no wnids: if it is in the network's order, a wrong"
         yield "      --labels of the artifact does not show"
+    if recipe.verdict == "right" and (other := scoring.better_resampling(recipe.scored)):
+        points = other.top1 - as_is.top1
+        yield f"note: {other.options} scores {points:.1f} points more, which is too little to tell:"
+        yield "      take the resampling that the network was trained with"
     yield f"recipe against labels: {_verdict(recipe)}"
 
 

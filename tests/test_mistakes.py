@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from model_build import verification
 from model_build.scoring import MARGIN, Scored, better
 from tests.support.seeded import write_seeded_weights
 from tests.support.serving import plain_environment
@@ -209,6 +210,41 @@ def test_random_weights(
     write_seeded_weights(models_folder / "squeezenet_v1.1.prototxt", caffemodel, seed=1)
     build("squeezenet_v1.1", "--caffemodel", caffemodel)
     assert NOTHING_SCORES in verify("random weights", 3)
+
+
+@pytest.mark.models
+def test_another_resampling(
+    build: Callable[..., str], verify: Callable[..., str], data_folder: Path, tmp_path: Path
+) -> None:
+    """One that loses much is named. The labels are what the network answers to the right pixels,
+    so that every photo that the other pixels change counts."""
+    photos = sorted((data_folder / "photos").glob("*.JPEG"))[:150]
+    (tmp_path / "photos.txt").write_text("".join(f"{photo.name} 0\n" for photo in photos))
+    build("squeezenet_v1.1")
+    own = own_answers(tmp_path / "net", tmp_path / "photos.txt", data_folder / "photos")
+    shown = ("--label-file", own, "--images", 150)
+    assert "right: no other choice wins" in verify("the right resampling", 0, *shown)
+    build("squeezenet_v1.1", "--resample", "bilinear", "--force")
+    verdict = verify("a wrong resampling", 3, *shown)
+    assert "WRONG: build it with --resample opencv-bilinear, which wins by" in verdict
+
+
+def test_a_resampling_that_wins_by_little(figure: Callable[[str], None]) -> None:
+    """It is told, and is no mistake: three points are what photos of another day may make."""
+    scored = (
+        Scored("", 90, 100),
+        Scored("--resample bicubic", 92, 100, of_resampling=True),
+        Scored("--resample lanczos", 91, 100, of_resampling=True),
+        Scored("--color bgr", 93, 100),
+    )
+    recipe = verification.Recipe(scored, 1000, numbers=False)
+    said = list(verification._recipe_lines(recipe))[-3:]
+    figure(f"verify, a resampling that wins by little: {' '.join(said)}")
+    assert said == [
+        "note: --resample bicubic scores 2.0 points more, which is too little to tell:",
+        "      take the resampling that the network was trained with",
+        "recipe against labels: right: no other choice wins",
+    ]
 
 
 @pytest.mark.models

@@ -142,14 +142,16 @@ def test_a_presets_numbers_are_of_bytes(parts: dict, said: str) -> None:
 )
 def test_numbers_that_are_probably_mistaken(mean: tuple, std: tuple, options: str) -> None:
     """The warning has the options that were probably meant, ready to be copied."""
-    found = recipe.doubt(Preprocessing("rgb", mean, std, 256))
+    found = recipe.doubt(Preprocessing("rgb", mean, std, 256, "bilinear"))
     assert found is not None and found[0].startswith(recipe.options_of(mean, std))
     assert found[1] == options
 
 
 def test_numbers_that_may_be_right() -> None:
     """Those of presets, raw pixels, and pixels that are only divided."""
-    only_divided = (Preprocessing("rgb", (0, 0, 0), (std,) * 3, 256) for std in (1, 255))
+    only_divided = (
+        Preprocessing("rgb", (0, 0, 0), (std,) * 3, 256, "bilinear") for std in (1, 255)
+    )
     for asked in (*PRESETS.values(), *only_divided):
         assert recipe.doubt(asked) is None
 
