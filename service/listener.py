@@ -62,8 +62,11 @@ def announce(settings: Settings, listener: socket.socket) -> str:
 
 
 def announce_ready(url: str, manifest: Manifest, devices: int) -> None:
-    """Log that the first of the devices is ready, and where requests go."""
+    """Log that the first of the devices is ready, where requests go, and how images are scaled."""
     facts = {"url": url, "model": manifest.name, "version": manifest.version, "devices": devices}
+    facts["resample"] = manifest.preprocessing.resample
+    if manifest.resample_note:
+        facts["note"] = manifest.resample_note
     log.info("ready", extra=facts)
 
 

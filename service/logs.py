@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 # The sentences that a console shows in place of an event and its facts.
 _SENTENCES = {
     "ready": "ready: POST {url}/classify, docs at {url}/docs "
-    "(model {model} {version}, devices: {devices})",
+    "(model {model} {version}, devices: {devices}, images scaled by {resample})",
 }
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 
@@ -58,7 +58,8 @@ class _Console(logging.Formatter):
         facts = {name: _printable(value) for name, value in _facts(record).items()}
         event = record.getMessage()
         if event in _SENTENCES:
-            text = _SENTENCES[event].format_map(facts)
+            note = f"; {facts['note']}" if "note" in facts else ""
+            text = _SENTENCES[event].format_map(facts) + note
         else:
             text = " ".join([_printable(event), *map("=".join, facts.items())])
         time = _time(record).astimezone().strftime("%H:%M:%S")

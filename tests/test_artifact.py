@@ -2,15 +2,20 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 
 from service import artifact
 from service.errors import ArtifactError
-from tests.support.tiny import write_manifest, write_tiny_artifact
+from tests.support import pictures
+from tests.support.serving import plain_environment, serving
+from tests.support.tiny import probabilities, write_manifest, write_tiny_artifact
 
 FILES = ["model.xml", "model.bin", artifact.LABELS, artifact.GOLDEN]
 
@@ -132,6 +137,32 @@ def test_schema_1_is_still_read(tmp_path: Path) -> None:
     manifest = artifact.read_manifest(tmp_path)
     assert manifest.preprocessing.resample == "bilinear"
     assert "a rebuild with the network's preset may gain" in manifest.resample_note
+
+
+def test_schema_1_is_served_and_said(tmp_path: Path) -> None:
+    """inspect, doctor and the log of a server point to a rebuild; the answers are as they were."""
+    old = write_tiny_artifact(tmp_path / "old")
+    write_manifest(old, schema=1)
+    said = "a rebuild with the network's preset may gain points of top-1"
+    inspected = run_command("topfive-build", "inspect", str(old))
+    assert (inspected.returncode, said in inspected.stdout) == (0, True)
+    doctor = run_command("topfive", "doctor", "--artifact", str(old), "--port", "0")
+    [line] = [line for line in doctor.stdout.splitlines() if line.split()[1] == "artifact"]
+    assert (doctor.returncode, line.startswith("warn"), said in line) == (0, True, True)
+    with serving(old) as service:
+        ready = service.await_event("ready")
+        assert said in ready["note"]
+        body = pictures.encoded()
+        answer = httpx.post(f"{ready['url']}/classify", content=body).json()["results"][0]
+        best = int(probabilities(pictures.pixels()[None])[0].argmax())
+        assert answer["predictions"][0]["class_id"] == best
+
+
+def run_command(program: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [str(Path(sys.executable).with_name(program)), *arguments]
+    return subprocess.run(
+        command, capture_output=True, text=True, env=plain_environment(), timeout=100
+    )
 
 
 def test_schema_1_has_one_resampling(tmp_path: Path) -> None:

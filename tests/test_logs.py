@@ -248,7 +248,8 @@ def test_ready_is_logged_once(artifact: Path) -> None:
         for _ in range(2):
             service.await_ready()
     facts = {"url": service.url, "model": "tiny", "version": manifest["version"], "devices": 2}
-    assert facts.items() <= line.items()
+    assert (facts | {"resample": "bilinear"}).items() <= line.items()
+    assert "note" not in line
     events = [(line["event"], line.get("to")) for line in service.log]
     assert events.count(("ready", None)) == 1
     assert events.index(("device_state", "ready")) < events.index(("ready", None))
@@ -267,7 +268,10 @@ def test_ready_is_a_sentence_on_a_terminal(artifact: Path) -> None:
     """Its addresses are those of the endpoint and of the docs."""
     command = [*COMMAND, "serve", "--artifact", str(artifact), "--port", "0"]
     ours, theirs = pty.openpty()
-    sentence = r"ready: POST (http\S+), docs at (http\S+) \(model tiny \w{12}, devices: 1\)\r\n"
+    sentence = (
+        r"ready: POST (http\S+), docs at (http\S+) "
+        r"\(model tiny \w{12}, devices: 1, images scaled by bilinear\)\r\n"
+    )
     with subprocess.Popen(command, stderr=theirs, env=plain_environment()) as service:
         try:
             endpoint, docs = until(ours, sentence).groups()

@@ -32,10 +32,12 @@ def write_tiny_artifact(folder: Path, batch: tuple[int, int] = (1, 64), seed: in
     return folder
 
 
-def write_manifest(folder: Path, batch: tuple[int, int] = (1, 64)) -> None:
+def write_manifest(
+    folder: Path, batch: tuple[int, int] = (1, 64), schema: int = artifact.SCHEMA
+) -> None:
     """The manifest that fits the files as they are now."""
     fields = {
-        "schema": artifact.SCHEMA,
+        "schema": schema,
         "name": "tiny",
         "version": "0" * 12,
         "target": "cpu",

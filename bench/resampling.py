@@ -1,0 +1,85 @@
+"""What each resampling costs: decode and scaling of photos, beside Pillow's one-step bilinear.
+
+    python -m bench.resampling [--passes 15]
+
+One thread. Each pass decodes all photos in each way, one way after the other, and has one ratio for
+each way; the machine's speed may change from pass to pass. Pillow's bilinear with a box is what every
+row was made with before recipes named their resampling.
+"""
+
+import argparse
+import statistics
+import time
+from typing import get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from bench.photos import described, photos
+from service import images, resampling
+from service.artifact import Resample
+
+SIDE, RESIZE, MAX_PIXELS = 224, 256, 50_000_000
+FITTED = resampling.fitted
+BEFORE = "Pillow's bilinear, as before"
+
+
+def before(
+    image: Image.Image, resize: int, width: int, height: int, _: Resample
+) -> NDArray[np.uint8]:
+    """The row by Pillow's resize with a box, in one call."""
+    short = min(image.size)
+    whole = image.width * resize // short, image.height * resize // short
+    left, top = (whole[0] - width) // 2, (whole[1] - height) // 2
+    across, down = image.width / whole[0], image.height / whole[1]
+    box = left * across, top * down, (left + width) * across, (top + height) * down
+    row = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR, box))
+    return row if row.ndim == 3 else np.repeat(row[:, :, None], 3, axis=2)
+
+
+def ways() -> dict[str, tuple[Resample, bool]]:
+    """What is measured: a resampling, and whether the fast way is open to it."""
+    found: dict[str, tuple[Resample, bool]] = {BEFORE: ("bilinear", True)}
+    for resample in get_args(Resample):
+        found[resample] = (resample, True)
+        found[f"{resample}, Pillow alone"] = (resample, False)
+    return found
+
+
+def milliseconds(bodies: list[bytes], way: str, resample: Resample, fast: bool) -> float:
+    """CPU time of one photo, averaged over all of them."""
+    resampling.fitted = before if way == BEFORE else FITTED
+    resampling.FAST = fast
+    resampling.LONGEST = 8 if fast else 0
+    row = np.zeros((SIDE, SIDE, 3), np.uint8)
+    started = time.thread_time()
+    for body in bodies:
+        images.decode_into(body, row, RESIZE, resample, MAX_PIXELS)
+    return 1e3 * (time.thread_time() - started) / len(bodies)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--passes", type=int, default=15)
+    passes = parser.parse_args().passes
+    bodies = photos()[:15]
+    print(f"{described(bodies)}; cykooz-resizer is {'here' if resampling.FAST else 'not here'}")
+    resampling.use_one_thread()
+    has_fast = resampling.FAST
+    times: dict[str, list[float]] = {way: [] for way in ways()}
+    for number in range(passes + 1):
+        for way, (resample, fast) in ways().items():
+            taken = milliseconds(bodies, way, resample, fast and has_fast)
+            if number:  # the first pass warms up
+                times[way].append(taken)
+    for way, taken in times.items():
+        ratios = sorted(one / base for one, base in zip(taken, times[BEFORE], strict=True))
+        print(
+            f"{way:30} {statistics.median(taken):6.2f} ms a photo, "
+            f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}) of before"
+        )
+
+
+if __name__ == "__main__":
+    main()
