@@ -3,8 +3,8 @@
     python -m bench.resampling [--passes 15]
 
 One thread. Each pass decodes all photos in each way, one way after the other, and has one ratio for
-each way; the machine's speed may change from pass to pass. Pillow's bilinear with a box is what every
-row was made with before recipes named their resampling.
+each way; the machine's speed may change from pass to pass. Pillow's bilinear with a box is what
+every row was made with before recipes named their resampling.
 """
 
 import argparse
