@@ -2,11 +2,13 @@
 
 import logging
 import sys
+from typing import get_args
 
 import atheris
 
 with atheris.instrument_imports(include=["PIL", "python_multipart", "service"]):
     from service import images
+    from service.artifact import Resample
     from service.errors import (
         Malformed,
         RequestError,
@@ -25,6 +27,7 @@ TYPES = (
     "application/json",
     "application/x-www-form-urlencoded",
 )
+RESAMPLES = get_args(Resample)
 REFUSALS = {Malformed, TooLarge, TooManyPixels, Undecodable, UnsupportedMedia}
 
 
@@ -44,7 +47,8 @@ def take(data: bytes) -> None:
 def decode(data: bytes) -> None:
     row = np.full((28, 28, 3), 7, np.uint8)
     try:
-        images.decode_into(data, row, 32, "bicubic", MAX_PIXELS)
+        resample = RESAMPLES[len(data) % len(RESAMPLES)]
+        images.decode_into(data, row, 32, resample, MAX_PIXELS)
     except RequestError as error:
         assert type(error) in REFUSALS
         assert (row == 7).all(), "a refused file has written"
