@@ -116,8 +116,9 @@ def serve(settings: "Settings", sources: dict[str, str]) -> None:
     import logging
 
     from service import logs
-    from service.settings import unknown_variables
+    from service.settings import require_linux, unknown_variables
 
+    require_linux()
     logs.configure(settings.log_format, settings.log_level)
     for name in unknown_variables():
         logging.getLogger("topfive").warning(
