@@ -209,7 +209,7 @@ def classify(
 ) -> None:
     """Classify images: over HTTP, or straight on an artifact's device.
 
-    Example: topfive classify http://127.0.0.1:8080 cat.jpg
+    Example: topfive classify http://127.0.0.1:8080 model_build/photos/cat.png
     """
     from service import client
 
