@@ -10,13 +10,16 @@ DEMO ?= artifacts/efficientnet-lite0
 PYTHON37 ?= $(shell ls -d $$(command -v python3.7 2>/dev/null | grep -v /shims/) \
 	$${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.7.*/bin/python3.7 2>/dev/null | head -n 1)
 
-.PHONY: help demo install develop test check lint types python37 unit networks cards drain overload image-test fuzz bench bench-all bench-lock lock lines clean
+.PHONY: help demo linux install develop test check lint types python37 unit networks cards drain overload image-test fuzz bench bench-all bench-lock lock lines clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-demo: $(VENV)/.demo ## build the demo artifact, serve it, classify the shipped photos
-	@TOPFIVE_HOST=$(HOST) TOPFIVE_PORT=$(PORT) BIN=$(BIN) ARTIFACT=$(DEMO) sh demo.sh
+demo: linux $(VENV)/.demo ## build the demo artifact, serve it, classify the shipped photos
+	@$(BIN)/python demo.py --artifact $(DEMO) --host $(HOST) --port $(PORT)
+
+linux:
+	@test "$$(uname -s)" = Linux || { printf 'error: topfive serves on Linux only; this is %s\n  try: a container, as docs/docker.md says\n' "$$(uname -s)" >&2; exit 1; }
 
 install: $(VENV)/.demo ## an environment with the service, the build and the demo network
 

@@ -254,7 +254,7 @@ def _say_on_stderr() -> Callable[[str], None]:
 
 
 def _not_installed(error: ModuleNotFoundError) -> BuildError:
-    remedy = "install topfive with its extra: pip install 'topfive[build]'"
+    remedy = "run make install in topfive's checkout, and take the topfive-build of its .venv"
     return BuildError(f"{error.name} is not installed", remedy)
 
 

@@ -120,7 +120,7 @@ def _sweep(
     try:
         from model_build import sweep
     except ModuleNotFoundError as error:
-        remedy = "install topfive with its extra: pip install 'topfive[build]'"
+        remedy = "run make install in topfive's checkout, and take the topfive-build of its .venv"
         raise BuildError(f"{error.name} is not installed", remedy) from error
     labels, folder, count = images
     labelled = sweep.Labelled(labels, folder or _folder(labels), count) if labels else None

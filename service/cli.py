@@ -116,8 +116,9 @@ def serve(settings: "Settings", sources: dict[str, str]) -> None:
     import logging
 
     from service import logs
-    from service.settings import unknown_variables
+    from service.settings import require_linux, unknown_variables
 
+    require_linux()
     logs.configure(settings.log_format, settings.log_level)
     for name in unknown_variables():
         logging.getLogger("topfive").warning(
@@ -208,7 +209,7 @@ def classify(
 ) -> None:
     """Classify images: over HTTP, or straight on an artifact's device.
 
-    Example: topfive classify http://127.0.0.1:8080 cat.jpg
+    Example: topfive classify http://127.0.0.1:8080 model_build/photos/cat.png
     """
     from service import client
 

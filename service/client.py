@@ -177,6 +177,7 @@ async def opened_model(
     from service.core.model import Model
     from service.metrics import Metrics
 
+    settings.require_linux()
     given_up: asyncio.Future[DeviceError] = asyncio.get_running_loop().create_future()
     artifact = artifacts.read(path)
     effective, _ = settings.load({"devices": devices, "device_python": device_python})

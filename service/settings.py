@@ -10,6 +10,7 @@ exists. `load` says of each value where it came from. A name carries its unit.
 
 import os
 import re
+import sys
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,6 +30,15 @@ OTHER_VARIABLES = frozenset(
 
 Positive = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
+
+
+def require_linux() -> None:
+    """Raise SettingsError on a system without what rows and device hosts need of Linux."""
+    if sys.platform != "linux":
+        raise SettingsError(
+            f"topfive runs models on Linux only; this is {sys.platform}",
+            "use a container, as docs/docker.md says, or ask a server on another machine",
+        )
 
 
 class Settings(BaseSettings):

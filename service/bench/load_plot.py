@@ -1,5 +1,6 @@
 """Latency over rate, as a PNG: one picture of all loads of a sweep."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ def _figure_class() -> Any:
     except ImportError as error:
         raise TopfiveError(
             f"--plot needs matplotlib: {error}",
-            "install topfive with its extra: pip install 'topfive[plot]'",
+            f"install matplotlib: {sys.executable} -m pip install matplotlib",
         ) from error
     return Figure
 

@@ -64,8 +64,8 @@ def write_demo(folder: Path) -> Source:
 
 
 _INSTALL = (
-    "install topfive with its extras: pip install 'topfive[build,demo]'; or give a network with "
-    "--prototxt, --caffemodel and --preprocess"
+    "run make install in topfive's checkout, and take the topfive of its .venv; "
+    "or give a network with --prototxt, --caffemodel and --preprocess"
 )
 
 

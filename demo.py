@@ -1,0 +1,200 @@
+"""`make demo`: build the demo artifact or reuse it, serve it, and classify the shipped photos.
+
+The service is a child process. Its log line `listening` says that the address is the child's own:
+no other server can answer there. The demo sends requests only after that line, and it ends with an
+error as soon as the child ends. It serves until Ctrl-C; DEMO_EXIT=1 stops it after the table.
+"""
+
+import argparse
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+
+from service import client
+from service.artifact import read_manifest
+from service.errors import SettingsError, TopfiveError, Unreachable
+from service.listener import listen
+
+BIN = Path(sys.executable).parent
+PHOTOS = Path(__file__).resolve().parent / "model_build" / "photos"
+READY_WITHIN_S = 60.0
+"""Seconds for the service to become ready."""
+END_WITHIN_S = 40.0
+"""Seconds for the service to end after SIGTERM; then it is killed."""
+INTERRUPTED = 130
+
+
+class DemoError(TopfiveError):
+    """What ends the demo; `detail` says why."""
+
+
+class Service:
+    """The demo's own `topfive serve`, with its log passed on to stderr."""
+
+    def __init__(self, artifact: Path, host: str, port: int) -> None:
+        command = [str(BIN / "topfive"), "serve", "--artifact", str(artifact)]
+        command += ["--host", host, "--port", str(port)]
+        command += ["--log-format", "console", "--log-level", "info"]
+        self.url = ""
+        # In a process group of its own: Ctrl-C ends the demo, and the demo ends the service.
+        self._process = subprocess.Popen(
+            command, stderr=subprocess.PIPE, text=True, bufsize=1, process_group=0
+        )
+        self._reader = threading.Thread(target=self._pass_on, daemon=True)
+        self._reader.start()
+
+    def await_ready(self) -> None:
+        """Wait until the service answers that it is ready; DemoError if it ends before."""
+        give_up_at = time.monotonic() + READY_WITHIN_S
+        while time.monotonic() < give_up_at:
+            self.check_running("before it was ready")
+            if self.url and self._is_ready():
+                return
+            time.sleep(0.1)
+        raise DemoError(
+            f"the service was not ready within {READY_WITHIN_S:g} s",
+            "read the service's log above for the reason",
+        )
+
+    def check_running(self, when: str) -> None:
+        """Raise DemoError if the service has ended; `when` completes the sentence."""
+        code = self._process.poll()
+        if code is not None:
+            self._reader.join(timeout=1)
+            raise DemoError(
+                f"the service ended with exit code {code} {when}",
+                "read the service's log above for the reason",
+            )
+
+    def await_end(self) -> None:
+        """Wait until the service ends by itself, and raise DemoError then."""
+        self._process.wait()
+        self.check_running("while it served")
+
+    def stop(self) -> None:
+        """Have the service drain and end; a Ctrl-C meanwhile hurries it."""
+        give_up_at = time.monotonic() + END_WITHIN_S
+        while self._process.poll() is None:
+            try:
+                self._process.terminate()
+                self._process.wait(max(0.1, give_up_at - time.monotonic()))
+            except KeyboardInterrupt:
+                continue
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+        self._reader.join(timeout=1)
+        assert self._process.stderr is not None
+        self._process.stderr.close()
+
+    def _pass_on(self) -> None:
+        assert self._process.stderr is not None
+        for line in self._process.stderr:
+            sys.stderr.write(line)
+            sys.stderr.flush()
+            listening = re.search(r" listening url=(\S+)", line)
+            if listening:
+                self.url = listening[1]
+
+    def _is_ready(self) -> bool:
+        try:
+            client.ask_ready(self.url, 0)
+        except Unreachable:
+            return False
+        return True
+
+
+def main() -> int:
+    asked = argparse.ArgumentParser(prog="demo.py", description=(__doc__ or "").partition("\n")[0])
+    asked.add_argument("--artifact", type=Path, required=True, help="Where the artifact is built.")
+    asked.add_argument("--host", required=True, help="Address to serve on.")
+    asked.add_argument("--port", type=int, required=True, help="Port to serve on.")
+    options = asked.parse_args()
+    # A shell that starts the demo in the background has it ignore SIGINT.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
+    try:
+        return demo(options.artifact, options.host, options.port)
+    except TopfiveError as error:
+        print(f"error: {error.detail}\n  try: {error.remedy}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def demo(artifact: Path, host: str, port: int) -> int:
+    """Build, serve, classify, and serve on; the exit code."""
+    check_address(host, port)
+    built = subprocess.run([BIN / "topfive-build", "demo", "--output", artifact], check=False)
+    if built.returncode:
+        return built.returncode
+    with serving(artifact, host, port) as service:
+        service.await_ready()
+        check_model(service.url, artifact)
+        answers = client.classify_over_http(service.url, sorted(PHOTOS.iterdir()), 5, 30)
+        client.print_table(answers)
+        if os.environ.get("DEMO_EXIT"):
+            return 1 if any(answer.error for answer in answers) else 0
+        print(
+            f"serving on {service.url} (docs at /docs) until Ctrl-C; try:\n"
+            "  curl -H 'Content-Type: image/png' --data-binary @model_build/photos/cat.png "
+            f"{service.url}/classify",
+            flush=True,
+        )
+        service.await_end()
+    return 0
+
+
+def check_address(host: str, port: int) -> None:
+    """Raise DemoError if nothing can listen on `host` and `port` now."""
+    try:
+        listen(host, port).close()
+    except (SettingsError, OverflowError) as error:
+        raise DemoError(
+            str(error),
+            f"PORT={_other(port)} make demo, or end what listens on {host}:{port}",
+        ) from error
+
+
+@contextlib.contextmanager
+def serving(artifact: Path, host: str, port: int) -> Iterator[Service]:
+    """A service that has been started, and that has ended afterwards.
+
+    What fails because the service has ended is reported as the service's end.
+    """
+    service = Service(artifact, host, port)
+    try:
+        yield service
+    except (Unreachable, httpx.HTTPError):
+        service.check_running("before it had answered")
+        raise
+    finally:
+        service.stop()
+
+
+def check_model(url: str, artifact: Path) -> None:
+    """Raise DemoError unless the server at `url` serves `artifact`."""
+    manifest = read_manifest(artifact)
+    model = client.said(httpx.get(f"{url}/model", timeout=30, trust_env=False)).get("model", {})
+    served = f"{model.get('name')} {model.get('version')}"
+    if served != f"{manifest.name} {manifest.version}":
+        raise DemoError(
+            f"{url} serves {served}, but the demo is {manifest.name} {manifest.version}",
+            "end the other server, or PORT=9000 make demo",
+        )
+
+
+def _other(port: int) -> int:
+    return 9001 if port == 9000 else 9000
+
+
+if __name__ == "__main__":
+    sys.exit(main())
