@@ -1,8 +1,8 @@
 """`make demo`: build the demo artifact or reuse it, serve it, and classify the shipped photos.
 
-The service is a child process. Its log line `listening` says that the address is the child's own:
-no other server can answer there. The demo sends requests only after that line, and it ends with an
-error as soon as the child ends. It serves until Ctrl-C; DEMO_EXIT=1 stops it after the table.
+The service is a child process. The demo waits for the child's own log line `ready`, so no other
+server can take the child's place, and it ends with an error as soon as the child ends. It serves
+until Ctrl-C; DEMO_EXIT=1 stops it after the table.
 """
 
 import argparse
@@ -45,6 +45,8 @@ class Service:
         command += ["--host", host, "--port", str(port)]
         command += ["--log-format", "console", "--log-level", "info"]
         self.url = ""
+        """Where the service answers, once it is ready."""
+        self._told = threading.Event()
         # In a process group of its own: Ctrl-C ends the demo, and the demo ends the service.
         self._process = subprocess.Popen(
             command, stderr=subprocess.PIPE, text=True, bufsize=1, process_group=0
@@ -53,13 +55,13 @@ class Service:
         self._reader.start()
 
     def await_ready(self) -> None:
-        """Wait until the service answers that it is ready; DemoError if it ends before."""
-        give_up_at = time.monotonic() + READY_WITHIN_S
-        while time.monotonic() < give_up_at:
-            self.check_running("before it was ready")
-            if self.url and self._is_ready():
-                return
-            time.sleep(0.1)
+        """Wait until the service logs that it is ready; DemoError if it ends before."""
+        self._told.wait(READY_WITHIN_S)
+        if self.url:
+            return
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(1)
+        self.check_running("before it was ready")
         raise DemoError(
             f"the service was not ready within {READY_WITHIN_S:g} s",
             "read the service's log above for the reason",
@@ -100,16 +102,11 @@ class Service:
         for line in self._process.stderr:
             sys.stderr.write(line)
             sys.stderr.flush()
-            listening = re.search(r" listening url=(\S+)", line)
-            if listening:
-                self.url = listening[1]
-
-    def _is_ready(self) -> bool:
-        try:
-            client.ask_ready(self.url, 0)
-        except Unreachable:
-            return False
-        return True
+            ready = re.search(r" ready: POST (\S+)/classify", line)
+            if ready:
+                self.url = ready[1]
+                self._told.set()
+        self._told.set()  # its end is news, too
 
 
 def main() -> int:

@@ -91,8 +91,7 @@ def onnx(
 ) -> None:
     """Build the artifact of an ONNX network.
 
-    Example: topfive-build onnx --model net.onnx --color rgb --mean 123.675,116.28,103.53
-    --std 58.395,57.12,57.375 --resize 256 --output models/net
+    Example: topfive-build onnx --model net.onnx --preprocess torchvision --output models/net
     """
     _build(options.to_recipe("onnx", model), options.output, options.force)
 
