@@ -111,13 +111,14 @@ def _is_there(file: Path) -> bool:
 def scores(artifact: Artifact, given: Labelled, say: Say) -> Iterator[Scored]:
     """The recipe as it is, first; then the variations, one after another."""
     say(f"scoring {len(given.rows)} images as it is")
-    found = reference.opened(artifact)(given.rows).argmax(axis=1)
+    network = reference.opened(artifact)
+    found = network(given.rows).argmax(axis=1)
     yield _scored("", found == given.classes)
     for resample in get_args(Resample):
         if resample != artifact.manifest.preprocessing.resample:
             say(f"scoring with --resample {resample}")
             rows, _ = pictures.decoded(given.files, artifact, say, resample)
-            right = reference.opened(artifact)(rows).argmax(axis=1) == given.classes
+            right = network(rows).argmax(axis=1) == given.classes
             options = f"--resample {resample}"
             yield Scored(options, int(right.sum()), len(right), of_resampling=True)
     for variation in _variations(artifact.manifest.preprocessing.inside):

@@ -218,11 +218,11 @@ def test_another_resampling(
 ) -> None:
     """One that loses much is named. The labels are what the network answers to the right pixels,
     so that every photo that the other pixels change counts."""
-    photos = sorted((data_folder / "photos").glob("*.JPEG"))[:150]
+    photos = sorted((data_folder / "photos").glob("*.JPEG"))[:100]
     (tmp_path / "photos.txt").write_text("".join(f"{photo.name} 0\n" for photo in photos))
     build("squeezenet_v1.1")
     own = own_answers(tmp_path / "net", tmp_path / "photos.txt", data_folder / "photos")
-    shown = ("--label-file", own, "--images", 150)
+    shown = ("--label-file", own, "--images", 100)
     assert "right: no other choice wins" in verify("the right resampling", 0, *shown)
     build("squeezenet_v1.1", "--resample", "bilinear", "--force")
     verdict = verify("a wrong resampling", 3, *shown)
