@@ -230,7 +230,7 @@ def test_another_resampling(
 
 
 def test_a_resampling_that_wins_by_little(figure: Callable[[str], None]) -> None:
-    """It is told, and is no mistake: three points are what photos of another day may make."""
+    """A note names it, and the recipe is right: other photos may make as much of a difference."""
     scored = (
         Scored("", 90, 100),
         Scored("--resample bicubic", 92, 100, of_resampling=True),
