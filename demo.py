@@ -7,6 +7,7 @@ until Ctrl-C; DEMO_EXIT=1 stops it after the table.
 
 import argparse
 import contextlib
+import errno
 import os
 import re
 import signal
@@ -34,7 +35,7 @@ INTERRUPTED = 130
 
 
 class DemoError(TopfiveError):
-    """What ends the demo; `detail` says why."""
+    """The reason why the demo ends."""
 
 
 class Service:
@@ -46,17 +47,22 @@ class Service:
         command += ["--log-format", "console", "--log-level", "info"]
         self.url = ""
         """Where the service answers, once it is ready."""
-        self._told = threading.Event()
+        self._ready_or_ended = threading.Event()
         # In a process group of its own: Ctrl-C ends the demo, and the demo ends the service.
         self._process = subprocess.Popen(
-            command, stderr=subprocess.PIPE, text=True, bufsize=1, process_group=0
+            command,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            bufsize=1,
+            process_group=0,
         )
         self._reader = threading.Thread(target=self._pass_on, daemon=True)
         self._reader.start()
 
     def await_ready(self) -> None:
         """Wait until the service logs that it is ready; DemoError if it ends before."""
-        self._told.wait(READY_WITHIN_S)
+        self._ready_or_ended.wait(READY_WITHIN_S)
         if self.url:
             return
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -105,8 +111,8 @@ class Service:
             ready = re.search(r" ready: POST (\S+)/classify", line)
             if ready:
                 self.url = ready[1]
-                self._told.set()
-        self._told.set()  # its end is news, too
+                self._ready_or_ended.set()
+        self._ready_or_ended.set()
 
 
 def main() -> int:
@@ -128,7 +134,7 @@ def main() -> int:
 
 
 def demo(artifact: Path, host: str, port: int) -> int:
-    """Build, serve, classify, and serve on; the exit code."""
+    """Build the artifact, serve it, print the answers, serve until Ctrl-C; return the exit code."""
     check_address(host, port)
     built = subprocess.run([BIN / "topfive-build", "demo", "--output", artifact], check=False)
     if built.returncode:
@@ -154,11 +160,12 @@ def check_address(host: str, port: int) -> None:
     """Raise DemoError if nothing can listen on `host` and `port` now."""
     try:
         listen(host, port).close()
-    except (SettingsError, OverflowError) as error:
-        raise DemoError(
-            str(error),
-            f"PORT={_other(port)} make demo, or end what listens on {host}:{port}",
-        ) from error
+    except OverflowError as error:
+        raise DemoError(f"PORT={port}: {error}", f"PORT={_other(port)} make demo") from error
+    except SettingsError as error:
+        taken = isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EADDRINUSE
+        end_it = f"PORT={_other(port)} make demo, or end what listens on {host}:{port}"
+        raise DemoError(error.detail, end_it if taken else error.remedy) from error
 
 
 @contextlib.contextmanager

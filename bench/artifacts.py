@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from bench.peers.common import RESAMPLE
 from bench.photos import ROOT
 from bench.wrk import BenchError
+from service.artifact import SCHEMA
 from tests.support.seeded import write_seeded_weights, write_weights
 
 FOLDER = ROOT / "build" / "bench" / "artifacts"
@@ -62,11 +63,12 @@ def built(name: str) -> Path:
 
 
 def _is_current(path: Path) -> bool:
-    """Return whether the artifact is there, with the resampling that the peers have."""
+    """Return whether the artifact is there, of today's schema, with the peers' resampling."""
     manifest = path / "manifest.json"
     if not manifest.exists():
         return False
-    return bool(json.loads(manifest.read_text())["preprocessing"]["resample"] == RESAMPLE)
+    found = json.loads(manifest.read_text())
+    return bool(found["schema"] == SCHEMA and found["preprocessing"]["resample"] == RESAMPLE)
 
 
 def _resnext50(path: Path) -> None:

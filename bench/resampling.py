@@ -51,7 +51,7 @@ def milliseconds(bodies: list[bytes], way: str, resample: Resample, fast: bool) 
     """CPU time of one photo, averaged over all of them."""
     resampling.fitted = before if way == BEFORE else FITTED
     resampling.FAST = fast
-    resampling.LONGEST = 8 if fast else 0
+    resampling.MAX_ASPECT_RATIO = 8 if fast else 0
     row = np.zeros((SIDE, SIDE, 3), np.uint8)
     started = time.thread_time()
     for body in bodies:

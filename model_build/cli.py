@@ -18,10 +18,11 @@ import typer
 
 from model_build import recipe, sweep_cli
 from model_build.options import Options, warn, with_options
-from service.errors import ArtifactError, BuildError, TopfiveError
+from service.errors import INSTALL, ArtifactError, BuildError, TopfiveError
 
 FAILED, DOES_NOT_HOLD = 1, 3
 DEMO_NAME = "efficientnet-lite0"
+DEMO_SOURCES = {"efficientnet_lite0.prototxt", "efficientnet_lite0.caffemodel"}
 
 cli = typer.Typer(
     help="Build artifacts for `topfive serve` out of trained networks.",
@@ -104,7 +105,7 @@ def demo(
         typer.Option(metavar="DIR", help="Write only its Caffe files there, to be built."),
     ] = None,
 ) -> None:
-    """Build the demo's artifact, or reuse it if it is there and whole.
+    """Build the demo's artifact, or reuse it if it is there, whole and of today's schema.
 
     EfficientNet-Lite0: its weights come with a Python package and become Caffe files, which are
     built like any others; --sources leaves it at those, for the options of `caffe` to be tried on.
@@ -253,25 +254,32 @@ def _say_on_stderr() -> Callable[[str], None]:
 
 
 def _not_installed(error: ModuleNotFoundError) -> BuildError:
-    remedy = "run make install in topfive's checkout, and take the topfive-build of its .venv"
-    return BuildError(f"{error.name} is not installed", remedy)
+    return BuildError(f"{error.name} is not installed", INSTALL)
 
 
 def _is_whole_demo(output: Path) -> bool:
-    """Whether the demo's artifact is at `output`, to be reused; BuildError if something else is."""
+    """Return whether the demo's artifact is at `output`, whole and of today's schema.
+
+    Raise BuildError if something else is there.
+    """
     from service.artifact import MANIFEST, read
 
     if not os.path.lexists(output):
         return False
     manifest = output / MANIFEST
-    if not manifest.is_file() or f'"{DEMO_NAME}"' not in manifest.read_text(errors="replace"):
+    ours = manifest.is_file() and f'"{DEMO_NAME}"' in manifest.read_text(errors="replace")
+    note = ""
+    if ours:
+        try:
+            found = read(output).manifest
+            ours = found.target == "cpu" and found.source.files.keys() == DEMO_SOURCES
+            note = found.resample_note
+        except ArtifactError as error:
+            note = str(error)
+    if not ours:
         raise BuildError(
             "exists and is not the demo's artifact", "name another --output", file=str(output)
         )
-    try:
-        note = read(output).manifest.resample_note
-    except ArtifactError as error:
-        note = str(error)
     if note:
         print(f"building it again: {note}", file=sys.stderr)
     return not note

@@ -31,6 +31,8 @@ MAX_BATCH = 1024
 # The numbers of clusters of an MLU370-S4, an X4, a half of an X8, and a part of one.
 ARCH = "mtp_372:2,4,6,8"
 CALIBRATION_IMAGES = 128
+TWICE = 1000
+"""Larger than any mean or std of bytes: 256 is in use, and 0.2 times 255 twice is 13,005."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ PRESETS: dict[str, Preprocessing] = {
     ),
 }
 USUAL_RESAMPLE: dict[Kind, "Resample"] = {"caffe": _OPENCV, "onnx": "bilinear"}
-"""Without a preset: Caffe's customs scale with OpenCV, PyTorch's with Pillow."""
+"""Without a preset: Caffe's evaluation scripts scale with OpenCV, PyTorch's with Pillow."""
 
 
 @dataclass(frozen=True)
@@ -151,19 +153,19 @@ def options_of(mean: Sequence[float], std: Sequence[float]) -> str:
 def probably_meant(mean: Triple, std: Triple) -> list[tuple[Triple, Triple]]:
     """Return what mean and std should probably be, likeliest first; empty if they may be right.
 
-    A mean of at most 1 and a std below 1 are for pixels of 0 to 1; but a std may also be a `scale`
-    of Caffe's, which multiplies. Numbers above 255 were multiplied by 255 twice.
+    A mean of at most 1 and a std below 1 are for pixels of 0 to 1. A std below 1 may also be
+    Caffe's `scale`, which multiplies. Numbers above TWICE were multiplied by 255 twice.
     """
     largest = max(map(abs, mean))
     low = 0 < largest <= 1
-    mended = times(mean, 255 if low else 1 / 255 if largest > 255 else 1)
+    mended = times(mean, 255 if low else 1 / 255 if largest > TWICE else 1)
     if min(std) < 1:
         first, second, third = std
         stds = [times(std, 255), times((1 / first, 1 / second, 1 / third), 1)]
         # The stds of photos, of 0 to 1, are above 0.1; the scales of Caffe networks below 0.02.
         stds = stds if max(std) > 0.1 else stds[::-1]
     else:
-        stds = [times(std, 255 if low and max(std) == 1 else 1 / 255 if max(std) > 255 else 1)]
+        stds = [times(std, 255 if low and max(std) == 1 else 1 / 255 if max(std) > TWICE else 1)]
     return [(mended, each) for each in stds if (mended, each) != (mean, std)]
 
 

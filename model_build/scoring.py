@@ -117,8 +117,8 @@ def scores(artifact: Artifact, given: Labelled, say: Say) -> Iterator[Scored]:
     for resample in get_args(Resample):
         if resample != artifact.manifest.preprocessing.resample:
             say(f"scoring with --resample {resample}")
-            rows, _ = pictures.decoded(given.files, artifact, say, resample)
-            right = network(rows).argmax(axis=1) == given.classes
+            rows, whole = pictures.decoded(given.files, artifact, say, resample)
+            right = network(rows).argmax(axis=1) == given.classes[whole]
             options = f"--resample {resample}"
             yield Scored(options, int(right.sum()), len(right), of_resampling=True)
     for variation in _variations(artifact.manifest.preprocessing.inside):

@@ -16,7 +16,7 @@ import typer
 
 from model_build import recipe
 from model_build.options import Options, warn, with_options
-from service.errors import BuildError
+from service.errors import INSTALL, BuildError
 
 PARTLY = 5
 BATCH_SIZES = "1,4,8"
@@ -120,8 +120,7 @@ def _sweep(
     try:
         from model_build import sweep
     except ModuleNotFoundError as error:
-        remedy = "run make install in topfive's checkout, and take the topfive-build of its .venv"
-        raise BuildError(f"{error.name} is not installed", remedy) from error
+        raise BuildError(f"{error.name} is not installed", INSTALL) from error
     labels, folder, count = images
     labelled = sweep.Labelled(labels, folder or _folder(labels), count) if labels else None
     plan = sweep.Plan(recipes, sizes, options.output, options.force, duration_s, labelled)

@@ -27,7 +27,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from service.errors import ArtifactError
 
 SCHEMA = 2
-"""What the build writes. Schema 1 is the same without a choice of resampling, and is still read."""
+"""What the build writes. Schema 1, with one resampling and only wnids, is still read."""
 MANIFEST = "manifest.json"
 LABELS = "labels.txt"
 GOLDEN = "golden.npz"
@@ -117,7 +117,7 @@ class Preprocessing(_Part):
     crop: tuple[int, int]
     """Height, width: those of the input."""
     resample: Resample
-    """See service/resampling.py. Schema 1 knows "bilinear" alone."""
+    """See service/resampling.py. In schema 1 it is always "bilinear"."""
     color: Literal["rgb"] = "rgb"
     inside: Inside
 
@@ -169,8 +169,8 @@ class Manifest(_Part):
         if self.schema_version > 1:
             return ""
         return (
-            "schema 1: images are scaled by antialiased bilinear, as the artifact was verified "
-            "with; a rebuild with the network's preset may gain points of top-1"
+            "schema 1: images are scaled with antialiased bilinear, which the artifact was "
+            "verified with; a rebuild with the network's own --preprocess may gain points of top-1"
         )
 
     @model_validator(mode="after")
@@ -299,7 +299,8 @@ def read_manifest(path: Path) -> Manifest:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise ArtifactError(f"{file}: {place}: {first['msg']}", _REBUILD) from error
+        said = f"{place}: {first['msg']}" if place else first["msg"].removeprefix("Value error, ")
+        raise ArtifactError(f"{file}: {said}", _REBUILD) from error
     if manifest.version != content_version(manifest):
         raise ArtifactError(
             f"{file}: the version {manifest.version} is not that of its content "

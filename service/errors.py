@@ -32,6 +32,9 @@ Every error says what happened with the values that matter (`detail`) and what t
 the project's HTTP conventions; `docs/errors.md` explains each for users.
 """
 
+INSTALL = "run make install in topfive's checkout, and take the commands of its .venv"
+"""The remedy where a package is missing: topfive is not published, its lock has the packages."""
+
 
 class TopfiveError(Exception):
     """Something expected went wrong; `detail` tells what, `remedy` what to do."""

@@ -68,10 +68,10 @@ DRAFT: dict["Resample", int | None] = {
     "bicubic": 4,
     "lanczos": 4,
 }
-"""Pixels for each one wanted, along a side, that a draft of a JPEG has at least; None: no drafts.
+"""Least side of a JPEG decoded with DCT scaling, as a multiple of `resize`; None turns it off.
 
-A draft is antialiased, which OpenCV's bilinear must not be. tests/test_draft.py measures what it
-changes, and docs/accuracy.md has the figures."""
+DCT scaling averages pixels, and OpenCV's bilinear must get pixels that are not averaged.
+tests/test_draft.py measures what it changes, and docs/accuracy.md has the figures."""
 
 _MAGIC = re.compile(
     rb"(?P<jpeg>\xff\xd8\xff)|(?P<png>\x89PNG\r\n\x1a\n)|(?P<webp>RIFF....WEBP)"
@@ -329,5 +329,5 @@ def _reason(error: Exception) -> str:
 def _undecodable(kind: str, reason: str) -> Undecodable:
     return Undecodable(
         f"{kind} that cannot be decoded: {reason[:200]}",
-        "send the whole file, unchanged; if it opens elsewhere, save it anew as JPEG or PNG",
+        "send the whole file, unchanged; if it opens elsewhere, save it again as JPEG or PNG",
     )

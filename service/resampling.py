@@ -1,17 +1,18 @@
-"""A picture in memory → a row: scaled, and the middle cut out, as the recipe says.
+"""An image in memory → a row: scaled by the recipe's resampling, the middle cropped.
 
 Networks are trained on pixels that one library scaled, and lose points of accuracy on the pixels of
-another. Four ways are known, by these names:
+another. Four resamplings are known, by these names:
 
     opencv-bilinear              OpenCV's INTER_LINEAR: four pixels for each new one, however much
-                                 the picture shrinks, as Caffe's customs and MagicMind's sample do
-    bilinear, bicubic, lanczos   Pillow's filters, which widen as the picture shrinks: antialiasing
+                                 the image shrinks, as Caffe's evaluation scripts and MagicMind's
+                                 sample do
+    bilinear, bicubic, lanczos   Pillow's filters, which widen as the image shrinks: antialiasing
 
-OpenCV does the first itself. Pillow's Image.transform is within 1 of 255 of it, but with
-SqueezeNet 1.0 that changed the most likely class of 14 of 663 photos, and it takes five times as
-long. The others are done by cykooz-resizer (Rust's fast_image_resize) where there is a wheel of it:
-x86_64 with glibc. It takes a quarter of Pillow's time, and its pixels are within 2 of 255 of
-Pillow's. Elsewhere Pillow does them.
+OpenCV itself scales for opencv-bilinear. Pillow's Image.transform differs by at most 1 of 255, and
+takes five times as long. With SqueezeNet 1.0 that difference changed the first class of 14 of 663
+photos. cykooz-resizer (Rust's fast_image_resize) scales for the other three on x86_64 with glibc,
+where it has a wheel. It takes a quarter of Pillow's time, and its pixels are within 2 of 255 of
+Pillow's. Elsewhere Pillow scales.
 """
 
 import math
@@ -29,7 +30,7 @@ try:
     from cykooz_resizer import CropBox, FilterType, ResizeAlg, ResizeOptions, Resizer
 except ImportError:
     FAST = False
-    """cykooz-resizer is used."""
+    """Whether cykooz-resizer scales; otherwise Pillow does."""
 else:
     FAST = True
     _FAST_FILTERS = {
@@ -43,15 +44,17 @@ _FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
-_REACH = {"bilinear": 1, "bicubic": 2, "lanczos": 3}
-"""Pixels from a filter's middle to its end: new ones where the picture shrinks, else old ones."""
-LONGEST = 8
-"""Long side by short side of the pictures that OpenCV scales whole, to be cut then."""
+_SUPPORT = {"bilinear": 1, "bicubic": 2, "lanczos": 3}
+"""Half the width of each filter, in new pixels where the image shrinks, else in old ones."""
+MAX_ASPECT_RATIO = 8
+"""Largest ratio of the sides of an image that OpenCV scales whole, before the crop."""
+BAND_PIXELS = 1 << 20
+"""Pixels that are copied from Pillow at one time: a copy needs three times its memory."""
 
 Size = tuple[int, int]
-"""Width, height."""
+"""A width and a height, in pixels."""
 Box = tuple[float, float, float, float]
-"""Left, top, right, bottom, in pixels of the picture, fractions included."""
+"""The left, top, right and bottom edge, in pixels of the image; fractions are allowed."""
 
 
 def use_one_thread() -> None:
@@ -65,17 +68,17 @@ def fitted(
     """Return the row (height, width, 3) of an `image` of mode RGB or L.
 
     The short side becomes `resize` pixels, the long side follows in proportion and is truncated;
-    the cut begins at half of what is left over, truncated.
+    the crop begins at half of what is left over, truncated.
     """
     assert image.mode in ("RGB", "L")
     short = min(image.size)
     whole = image.width * resize // short, image.height * resize // short
     left, top = (whole[0] - width) // 2, (whole[1] - height) // 2
-    if resample == "opencv-bilinear" and max(image.size) <= LONGEST * short:
-        scaled = cv2.resize(np.asarray(image), whole, interpolation=cv2.INTER_LINEAR)
-        return _coloured(scaled[top : top + height, left : left + width])
-    # Scaled and cut in one step: the box is what the cut was before scaling. It is computed in
-    # floats and may end a rounding beyond the picture.
+    if resample == "opencv-bilinear" and max(image.size) <= MAX_ASPECT_RATIO * short:
+        scaled = cv2.resize(_pixels(image), whole, interpolation=cv2.INTER_LINEAR)
+        return _as_rgb(scaled[top : top + height, left : left + width])
+    # Scaled and cropped in one step: the box is the crop before scaling. It is computed in floats
+    # and may end a rounding error beyond the image.
     box = (
         left * image.width / whole[0],
         top * image.height / whole[1],
@@ -86,11 +89,24 @@ def fitted(
         strip = image.transform(
             (width, height), Image.Transform.EXTENT, box, Image.Resampling.BILINEAR
         )
-        return _coloured(np.asarray(strip))
-    return _coloured(np.asarray(_filtered(image, (width, height), box, resample)))
+        return _as_rgb(np.asarray(strip))
+    return _as_rgb(np.asarray(_filtered(image, (width, height), box, resample)))
 
 
-def _coloured(pixels: NDArray[Any]) -> NDArray[np.uint8]:
+def _pixels(image: Image.Image) -> NDArray[np.uint8]:
+    """Return the pixels, (height, width) or (height, width, 3), copied by bands of rows."""
+    rows = max(1, BAND_PIXELS // image.width)
+    if rows >= image.height:
+        return np.asarray(image)
+    shape = (image.height, image.width) if image.mode == "L" else (image.height, image.width, 3)
+    pixels = np.empty(shape, np.uint8)
+    for top in range(0, image.height, rows):
+        bottom = min(top + rows, image.height)
+        pixels[top:bottom] = np.asarray(image.crop((0, top, image.width, bottom)))
+    return pixels
+
+
+def _as_rgb(pixels: NDArray[Any]) -> NDArray[np.uint8]:
     """Return grey pixels (height, width) as (height, width, 3), and others as they are."""
     return pixels if pixels.ndim == 3 else np.repeat(pixels[:, :, None], 3, axis=2)
 
@@ -99,11 +115,11 @@ def _filtered(image: Image.Image, size: Size, box: Box, resample: "Resample") ->
     """Scale the width first, then the height.
 
     Bicubic and Lanczos overshoot at edges, and each pass clips to 0 to 255, so the order shows: by
-    up to 27 of 255 in the test photos. Pillow scales whole pictures in this order (since 13.0 only
-    those that are not very tall), and cykooz-resizer in the other.
+    up to 27 of 255 in the test photos. Pillow scales whole images in this order (since 13.0 only
+    those that are not very tall), and cykooz-resizer in the other order.
     """
     left, top, right, bottom = box
-    reach = _REACH[resample] * max(1.0, (bottom - top) / size[1])
+    reach = _SUPPORT[resample] * max(1.0, (bottom - top) / size[1])
     first, last = max(0, math.floor(top - reach)), min(image.height, math.ceil(bottom + reach))
     rows = image.crop((0, first, image.width, last))
     narrow = _one_pass(rows, (size[0], rows.height), (left, 0, right, rows.height), resample)

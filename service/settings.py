@@ -33,7 +33,7 @@ Seconds = Annotated[float, Field(gt=0, le=86_400)]
 
 
 def require_linux() -> None:
-    """Raise SettingsError on a system without what rows and device hosts need of Linux."""
+    """Raise SettingsError if the system is not Linux: rows and device hosts need Linux."""
     if sys.platform != "linux":
         raise SettingsError(
             f"topfive runs models on Linux only; this is {sys.platform}",

@@ -136,14 +136,14 @@ def test_schema_1_is_still_read(tmp_path: Path) -> None:
     (tmp_path / artifact.MANIFEST).write_text(json.dumps(SCHEMA_1))
     manifest = artifact.read_manifest(tmp_path)
     assert manifest.preprocessing.resample == "bilinear"
-    assert "a rebuild with the network's preset may gain" in manifest.resample_note
+    assert "a rebuild with the network's own --preprocess may gain" in manifest.resample_note
 
 
 def test_schema_1_is_served_and_said(tmp_path: Path) -> None:
     """inspect, doctor and the log of a server point to a rebuild; the answers are as they were."""
     old = write_tiny_artifact(tmp_path / "old")
     write_manifest(old, schema=1)
-    said = "a rebuild with the network's preset may gain points of top-1"
+    said = "a rebuild with the network's own --preprocess may gain points of top-1"
     inspected = run_command("topfive-build", "inspect", str(old))
     assert (inspected.returncode, said in inspected.stdout) == (0, True)
     doctor = run_command("topfive", "doctor", "--artifact", str(old), "--port", "0")

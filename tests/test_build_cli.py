@@ -367,6 +367,15 @@ def test_the_demo_is_built_once(run: Run, tmp_path: Path) -> None:
     assert code == 1 and "not the demo's artifact" in err
 
 
+def test_the_demo_replaces_no_other_artifact(run: Run, small: list[str], output: Path) -> None:
+    """One of the same name, but of another network, stays."""
+    run("caffe", *small, "--name", "efficientnet-lite0", "--output", output)
+    before = (output / "manifest.json").read_bytes()
+    code, _, err = run("demo", "--output", output)
+    assert code == 1 and "not the demo's artifact" in err
+    assert (output / "manifest.json").read_bytes() == before
+
+
 def test_the_demos_sources_alone(run: Run, tmp_path: Path) -> None:
     """The Caffe files, their paths on stdout; nothing is built. One of the options is needed."""
     folder = tmp_path / "sources"

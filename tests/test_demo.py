@@ -20,8 +20,9 @@ from pathlib import Path
 import pytest
 
 import demo
+from service import artifact as artifacts
 from service import cli, client
-from service.bench.cli import bench_device
+from service.core import trial
 from service.errors import SettingsError
 from service.settings import Settings
 from tests.support.checkout import copy_checkout
@@ -257,12 +258,13 @@ def test_other_systems_are_refused_before_anything_is_installed(
 
 
 def test_a_model_is_run_on_linux_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """What would run one is an error with a remedy on another system, before anything is read."""
+    """What would run one is an error with a remedy on another system; no device is started."""
+    artifact = artifacts.read(write_tiny_artifact(tmp_path / "tiny"))
     monkeypatch.setattr(sys, "platform", "darwin")
     for asked in (
         lambda: cli.serve(Settings(), {}),
         lambda: client.classify_on_artifact(tmp_path, [], 5, 1.0),
-        lambda: bench_device(tmp_path),
+        lambda: trial.answers(artifact, artifact.golden.rows),
     ):
         with pytest.raises(SettingsError, match="Linux only; this is darwin") as refused:
             asked()

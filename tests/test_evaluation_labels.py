@@ -116,8 +116,8 @@ def test_a_folder_for_each_own_class(tmp_path: Path) -> None:
     ("folder", "said"),
     [
         ("dogs", "the class 'dogs'; 0 to 6, a wnid or a name of the model's expected"),
-        ("crane", "'crane' says more than one class: 2 and 3"),
-        ("6", "'6' says more than one class: 5 and 6"),
+        ("crane", "'crane' stands for more than one class: 2 and 3"),
+        ("6", "'6' stands for more than one class: 5 and 6"),
     ],
 )
 def test_a_folder_of_no_class_is_refused(folder: str, said: str, tmp_path: Path) -> None:
@@ -125,7 +125,31 @@ def test_a_folder_of_no_class_is_refused(folder: str, said: str, tmp_path: Path)
     write_images(tmp_path, "dog/a.jpg", f"{folder}/a.jpg")
     with pytest.raises(EvaluationError, match=f": {folder}: {said}") as caught:
         read_samples(tmp_path, OWN, None)
-    assert "wnid" in caught.value.remedy
+    assert "wnid" in caught.value.remedy or "class_id" in caught.value.remedy
+
+
+TEN = tuple(Label(None, str(number)) for number in range(1, 11))
+
+
+@pytest.mark.parametrize(
+    ("column", "said", "class_id"),
+    [("class_id", "3", 3), ("label", "3", 2), ("label", "10", 9), ("class_id", "0", 0)],
+)
+def test_the_column_says_what_a_class_is(
+    column: str, said: str, class_id: int, tmp_path: Path
+) -> None:
+    """Of classes that are called by numbers: class_id is the place, label the name."""
+    (tmp_path / "labels.csv").write_text(f"file,{column}\na.png,{said}\n")
+    [sample] = read_samples(tmp_path / "labels.csv", TEN, None).samples
+    assert sample.class_id == class_id
+
+
+def test_a_number_that_is_a_name_too_is_refused(tmp_path: Path) -> None:
+    """Lines do not say which of the two is meant; the remedy does."""
+    (tmp_path / "labels.txt").write_text("a.png 3\n")
+    with pytest.raises(EvaluationError, match="'3' stands for more than one class") as caught:
+        read_samples(tmp_path / "labels.txt", TEN, None)
+    assert "class_id" in caught.value.remedy
 
 
 @pytest.mark.parametrize("first", [0, 1])

@@ -150,7 +150,7 @@ def test_numbers_that_are_probably_mistaken(mean: tuple, std: tuple, options: st
 def test_numbers_that_may_be_right() -> None:
     """Those of presets, raw pixels, and pixels that are only divided."""
     only_divided = (
-        Preprocessing("rgb", (0, 0, 0), (std,) * 3, 256, "bilinear") for std in (1, 255)
+        Preprocessing("rgb", (0, 0, 0), (std,) * 3, 256, "bilinear") for std in (1, 255, 256, 300)
     )
     for asked in (*PRESETS.values(), *only_divided):
         assert recipe.doubt(asked) is None

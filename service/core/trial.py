@@ -16,6 +16,7 @@ from service.artifact import Artifact
 from service.core.host import Host, Timings, hello
 from service.core.rows import Rows
 from service.sdk import chosen_devices
+from service.settings import require_linux
 
 BATCH_TIMEOUT_S = 60.0
 REAP_TIMEOUT_S = 5.0
@@ -74,6 +75,7 @@ async def opened(
     `python` is the hosts' interpreter, found if None; `largest_batch` 0 leaves it to the engine.
     DeviceError if the device does not open within `timeout_s`, SdkError if it is not there.
     """
+    require_linux()
     manifest = artifact.manifest
     python = chosen_devices(manifest.target, str(ordinal), python).python
     shape = (manifest.input.height, manifest.input.width, manifest.input.channels)

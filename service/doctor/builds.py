@@ -12,7 +12,7 @@ from pathlib import Path
 from service import artifact as artifacts
 from service.artifact import Artifact
 from service.doctor import process
-from service.errors import SettingsError
+from service.errors import INSTALL, SettingsError
 
 PRECISIONS = ("force_float32", "force_float16", "qint8_mixed_float16")
 FRONTENDS = ("caffe", "onnx")
@@ -63,10 +63,7 @@ def write_demo(folder: Path) -> Source:
     return Source(prototxt[0], caffemodel[0], "efficientnet-lite", "2012", PHOTOS)
 
 
-_INSTALL = (
-    "run make install in topfive's checkout, and take the topfive of its .venv; "
-    "or give a network with --prototxt, --caffemodel and --preprocess"
-)
+_INSTALL = f"{INSTALL}; or give a network with --prototxt, --caffemodel and --preprocess"
 
 
 def reference(source: Source, output: Path) -> Artifact:

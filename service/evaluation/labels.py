@@ -57,20 +57,22 @@ def read_samples(path: Path, classes: Sequence[Label], limit: int | None) -> Sam
     entries = list(islice(_entries(path), limit))
     words = _words(classes)
     samples = {}
-    for place, name, said in entries:
+    for place, name, said, column in entries:
         if name in samples:
             raise _error(path, place, f"{name!r} is there a second time", "keep one of the two")
         if not name or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
             raise _error(path, place, f"{name!r} is not in the image folder", _LINE_FORM)
-        if _number(said) == len(classes) and _counts_from_one(entries, len(classes)):
+        is_number = column == "class_id" or (not column and said not in words)
+        if is_number and _number(said) == len(classes) and _counts_from_one(entries, len(classes)):
             detail = f"the class '{said}'; 0 to {len(classes) - 1} expected: {_ONE}"
             raise _error(path, place, detail, _SUBTRACT)
-        samples[name] = Sample(name, _class_id(path, place, said, words, len(classes)))
+        samples[name] = Sample(name, _class_id(path, place, said, column, words, len(classes)))
     if not samples:
         raise EvaluationError(f"{path}: it names no image", _LINE_FORM)
     lines = "".join(f"{sample.name} {sample.class_id}\n" for sample in samples.values())
     sha256 = hashlib.sha256(lines.encode()).hexdigest()
-    return Samples(tuple(samples.values()), sha256, all(said not in words for *_, said in entries))
+    numbers = all(column == "class_id" or said not in words for *_, said, column in entries)
+    return Samples(tuple(samples.values()), sha256, numbers)
 
 
 def read_names(path: Path, count: int) -> list[str]:
@@ -88,8 +90,8 @@ def read_names(path: Path, count: int) -> list[str]:
     return [names[class_id] for class_id in range(count)]
 
 
-Entry = tuple[str, str, str]
-"""Where it stands, the image's name, its class."""
+Entry = tuple[str, str, str, str]
+"""The place in the file, the image's name, its class, and the column of the class; "" if none."""
 
 
 def _entries(path: Path) -> Iterator[Entry]:
@@ -105,7 +107,7 @@ def _of_lines(path: Path) -> Iterator[Entry]:
         words = line.rsplit(maxsplit=1)
         if len(words) != 2:
             raise _error(path, f"line {number}", f"{line[:60]!r} has no class", _LINE_FORM)
-        yield f"line {number}", words[0].strip(), words[1]
+        yield f"line {number}", words[0].strip(), words[1], ""
 
 
 def _of_csv(path: Path) -> Iterator[Entry]:
@@ -119,8 +121,9 @@ def _of_csv(path: Path) -> Iterator[Entry]:
     try:
         for row in rows:
             # A class without a wnid has none in its column.
-            said = (value for column in chosen if (value := (row[column] or "").strip()))
-            yield f"line {rows.line_num}", (row["file"] or "").strip(), next(said, "")
+            values = ((value.strip(), column) for column in chosen if (value := row[column]))
+            said, column = next((pair for pair in values if pair[0]), ("", chosen[0]))
+            yield f"line {rows.line_num}", (row["file"] or "").strip(), said, column
     except csv.Error as error:
         raise _error(path, f"line {rows.line_num + 1}", str(error), _CSV_FORM) from error
 
@@ -129,7 +132,7 @@ def _of_folder(path: Path) -> Iterator[Entry]:
     for folder in sorted(path.iterdir()):
         if folder.is_dir() and not folder.name.startswith((".", "__MACOSX")):
             for image in sorted(folder.iterdir()):
-                yield folder.name, f"{folder.name}/{image.name}", folder.name
+                yield folder.name, f"{folder.name}/{image.name}", folder.name, ""
 
 
 def _text(path: Path) -> Iterable[str]:
@@ -151,15 +154,17 @@ def _words(classes: Sequence[Label]) -> Words:
     return dict(words)
 
 
-def _class_id(path: Path, place: str, said: str, words: Words, count: int) -> int:
+def _class_id(path: Path, place: str, said: str, column: str, words: Words, count: int) -> int:
     number = _number(said)
-    found = words.get(said, set()) | ({number} if number is not None and number < count else set())
+    found = set() if column == "class_id" else set(words.get(said, ()))
+    if column in ("", "class_id") and number is not None and number < count:
+        found.add(number)
     if len(found) == 1:
         return found.pop()
     if found:
         among = " and ".join(map(str, sorted(found)[:3]))
-        remedy = "say it by a number or a wnid, or call the classes in the model's labels otherwise"
-        raise _error(path, place, f"{said[:40]!r} says more than one class: {among}", remedy)
+        remedy = "give a CSV with the column class_id, or other names in the model's labels"
+        raise _error(path, place, f"{said[:40]!r} stands for more than one class: {among}", remedy)
     if _WNID.fullmatch(said):
         raise _error(path, place, f"the model has no class {said}", "give labels of its classes")
     detail = f"the class {said[:40]!r}; 0 to {count - 1}, a wnid or a name of the model's expected"
@@ -168,7 +173,7 @@ def _class_id(path: Path, place: str, said: str, words: Words, count: int) -> in
 
 def _counts_from_one(entries: Iterable[Entry], count: int) -> bool:
     """Return whether the classes are numbers from 1 to `count`, not from 0."""
-    numbers = {_number(said) for *_, said in entries}
+    numbers = {_number(said) for *_, said, _ in entries}
     return None not in numbers and 0 not in numbers and max(filter(None, numbers)) == count
 
 
