@@ -28,7 +28,7 @@ BEFORE = "Pillow's bilinear, as before"
 def before(
     image: Image.Image, resize: int, width: int, height: int, _: Resample
 ) -> NDArray[np.uint8]:
-    """The row by Pillow's resize with a box, in one call."""
+    """Return the row that Pillow's resize with a box makes in one call."""
     short = min(image.size)
     whole = image.width * resize // short, image.height * resize // short
     left, top = (whole[0] - width) // 2, (whole[1] - height) // 2
@@ -39,7 +39,7 @@ def before(
 
 
 def ways() -> dict[str, tuple[Resample, bool]]:
-    """What is measured: a resampling, and whether the fast way is open to it."""
+    """Return what is measured: a resampling, and whether its fast way is allowed."""
     found: dict[str, tuple[Resample, bool]] = {BEFORE: ("bilinear", True)}
     for resample in get_args(Resample):
         found[resample] = (resample, True)
@@ -48,7 +48,7 @@ def ways() -> dict[str, tuple[Resample, bool]]:
 
 
 def milliseconds(bodies: list[bytes], way: str, resample: Resample, fast: bool) -> float:
-    """CPU time of one photo, averaged over all of them."""
+    """Return the CPU time of one photo, averaged over all."""
     resampling.fitted = before if way == BEFORE else FITTED
     resampling.FAST = fast
     resampling.MAX_ASPECT_RATIO = 8 if fast else 0

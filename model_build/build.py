@@ -92,7 +92,7 @@ def _check_labels(file: Path, labels: Sequence[Label], say: Say) -> None:
             re.match(rf"{at}\W+\w", each.names) for at, each in enumerate(labels, first)
         ):
             detail = f"the lines of --labels are numbered, as the first: {labels[0].names[:60]!r}"
-            remedy = "leave the numbers out: the order of the lines says them"
+            remedy = "remove the numbers: the place of a line is the number of its class"
             raise BuildError(detail, remedy, file=str(file))
     for label, times in Counter(labels).items():
         if times > 1:

@@ -42,9 +42,7 @@ def decoded(
 ) -> tuple[NDArray[np.uint8], list[int]]:
     """Return the rows (N,height,width,3) of those that can be decoded, and their places in `files`.
 
-    `resample` None is the artifact's own resampling.
-
-    BuildError if that is none.
+    `resample` None is the artifact's own resampling. Raise BuildError if no file can be decoded.
     """
     recipe = artifact.manifest.preprocessing
     resample = resample or recipe.resample

@@ -27,7 +27,8 @@ from service.evaluation.results import wilson
 MARGIN = 3.0
 """Points of top-1 by which another choice has to win to be called the right one."""
 LEAST_RIGHT = 3
-"""Of 1,000 classes and 100 images, 1 in 10 networks that guess has one right, 1 in 6,600 three."""
+"""Images that must be right above chance. Of networks that guess among 1,000 classes, one in ten
+has one of 100 images right, and one in 6,600 has three."""
 NONE = Normalisation((0, 0, 0), (1, 1, 1))
 ONLY_DIVIDED = Normalisation((0, 0, 0), (255, 255, 255))
 USUAL = ("caffe", "densenet", "resnext", "inception")
@@ -49,7 +50,7 @@ class Scored:
     reason: str = ""
     """The probable cause, if this choice wins."""
     of_resampling: bool = False
-    """It is another resampling, which changes little: a point or two of top-1."""
+    """The choice is another resampling: they differ by a point or two of top-1."""
 
     @property
     def top1(self) -> float:
@@ -136,12 +137,16 @@ def scores(artifact: Artifact, given: Labelled, say: Say) -> Iterator[Scored]:
 
 
 _SHIFTED_NUMBERS = (
-    (-1, "a --label-file with 1 subtracted from each class", "this one counts classes from 1"),
-    (1, "a --label-file with 1 added to each class", "the network has a class more at the front"),
+    (
+        -1,
+        "a --label-file with 1 subtracted from each class",
+        "the label file counts classes from 1",
+    ),
+    (1, "a --label-file with 1 added to each class", "the network has an additional first class"),
 )
 _SHIFTED_LABELS = (
-    (-1, "--labels FILE with its lines one earlier", "its first line is no class of the network"),
-    (1, "--labels FILE with its lines one later", "a class is missing there before the first line"),
+    (-1, "--labels FILE with its lines one earlier", "the first line is no class of the network"),
+    (1, "--labels FILE with its lines one later", "the first class is missing"),
 )
 
 

@@ -46,12 +46,12 @@ class Recipe:
 
     @property
     def better(self) -> Scored | None:
-        """The choice that should be built; None without one, or with too few images."""
+        """Return the choice that should be built; None if there is none, or too few images."""
         return scoring.better(self.scored, self.classes) if self._are_enough else None
 
     @property
     def verdict(self) -> Literal["right", "wrong", "nothing_scores", "too_few"]:
-        """The verdict on the recipe. It is `too_few` whatever else the scores are."""
+        """Return the verdict; of too few images it is `too_few`, whatever the scores."""
         if not self._are_enough:
             return "too_few"
         if self.better:

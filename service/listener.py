@@ -45,7 +45,7 @@ def listen(host: str, port: int) -> socket.socket:
 def announce(settings: Settings, listener: socket.socket) -> str:
     """Log where it listens, and warn if that is open to strangers.
 
-    Return the URL that this machine's clients reach it by.
+    Return the URL for clients on this machine.
     """
     host, port = listener.getsockname()[:2]
     if not host.startswith("127.") and host != "::1":

@@ -184,7 +184,7 @@ def test_a_label_file_that_counts_from_one(
     one_based = data_folder / "field-cases" / "eval" / "one_based_for_verify.txt"
     verdict = verify("class numbers from 1", 3, "--label-file", one_based)
     assert "WRONG: give a --label-file with 1 subtracted from each class, which wins by" in verdict
-    assert verdict.endswith("(this one counts classes from 1)")
+    assert verdict.endswith("(the label file counts classes from 1)")
 
     whole = tmp_path / "whole.txt"
     whole.write_text(f"{one_based.read_text()}last.jpg 1000\n")

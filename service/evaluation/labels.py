@@ -26,7 +26,7 @@ _FOLDER_FORM = (
     "move other folders away"
 )
 _CLASS_COLUMNS = ("wnid", "class_id", "label")
-"""In this order: a wnid means the same in every class order."""
+"""Columns of the class. The first one that has a value counts: a wnid fits every class order."""
 _ONE = "the file probably counts classes from 1"
 _SUBTRACT = "subtract 1 from each class number: the first class is 0"
 _WNID = re.compile(r"n\d{8}")

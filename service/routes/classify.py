@@ -131,7 +131,10 @@ def _positive(name: str, text: str) -> int:
 
 
 def _top_k(query: bytes, classes: int) -> int:
-    """Return the query's top_k, at most `classes`; Malformed if it is none, or not alone."""
+    """Return top_k of the query, at most `classes`.
+
+    Raise Malformed if it is no positive integer or given twice, or for any other parameter.
+    """
     if not query:
         return min(openapi.DEFAULT_TOP_K, classes)
     values = parse_qs(query.decode("latin-1"), keep_blank_values=True)
@@ -144,7 +147,7 @@ def _top_k(query: bytes, classes: int) -> int:
     if len(texts) > 1:
         raise Malformed(f"top_k is given {len(texts)} times", "give it once")
     [text] = texts
-    # Of very many digits the first tell enough: it is above any number of classes.
+    # Nine digits are enough: such a number is above any number of classes.
     digits = text.lstrip("0")[:9]
     if not (text.isascii() and text.isdigit() and digits):
         raise Malformed(f"top_k is {text[:40]!r}", f"make it an integer from 1 to {classes}")

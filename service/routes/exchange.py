@@ -181,7 +181,7 @@ class Edge:
             self._metrics.refusals.labels(route, reason).inc()
 
     def _log(self, exchange: Exchange, scope: Scope) -> None:
-        """Log every answer with `access_log`, else faults of ours, a few a second."""
+        """Log the answer if `access_log` is set; otherwise from 500 up only, a few a second."""
         if scope["path"] in HEALTH:
             return
         fault = exchange.status >= 500
