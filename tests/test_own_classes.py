@@ -205,7 +205,7 @@ def test_1001_classes(data_folder: Path, tmp_path: Path, figure: Callable[[str],
         ([*NAMES[:4], "", *NAMES[4:]], "line 5: '' is not a label", "its names alone, or its wnid"),
         (["n0212407 cat", *NAMES[1:]], "line 1: 'n0212407 cat' is not", "(n and eight digits)"),
         ([f"{at} {name}" for at, name in enumerate(NAMES)], "numbered", "remove the numbers"),
-        ([f"{at}: {name}" for at, name in enumerate(NAMES, 1)], "numbered", "leave the numbers"),
+        ([f"{at}: {name}" for at, name in enumerate(NAMES, 1)], "numbered", "remove the numbers"),
     ],
 )
 def test_wrong_labels_are_refused(
