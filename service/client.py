@@ -98,8 +98,7 @@ def own_url() -> str:
     from service import settings
 
     effective, _ = settings.load({})
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(effective.host, effective.host)  # noqa: S104
-    return f"http://{f'[{host}]' if ':' in host else host}:{effective.port}"
+    return settings.local_url(effective.host, effective.port)
 
 
 def _ask_ready_once(url: str) -> str:

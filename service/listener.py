@@ -12,12 +12,11 @@ from collections.abc import Iterator
 
 from service.artifact import Manifest
 from service.errors import SettingsError
-from service.settings import Settings
+from service.settings import Settings, local_url, url_of
 
 log = logging.getLogger("topfive.listener")
 
 BACKLOG = 2048
-_LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
 
 _SO_ATTACH_FILTER = 26  # asm-generic/socket.h; not in Python's socket
 # Classic BPF (linux/bpf_common.h), on the TCP header: the byte of the flags; SYN set: drop, else
@@ -53,12 +52,12 @@ def announce(settings: Settings, listener: socket.socket) -> str:
     log.info(
         "listening",
         extra={
-            "url": _url(host, port),
+            "url": url_of(host, port),
             "artifact": str(settings.artifact),
             "devices": settings.devices,
         },
     )
-    return _url(_LOOPBACK.get(host, host), port)
+    return local_url(host, port)
 
 
 def announce_ready(url: str, manifest: Manifest, devices: int) -> None:
@@ -68,10 +67,6 @@ def announce_ready(url: str, manifest: Manifest, devices: int) -> None:
     if manifest.resample_note:
         facts["note"] = manifest.resample_note
     log.info("ready", extra=facts)
-
-
-def _url(host: str, port: int) -> str:
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def drop_new(listener: socket.socket) -> None:

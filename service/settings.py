@@ -170,6 +170,17 @@ def load(flags: Mapping[str, object], file: Path | None = None) -> tuple[Setting
         ) from error
 
 
+def url_of(host: str, port: int) -> str:
+    """Return the URL of an address; an IPv6 host gets its brackets."""
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def local_url(host: str, port: int) -> str:
+    """Return the URL by which clients on this machine reach a server that listens there."""
+    loopback = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
+    return url_of(loopback.get(host, host), port)
+
+
 def unknown_variables() -> list[str]:
     """Variables that look like ours and are none: misspelt, or of a Kubernetes service link."""
     known = {PREFIX + name.upper() for name in Settings.model_fields} | OTHER_VARIABLES

@@ -11,7 +11,7 @@ import sys
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import get_args
+from typing import get_args, get_type_hints
 
 import cv2
 import numpy as np
@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from model_build.options import Options
 from service import images, resampling
 from service.artifact import Resample
 from service.errors import RequestError
@@ -69,6 +70,12 @@ def photos(data_folder: Path) -> Iterator[Image.Image]:
                     yield photo if photo.mode in ("RGB", "L") else photo.convert("RGB")
 
     return opened()
+
+
+def test_every_resampling_is_an_option() -> None:
+    """--resample takes what the manifest knows."""
+    option, _ = get_args(get_type_hints(Options)["resample"])
+    assert get_args(option) == RESAMPLES
 
 
 @pytest.mark.models
