@@ -34,10 +34,6 @@ END_WITHIN_S = 40.0
 INTERRUPTED = 130
 
 
-class DemoError(TopfiveError):
-    """The reason why the demo ends."""
-
-
 class Service:
     """The demo's own `topfive serve`, with its log passed on to stderr."""
 
@@ -61,30 +57,30 @@ class Service:
         self._reader.start()
 
     def await_ready(self) -> None:
-        """Wait until the service logs that it is ready; DemoError if it ends before."""
+        """Wait until the service logs that it is ready; TopfiveError if it ends before."""
         self._ready_or_ended.wait(READY_WITHIN_S)
         if self.url:
             return
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(1)
         self.check_running("before it was ready")
-        raise DemoError(
+        raise TopfiveError(
             f"the service was not ready within {READY_WITHIN_S:g} s",
             "read the service's log above for the reason",
         )
 
     def check_running(self, when: str) -> None:
-        """Raise DemoError if the service has ended; `when` completes the sentence."""
+        """Raise TopfiveError if the service has ended; `when` completes the sentence."""
         code = self._process.poll()
         if code is not None:
             self._reader.join(timeout=1)
-            raise DemoError(
+            raise TopfiveError(
                 f"the service ended with exit code {code} {when}",
                 "read the service's log above for the reason",
             )
 
     def await_end(self) -> None:
-        """Wait until the service ends by itself, and raise DemoError then."""
+        """Wait until the service ends by itself, and raise TopfiveError then."""
         self._process.wait()
         self.check_running("while it served")
 
@@ -157,15 +153,15 @@ def demo(artifact: Path, host: str, port: int) -> int:
 
 
 def check_address(host: str, port: int) -> None:
-    """Raise DemoError if nothing can listen on `host` and `port` now."""
+    """Raise TopfiveError if nothing can listen on `host` and `port` now."""
     try:
         listen(host, port).close()
     except OverflowError as error:
-        raise DemoError(f"PORT={port}: {error}", f"PORT={_other(port)} make demo") from error
+        raise TopfiveError(f"PORT={port}: {error}", f"PORT={_other(port)} make demo") from error
     except SettingsError as error:
         taken = isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EADDRINUSE
         end_it = f"PORT={_other(port)} make demo, or end what listens on {host}:{port}"
-        raise DemoError(error.detail, end_it if taken else error.remedy) from error
+        raise TopfiveError(error.detail, end_it if taken else error.remedy) from error
 
 
 @contextlib.contextmanager
@@ -185,12 +181,12 @@ def serving(artifact: Path, host: str, port: int) -> Iterator[Service]:
 
 
 def check_model(url: str, artifact: Path) -> None:
-    """Raise DemoError unless the server at `url` serves `artifact`."""
+    """Raise TopfiveError unless the server at `url` serves `artifact`."""
     manifest = read_manifest(artifact)
     model = client.said(httpx.get(f"{url}/model", timeout=30, trust_env=False)).get("model", {})
     served = f"{model.get('name')} {model.get('version')}"
     if served != f"{manifest.name} {manifest.version}":
-        raise DemoError(
+        raise TopfiveError(
             f"{url} serves {served}, but the demo is {manifest.name} {manifest.version}",
             "end the other server, or PORT=9000 make demo",
         )
