@@ -23,7 +23,7 @@ import demo
 from service import artifact as artifacts
 from service import cli, client
 from service.core import trial
-from service.errors import SettingsError
+from service.errors import SettingsError, TopfiveError
 from service.settings import Settings
 from tests.support.checkout import copy_checkout
 from tests.support.serving import children, command, plain_environment, serving
@@ -179,7 +179,7 @@ def test_a_port_that_is_taken_meanwhile(
     monkeypatch.setattr(demo, "check_address", lambda host, port: None)
     with other_topfive(artifact) as port:
         began = time.monotonic()
-        with pytest.raises(demo.DemoError, match=r"ended with exit code 1 before it was ready"):
+        with pytest.raises(TopfiveError, match=r"ended with exit code 1 before it was ready"):
             demo.demo(artifact, "127.0.0.1", port)
     assert time.monotonic() - began < AT_ONCE_S
     said = capfd.readouterr()
@@ -190,7 +190,7 @@ def test_another_model_is_an_error(artifact: Path, tmp_path: Path) -> None:
     """By name and version of GET /model."""
     with serving(write_tiny_artifact(tmp_path / "tiny")) as service:
         demo.check_model(service.url, tmp_path / "tiny")
-        with pytest.raises(demo.DemoError, match=r"serves tiny .* the demo is efficientnet-lite0"):
+        with pytest.raises(TopfiveError, match=r"serves tiny .* the demo is efficientnet-lite0"):
             demo.check_model(service.url, artifact)
 
 
