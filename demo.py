@@ -166,7 +166,7 @@ def check_address(host: str, port: int) -> None:
 
 @contextlib.contextmanager
 def serving(artifact: Path, host: str, port: int) -> Iterator[Service]:
-    """A service that has been started, and that has ended afterwards.
+    """Start the service, and stop it at the end.
 
     What fails because the service has ended is reported as the service's end.
     """

@@ -9,10 +9,10 @@ another. Four resamplings are known, by these names:
     bilinear, bicubic, lanczos   Pillow's filters, which widen as the image shrinks: antialiasing
 
 OpenCV itself scales for opencv-bilinear. Pillow's Image.transform differs by at most 1 of 255, and
-takes five times as long. With SqueezeNet 1.0 that difference changed the first class of 14 of 663
+takes five times as long. With SqueezeNet 1.0 that difference changed the first class of 13 of 663
 photos. cykooz-resizer (Rust's fast_image_resize) scales for the other three on x86_64 with glibc,
-where it has a wheel. It takes a quarter of Pillow's time, and its pixels are within 2 of 255 of
-Pillow's. Elsewhere Pillow scales.
+where it has a wheel. It takes a fifth to a third of Pillow's time, and its pixels are within 2 of
+255 of Pillow's. Elsewhere Pillow scales.
 """
 
 import math
