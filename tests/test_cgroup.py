@@ -107,7 +107,7 @@ def test_quotas(
     [(16, None, 16, 0), (16, 1.5, 2, 2), (16, 0.1, 1, 1), (2, 8.0, 2, 0), (2, 2.0, 2, 0)],
 )
 def test_the_tighter_counts(affinity: int, quota: float | None, count: int, threads: int) -> None:
-    """A part of a core is one; an engine is told nothing where the affinity is what counts."""
+    """A part of a core is one; an engine gets no number where the affinity is what counts."""
     found = cgroup.Cores(affinity, quota)
     assert (found.count, found.threads) == (count, threads)
 

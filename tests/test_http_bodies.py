@@ -277,10 +277,10 @@ def test_forms_as_rfc_2046_has_them(service: Service, body: bytes) -> None:
         (form(part(b"Content-Type image/png")), "no colon"),
     ],
 )
-def test_what_is_wrong_with_a_form_is_told(service: Service, body: bytes, said: str) -> None:
-    """And how to send one."""
-    told = assert_problem(post(service, body, FORM), 400, "malformed", said)
-    assert "curl -F image=@FILE" in told["remedy"]
+def test_what_is_wrong_with_a_form_is_named(service: Service, body: bytes, said: str) -> None:
+    """The remedy says how to send one."""
+    problem = assert_problem(post(service, body, FORM), 400, "malformed", said)
+    assert "curl -F image=@FILE" in problem["remedy"]
 
 
 def test_bytes_that_look_like_a_boundary_stay_in_the_image() -> None:

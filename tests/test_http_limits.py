@@ -203,6 +203,16 @@ def test_a_body_that_trickles_times_out(service: Service) -> None:
     assert BODY_TIMEOUT_MS / 1000 <= time.monotonic() - started + 0.05 < 10
 
 
+def test_a_deadline_shorter_than_the_body_takes(service: Service) -> None:
+    """408 that names the deadline, not the client's speed."""
+    with service.connect() as connection:
+        connection.sendall(head("Content-Length: 1000", "X-Request-Timeout-Ms: 20") + b"abc")
+        reply = read(connection)
+    assert_refused(reply, 408, "body_timeout")
+    assert reply.body["detail"].endswith("within 0.02 s, the request's deadline")
+    assert "X-Request-Timeout-Ms" in reply.body["remedy"]
+
+
 def test_a_body_shorter_than_announced_times_out(service: Service) -> None:
     """A whole image, but its Content-Length says more: 408, no guess."""
     reply = talk(service, head(f"Content-Length: {len(PNG) + 1}") + PNG)

@@ -61,7 +61,7 @@ class FaultyEngine(engine_openvino.OpenVINOEngine):
         fault = self._fault("run")
         self._runs += 1
         fail(fault)
-        slow_s = self._told().get("slow_s", 0.0) * len(self._numbers)
+        slow_s = self._orders().get("slow_s", 0.0) * len(self._numbers)
         time.sleep(slow_s)
         copy_in, compute, copy_out = super().finish()
         nanoseconds = (copy_in, compute + int(slow_s * 1e9), copy_out)
@@ -70,12 +70,12 @@ class FaultyEngine(engine_openvino.OpenVINOEngine):
         return nanoseconds
 
     def _fault(self, moment: str) -> str:
-        told = self._told()
-        return told.get(moment, "") if self._runs >= told.get("after", 0) else ""
+        orders = self._orders()
+        return orders.get(moment, "") if self._runs >= orders.get("after", 0) else ""
 
-    def _told(self) -> dict[str, Any]:
-        told: dict[str, Any] = json.loads(control.read_text()).get(self._device, {})
-        return told
+    def _orders(self) -> dict[str, Any]:
+        orders: dict[str, Any] = json.loads(control.read_text()).get(self._device, {})
+        return orders
 
 
 engine_openvino.OpenVINOEngine = FaultyEngine  # type: ignore[misc]
