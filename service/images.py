@@ -111,6 +111,8 @@ _OTHERS = (
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _JPEG_MARKER = re.compile(rb"\xff([\xc0-\xcf\xd8-\xfe])")
 _APPLICATIONS = range(0xE0, 0xF0)
+_WEBP_CHUNKS = (b"VP8X", b"ALPH", b"VP8 ", b"VP8L", b"EXIF")
+_WEBP_EXIF, _WEBP_ALPHA = 0x08, 0x10
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -173,7 +175,7 @@ def decode_into(
         pixels, fitted = attempt(data)
     except Undecodable as error:
         plain = _PLAIN[kind](data) if kind in _PLAIN else data
-        if len(plain) == len(data):
+        if plain == data:
             raise
         try:
             pixels, fitted = attempt(plain)
@@ -354,7 +356,29 @@ def _tells(marker: int, segment: bytes) -> bool:
     return exif or jfif or (marker == 0xEE and segment.startswith(b"Adobe") and len(segment) >= 12)
 
 
-_PLAIN = {"image/png": _plain_png, "image/jpeg": _plain_jpeg}
+def _plain_webp(data: bytes) -> bytes:
+    """The file with its picture and its EXIF alone, as far as they are whole. Unchanged for an
+    animation, and if the picture is not whole or there are very many chunks."""
+    kept: dict[bytes, bytes] = {}
+    at = 12
+    for _ in range(MAX_PIECES):
+        name, length = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
+        end = at + 8 + length + length % 2
+        if end > len(data) or len(name) < 4:
+            break
+        if name in _WEBP_CHUNKS:
+            kept.setdefault(name, data[at:end])
+        at = end
+    if not kept.keys() & {b"VP8 ", b"VP8L"}:
+        return data
+    if extended := kept.get(b"VP8X"):
+        flags = extended[8] & (_WEBP_ALPHA | (_WEBP_EXIF if b"EXIF" in kept else 0))
+        kept[b"VP8X"] = extended[:8] + bytes([flags]) + extended[9:]
+    body = b"WEBP" + b"".join(kept.values())
+    return b"RIFF" + len(body).to_bytes(4, "little") + body
+
+
+_PLAIN = {"image/png": _plain_png, "image/jpeg": _plain_jpeg, "image/webp": _plain_webp}
 
 
 def _draft(image: ImageFile, data: bytes, resize: int, least: int | None) -> None:

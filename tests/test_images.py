@@ -261,6 +261,38 @@ def test_broken_segments_do_not_refuse_the_picture(marker: int, body: bytes) -> 
     assert np.array_equal(decode(data[:2] + segment(marker, body) + data[2:]), decode(data))
 
 
+def webp_ends(data: bytes) -> dict[str, bytes]:
+    """A WebP whose last chunk is its EXIF, ending within that or before; or of a wrong size."""
+    at = data.index(b"EXIF")
+    return {
+        "within": data[: at + 10],
+        "before": data[:at],
+        "its size": data[: at + 4] + struct.pack("<I", 9999) + data[at + 8 :],
+        "the file's size": data[:4] + struct.pack("<I", 99_999) + data[8:],
+    }
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+@pytest.mark.parametrize("end", ["within", "before", "its size", "the file's size"])
+def test_a_webp_that_ends_behind_its_pixels(mode: str, end: str) -> None:
+    """The picture is whole, its EXIF is not; where that is whole too, it still turns."""
+    image = half_clear("RGBA") if mode == "RGBA" else gradient(256, 256)
+    exif = Image.Exif()
+    exif[0x112] = 3
+    options = {"lossless": True, "icc_profile": b"profile"}
+    broken = webp_ends(encoded(image, "WEBP", exif=exif, **options))[end]
+    turned = {"exif": exif} if end == "the file's size" else {}
+    assert np.array_equal(decode(broken), decode(encoded(image, "WEBP", **options, **turned)))
+
+
+def test_a_webp_that_ends_within_its_pixels() -> None:
+    """Refused."""
+    for kind in ({"lossless": True}, {}):
+        data = encoded(noise(256, 256), "WEBP", **kind)
+        with pytest.raises(Undecodable):
+            decode(data[: len(data) // 2])
+
+
 def test_adobes_colours_beside_a_broken_segment() -> None:
     """A CMYK JPEG keeps its convention."""
     data = encoded(gradient(300, 256).convert("CMYK"), "JPEG", quality=100)
