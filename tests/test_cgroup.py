@@ -19,10 +19,13 @@ from service.sdk import Devices
 from service.settings import Settings
 from service.workers import deal
 from tests.support import serving as support
+from tests.support.pictures import encoded, vast_png
 from tests.support.serving import COMMAND, serving
 from tests.support.tiny import CLASSES, SIDE, write_tiny_artifact
 
-V1 = Path("/sys/fs/cgroup/cpu")
+V1 = Path("/sys/fs/cgroup")
+MEMORY_BYTES = 280 << 20
+"""A service with one decode process takes 120 MB, a picture of 7000 x 7000 some 240."""
 V2_MOUNT = "31 23 0:28 {root} /sys/fs/cgroup rw,relatime shared:9 - cgroup2 cgroup rw,nsdelegate"
 V1_MOUNTS = """\
 32 31 0:29 {root} /sys/fs/cgroup/cpu,cpuacct ro,relatime - cgroup cgroup rw,cpu,cpuacct
@@ -30,8 +33,8 @@ V1_MOUNTS = """\
 HYBRID = V1_MOUNTS + "\n34 31 0:31 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw"
 BOTH = "4:cpu,cpuacct:{0}\n5:memory:{0}\n0::/\n"
 ON_HOST = pytest.mark.skipif(
-    os.geteuid() != 0 or not os.access(V1 / "cgroup.procs", os.W_OK),
-    reason=f"a control group of version 1 is made below {V1}: needs root, and such a hierarchy",
+    not all(os.access(V1 / each / "cgroup.procs", os.W_OK) for each in ("cpu", "memory")),
+    reason=f"makes control groups of version 1 below {V1}: needs root, and such hierarchies",
 )
 
 
@@ -136,37 +139,51 @@ def test_kills_for_memory(path: str, mounts: str, files: dict[str, str], tmp_pat
 
 
 @contextlib.contextmanager
-def group_of_one_cpu() -> Iterator[Path]:
-    """A real group of version 1; its parent has a quota of one CPU."""
-    outer = V1 / f"topfive-test-{os.getpid()}"
+def real_groups() -> Iterator[list[Path]]:
+    """Groups of version 1: one below a quota of one CPU, one with MEMORY_BYTES."""
+    name = f"topfive-test-{os.getpid()}"
+    outer, memory = V1 / "cpu" / name, V1 / "memory" / name
     inner = outer / "inner"
-    inner.mkdir(parents=True)
+    made = [outer, inner, memory]
+    for group in made:
+        group.mkdir()
     try:
         (outer / "cpu.cfs_period_us").write_text("100000")
         (outer / "cpu.cfs_quota_us").write_text("100000")
-        yield inner
+        (memory / "memory.limit_in_bytes").write_text(str(MEMORY_BYTES))
+        yield [inner, memory]
     finally:
-        inner.rmdir()
-        outer.rmdir()
+        for group in reversed(made):
+            group.rmdir()
 
 
 @ON_HOST
-def test_a_service_in_a_real_group(
+def test_a_service_in_real_groups(
     artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One decode process, whatever the affinity."""
-    wrapper = tmp_path / "in-the-group"
-    wrapper.write_text('#!/bin/sh\necho $$ > "$1/cgroup.procs" && shift && exec "$@"\n')
+    """One decode process, whatever the affinity. A picture for which there is no memory ends it:
+    the answer and the log tell of memory, and the next picture is classified."""
+    wrapper = tmp_path / "within"
+    joined = 'echo $$ > "$1/cgroup.procs" && echo $$ > "$2/cgroup.procs" && shift 2 && exec "$@"'
+    wrapper.write_text(f"#!/bin/sh\n{joined}\n")
     wrapper.chmod(0o755)
-    with group_of_one_cpu() as group:
-        within = [str(wrapper), str(group)]
-        asked = [sys.executable, "-c", "from service import cgroup; print(cgroup.cores().quota)"]
-        assert subprocess.check_output([*within, *asked]) == b"1.0\n"
+    with real_groups() as groups:
+        within = [str(wrapper), *map(str, groups)]
+        asked = "from service import cgroup; print(cgroup.cores().quota, cgroup.memory_limit())"
+        said = subprocess.check_output([*within, sys.executable, "-c", asked], text=True)
+        assert said == f"1.0 {MEMORY_BYTES}\n"
         monkeypatch.setattr(support, "COMMAND", [*within, *COMMAND])
         with serving(artifact) as service:
             _, *decoding = service.decoding()
             assert len(decoding) == 1
             assert service.http.get("/model").json()["statistics"]["decoder"]["processes"] == 1
+            refused = service.http.post("/classify", content=vast_png(7000, 7000))
+            how = "by SIGKILL, because memory was used up"
+            assert (refused.status_code, refused.json()["code"]) == (500, "internal")
+            assert refused.json()["detail"] == f"the process that decoded the image ended {how}"
+            assert "more memory" in refused.json()["remedy"]
+            assert service.await_event("decode_process_ended")["how"] == how
+            assert service.http.post("/classify", content=encoded()).status_code == 200
 
 
 def test_workers_share_the_quota(monkeypatch: pytest.MonkeyPatch) -> None:
