@@ -11,7 +11,6 @@ thread that spawned it.
 import asyncio
 import logging
 import os
-import signal
 import socket
 import subprocess
 from collections.abc import Callable, Sequence
@@ -19,7 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from service import cgroup
 from service.artifact import Artifact
+from service.core import child_process
 from service.core.request import Image
 from service.core.rows import Rows
 from service.device import wire
@@ -55,6 +56,7 @@ def hello(
         "batch_min": manifest.input.batch.min,
         "batch_max": manifest.input.batch.max,
         "largest_batch": largest_batch,
+        "threads": cgroup.cores().threads,
         "rows": len(rows.inputs),
         "row_shape": list(rows.inputs.shape[1:]),
         "classes": rows.outputs.shape[1],
@@ -80,6 +82,7 @@ class Host:
         self._batch_timeout_s = batch_timeout_s
         self._late_reply = late_reply
         self._next_id = 0
+        self._oom_kills = cgroup.oom_kills()
         self.unanswered: dict[int, Sent] = {}
         self.failure: asyncio.Future[DeviceError] = self._loop.create_future()
         self.reaped = asyncio.Event()
@@ -150,13 +153,8 @@ class Host:
         return True
 
     def usage(self) -> tuple[float, float]:
-        """CPU seconds (user and system) and resident bytes of the process, from proc(5)."""
-        try:
-            fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        except OSError:  # it has just ended
-            return 0.0, 0.0
-        ticks, pages = int(fields[11]) + int(fields[12]), int(fields[21])
-        return ticks / os.sysconf("SC_CLK_TCK"), float(pages * os.sysconf("SC_PAGE_SIZE"))
+        """CPU seconds (user and system) and resident bytes of the process."""
+        return child_process.usage(self.process.pid)
 
     async def stop(self, timeout_s: float) -> None:
         """Ask the host to end after what it was sent; kill it when it takes longer."""
@@ -233,7 +231,7 @@ class Host:
         self._read_all()
         self._said()
         code = self.process.wait()
-        how = f"by {signal.Signals(-code).name}" if code < 0 else f"with code {code}"
+        how = child_process.how_it_ended(code, self._oom_kills)
         self._loop.remove_reader(self._connection)
         self._connection.close()
         self._close_output()
