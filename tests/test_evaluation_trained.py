@@ -201,6 +201,7 @@ def test_what_the_resampling_changes(
     )
 
 
+@pytest.mark.slow
 def test_labels_as_csv_and_as_folders_are_the_same(
     trained_artifact: Callable[[str], Path], data_folder: Path, tmp_path: Path
 ) -> None:

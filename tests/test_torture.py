@@ -46,7 +46,9 @@ class Answer:
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     artifact = tiny.write_tiny_artifact(tmp_path_factory.mktemp("artifacts") / "tiny")
-    with serving(artifact, "--decode-processes", str(PROCESSES)) as running:
+    # The deadline is no part of these tests, and the processors may be shared.
+    flags = ("--decode-processes", str(PROCESSES), "--default-deadline-ms", "60000")
+    with serving(artifact, *flags) as running:
         yield running
 
 
@@ -174,6 +176,7 @@ def test_no_file_takes_long(
     assert slowest.seconds < SECONDS
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unhurt")
 def test_bombs_are_bounded_in_time_and_memory(
     service: Service, figure: Callable[[str], None]
@@ -190,6 +193,7 @@ def test_bombs_are_bounded_in_time_and_memory(
     assert grown[0] < MEMORY_BYTES
 
 
+@pytest.mark.slow
 def test_bombs_together_fit_in_memory(tmp_path: Path, figure: Callable[[str], None]) -> None:
     """Four of the largest pictures at once: they are decoded one after another.
 

@@ -71,6 +71,7 @@ def test_demo_network_answers_as_opencv_does(
 
 
 @pytest.mark.models
+@pytest.mark.slow
 def test_resnext50_is_built_and_served(
     data_folder: Path, prepared_photos: list[np.ndarray], tmp_path: Path, figure: Figure
 ) -> None:

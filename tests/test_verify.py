@@ -113,6 +113,7 @@ def test_no_card(telling: list[str], magicmind: SimulatedSdk, tmp_path: Path) ->
     assert verified(folder, *python, "--device-id", "0", environment=card)[0] == 1
 
 
+@pytest.mark.slow
 def test_golden_answers_of_the_card(
     telling: list[str], magicmind: SimulatedSdk, tmp_path: Path
 ) -> None:
