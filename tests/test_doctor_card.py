@@ -168,7 +168,8 @@ def test_a_fault(
     """A Status, an exception, an abort, a hang: each is told as what it is."""
     walked = walk(**switches)
     sdk.faults({0: {**fault, "after": 50}})
-    monkeypatch.setattr(experiments, "TIMEOUT_S", 2.0)
+    if said.startswith("hang: no end in 2 s"):
+        monkeypatch.setattr(experiments, "TIMEOUT_S", 2.0)
     assert walked.ask("worked").startswith(said)
 
 

@@ -460,11 +460,11 @@ def test_huge_sizes_are_refused_before_any_pixel() -> None:
         "from service import errors, images\n"
         "row = np.zeros((224, 224, 3), np.uint8)\n"
         "used = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "before, started = used(), time.perf_counter()\n"
+        "before, started = used(), time.process_time()\n"
         "for bomb in sys.argv[1:]:\n"
         "    try: images.decode_into(bytes.fromhex(bomb), row, 256, 'bilinear', 50_000_000)\n"
         "    except errors.TooManyPixels: pass\n"
-        "print(used() - before, time.perf_counter() - started)\n"
+        "print(used() - before, time.process_time() - started)\n"
     )
     bombs = [png_header(30_000, 30_000), GIF_BOMB, WEBP_BOMB]
     done = subprocess.run(
@@ -481,16 +481,21 @@ def test_huge_sizes_are_refused_before_any_pixel() -> None:
 
 @pytest.mark.parametrize("progressive", [False, True])
 def test_a_jpeg_of_hundreds_of_scans_is_refused(progressive: bool) -> None:
-    """Each scan costs a pass over all pixels; a few are usual, hundreds are an attack."""
+    """Each scan costs a pass over all pixels; a few are usual, hundreds are an attack.
+
+    It is refused in less time than one decode takes.
+    """
     data = encoded(gradient(2000, 2000), "JPEG", progressive=progressive, subsampling=0)
+    started = time.thread_time()
     assert decode(data).any()
+    honest = time.thread_time() - started
     start = data.index(b"\xff\xda")
     # A scan of the first component alone, nothing in it: ten bytes for a pass.
     scan = b"\xff\xda\0\x08\1\1\0\0\x3f\0"
-    started = time.perf_counter()
+    started = time.thread_time()
     with pytest.raises(Undecodable, match="100 scans"):
         decode(data[:start] + scan * 2000 + data[start:])
-    assert time.perf_counter() - started < 0.1
+    assert time.thread_time() - started < honest
     assert decode(data + b"\0\2" + scan * 200).any(), (
         "what stands behind the picture is no scan of it"
     )
@@ -520,7 +525,7 @@ def test_every_torture_file_has_its_answer(data_folder: Path) -> None:
     with (data_folder / "torture" / "manifest.csv").open() as manifest:
         for entry in csv.DictReader(manifest):
             data = (data_folder / "torture" / entry["file"]).read_bytes()
-            started = time.perf_counter()
+            started = time.thread_time()
             try:
                 decode(data)
                 outcomes[entry["expect"]].append("answer")
@@ -528,7 +533,7 @@ def test_every_torture_file_has_its_answer(data_folder: Path) -> None:
                 assert error.detail
                 assert error.remedy
                 outcomes[entry["expect"]].append("error")
-            slowest = max(slowest, time.perf_counter() - started)
+            slowest = max(slowest, time.thread_time() - started)
     assert set(outcomes["answer"]) == {"answer"}
     assert set(outcomes["error"]) == {"error"}
     assert slowest < 5
