@@ -166,7 +166,7 @@ def test_the_oldest_form_is_refused_with_its_remedy(head: str, tmp_path: Path) -
         ("layer {", "", "line 3: "),
         ("net: 'train.prototxt'", "a", 'line 3: .*has no field named "net"'),
         ("layers { name: 'a' type: RELU }", "", "both `layer` and `layers`"),
-        (relu("b", bottom="nowhere"), "b", "bottom 'nowhere'"),
+        (relu("prob", bottom="nowhere"), "prob", "bottom 'nowhere'"),
         ('layer { name: "b" type: "ReLU" bottom: "data" top: "a" }', "b", "by another layer"),
         (relu("b", "include { } exclude { }"), "b", "include and exclude"),
         ('layer { name: "d" type: "Data" top: "d" }', "d", "reads training data"),

@@ -18,7 +18,7 @@ from model_build import cli, onnx_model
 from model_build.caffe import load
 from model_build.network import Network
 from service import artifact
-from service.errors import BuildError
+from service.errors import ArtifactError, BuildError
 from tests.support.onnx_files import CLASSES, Node, network, node
 from tests.support.reference import largest_difference, run_onnx, run_opencv
 from tests.support.seeded import write_weights
@@ -144,6 +144,8 @@ OF_NO_USE = {
         pooling_param { pool: MEDIAN } }""",
     "a rule with more in it": """layer { name: "a" type: "Python" bottom: "nowhere" top: "a"
         include { phase: TRAIN weather: RAIN } }""",
+    "a bottom that is not there": """layer { name: "a" type: "Accuracy" bottom: "prob"
+        bottom: "label" top: "a" accuracy_param { top_k: 5 } }""",
     "a phase": 'layer { name: "a" type: "Dropout" bottom: "prob" top: "a" phase: TRAIN }',
     "braces in strings and comments": """layer { name: "a" type: "Python" bottom: "prob" top: "a"
         # not the end: }
@@ -212,6 +214,30 @@ def test_two_inputs_that_are_needed_are_refused(tmp_path: Path) -> None:
     assert "one input expected, found 'data', 'more'" in str(error)
 
 
+SHUFFLENET = """
+layer { name: "parts" type: "Slice" bottom: "conv" top: "left" top: "right"
+    slice_param { axis: 1 slice_point: 4 } }
+layer { name: "dw" type: "ConvolutionDepthwise" bottom: "right" top: "dw"
+    convolution_param { num_output: 4 kernel_size: 3 pad: 1 } }
+layer { name: "both" type: "Concat" bottom: "left" bottom: "dw" top: "both" }
+layer { name: "s" type: "ShuffleChannel" bottom: "both" top: "s"
+    shuffle_channel_param { group: 2 } }
+layer { name: "pw" type: "Convolution" bottom: "s" top: "pw"
+    convolution_param { num_output: 8 kernel_size: 1 group: 2 } }
+layer { name: "s2" type: "ShuffleChannel" bottom: "pw" top: "pw"
+    shuffle_channel_param { group: 4 } }
+layer { name: "add" type: "Eltwise" bottom: "pw" bottom: "both" top: "sum" }
+"""
+"""What ShuffleNet's units, of both versions, are made of; one shuffle is in place."""
+
+
+def test_shufflenets_units_answer_as_opencv_does(tmp_path: Path) -> None:
+    """Channels that are parted, convolved each by itself, joined and dealt out."""
+    text = HEAD + CONV + SHUFFLENET + GAP.replace('bottom: "conv"', 'bottom: "sum"') + TAIL
+    weights = {**WEIGHTS, "dw": blobs(4, 1, 3, 3), "pw": blobs(8, 4, 1, 1)}
+    assert_like_opencv(tmp_path, caffe(tmp_path, text, weights), text)
+
+
 @pytest.mark.parametrize("group", [1, 2, 4, 8])
 def test_channels_are_shuffled_as_opencv_does(group: int, tmp_path: Path) -> None:
     """Any number of groups; the default is one."""
@@ -269,6 +295,15 @@ def test_a_mark_before_utf_8_is_read(tmp_path: Path) -> None:
     caffe(tmp_path, PLAIN)
     (tmp_path / "net.prototxt").write_bytes(PLAIN.encode("utf-8-sig"))
     assert load(tmp_path / "net.prototxt", tmp_path / "net.caffemodel").classes == 10
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le"])
+def test_labels_in_utf_16_are_refused_by_name(encoding: str, tmp_path: Path) -> None:
+    """As Windows PowerShell's > writes them, and without the mark."""
+    (tmp_path / "own.txt").write_text("cat\ndog\n", encoding=encoding)
+    with pytest.raises(ArtifactError, match=r"own\.txt: it is not UTF-8") as caught:
+        artifact.read_labels(tmp_path / "own.txt")
+    assert "save it as UTF-8" in caught.value.remedy
 
 
 # ONNX

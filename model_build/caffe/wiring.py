@@ -26,6 +26,8 @@ class Layer:
     bottoms: tuple[str, ...]
     tops: tuple[str, ...]
     proto: Any
+    missing: tuple[str, ...] = ()
+    """Blobs that it reads and that no layer before it makes."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ def wire(net: Any, file: str, output: str | None = None) -> Wiring:
     value = _output(layers, blobs, output, file)
     needed = _needed(layers, value)
     input_name, input_shape = _input(inputs, needed, file)
+    _check_bottoms(needed, file)
     own = Counter(layer.proto.name for layer in layers)
     shared = frozenset(name for name, count in own.items() if count > 1)
     return Wiring(input_name, input_shape, needed, value, shared)
@@ -64,11 +67,11 @@ _INPUT_REMEDY = "give it one input of 1 x 3 x height x width, as an Input layer 
 
 
 def _input(inputs: dict[str, Shape], needed: Iterable[Layer], file: str) -> tuple[str, Shape]:
-    """The one input that the needed layers read, and its shape for one image."""
+    """The one input that the needed layers read, or the only one; its shape for one image."""
     read = {value for layer in needed for value in layer.bottoms}
-    used = [name for name in inputs if name in read]
+    used = [name for name in inputs if name in read] or list(inputs)
     if len(used) != 1:
-        raise _other_inputs(used or list(inputs), file)
+        raise _other_inputs(used, file)
     [name] = used
     shape = inputs[name]
     channels_only = len(shape) == 4 and shape[1] == 3
@@ -122,14 +125,15 @@ def _written_once(
     current = {name: name for name in inputs}
     wired = []
     for layer, name in zip(layers, _names(layers), strict=True):
-        _check_blobs(layer, name, current, file)
-        bottoms = tuple(current[blob] for blob in layer.bottom)
+        _check_tops(layer, name, current, file)
+        bottoms = tuple(current[blob] for blob in layer.bottom if blob in current)
+        missing = tuple(blob for blob in layer.bottom if blob not in current)
         for top in layer.top:
             still_to_come[top] -= 1
             plain = not still_to_come[top] and top not in inputs
             current[top] = top if plain else f"{top}@{name}"
         tops = tuple(current[blob] for blob in layer.top)
-        wired.append(Layer(name, layer.type, bottoms, tops, layer))
+        wired.append(Layer(name, layer.type, bottoms, tops, layer, missing))
     return wired, current
 
 
@@ -147,15 +151,18 @@ def _names(layers: list[Any]) -> Iterator[str]:
         yield name
 
 
-def _check_blobs(layer: Any, name: str, current: dict[str, str], file: str) -> None:
-    for blob in layer.bottom:
-        if blob not in current:
+def _check_bottoms(layers: Iterable[Layer], file: str) -> None:
+    for layer in layers:
+        for blob in layer.missing:
             raise BuildError(
                 f"its bottom '{blob}' is the top of no layer before it",
                 "name a blob that exists, and put the layers in the order of computation",
                 file=file,
-                layer=name,
+                layer=layer.name,
             )
+
+
+def _check_tops(layer: Any, name: str, current: dict[str, str], file: str) -> None:
     # Counted once: a layer may have any number of them.
     tops, bottoms = Counter(layer.top), set(layer.bottom)
     for blob, count in tops.items():
