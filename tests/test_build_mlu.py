@@ -260,7 +260,7 @@ def test_onnx_is_read_as_onnx(run: Run, build: Run, stub: Path, small: list[str]
 
 
 @pytest.mark.parametrize("opset", [11, 13])
-def test_the_onnx_parser_gets_opset_11_unless_told(
+def test_the_onnx_parser_gets_opset_11_by_default(
     run: Run, build: Run, stub: Path, small: list[str], opset: int
 ) -> None:
     """Of Caffe files and of an ONNX file of opset 17; --opset 13 gives it 13, the same network."""
