@@ -191,6 +191,8 @@ UNSUITED = {
         TEXT.replace('type: "ReLU"', 'type: "ReLU" include { phase: TEST }'), "several phases"),
     "unnamed": (TEXT.replace('name: "relu"', ""), "layers without a name, or of one name"),
     "of one name": (TEXT.replace('"relu"', '"pool"'), "layers without a name, or of one name"),
+    "a layer that makes nothing": (
+        TEXT + 'layer { name: "s" type: "Silence" bottom: "fc" }', "layers that make nothing"),
     "two inputs": (
         TEXT.replace("layer {", 'input: "more" input_dim: [1, 1, 1, 1] layer {', 1),
         "it has the inputs 'more' beside 'data'",

@@ -61,6 +61,9 @@ def _check_whole(net: Any, wiring: Wiring, prototxt: Path) -> None:
         named = ", ".join(f"'{name}'" for name in sorted(more))
         detail = f"it has the inputs {named} beside '{wiring.input_name}'"
         raise BuildError(detail, file=str(prototxt))
+    if len(wiring.layers) < sum(layer.type != "Input" for layer in net.layer):
+        detail = "it has layers that make nothing"
+        raise BuildError(detail, file=str(prototxt))
     if any(layer.name != layer.proto.name for layer in wiring.layers):
         detail = "it has layers without a name, or of one name"
         raise BuildError(detail, file=str(prototxt))
