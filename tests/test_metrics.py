@@ -56,6 +56,7 @@ BEYOND = {
     "doubtful_images_total": ("counter", "device"),
     "workers": ("gauge", "state"),
     "worker_restarts_total": ("counter", ""),
+    "log_lines_lost_total": ("counter", ""),
 }
 VALUES = {
     ("http_requests_total", "route"): {"classify", "admin", "other"},

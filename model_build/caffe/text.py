@@ -13,6 +13,7 @@ from google.protobuf import text_format
 
 from model_build.caffe import schema
 from model_build.caffe.upgrade import upgrade
+from service import disk
 from service.errors import BuildError
 
 MAX_TEXT_BYTES = 1 << 19
@@ -62,7 +63,8 @@ def _text(path: Path) -> str:
             raise BuildError(detail, _DEPLOY, file=str(path))
         data = path.read_bytes()
     except OSError as error:
-        raise BuildError(str(error.strerror), "name the prototxt", file=str(path)) from error
+        detail, remedy = disk.unreadable(path, error, "name the prototxt")
+        raise BuildError(detail, remedy, file=str(path)) from error
     if b"\0" in data:
         remedy = "give the prototxt; the caffemodel is the other file"
         raise BuildError("binary data, not a prototxt", remedy, file=str(path))

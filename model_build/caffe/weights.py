@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from model_build.caffe import schema
+from service import disk
 from service.errors import BuildError
 
 Blob = NDArray[np.float32]
@@ -71,7 +72,8 @@ def stored(path: Path) -> Any:
             raise BuildError(f"{size} bytes: not a caffemodel", _REMEDY, file=str(path))
         data = path.read_bytes()
     except OSError as error:
-        raise BuildError(str(error.strerror), "name the caffemodel", file=str(path)) from error
+        detail, remedy = disk.unreadable(path, error, "name the caffemodel")
+        raise BuildError(detail, remedy, file=str(path)) from error
     for start, what in _STRANGERS.items():
         if data.startswith(start):
             raise BuildError("not a caffemodel", f"it is {what}", file=str(path))
