@@ -36,7 +36,7 @@ def unwritable(path: Path, error: OSError, remedy: str) -> tuple[str, str]:
         closed = _closed(path, os.W_OK | os.X_OK)
         return f"{why}: {_ownership(closed)}", f"run as {_owner(closed)}, or {remedy}"
     if error.errno in _NO_ROOM:
-        return f"{why}{_room(path)}", f"make room on the disk, or {remedy}"
+        return f"{why}{_room(path)}", f"make room on the disk and run it again, or {remedy}"
     if error.errno == errno.EFBIG:
         return why, "raise the limit on the size of files (ulimit -f)"
     return why, remedy

@@ -173,7 +173,7 @@ def test_an_output_that_is_a_file(artifact: Path, images: Path, tmp_path: Path) 
     (tmp_path / "out").write_text("mine")
     refused = evaluate(images, tmp_path / "out", "--artifact", artifact)
     assert refused.returncode == 1
-    assert "out: cannot be made" in refused.stderr
+    assert "out: cannot be written: File exists" in refused.stderr
     assert (tmp_path / "out").read_text() == "mine"
 
 

@@ -24,8 +24,7 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        again = "run the same command again, which continues; or give another --output"
-        detail, remedy = disk.unwritable(path, error, again)
+        detail, remedy = disk.unwritable(path, error, "give another --output")
         raise EvaluationError(f"{path}: cannot be written: {detail}", remedy) from error
 
 
