@@ -98,7 +98,10 @@ def labelled(
     if read.leftovers:
         say(f"passed over {read.leftovers} files of systems, such as .DS_Store and Thumbs.db")
     if len(there) < len(samples):
-        say(f"{len(samples) - len(there)} of {len(samples)} images are missing in {image_dir}")
+        missing = next(one.name for one in samples if not _is_there(image_dir / one.name))
+        words = why_not_there(image_dir, missing)
+        many = f"{len(samples) - len(there)} of {len(samples)} images are missing in {image_dir}"
+        say(f"{many}: {words}")
     chosen: list[Sample] = pictures.spread(there, most)
     say(f"decoding {len(chosen)} labelled images")
     rows, whole = pictures.decoded([image_dir / one.name for one in chosen], artifact, say)

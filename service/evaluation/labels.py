@@ -83,22 +83,26 @@ def read_samples(path: Path, classes: Sequence[Label], limit: int | None) -> Sam
 
 
 def why_not_there(folder: Path, name: str) -> str:
-    """Return why the image `name` of a label file is not in `folder`, as far as names tell."""
+    """Return in words that the image `name` of a label file is not in `folder`, and what is there
+    that the name is like."""
     words = f"{name!r} is not in {folder}"
-    if "\\" in name and (folder / name.replace("\\", "/")).is_file():
+    if "\\" in name and (folder / name.replace("\\", "/")).parent.is_dir():
         return f"{words}: the name has backslashes where it needs slashes"
     file = folder / name
-    beside = sorted(file.parent.iterdir()) if file.parent.is_dir() else []
-    for other in beside:
-        if photos.is_image(other.name) and file.name in (other.stem, other.stem + "."):
-            return f"{words}, but {str(other.relative_to(folder))!r} is: the name lacks its ending"
-        if other.name.lower() == file.name.lower():
-            return f"{words}, but {str(other.relative_to(folder))!r} is: upper and lower case count"
-        if other.stem == file.stem and photos.is_image(other.name):
-            return f"{words}, but {str(other.relative_to(folder))!r} is: it has another ending"
+    for other in sorted(file.parent.iterdir()) if file.parent.is_dir() else []:
+        if photos.is_image(other.name) and (likeness := _likeness(file.name, other)):
+            return f"{words}, but {str(other.relative_to(folder))!r} is: {likeness}"
     if found := next(iter(photos.in_folder(folder)), None):
         return f"{words}; an image there is called {str(found.relative_to(folder))!r}"
     return f"{words}, and no other image is"
+
+
+def _likeness(name: str, other: Path) -> str:
+    if other.stem == name:
+        return "the name lacks its ending"
+    if other.name.lower() == name.lower():
+        return "upper and lower case count"
+    return "it has another ending" if other.stem == Path(name).stem else ""
 
 
 NAME_REMEDY = "write the names as the files are called there"

@@ -154,7 +154,8 @@ async def _ask_all(
         if not _is_there(plan, sample)
     }
     if failed:
-        _say(f"{len(failed)} of {len(samples)} images are missing in {plan.image_dir}")
+        words = why_not_there(plan.image_dir, next(iter(failed)))
+        _say(f"{len(failed)} of {len(samples)} images are missing in {plan.image_dir}: {words}")
     if journal.resumed:
         _say(f"going on: {len(journal.answers)} of {len(samples)} images are answered already")
     right = sum(
