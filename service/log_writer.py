@@ -122,7 +122,8 @@ class LogWriter:
         try:
             while left:
                 written = self._write_some(left)
-                self._torn = bytes(left[:written][-1:]) not in (b"\n", b"")
+                if written:
+                    self._torn = left[written - 1] != ord("\n")
                 left = left[written:]
         except OSError:
             reported = len(left) <= len(text)

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,13 @@ def piped(artifact: Path, *flags: str, **environment: str) -> Iterator[Piped]:
         service.pipe.close()
 
 
+def await_metric(http: httpx.Client, name: str, least: float) -> None:
+    """Ask for the metrics until it is so large."""
+    give_up_at = time.monotonic() + ENDS_WITHIN_S
+    while metric_of(http, name) < least:
+        assert time.monotonic() < give_up_at, name
+
+
 def test_a_reader_that_stops(artifact: Path) -> None:
     """Everything is answered. What it reads later is in order, and says how many lines are lost."""
     with piped(artifact) as service:
@@ -144,9 +152,7 @@ def test_a_decode_worker_with_a_traceback(artifact: Path, workers: int, tmp_path
         decoding = service.processes("service.decoding")
         for pid in decoding:
             os.kill(pid, signal.SIGUSR2)
-        restarts = "topfive_decode_restarts_total"
-        while metric_of(service.http, restarts) < workers:
-            assert service.process.poll() is None
+        await_metric(service.http, "topfive_decode_restarts_total", workers)
         service.works()
         assert service.end() == 0
 
@@ -176,8 +182,7 @@ def test_a_full_disk(artifact: Path) -> None:
         subprocess.run([*COMMAND, *health], check=True)
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as http:
             assert http.post("/classify", content=IMAGE).status_code == 200
-            while metric_of(http, "topfive_log_lines_lost_total") < 5:
-                assert process.poll() is None
+            await_metric(http, "topfive_log_lines_lost_total", 5)
         process.send_signal(signal.SIGTERM)
         assert process.wait(ENDS_WITHIN_S) == 0
     finally:
