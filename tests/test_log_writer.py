@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -79,14 +80,21 @@ class Piped:
         """Have the pipe be full, and more wait: 4 KiB are two lines."""
         self.ask(10)
 
-    def processes(self, module: str) -> list[int]:
-        """Those below the service that run `module` and have no children of it."""
+    def decoding(self, least: int) -> list[int]:
+        """The processes that decode, when there are so many: the children of those that start
+        them."""
+        give_up_at = time.monotonic() + ENDS_WITHIN_S
+        while len(found := self._decoding()) < least:
+            assert time.monotonic() < give_up_at
+        return found
+
+    def _decoding(self) -> list[int]:
         todo, found = [self.process.pid], []
         while todo:
             pid = todo.pop()
             todo += children(pid)
-            if module in command(pid) and not children(pid):
-                found.append(pid)
+            if "service.decoding" in command(pid):
+                found += children(pid)
         return found
 
     def end(self) -> int:
@@ -99,9 +107,13 @@ class Piped:
 @contextlib.contextmanager
 def piped(artifact: Path, *flags: str, **environment: str) -> Iterator[Piped]:
     service = Piped(artifact, *flags, **environment)
+    # The end of the file is the end of any reading that waits for a line which does not come.
+    late = threading.Timer(2 * ENDS_WITHIN_S, service.process.kill)
+    late.start()
     try:
         yield service
     finally:
+        late.cancel()
         service.http.close()
         service.process.kill()
         service.process.wait()
@@ -145,12 +157,12 @@ def test_a_decode_worker_with_a_traceback(artifact: Path, workers: int, tmp_path
     """It ends although its traceback of 56 kB is not read; new ones start, and SIGTERM ends all."""
     (tmp_path / "sitecustomize.py").write_text(FAIL_ON_SIGNAL)
     flags = ("--workers", str(workers), "--devices", ",".join("01"[:workers]))
+    flags += ("--decode-processes", str(2 // workers))
     with piped(artifact, *flags, PYTHONPATH=str(tmp_path)) as service:
         while sum(line.get("to") == "ready" for line in service.lines) < workers:
             service.until("device_state")
         service.fill()
-        decoding = service.processes("service.decoding")
-        for pid in decoding:
+        for pid in service.decoding(least=2):
             os.kill(pid, signal.SIGUSR2)
         await_metric(service.http, "topfive_decode_restarts_total", workers)
         service.works()
@@ -160,8 +172,8 @@ def test_a_decode_worker_with_a_traceback(artifact: Path, workers: int, tmp_path
 def test_a_traceback_is_read(artifact: Path, tmp_path: Path) -> None:
     """It comes through whole, between the lines of the log."""
     (tmp_path / "sitecustomize.py").write_text(FAIL_ON_SIGNAL)
-    with piped(artifact, PYTHONPATH=str(tmp_path)) as service:
-        os.kill(service.processes("service.decoding")[0], signal.SIGUSR2)
+    with piped(artifact, "--decode-processes", "2", PYTHONPATH=str(tmp_path)) as service:
+        os.kill(service.decoding(least=2)[0], signal.SIGUSR2)
         assert service.until("RuntimeError")["event"].count("a long reason") == 4000
         service.until("decode_process_ended")
 
