@@ -351,7 +351,8 @@ def read_labels(file: Path) -> tuple[Label, ...]:
     try:
         lines = disk.read_text(file).rstrip().splitlines()
     except OSError as error:
-        raise _unreadable(file, error, LABEL_FORM) from error
+        detail, remedy = disk.unreadable(file, error, LABEL_FORM)
+        raise ArtifactError(f"{file}: no labels can be read: {detail}", remedy) from error
     except ValueError as error:
         raise ArtifactError(f"{file}: no labels can be read: {error}", LABEL_FORM) from error
     labels = []

@@ -45,14 +45,16 @@ def unwritable(path: Path, error: OSError, remedy: str) -> tuple[str, str]:
 def unusable(error: OSError) -> tuple[str, str]:
     """Return what is wrong and what to do for an error that no command has expected.
 
-    Without a file's name it is probably of standard output, which is given up then: what is in its
+    What cannot be written and has no name is standard output. It is given up then: what is in its
     buffer would fail again at the end of the process.
     """
     remedy = "TOPFIVE_DEBUG=1 shows which step it was"
-    if error.filename is None:
+    named = isinstance(error.filename, str | bytes)
+    if not named and error.errno in _OF_WRITING:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        detail, remedy = unwritable(Path.cwd(), error, remedy)
-        return f"standard output, or a file: {detail}", remedy
+        return f"standard output: {_why(error)}", f"make room on the disk; {remedy}"
+    if not named:
+        return _why(error), remedy
     path = Path(os.fsdecode(error.filename))
     explain = unwritable if error.errno in _OF_WRITING else unreadable
     detail, remedy = explain(path, error, remedy)
@@ -73,7 +75,7 @@ def _why(error: OSError) -> str:
 
 def _closed(path: Path, mode: int) -> Path:
     """Return the folder above `path` that this user cannot enter, else the last that is there."""
-    path = path.absolute()
+    path = Path(os.path.realpath(path))  # pathlib's own stops at a folder that is closed
     there = Path("/")
     for place in (*reversed(path.parents), path):
         if not os.path.lexists(place):

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
@@ -91,6 +92,15 @@ def test_every_file_that_is_read_says_whose_it_is(open_folder: Path) -> None:
         assert said.split(":")[0] in ("SettingsError", "BuildError", "ArtifactError",
                                       "EvaluationError"), said  # fmt: skip
         assert "docker run --user 0:0" in remedy
+
+
+def test_a_link_to_a_folder_of_another_user(made: Path) -> None:
+    """The folder that is closed is named, not the link."""
+    made.parent.joinpath("closed").mkdir(0o700)
+    moved = made.rename(made.parent / "closed" / "tiny")
+    made.symlink_to(moved)
+    said = nobody.said(lambda: artifact.read(made))
+    assert f"{made}/manifest.json: Permission denied: {moved.parent} is of uid 0" in said
 
 
 def test_the_systems_settings_of_another_user(
@@ -218,6 +228,26 @@ def test_a_full_disk_in_an_evaluation(tmp_path: Path) -> None:
         assert not list(output.glob(".*"))
 
 
+CALIBRATE = """
+import sys
+from pathlib import Path
+from model_build.mlu import calibration
+from model_build.recipe import PRESETS
+photo, file = map(Path, sys.argv[1:])
+calibration.write((photo,), PRESETS["resnext"], 224, 224, True, file)
+"""
+PHOTO = Path(__file__).resolve().parent.parent / "model_build" / "photos" / "cat.png"
+
+
+def test_a_full_disk_in_calibration(tmp_path: Path) -> None:
+    """Memory that is mapped into a file ends the process where the disk has no room for it."""
+    with small_disk(tmp_path / "disk", 64) as folder:
+        command = [sys.executable, "-c", CALIBRATE, PHOTO, folder / "calibration.npy"]
+        done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.endswith("OSError: [Errno 28] No space left on device\n")
+
+
 def test_a_full_disk_under_standard_output() -> None:
     """Of any command: an error, no trace."""
     with Path("/dev/full").open("w") as full:
@@ -229,7 +259,7 @@ def test_a_full_disk_under_standard_output() -> None:
             env=plain_environment(),
         )
     assert done.returncode == 1
-    assert done.stderr.startswith("error: standard output, or a file: No space left on device")
+    assert done.stderr.startswith("error: standard output: No space left on device")
     assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
 
 
