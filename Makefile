@@ -3,9 +3,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-HOST ?= 127.0.0.1
-PORT ?= 8080
-DEMO ?= artifacts/efficientnet-lite0
+# An empty variable counts as not set.
+HOST := $(or $(HOST),127.0.0.1)
+PORT := $(or $(PORT),8080)
+DEMO := $(or $(DEMO),artifacts/efficientnet-lite0)
 # The SDK's interpreter: a CPython 3.7 on the path, or pyenv's.
 PYTHON37 ?= $(shell ls -d $$(command -v python3.7 2>/dev/null | grep -v /shims/) \
 	$${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.7.*/bin/python3.7 2>/dev/null | head -n 1)

@@ -72,7 +72,7 @@ def _is_current(path: Path) -> bool:
 
 
 def _resnext50(path: Path) -> None:
-    data = Path(os.environ.get("TOPFIVE_DATA", ROOT.parent / "shared" / "data"))
+    data = Path(os.environ.get("TOPFIVE_DATA") or ROOT.parent / "shared" / "data")
     prototxt = data / "prototxt/soeaver/resnext/deploy_resnext50-32x4d.prototxt"
     if not prototxt.exists():
         raise BenchError(f"no {prototxt}; set TOPFIVE_DATA to the folder that holds it")

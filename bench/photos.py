@@ -17,7 +17,7 @@ ROW_SIDE = 224
 
 def photos() -> list[bytes]:
     """The files, in the order of their names."""
-    folder = Path(os.environ.get("TOPFIVE_DATA", ROOT.parent / "shared" / "data")) / "photos"
+    folder = Path(os.environ.get("TOPFIVE_DATA") or ROOT.parent / "shared" / "data") / "photos"
     files = sorted(folder.glob("*.JPEG"))
     return [file.read_bytes() for file in files if _size(file) == SIZE] or _shipped()
 

@@ -18,6 +18,7 @@ import typer
 
 from model_build import recipe, sweep_cli
 from model_build.options import Options, warn, with_options
+from service import disk
 from service.errors import INSTALL, ArtifactError, BuildError, TopfiveError
 
 FAILED, DOES_NOT_HOLD = 1, 3
@@ -43,6 +44,11 @@ def main() -> None:
         if os.environ.get("TOPFIVE_DEBUG"):
             raise
         _complain(error)
+        sys.exit(FAILED)
+    except OSError as error:
+        if os.environ.get("TOPFIVE_DEBUG"):
+            raise
+        _complain(TopfiveError(*disk.unusable(error)))
         sys.exit(FAILED)
 
 
@@ -128,7 +134,8 @@ def _write_demo_sources(folder: Path) -> None:
         files = write_demo_sources(folder)
     except OSError as error:
         remedy = "name a folder that can be written to as --sources"
-        raise BuildError(str(error.strerror), remedy, file=str(folder)) from error
+        detail, remedy = disk.unwritable(folder, error, remedy)
+        raise BuildError(detail, remedy, file=str(folder)) from error
     print(*files, sep="\n")
 
 

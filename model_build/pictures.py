@@ -10,11 +10,10 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from service import images
+from service import disk, images, photos
 from service.artifact import Artifact, Resample
 from service.errors import BuildError, RequestError
 
-ENDINGS = frozenset({".jpg", ".jpeg", ".png"})
 MAX_PIXELS = 50_000_000
 T = TypeVar("T")
 
@@ -26,10 +25,16 @@ def spread(found: Sequence[T], count: int) -> list[T]:
 
 
 def in_folder(folder: Path) -> list[Path]:
-    """The images in the folder and below; BuildError if there is none."""
-    found = sorted(file for file in folder.rglob("*") if file.suffix.lower() in ENDINGS)
+    """Return the images in the folder and below; raise BuildError if there is none."""
+    endings = ", ".join(sorted(photos.ENDINGS))
+    remedy = f"name a folder that has {endings} in it as --image-dir"
+    try:
+        found = photos.in_folder(folder)
+    except OSError as error:
+        place = Path(error.filename or folder)
+        detail, remedy = disk.unreadable(place, error, remedy)
+        raise BuildError(detail, remedy, file=str(place)) from error
     if not found:
-        remedy = f"name a folder that has {', '.join(sorted(ENDINGS))} in it as --image-dir"
         raise BuildError("no images in it", remedy, file=str(folder))
     return found
 

@@ -21,7 +21,7 @@ from model_build.reference import Normalisation
 from service import artifact as artifacts
 from service.artifact import Artifact, Inside, Resample
 from service.errors import BuildError
-from service.evaluation.labels import Sample, read_samples
+from service.evaluation.labels import NAME_REMEDY, Sample, read_samples, why_not_there
 from service.evaluation.results import wilson
 
 MARGIN = 3.0
@@ -89,13 +89,19 @@ def labelled(
     samples = read.samples
     there = [one for one in samples if _is_there(image_dir / one.name)]
     if not there:
+        why = why_not_there(image_dir, samples[0].name)
         raise BuildError(
-            f"none of the {len(samples)} labelled images is there",
-            "name the folder that the label file's names begin in as --image-dir",
+            f"none of the {len(samples)} labelled images is there: {why}",
+            f"give the folder that the names begin in as --image-dir, or {NAME_REMEDY}",
             file=str(image_dir),
         )
+    if read.leftovers:
+        say(f"passed over {read.leftovers} files of systems, such as .DS_Store and Thumbs.db")
     if len(there) < len(samples):
-        say(f"{len(samples) - len(there)} of {len(samples)} images are missing in {image_dir}")
+        missing = next(one.name for one in samples if not _is_there(image_dir / one.name))
+        words = why_not_there(image_dir, missing)
+        many = f"{len(samples) - len(there)} of {len(samples)} images are missing in {image_dir}"
+        say(f"{many}: {words}")
     chosen: list[Sample] = pictures.spread(there, most)
     say(f"decoding {len(chosen)} labelled images")
     rows, whole = pictures.decoded([image_dir / one.name for one in chosen], artifact, say)

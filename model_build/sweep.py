@@ -12,7 +12,7 @@ from pathlib import Path
 
 from model_build.build import build
 from model_build.recipe import Recipe
-from service import artifact, evaluation, sdk
+from service import artifact, disk, evaluation, sdk
 from service.artifact import Manifest
 from service.bench.device import Measured, measure
 from service.errors import BuildError, TopfiveError
@@ -119,6 +119,8 @@ def _accuracy(plan: Plan, recipe: Recipe, table: Table, say: Say) -> tuple[str, 
     table.tell(_about_accuracy(plan.labelled, manifest, results))
     if results.failed:
         table.failures.append(f"{what}: {len(results.failed)} images have no answer")
+    if results.top1.share is None or results.top5.share is None:
+        return FAILED, FAILED
     return f"{100 * results.top1.share:.3f}", f"{100 * results.top5.share:.3f}"
 
 
@@ -191,5 +193,5 @@ def _write(folder: Path, table: Table) -> None:
         aside.write_text(str(table), encoding="utf-8")
         aside.replace(folder / TABLE)
     except OSError as error:
-        remedy = "name another --output"
-        raise BuildError(f"cannot be written: {error}", remedy, file=str(folder)) from error
+        detail, remedy = disk.unwritable(folder, error, "name another --output")
+        raise BuildError(f"cannot be written: {detail}", remedy, file=str(folder)) from error

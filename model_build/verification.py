@@ -7,6 +7,7 @@ artifact is left alone unless its golden answers are to be a card's own, and all
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
@@ -128,7 +129,8 @@ def print_json(verdict: Verdict) -> None:
     if found:
         document["device"] = {"done": True, "holds": found.holds, "rows": found.rows}
         document["device"] |= {
-            "largest_difference": found.difference,
+            # JSON has no infinity: what is not a number differs by null.
+            "largest_difference": found.difference if isfinite(found.difference) else None,
             "largest_right_difference": found.bound.difference,
             "agreement": found.agreement,
             "least_right_agreement": found.bound.agreement,

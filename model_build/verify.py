@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from model_build import reference, writer
 from service import sdk
-from service.artifact import GOLDEN, Artifact, Manifest, Precision
+from service.artifact import GOLDEN, Artifact, Manifest, Precision, facts
 from service.core import trial
 from service.errors import BuildError, DeviceError, SdkError
 
@@ -159,6 +159,11 @@ def replace_golden(artifact: Artifact, ordinal: int, python: str | None) -> Mani
     with writer.aside(artifact.path, force=True) as folder:
         for name in artifact.manifest.files.keys() - {GOLDEN}:
             shutil.copyfile(artifact.path / name, folder / name)
+            if facts(folder / name) != artifact.manifest.files[name]:
+                remedy = "run it again, on an artifact that nothing else writes"
+                raise BuildError(
+                    "the file was replaced meanwhile", remedy, file=str(artifact.path / name)
+                )
         np.savez(
             folder / GOLDEN,
             rows=rows,

@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from service import artifact
+from service import artifact, disk
 from service.artifact import GOLDEN, LABELS, MANIFEST, Manifest, Sdk
 from service.errors import ArtifactError, BuildError
 
@@ -43,12 +43,14 @@ def check_output(output: Path, force: bool) -> None:
         names = {path.name for path in output.iterdir()}
     except FileNotFoundError:
         return
-    except OSError as error:
+    except NotADirectoryError as error:
         raise BuildError(
             f"exists and is no folder to be replaced: {error.strerror}",
             "name a new folder as --output",
             file=str(output),
         ) from error
+    except OSError as error:
+        raise _unwritable(output, error) from error
     if MANIFEST not in names or names - OURS:
         foreign = ", ".join(sorted(names - OURS)[:3]) or "no manifest"
         raise BuildError(
@@ -78,13 +80,15 @@ def aside(output: Path, force: bool) -> Iterator[Path]:
             check_output(output, force)
             _put_in_place(folder, output)
     except OSError as error:
-        raise BuildError(
-            f"cannot be written: {error}",
-            "name an --output whose folder can be written to, and has room",
-            file=str(output),
-        ) from error
+        raise _unwritable(output, error) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _unwritable(output: Path, error: OSError) -> BuildError:
+    remedy = "name an --output whose folder can be written to, and has room"
+    detail, remedy = disk.unwritable(Path(error.filename or output), error, remedy)
+    return BuildError(f"cannot be written: {detail}", remedy, file=str(output))
 
 
 def write_manifest(folder: Path, sdk: Sdk | None = None, **fields: Any) -> Manifest:

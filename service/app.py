@@ -20,7 +20,7 @@ from prometheus_client.registry import Collector
 from starlette.exceptions import HTTPException
 
 from service import artifact as artifacts
-from service import sdk
+from service import logs, sdk
 from service.core.model import Model
 from service.errors import (
     DeviceError,
@@ -58,6 +58,7 @@ def create_app(settings: Settings, fatal: Fatal, peers: Peers | None = None) -> 
     devices = sdk.chosen_devices(artifact.manifest.target, settings.devices, settings.device_python)
     metrics = Metrics()
     metrics.describe_build(version(), os.environ.get("TOPFIVE_REVISION", ""))
+    logs.count_lost(metrics.log_lines_lost.inc)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -85,6 +86,7 @@ def create_app(settings: Settings, fatal: Fatal, peers: Peers | None = None) -> 
         ),
     )
     app.state.metrics = metrics
+    app.state.artifact_version = artifact.manifest.version
     app.state.url = ""
     app.state.edge = Edge(app, metrics, settings.access_log)
     app.add_exception_handler(RequestError, _answer_request_error)

@@ -15,7 +15,9 @@ refuses what it does not know or cannot trust, and says which.
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from zipfile import BadZipFile
@@ -24,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from service import disk
 from service.errors import ArtifactError
 
 SCHEMA = 2
@@ -219,7 +222,9 @@ class Golden:
         has it within `tolerance` of its own first.
         """
         deviation = self.deviation(answers)
-        if not deviation <= self.tolerance:  # NaN is not right either
+        if np.isnan(deviation):
+            return "some answers are not numbers"
+        if deviation > self.tolerance:
             return f"off by {deviation:.2g}, at most {self.tolerance:.2g} is right"
         places = np.arange(len(answers))
         found, right = answers.argmax(axis=1), self.probabilities.argmax(axis=1)
@@ -236,10 +241,43 @@ class Artifact:
     manifest: Manifest
     labels: tuple[Label, ...]
     golden: Golden
+    marks: Mapping[str, "_Mark | None"] = field(default_factory=dict)
+    """Of each file, as it was when it was verified."""
 
     @property
     def model_path(self) -> Path:
         return self.path / self.manifest.model
+
+    def check_model_unchanged(self) -> None:
+        """Raise ArtifactError if the files that the engine opens are not those that were verified.
+
+        A file that was only copied again is read, and is right if its hash is.
+        """
+        for name, expected in self.manifest.files.items():
+            file, mark = self.path / name, self.marks.get(name)
+            if file.stem != self.model_path.stem or (mark and mark == _mark(file)):
+                continue
+            try:
+                _verify_file(file, expected)
+            except ArtifactError as error:
+                manifest = self.manifest
+                raise ArtifactError(
+                    f"the files of {self.path} are not those of the manifest that was read "
+                    f"({manifest.name} {manifest.version}): {error.detail}",
+                    "restart the service to serve the artifact that is there now",
+                ) from error
+
+
+_Mark = tuple[int, int, int, int]
+"""What tells two files of one name apart without reading them."""
+
+
+def _mark(path: Path) -> _Mark | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def facts(path: Path) -> FileFacts:
@@ -260,8 +298,7 @@ def content_version(manifest: Manifest) -> str:
 def read(path: Path) -> Artifact:
     """The verified artifact in the folder `path`; ArtifactError says what is wrong with it."""
     manifest = read_manifest(path)
-    for name, expected in manifest.files.items():
-        _verify_file(path / name, expected)
+    marks = {name: _verify_file(path / name, expected) for name, expected in manifest.files.items()}
     missing = {manifest.model, LABELS, GOLDEN} - manifest.files.keys()
     if missing:
         raise ArtifactError(
@@ -272,7 +309,7 @@ def read(path: Path) -> Artifact:
         raise ArtifactError(
             f"{path / LABELS}: {len(labels)} labels for {manifest.output.classes} classes", _REBUILD
         )
-    return Artifact(path, manifest, labels, _read_golden(path / GOLDEN, manifest))
+    return Artifact(path, manifest, labels, _read_golden(path / GOLDEN, manifest), marks)
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -281,10 +318,8 @@ def read_manifest(path: Path) -> Manifest:
     try:
         text = file.read_bytes()
     except OSError as error:
-        raise ArtifactError(
-            f"{file}: {error.strerror}",
-            "name the folder that topfive-build wrote (its --output)",
-        ) from error
+        name_it = "name the folder that topfive-build wrote (its --output)"
+        raise _unreadable(file, error, name_it) from error
     try:
         schema = json.loads(text)["schema"]
     except (ValueError, TypeError, KeyError, RecursionError) as error:
@@ -314,16 +349,14 @@ def read_labels(file: Path) -> tuple[Label, ...]:
     """Return the labels of a text file: a line for each class, its wnid and a space if it has one,
     its names. Empty lines at the end are passed over."""
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        lines = disk.read_text(file).rstrip().splitlines()
     except OSError as error:
+        detail, remedy = disk.unreadable(file, error, LABEL_FORM)
+        raise ArtifactError(f"{file}: no labels can be read: {detail}", remedy) from error
+    except ValueError as error:
         raise ArtifactError(f"{file}: no labels can be read: {error}", LABEL_FORM) from error
-    except UnicodeDecodeError:
-        text = "\0"
-    if "\0" in text:  # as in UTF-16 without a mark
-        remedy = "save it as UTF-8; Windows PowerShell's > writes UTF-16"
-        raise ArtifactError(f"{file}: it is not UTF-8", remedy)
     labels = []
-    for number, line in enumerate(text.rstrip().splitlines(), 1):
+    for number, line in enumerate(lines, 1):
         if (label := _label(line.strip())) is None:
             raise ArtifactError(f"{file}: line {number}: {line[:60]!r} is not a label", LABEL_FORM)
         labels.append(label)
@@ -345,16 +378,26 @@ LABEL_FORM = (
 _REBUILD = "copy the artifact again, or build it again with topfive-build"
 
 
-def _verify_file(path: Path, expected: FileFacts) -> None:
-    if not path.is_file():
-        raise ArtifactError(f"{path}: missing", _REBUILD)
-    found = facts(path)
+def _unreadable(path: Path, error: OSError, remedy: str) -> ArtifactError:
+    detail, remedy = disk.unreadable(path, error, remedy)
+    return ArtifactError(f"{path}: {detail}", remedy)
+
+
+def _verify_file(path: Path, expected: FileFacts) -> _Mark | None:
+    """Return the mark of a file that is as the manifest says; ArtifactError for any other."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):  # another kind may have no end
+            raise ArtifactError(f"{path}: not a file", _REBUILD)
+        mark, found = _mark(path), facts(path)
+    except OSError as error:
+        raise _unreadable(path, error, _REBUILD) from error
     if found != expected:
         raise ArtifactError(
             f"{path}: {found.size} bytes with SHA-256 {found.sha256}; "
             f"the manifest says {expected.size} bytes with {expected.sha256}",
             _REBUILD,
         )
+    return mark
 
 
 def _read_golden(path: Path, manifest: Manifest) -> Golden:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from service import disk
 from service.bench.cli import bench
 from service.errors import TopfiveError, Unreachable
 
@@ -42,6 +43,11 @@ def main() -> None:
             raise
         _complain(error)
         sys.exit(UNREACHABLE if isinstance(error, Unreachable) else FAILED)
+    except OSError as error:
+        if os.environ.get("TOPFIVE_DEBUG"):
+            raise
+        _complain(TopfiveError(*disk.unusable(error)))
+        sys.exit(FAILED)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import orjson
 
+from service import disk
 from service.errors import DeviceError, RequestError, Unreachable
 
 if TYPE_CHECKING:
@@ -219,7 +220,8 @@ async def _submit(opened: OpenedModel, file: Path, top_k: int, timeout_s: float)
 
 
 def _unreadable(file: Path, error: OSError) -> Answer:
-    return Answer(file, [], f"cannot be read: {error.strerror}")
+    detail, _ = disk.unreadable(file, error, "")
+    return Answer(file, [], f"cannot be read: {detail}")
 
 
 def _read(file: Path) -> bytes:

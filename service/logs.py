@@ -1,14 +1,22 @@
 """Log lines: an event's word and its facts, as JSON or for a person, on stderr.
 
 A record is `log.info("device_state", extra={"device": "0", ...})`: the message is the event, a
-stable word; what `extra` adds are its facts. Control characters never reach the terminal raw.
+stable word; what `extra` adds are its facts. Control characters never reach the terminal raw. A
+thread writes the lines (service/log_writer.py), so a reader that stops reading stops nothing else.
 """
 
+import atexit
+import faulthandler
 import json
 import logging
+import os
 import sys
 import traceback
+from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
+
+from service.log_writer import LogWriter, redirect_stderr
 
 # The sentences that a console shows in place of an event and its facts.
 _SENTENCES = {
@@ -19,14 +27,65 @@ _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime
 
 
 def configure(format: str, level: str) -> None:
-    """Log to stderr from `level` up; `format` is console, json or auto (console on a terminal)."""
+    """Log to stderr from `level` up; `format` is console, json or auto (console on a terminal).
+
+    From now on all that is written to descriptor 2 goes the way of the log lines. To be called
+    once, by a process that serves.
+    """
+    global _handler
+    if sys.stderr is None:  # descriptor 2 is closed
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - it stays open
     console = format == "console" or (format == "auto" and sys.stderr.isatty())
-    handler = logging.StreamHandler()
-    handler.setFormatter(_Console() if console else _Json())
-    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    _handler = _Handler(os.dup(sys.stderr.fileno()))
+    _handler.setFormatter(_Console() if console else _Json())
+    if sys.stderr.fileno() == 2:
+        atexit.register(redirect_stderr(_handler.writer))
+    if faulthandler.is_enabled():  # a thread of a crashed process writes nothing any more
+        faulthandler.enable(_handler.descriptor)
+    logging.basicConfig(level=level.upper(), handlers=[_handler], force=True)
     # A line for every bad request would let callers fill the log; faults still show.
     for library in ("uvicorn", "python_multipart"):
         logging.getLogger(library).setLevel(logging.ERROR)
+
+
+def count_lost(count: Callable[[int], None]) -> None:
+    """Call `count` with each number of log lines that are lost, those lost so far included."""
+    if _handler is not None:
+        _handler.writer.count_lost(count)
+
+
+def inherited_stderr() -> int:
+    """Return the descriptor of stderr as it was before `configure`: for a child process that has
+    log lines and a thread for them itself."""
+    return 2 if _handler is None else _handler.descriptor
+
+
+class _Handler(logging.Handler):
+    """Formats each record where it is logged, and leaves writing the line to a thread."""
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__()
+        self.descriptor = descriptor
+        self.writer = LogWriter(descriptor, self._lost_line)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self.writer.put(self._line(record))
+        except Exception:  # noqa: BLE001 - as logging's own handlers
+            self.handleError(record)
+
+    def _line(self, record: logging.LogRecord) -> bytes:
+        return f"{self.format(record)}\n".encode(errors="backslashreplace")
+
+    def _lost_line(self, lines: int) -> bytes:
+        facts = {"name": "topfive.logs", "levelno": logging.WARNING, "levelname": "WARNING"}
+        record = logging.makeLogRecord({**facts, "msg": "log_lines_lost", "lines": lines})
+        self.filter(record)  # a worker's adds its number
+        return self._line(record)
+
+
+_handler: _Handler | None = None
+"""The one that `configure` has made."""
 
 
 def _facts(record: logging.LogRecord) -> dict[str, object]:

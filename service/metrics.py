@@ -153,6 +153,9 @@ class Metrics:
         self.event_loop_lag = histogram(
             "event_loop_lag_seconds", "Lateness of a 100 ms tick.", LAG_SECONDS
         )
+        self.log_lines_lost = counter(
+            "log_lines_lost_total", "Log lines that could not be written."
+        )
         self.workers = gauge(
             "workers", "Processes that serve: in this scrape, and left out of it.", "state"
         )

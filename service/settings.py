@@ -19,6 +19,7 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
+from service import disk
 from service.errors import SettingsError
 
 PREFIX = "TOPFIVE_"
@@ -44,7 +45,9 @@ def require_linux() -> None:
 class Settings(BaseSettings):
     """The effective settings; immutable."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_ignore_empty=True, extra="forbid", frozen=True
+    )
 
     artifact: Path | None = Field(None, description="The artifact's folder (topfive-build's).")
     host: str = Field("127.0.0.1", description="Address to listen on.")
@@ -156,6 +159,7 @@ def load(flags: Mapping[str, object], file: Path | None = None) -> tuple[Setting
     values: dict[str, object] = {}
     sources = dict.fromkeys(Settings.model_fields, "default")
     for source, layer in layers.items():
+        _refuse_empty(source, layer)
         values |= layer
         sources |= dict.fromkeys(layer, source)
     try:
@@ -182,24 +186,45 @@ def local_url(host: str, port: int) -> str:
 
 
 def unknown_variables() -> list[str]:
-    """Variables that look like ours and are none: misspelt, or of a Kubernetes service link."""
+    """Variables that look like ours and are none: misspelt, or of a Kubernetes service link.
+
+    An empty one counts as not set.
+    """
     known = {PREFIX + name.upper() for name in Settings.model_fields} | OTHER_VARIABLES
-    return sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
+    ours = (name for name, value in os.environ.items() if name.startswith(PREFIX) and value)
+    return sorted(name for name in ours if name not in known)
+
+
+def _refuse_empty(source: str, layer: Mapping[str, object]) -> None:
+    """Raise SettingsError for a flag or a line that is empty: of a path or an address it would mean
+    this folder or every address. Of a variable it means that the variable is not set."""
+    for name, value in layer.items():
+        if value == "":
+            remedy = f"give it a value, or leave it out; topfive config --help describes {name}"
+            raise SettingsError(f"{_place(name, source)}: it is empty", remedy)
 
 
 def _named_file() -> Path | None:
-    if "TOPFIVE_CONFIG" in os.environ:
-        return Path(os.environ["TOPFIVE_CONFIG"])
-    return SYSTEM_FILE if SYSTEM_FILE.exists() else None
+    if named := os.environ.get("TOPFIVE_CONFIG"):
+        return Path(named)
+    try:
+        SYSTEM_FILE.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError:
+        pass  # it may be there: reading it says what is wrong
+    return SYSTEM_FILE
 
 
 def _read_file(file: Path) -> dict[str, object]:
+    remedy = "name a readable TOML file with --config or TOPFIVE_CONFIG"
     try:
-        values = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SettingsError(
-            f"{file}: {error}", "name a readable TOML file with --config or TOPFIVE_CONFIG"
-        ) from error
+        values = tomllib.loads(disk.read_text(file))
+    except OSError as error:
+        detail, remedy = disk.unreadable(file, error, remedy)
+        raise SettingsError(f"{file}: {detail}", remedy) from error
+    except ValueError as error:
+        raise SettingsError(f"{file}: {error}", remedy) from error
     for name in values.keys() - Settings.model_fields.keys():
         raise SettingsError(
             f"{_place(name, str(file))}: no such setting", "topfive config lists them all"
@@ -219,7 +244,7 @@ def _place(name: str, source: str) -> str:
         return f"--{name.replace('_', '-')}"
     if source == "environment":
         return PREFIX + name.upper()
-    lines = Path(source).read_text(encoding="utf-8").splitlines()
+    lines = disk.read_text(Path(source)).splitlines()
     key = re.compile(rf"""[\s\["']*{re.escape(name)}\b""")
     at = next((number for number, line in enumerate(lines, 1) if key.match(line)), 1)
     return f"{source}:{at}: {name}"

@@ -27,7 +27,7 @@ from fastapi import FastAPI
 from service import app, logs, merging
 from service.core.model import Model
 from service.device.parent import die_with_parent
-from service.errors import TopfiveError
+from service.errors import ArtifactError, TopfiveError
 from service.listener import waiting
 from service.server import Server
 from service.settings import Settings
@@ -64,11 +64,22 @@ def _serve(job: dict[str, Any], settings: Settings, channel: socket.socket) -> i
     merging.keep_counts(folder, worker)
 
     def server(made: FastAPI) -> Server:
+        _check_version(made, settings, job["version"])
         if job["restarted"]:
             made.state.metrics.worker_restarts.inc()
         return _Server(made, settings, job, channel)
 
     return app.run(settings, server, merging.Peers(folder, worker, settings.workers))
+
+
+def _check_version(made: FastAPI, settings: Settings, version: str) -> None:
+    """Raise ArtifactError if the artifact is not the one that the other workers serve."""
+    if made.state.artifact_version != version:
+        raise ArtifactError(
+            f"{settings.artifact} is {made.state.artifact_version} now, and the other workers "
+            f"serve {version}: the artifact was replaced",
+            "restart the service to serve the artifact that is there now",
+        )
 
 
 def _log_as(worker: int, settings: Settings) -> None:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from service import artifact as artifacts
-from service import cgroup, sdk
+from service import cgroup, logs, sdk
 from service.errors import SettingsError
 from service.listener import announce, announce_ready, listen
 from service.settings import Settings
@@ -45,7 +45,7 @@ def serve(settings: Settings) -> int:
         def ready() -> None:
             announce_ready(url, manifest, len(devices.ordinals))
 
-        return asyncio.run(_Parent(shares, listener, folder, ready).run())
+        return asyncio.run(_Parent(shares, listener, folder, manifest.version, ready).run())
 
 
 @contextlib.contextmanager
@@ -92,6 +92,8 @@ class _Shared:
 
     listener: socket.socket
     folder: Path
+    version: str
+    """Of the artifact that all serve."""
     turns: Turns
     changed: Callable[[], None]
 
@@ -159,6 +161,7 @@ class _Worker:
                 *(sys.executable, "-P", "-m", "service.worker"),
                 *("--channel", str(theirs.fileno()), "--parent", str(os.getpid())),
                 stdin=asyncio.subprocess.DEVNULL,
+                stderr=logs.inherited_stderr(),
                 pass_fds=(theirs.fileno(), listener),
             )
             theirs.close()
@@ -183,6 +186,7 @@ class _Worker:
                 "settings": self._settings.model_dump(mode="json"),
                 "listener": listener,
                 "folder": str(self._shared.folder),
+                "version": self._shared.version,
                 "worker": self.number,
                 "restarted": self._lives > 0,
                 "accepts": self._accepts,
@@ -218,6 +222,7 @@ class _Parent:
         shares: list[Settings],
         listener: socket.socket,
         folder: Path,
+        version: str,
         on_ready: Callable[[], None],
     ) -> None:
         self._listener = listener
@@ -225,7 +230,7 @@ class _Parent:
         turns = Turns(folder, len(shares))
         for number in range(len(shares)):
             turns.tell(number, NOT_ACCEPTING)
-        shared = _Shared(listener, folder, turns, self._changed)
+        shared = _Shared(listener, folder, version, turns, self._changed)
         self._workers = [_Worker(number, share, shared) for number, share in enumerate(shares)]
         share = shares[0]
         self._ends_within_s = (

@@ -102,7 +102,7 @@ def figure(request: pytest.FixtureRequest) -> Callable[[str], None]:
 @pytest.fixture(scope="session")
 def data_folder() -> Path:
     """The folder of models, photos and hostile files that TOPFIVE_DATA names."""
-    folder = Path(os.environ.get("TOPFIVE_DATA", ROOT.parent / "shared" / "data")).resolve()
+    folder = Path(os.environ.get("TOPFIVE_DATA") or ROOT.parent / "shared" / "data").resolve()
     if not (folder / "README.md").is_file():
         reason = f"no test data in {folder}; set TOPFIVE_DATA to the folder that holds it"
         if os.environ.get("CI"):

@@ -473,8 +473,8 @@ def test_photos_are_spread_over_the_names(build: Run, stub: Path, tmp_path: Path
     ("options", "devices", "said"),
     [
         (INT8[:2], 1, "name a folder of them with --image-dir"),
-        ([*INT8[:2], "--image-dir", "absent"], 1, "absent: no such folder"),
-        ([*INT8[:2], "--image-dir", os.devnull], 1, "no such folder"),
+        ([*INT8[:2], "--image-dir", "absent"], 1, "absent: No such file or directory"),
+        ([*INT8[:2], "--image-dir", os.devnull], 1, "Not a directory"),
         (INT8, 0, "the SDK sees 0 devices"),
         ([*INT8, "--device-id", "3"], 1, "so no device 3"),
     ],

@@ -190,6 +190,13 @@ def test_a_text_without_layers_is_refused(content: str, tmp_path: Path) -> None:
         read(tmp_path, content)
 
 
+def test_what_editors_put_into_a_text(tmp_path: Path) -> None:
+    """A byte order mark and the line ends of Windows are no part of it."""
+    prototxt = tmp_path / "net.prototxt"
+    prototxt.write_bytes(f"\ufeff{INPUT}\r\n{relu('r')}\r\n".encode())
+    assert wire(text.read(prototxt), str(prototxt)).input_name == "data"
+
+
 def test_a_missing_file_is_a_build_error(tmp_path: Path) -> None:
     """The error names the file that is not there."""
     with pytest.raises(BuildError, match=r"nowhere.prototxt: No such file"):

@@ -163,6 +163,19 @@ def test_a_check_that_failed(artifact: Path) -> None:
     ]
 
 
+def test_a_check_that_raises(
+    artifact: Path, tmp_path: Path, context: Callable[..., Context]
+) -> None:
+    """It has its line, with the error; those before and after it are done."""
+    looked_at = context(root=tmp_path, artifact=artifact, port=0)
+    findings = {one.name: one for one in checks.examine(looked_at)}
+    assert list(findings)[-3:] == ["memory", "port", "files"] and len(findings) == 10
+    assert findings["memory"].state == "FAIL" and findings["memory"].remedy
+    assert findings["memory"].found.startswith("the check failed: FileNotFoundError: ")
+    assert str(tmp_path / "proc/meminfo") in findings["memory"].found
+    assert findings["golden"].state == findings["port"].state == "ok"
+
+
 def test_keys_of_the_document() -> None:
     """Programs read them."""
     document = json.loads(doctor("--json").stdout)

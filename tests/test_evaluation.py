@@ -15,9 +15,11 @@ import numpy as np
 import pytest
 
 from service.errors import EvaluationError
+from service.evaluation import results as files
 from service.evaluation.journal import Answered, Journal
+from service.evaluation.labels import Sample
 from service.evaluation.results import wilson
-from service.evaluation.sources import Later, Top5, over_http
+from service.evaluation.sources import Failed, Later, Top5, over_http
 from tests.support import pictures, tiny
 from tests.support.serving import COMMAND, plain_environment
 from tests.support.stub import BUSY, REFUSED, Reply, Stub, ranking
@@ -107,6 +109,35 @@ def test_missing_and_failed_images(artifact: Path, images: Path, tmp_path: Path)
     assert report["complete"] is False
 
 
+def test_folders_of_classes_from_a_desktop(artifact: Path, tmp_path: Path) -> None:
+    """What systems leave in them is no image: the run is complete, and says what it passed over."""
+    folder = tmp_path / "images" / "n00000003"
+    folder.mkdir(parents=True)
+    (folder / "a.PNG").write_bytes(pictures.encoded())
+    for name in (".DS_Store", "._a.PNG", "Thumbs.db"):
+        (folder / name).write_bytes(b"\0\5\x16\7")
+    done = subprocess.run(
+        [*COMMAND, "eval", "--label-file", folder.parent, "--output", tmp_path / "out",
+         "--artifact", artifact],
+        capture_output=True, text=True, env=plain_environment(), timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "passed over 3 files of systems" in done.stderr
+    assert "NOT COMPLETE" not in done.stdout and " of 1;" in done.stdout
+
+
+def test_no_image_was_answered(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """There is no accuracy, which is said in words that no program takes for a number."""
+    failed = [(Sample("a.jpg", 3), Failed("missing", "no such file"))]
+    files.write(tmp_path, files.Results([], failed), ["name"] * 10, {})
+    files.print_summary(files.Results([], failed), tmp_path)
+    out = capsys.readouterr().out
+    assert "top-1  none  (0 of 0; 95 %: 0.00% to 100.00%)" in out
+    assert "top1 accuracy: none\n" in (tmp_path / "eval_result.txt").read_text()
+    written = "".join(file.read_text() for file in tmp_path.iterdir())
+    assert "nan" not in (out + written).lower()
+
+
 def test_what_failed_is_tried_again(artifact: Path, images: Path, tmp_path: Path) -> None:
     """The same command, once the images are there, completes the run and asks for no other."""
     good = (images / "5.png").read_bytes()
@@ -152,7 +183,7 @@ def test_a_folder_without_any_of_the_images(artifact: Path, images: Path, tmp_pa
     """A wrong --image-dir is an error that leaves nothing, so the right one needs no --force."""
     wrong = evaluate(images, tmp_path / "out", "--artifact", artifact, "--image-dir", artifact)
     assert wrong.returncode == 1
-    assert "none of the 12 images is there" in wrong.stderr
+    assert "none of the 12 images is there: '0.png' is not in" in wrong.stderr
     assert not (tmp_path / "out").exists()
 
 
@@ -173,7 +204,7 @@ def test_an_output_that_is_a_file(artifact: Path, images: Path, tmp_path: Path) 
     (tmp_path / "out").write_text("mine")
     refused = evaluate(images, tmp_path / "out", "--artifact", artifact)
     assert refused.returncode == 1
-    assert "out: cannot be made" in refused.stderr
+    assert "out: cannot be written: File exists" in refused.stderr
     assert (tmp_path / "out").read_text() == "mine"
 
 

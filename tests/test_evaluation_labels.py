@@ -8,7 +8,7 @@ import pytest
 from service import artifact
 from service.artifact import Label
 from service.errors import EvaluationError
-from service.evaluation.labels import read_names, read_samples
+from service.evaluation.labels import read_names, read_samples, why_not_there
 from tests.support.stub import CLASSES
 
 FORMS = {
@@ -56,6 +56,16 @@ def test_wrong_label_files_are_refused_by_line(said: str, tmp_path: Path) -> Non
     assert caught.value.remedy
 
 
+@pytest.mark.parametrize("name", ["labels.txt", "labels.csv", "names.txt"])
+def test_utf_16_is_named(name: str, tmp_path: Path) -> None:
+    """As the editors of Windows write it."""
+    (tmp_path / name).write_text("0 zero\n", encoding="utf-16")
+    with pytest.raises(EvaluationError, match="it is UTF-16: save it as UTF-8"):
+        read_names(tmp_path / name, 1) if name == "names.txt" else read_samples(
+            tmp_path / name, CLASSES, None
+        )
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -95,6 +105,56 @@ def test_a_folder_for_each_wnid(tmp_path: Path) -> None:
         ("n00000003/z.jpg", 3),
         ("n00000007/b.jpg", 7),
     ]
+
+
+def test_what_systems_leave_in_folders(tmp_path: Path) -> None:
+    """It is passed over, and counted."""
+    write_images(
+        tmp_path,
+        *("n00000003/a.JPG", "n00000003/.DS_Store", "n00000003/._a.JPG", "n00000007/Thumbs.db"),
+        *("n00000007/b.jpg", "n00000007/desktop.ini", "__MACOSX/c.jpg", ".DS_Store/c.jpg"),
+    )
+    (tmp_path / "n00000003" / "@eaDir").mkdir()
+    read = read_samples(tmp_path, CLASSES, None)
+    assert [one.name for one in read.samples] == ["n00000003/a.JPG", "n00000007/b.jpg"]
+    assert read.leftovers == 5
+
+
+def test_a_folder_in_the_folder_of_a_class(tmp_path: Path) -> None:
+    """As tiny-imagenet has it: what it is, and what to do."""
+    inside = tmp_path / "n00000003" / "images"
+    inside.mkdir(parents=True)
+    (inside / "n00000003_0.JPEG").touch()
+    (tmp_path / "n00000003" / "n00000003_boxes.txt").touch()
+    with pytest.raises(EvaluationError) as caught:
+        read_samples(tmp_path, CLASSES, None)
+    assert f"{inside} is a folder inside the folder of a class" in caught.value.detail
+    assert "tiny-imagenet" in caught.value.detail
+    assert "move the images up" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("name", "there", "said"),
+    [
+        ("a", "a.JPEG", "'a' is not in {}, but 'a.JPEG' is: the name lacks its ending"),
+        ("d/a", "d/a.png", "but 'd/a.png' is: the name lacks its ending"),
+        ("d\\a.jpg", "d/a.jpg", "the name has backslashes where it needs slashes"),
+        ("d\\a", "d/a.jpg", "the name has backslashes where it needs slashes"),
+        ("a.jpg", "a.JPG", "but 'a.JPG' is: upper and lower case count"),
+        ("a.jpg", "a.png", "but 'a.png' is: it has another ending"),
+        ("x.jpg", "d/a.png", "; an image there is called 'd/a.png'"),
+        ("x.jpg", "d/.DS_Store", ", and no other image is"),
+    ],
+)
+def test_what_a_name_that_is_not_there_looks_like(
+    name: str, there: str, said: str, tmp_path: Path
+) -> None:
+    """Beside what is there."""
+    (tmp_path / there).parent.mkdir(exist_ok=True)
+    (tmp_path / there).touch()
+    words = why_not_there(tmp_path, name)
+    assert words.startswith(f"{name!r} is not in {tmp_path}")
+    assert said.format(tmp_path) in words
 
 
 OWN = tuple(Label(None, name) for name in ("dog", "black cat", "crane", "crane", "4", "6", "6"))

@@ -58,6 +58,7 @@ BEYOND = {
     "worker_restarts_total": ("counter", ""),
     "decode_cpu_seconds_total": ("counter", ""),
     "decode_resident_memory_bytes": ("gauge", ""),
+    "log_lines_lost_total": ("counter", ""),
 }
 VALUES = {
     ("http_requests_total", "route"): {"classify", "admin", "other"},

@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 
 from model_build import pictures
+from model_build.mlu import calibration
+from model_build.recipe import Calibration
 from service import artifact
+from service.bench import bodies
 from service.errors import BuildError
 from tests.support import tiny
 from tests.support.pictures import encoded
@@ -42,6 +45,19 @@ def test_nothing_to_decode(made: artifact.Artifact, tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"no picture")
     with pytest.raises(BuildError, match="none of the 1 images"):
         pictures.decoded(pictures.in_folder(tmp_path), made, lambda line: None)
+
+
+def test_every_command_finds_the_same_images(tmp_path: Path) -> None:
+    """verify, calibration and bench load: any case, class folders, no files of systems."""
+    images = ("a.JPG", "b.jpeg", "c.PNG", "n0/d.JPEG", "n0/deep/e.webp")
+    others = ("._a.JPG", ".DS_Store", "n0/._d.JPEG", "n0/Thumbs.db", "__MACOSX/a.JPG", "notes.txt")
+    for name in (*images, *others):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    found = sorted(tmp_path / name for name in images)
+    assert pictures.in_folder(tmp_path) == found
+    assert list(calibration.photos(Calibration(tmp_path, 9, "linear", "per_tensor"))) == found
+    assert bodies.read([tmp_path]).found == len(found)
 
 
 @pytest.mark.parametrize(("count", "chosen"), [(1, [0]), (3, [0, 3, 6]), (10, list(range(10)))])

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import shutil
 import signal
 import socket
 import sys
@@ -14,9 +15,10 @@ import numpy as np
 import pytest
 import uvloop
 
+from service import artifact as artifacts
 from service.core.host import Host
 from service.core.request import Request
-from service.errors import DeviceFailed, NotReady
+from service.errors import ArtifactError, DeviceFailed, NotReady
 from service.metrics import DEVICE_STATES
 from tests.support.pictures import pixels
 from tests.support.running import Running, assert_right, running, until
@@ -122,6 +124,48 @@ def test_a_killed_host(artifact: Path) -> None:
             await service.all_rows_free()
 
     run(steps)
+
+
+def test_an_artifact_that_is_replaced(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A host that starts again does not serve other files: it says so, and what helps.
+
+    Files that were only copied again are right.
+    """
+    served, other = write_tiny_artifact(tmp_path / "served"), tmp_path / "other"
+    write_tiny_artifact(other, seed=1)
+
+    async def steps() -> None:
+        async with running(served) as service:
+            shutil.copytree(served, tmp_path / "copied")
+            served.rename(tmp_path / "first")
+            other.rename(served)
+            service.kill_host()
+            await until(lambda: len(failures()) >= 2)
+            served.rename(tmp_path / "second")
+            (tmp_path / "copied").rename(served)
+            await until(lambda: service.device.state == "ready")
+            await service.answers_rightly(5)
+            assert service.value("device_restarts_total", reason="artifact") >= 1
+
+    def failures() -> list[logging.LogRecord]:
+        return [record for record in caplog.records if getattr(record, "to", "") == "failed"]
+
+    run(steps)
+    crashed, replaced = failures()[:2]
+    assert (crashed.reason, replaced.reason) == ("crashed", "artifact")
+    assert "are not those of the manifest that was read (tiny " in replaced.detail
+    assert f"{served}/model." in replaced.detail
+    assert replaced.remedy == "restart the service to serve the artifact that is there now"
+
+
+def test_a_model_file_that_is_gone(tmp_path: Path) -> None:
+    """It is named; labels and golden rows are not read again, so they may go."""
+    made = artifacts.read(write_tiny_artifact(tmp_path / "tiny"))
+    (tmp_path / "tiny" / "labels.txt").unlink()
+    made.check_model_unchanged()
+    (tmp_path / "tiny" / "model.bin").unlink()
+    with pytest.raises(ArtifactError, match=r"model\.bin: No such file"):
+        made.check_model_unchanged()
 
 
 def test_kills_under_load(artifact: Path) -> None:

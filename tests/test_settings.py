@@ -98,9 +98,9 @@ def test_the_systems_file_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("port", "x"), ("port", "65536"), ("port", ""), ("rows", "0"), ("max_pixels", "-1"),
+    [("port", "x"), ("port", "65536"), ("rows", "0"), ("max_pixels", "-1"),
      ("max_pixels", "1e6"), ("start_timeout_s", "nan"), ("start_timeout_s", "0"),
-     ("devices", "0;1"), ("devices", ""), ("log_level", "loud"), ("server_timing", "maybe")],
+     ("devices", "0;1"), ("log_level", "loud"), ("server_timing", "maybe")],
 )  # fmt: skip
 def test_wrong_values_are_named_with_their_place(
     name: str, value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -120,6 +120,62 @@ def complaint(flags: dict[str, object], file: Path | None = None) -> str:
         settings.load(flags, file)
     assert caught.value.remedy
     return caught.value.detail
+
+
+def test_an_empty_variable_is_not_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compose files pass empty variables: the file counts, then the default, for each setting."""
+    for name in (*settings.Settings.model_fields, "config", "anything"):
+        monkeypatch.setenv(variable(name), "")
+    file = tmp_path / "config.toml"
+    file.write_text("port = 5\n")
+    effective, sources = settings.load({}, file)
+    assert (effective.host, effective.port, effective.artifact) == ("127.0.0.1", 5, None)
+    assert set(sources.values()) == {"default", str(file)}
+    assert settings.unknown_variables() == []
+
+
+@pytest.mark.parametrize("name", ["host", "artifact", "port", "devices", "device_python"])
+def test_an_empty_flag_or_line_is_refused(name: str, tmp_path: Path) -> None:
+    """It would listen on every address, or take this folder for the artifact."""
+    file = tmp_path / "config.toml"
+    file.write_text(f'rows = 5\n{name} = ""\n')
+    assert complaint({name: ""}) == f"--{name.replace('_', '-')}: it is empty"
+    assert complaint({}, file) == f"{file}:2: {name}: it is empty"
+
+
+def test_empty_variables_of_other_commands() -> None:
+    """TOPFIVE_URL and TOPFIVE_DEBUG: the address is that of the settings, no trace is shown."""
+    empty = {"TOPFIVE_URL": "", "TOPFIVE_DEBUG": "", "TOPFIVE_CONFIG": "", "TOPFIVE_HOST": ""}
+    done = topfive("health", TOPFIVE_PORT="1", **empty)
+    assert done.returncode == 4
+    assert done.stderr.startswith("error: http://127.0.0.1:1 does not answer")
+
+
+EDITED = {
+    "a byte order mark": "port = 5\nrows = 6\n".encode("utf-8-sig"),
+    "lines of Windows": b"port = 5\r\nrows = 6\r\n",
+    "both": "port = 5\r\nrows = 6\r\n".encode("utf-8-sig"),
+}
+
+
+@pytest.mark.parametrize("how", EDITED)
+def test_what_editors_put_into_a_file(how: str, tmp_path: Path) -> None:
+    """It is read; a wrong line is found at its place."""
+    file = tmp_path / "config.toml"
+    file.write_bytes(EDITED[how])
+    effective, _ = settings.load({}, file)
+    assert (effective.port, effective.rows) == (5, 6)
+    file.write_bytes(EDITED[how].replace(b"port", b"prot"))
+    assert complaint({}, file) == f"{file}:1: prot: no such setting"
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be"])
+def test_utf_16_is_named(encoding: str, tmp_path: Path) -> None:
+    """As PowerShell writes it; without a byte order mark it is no TOML."""
+    file = tmp_path / "config.toml"
+    mark = "\ufeff" if encoding == "utf-16-be" else ""
+    file.write_bytes(f"{mark}port = 5\n".encode(encoding))
+    assert complaint({}, file) == f"{file}: it is UTF-16: save it as UTF-8"
 
 
 @pytest.mark.parametrize("text", ["port = ", "\xff", "port = 1\nport = 2"])

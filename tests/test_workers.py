@@ -286,3 +286,20 @@ def connection_to(service: Service, device: str) -> httpx.Client:
                 other.close()
             return client
         others.append(client)
+
+
+def test_a_worker_does_not_serve_another_artifact(tmp_path: Path) -> None:
+    """The artifact was replaced: a worker that starts again says so, the other one serves on."""
+    served = write_tiny_artifact(tmp_path / "served")
+    service = started(served, *TWO_CPUS)
+    try:
+        served.rename(tmp_path / "first")
+        write_tiny_artifact(served, seed=1)
+        os.kill(children(service.process.pid)[0], signal.SIGKILL)
+        line = service.await_event("fatal")
+        assert f"{served} is " in line["detail"] and "was replaced" in line["detail"]
+        assert line["remedy"] == "restart the service to serve the artifact that is there now"
+        with httpx.Client(base_url=service.url, trust_env=False) as http:
+            assert http.post("/classify", content=BODIES[0]).status_code == 200
+    finally:
+        assert service.stop() == 0

@@ -17,6 +17,7 @@ from google.protobuf import text_format
 from model_build.caffe import schema
 from model_build.caffe.upgrade import upgrade
 from model_build.strangers import stranger
+from service import disk
 from service.errors import BuildError
 
 MAX_TEXT_BYTES = 1 << 19
@@ -82,7 +83,8 @@ def _text(path: Path) -> str:
             raise BuildError(detail, DEPLOY, file=str(path))
         data = path.read_bytes()
     except OSError as error:
-        raise BuildError(str(error.strerror), "name the prototxt", file=str(path)) from error
+        detail, remedy = disk.unreadable(path, error, "name the prototxt")
+        raise BuildError(detail, remedy, file=str(path)) from error
     _check_kind(data, str(path))
     # Comments in other encodings are common; a damaged name is found by what refers to it.
     text = data.decode("utf-8-sig", errors="replace")

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from model_build.caffe import schema
 from model_build.strangers import stranger
+from service import disk
 from service.errors import BuildError
 
 Blob = NDArray[np.float32]
@@ -63,7 +64,8 @@ def stored(path: Path) -> Any:
             raise BuildError(f"{size} bytes: not a caffemodel", _REMEDY, file=str(path))
         data = path.read_bytes()
     except OSError as error:
-        raise BuildError(str(error.strerror), "name the caffemodel", file=str(path)) from error
+        detail, remedy = disk.unreadable(path, error, "name the caffemodel")
+        raise BuildError(detail, remedy, file=str(path)) from error
     if what := stranger(data):
         raise BuildError("not a caffemodel", f"it is {what}", file=str(path))
     return _parse(schema.StoredNet, data, path)

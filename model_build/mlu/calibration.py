@@ -5,35 +5,29 @@ service's own preprocessing. MagicMind does not pass calibration images through 
 that it puts before a network, so they are applied here, unless the network has them inside.
 """
 
+import os
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from model_build import pictures
 from model_build.mlu.config import rgb
 from model_build.recipe import Calibration, Preprocessing
 from service import images
 from service.errors import BuildError, RequestError
 
-ENDINGS = ("*.jpg", "*.JPEG", "*.jpeg", "*.png")
 MAX_PIXELS = 50_000_000
 
 
 def photos(asked: Calibration) -> tuple[Path, ...]:
-    """As many photos of the folder as are asked for, or all: spread evenly over the sorted names.
+    """Return as many photos of the folder and below as are asked for, or all; BuildError if there
+    is none.
 
-    So a folder whose names begin with the class gives photos of all classes. BuildError if there is
-    none.
+    They are spread evenly over the sorted names: so class folders, or names that begin with the
+    class, give photos of all classes.
     """
-    found = sorted({path for ending in ENDINGS for path in asked.folder.glob(ending)})
-    if not found:
-        raise BuildError(
-            "no photos to calibrate with" if asked.folder.is_dir() else "no such folder",
-            f"name a folder that has {', '.join(ENDINGS)} in it as --image-dir",
-            file=str(asked.folder),
-        )
-    count = min(asked.images, len(found))
-    return tuple(found[place * len(found) // count] for place in range(count))
+    return tuple(pictures.spread(pictures.in_folder(asked.folder), asked.images))
 
 
 def write(
@@ -47,6 +41,9 @@ def write(
     """Write the array; with `bare` mean and std are applied. BuildError for a broken photo."""
     shape = (len(photos), 3, height, width)
     array = np.lib.format.open_memmap(file, "w+", np.float32, shape)
+    with file.open("r+b") as whole:
+        # A disk that is full while the memory is written to would end the process.
+        os.posix_fallocate(whole.fileno(), 0, file.stat().st_size)
     mean, std = (np.array(three, np.float32).reshape(3, 1, 1) for three in rgb(preprocessing))
     row = np.zeros((height, width, 3), np.uint8)
     for place, photo in enumerate(photos):

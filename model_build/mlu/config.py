@@ -11,6 +11,7 @@ from typing import Any
 
 from model_build.mlu.keys import checked
 from model_build.recipe import Card, Preprocessing, Recipe, Triple
+from service import disk
 from service.errors import BuildError
 
 # What the manifest says too, and what says it.
@@ -85,8 +86,8 @@ def _read(path: Path) -> object:
     try:
         return json.loads(path.read_bytes())
     except OSError as error:
-        remedy = "name a JSON file as --build-config"
-        raise BuildError(str(error.strerror), remedy, file=str(path)) from error
+        detail, remedy = disk.unreadable(path, error, "name a JSON file as --build-config")
+        raise BuildError(detail, remedy, file=str(path)) from error
     except (ValueError, RecursionError) as error:
         raise BuildError(f"no JSON: {error}", "correct the file", file=str(path)) from error
 

@@ -16,6 +16,7 @@ from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_t
 
 from model_build.onnx_model.cut import to_output
 from model_build.strangers import stranger
+from service import disk
 from service.errors import BuildError
 
 # The limit of protobuf itself, so of the weights of a model that is in one piece.
@@ -58,7 +59,8 @@ def _parse(path: Path) -> onnx.ModelProto:
             raise BuildError(f"no file of 1 to {MAX_BYTES} bytes", _REMEDY, file=str(path))
         data = path.read_bytes()
     except OSError as error:
-        raise BuildError(str(error.strerror), "name the ONNX file", file=str(path)) from error
+        detail, remedy = disk.unreadable(path, error, "name the ONNX file")
+        raise BuildError(detail, remedy, file=str(path)) from error
     if what := stranger(data):
         raise BuildError("not an ONNX file", f"it is {what}", file=str(path))
     try:
@@ -106,7 +108,13 @@ def _weights_beside(model: onnx.ModelProto, path: Path) -> tuple[Path, ...]:
             load_external_data_for_tensor(tensor, str(path.parent))
             tensor.data_location = TensorProto.DEFAULT
             del tensor.external_data[:]
-    except (OSError, ValueError, onnx.checker.ValidationError) as error:
+    except OSError as error:
+        place = Path(error.filename or path)
+        detail, remedy = disk.unreadable(place, error, _WHOLE)
+        raise BuildError(
+            f"its weights cannot be read: {detail}", remedy, file=str(place)
+        ) from error
+    except (ValueError, onnx.checker.ValidationError) as error:
         raise BuildError(f"its weights cannot be read: {error}", _WHOLE, file=str(path)) from error
     return tuple(files)
 

@@ -4,7 +4,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"})
+from service import photos
+
 MEMORY_BYTES = 256 * 2**20
 
 
@@ -21,7 +22,7 @@ class Bodies:
 
 
 def read(places: Sequence[Path]) -> Bodies:
-    """Each file of `places`, and of each folder what ENDINGS say is an image, by name.
+    """Each file of `places`, and of each folder the images in it and below, by name.
 
     ValueError names what cannot be read, is empty, or has no image in it.
     """
@@ -32,9 +33,13 @@ def read(places: Sequence[Path]) -> Bodies:
 def _files(place: Path) -> list[Path]:
     if not place.is_dir():
         return [place]
-    found = sorted(file for file in place.rglob("*") if file.suffix.lower() in ENDINGS)
+    try:
+        found = photos.in_folder(place)
+    except OSError as error:
+        raise ValueError(f"{error.filename or place}: cannot be read: {error.strerror}") from error
     if not found:
-        raise ValueError(f"{place}: no image in this folder ({', '.join(sorted(ENDINGS))})")
+        endings = ", ".join(sorted(photos.ENDINGS))
+        raise ValueError(f"{place}: no image in this folder ({endings})")
     return found
 
 

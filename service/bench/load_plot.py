@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from service import disk
 from service.bench.outcome import KINDS, PERCENTILES, Measured
 from service.errors import TopfiveError
 
@@ -46,9 +47,8 @@ def write(file: Path, title: str, measured: Sequence[Measured], p99_limit_ms: fl
     try:
         figure.savefig(file, dpi=120, format="png", metadata={"Software": None})
     except OSError as error:
-        raise TopfiveError(
-            f"{file}: cannot be written: {error.strerror}", "name another file with --plot"
-        ) from error
+        detail, remedy = disk.unwritable(file, error, "name another file with --plot")
+        raise TopfiveError(f"{file}: cannot be written: {detail}", remedy) from error
 
 
 def _rate(one: Measured) -> float:

@@ -26,7 +26,7 @@ from service.core.host import Host, Timings, hello
 from service.core.rate import Rate
 from service.core.request import Image
 from service.core.rows import Rows, State
-from service.errors import DeviceError, DeviceFailed
+from service.errors import ArtifactError, DeviceError, DeviceFailed
 from service.metrics import RESTART_REASONS, Metrics
 from service.settings import Settings
 
@@ -150,14 +150,14 @@ class Device:
                 self.name, shared.python, shared.rows.descriptor, timeout_s, self._late_replies.inc
             )
         except DeviceError as error:
-            self._become("failed", reason=error.reason, detail=error.detail)
+            self._become("failed", **_facts(error))
             return error
         self.host = host
         async with asyncio.TaskGroup() as tasks:
             work = tasks.create_task(self._work(host))
             failure = await asyncio.shield(host.failure)
             work.cancel()
-        self._become("failed", reason=failure.reason, detail=failure.detail)
+        self._become("failed", **_facts(failure))
         if failure.reason == "wrong_answer":
             self._doubtful.inc(self._unproven_images)
         await self._reclaim(host, failure)
@@ -167,6 +167,7 @@ class Device:
     async def _work(self, host: Host) -> None:
         shared = self._shared
         try:
+            await self._check_model()
             largest = shared.settings.max_batch
             told = hello(shared.artifact, shared.rows, self._ordinal, largest)
             await host.greet(told, shared.settings.start_timeout_s)
@@ -181,6 +182,13 @@ class Device:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._pull(host))
             tasks.create_task(self._probe_regularly(host))
+
+    async def _check_model(self) -> None:
+        """Raise DeviceError if the host would read another model than the one that is served."""
+        try:
+            await asyncio.to_thread(self._shared.artifact.check_model_unchanged)
+        except ArtifactError as error:
+            raise DeviceError(error.detail, error.remedy, reason="artifact") from error
 
     async def _pull(self, host: Host) -> None:
         """Keep the host supplied: as soon as it has room for another batch, the next one."""
@@ -316,6 +324,12 @@ class Device:
             level, "device_state", extra={"device": self.name, "from": before, "to": state, **facts}
         )
         self._shared.changed()
+
+
+def _facts(failure: DeviceError) -> dict[str, str]:
+    """Return what the log says of a failure."""
+    said = {"reason": failure.reason, "detail": failure.detail, "remedy": failure.remedy}
+    return {name: value for name, value in said.items() if value}
 
 
 def _refusal(failure: DeviceError) -> DeviceFailed:

@@ -10,7 +10,7 @@ from service.artifact import Artifact
 from service.core import trial
 from service.doctor import cards, machine
 from service.doctor.context import Context, Finding
-from service.errors import ArtifactError, DeviceError, SdkError
+from service.errors import ArtifactError, DeviceError, SdkError, TopfiveError
 
 Check = Callable[[Context], Finding]
 
@@ -121,5 +121,15 @@ CHECKS: tuple[Check, ...] = (
 
 
 def examine(context: Context) -> list[Finding]:
-    """All of CHECKS, in their order."""
-    return [check(context) for check in CHECKS]
+    """All of CHECKS, in their order; one that raises has failed, and the others are done too."""
+    return [_found(check, context) for check in CHECKS]
+
+
+def _found(check: Check, context: Context) -> Finding:
+    try:
+        return check(context)
+    except TopfiveError as error:
+        return Finding(check.__name__, "FAIL", error.detail, error.remedy)
+    except Exception as error:  # noqa: BLE001 - a check's failure is a finding, too
+        found = f"the check failed: {type(error).__name__}: {error}"
+        return Finding(check.__name__, "FAIL", found, "if the text does not say why, report it")

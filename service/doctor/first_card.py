@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TextIO
 
-from service import sdk
+from service import disk, sdk
 from service.doctor import account, builds
 from service.doctor.builds import Source
 from service.doctor.scrub import scrubbed
@@ -55,7 +55,8 @@ def _new_file(path: Path) -> Iterator[TextIO]:
     except FileExistsError:
         raise SettingsError(f"{path} is there already", "name another --output") from None
     except OSError as error:
-        raise SettingsError(f"{path}: {error.strerror}", "name another --output") from error
+        detail, remedy = disk.unwritable(path, error, "name another --output")
+        raise SettingsError(f"{path}: {detail}", remedy) from error
     with file:
         try:
             yield file
@@ -82,6 +83,7 @@ def _source(asked: Asked, folder: Path) -> Source:
         shutil.copyfile(asked.prototxt, prototxt)
         shutil.copyfile(asked.caffemodel, caffemodel)
     except OSError as error:
-        raise SettingsError(f"{error.filename}: {error.strerror}", "name a file") from error
+        detail, remedy = disk.unreadable(Path(error.filename), error, "name a file")
+        raise SettingsError(f"{error.filename}: {detail}", remedy) from error
     image_dir = asked.image_dir or builds.PHOTOS
     return Source(prototxt, caffemodel, asked.preprocess, asked.labels, image_dir)

@@ -5,14 +5,27 @@ the answers. Lines are only ever appended; one that was cut short by the end of 
 dropped. A journal of another run is never mixed in.
 """
 
+import contextlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from service import disk
 from service.errors import EvaluationError
 
 NAME = "journal.jsonl"
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raise EvaluationError if the block cannot write the file or folder `path`."""
+    try:
+        yield
+    except OSError as error:
+        detail, remedy = disk.unwritable(path, error, "give another --output")
+        raise EvaluationError(f"{path}: cannot be written: {detail}", remedy) from error
 
 
 @dataclass(frozen=True)
@@ -30,13 +43,17 @@ class Journal:
         self.path = folder / NAME
         self.answers: dict[str, Answered] = {}
         about = json.loads(json.dumps(about))
-        found = self.path.read_bytes() if self.path.exists() else b""
+        with writing(self.path):
+            found = self.path.read_bytes() if self.path.exists() else b""
         # The end that was cut short; of the first line too, if it is ours.
         whole = found[: found.rfind(b"\n") + 1]
         if found and (whole or not _line(about).startswith(found)):
             self._take(whole, about)
-        self._file = self.path.open("ab")
-        self._file.truncate(len(whole))
+        self._size = len(whole)
+        with writing(self.path):
+            # Without a buffer: what a full disk does not take is not tried again at the end.
+            self._file = self.path.open("ab", buffering=0)
+            self._file.truncate(self._size)
         if not whole:
             self._append(about)
 
@@ -46,12 +63,13 @@ class Journal:
 
     def add(self, image: str, answered: Answered) -> None:
         """Keep the answer, in the file too before this returns."""
-        self.answers[image] = answered
         self._append({"image": image, "class_ids": answered.class_ids, "seconds": answered.seconds})
+        self.answers[image] = answered
 
     def remove(self) -> None:
         """The run is complete: nothing is left to go on with."""
-        self.path.unlink()
+        with writing(self.path):
+            self.path.unlink()
 
     def __enter__(self) -> Self:
         return self
@@ -60,8 +78,17 @@ class Journal:
         self._file.close()
 
     def _append(self, fields: dict[str, Any]) -> None:
-        self._file.write(_line(fields))
-        self._file.flush()
+        line = _line(fields)
+        left = memoryview(line)
+        try:
+            with writing(self.path):
+                while left:
+                    left = left[self._file.write(left) :]
+        except EvaluationError:
+            with contextlib.suppress(OSError):  # the next run drops half a line, too
+                self._file.truncate(self._size)
+            raise
+        self._size += len(line)
 
     def _take(self, whole: bytes, about: dict[str, Any]) -> None:
         try:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
+from service import disk, photos
 from service.artifact import Label
 from service.errors import EvaluationError
 
@@ -24,6 +25,10 @@ _CSV_FORM = "give a CSV whose first line names the columns: file, and wnid, clas
 _FOLDER_FORM = (
     "call each folder by its class: the wnid, the name as in the model's labels, or the number; "
     "move other folders away"
+)
+_NESTED = (
+    "move the images up into the folder of their class, and other files away; or give a label file "
+    "with lines of a name, such as n01443537/images/a.JPEG, and its class"
 )
 _CLASS_COLUMNS = ("wnid", "class_id", "label")
 """Columns of the class. The first one that has a value counts: a wnid fits every class order."""
@@ -44,12 +49,14 @@ class Sample:
 class Samples:
     """What is to be asked, in order, and the SHA-256 of it as lines `name class`.
 
-    `numbers`: every class is a number, no wnid or name.
+    `numbers`: every class is a number, no wnid or name. `leftovers`: files of systems in the class
+    folders, such as .DS_Store, which are no samples.
     """
 
     samples: tuple[Sample, ...]
     sha256: str
     numbers: bool
+    leftovers: int = 0
 
 
 def read_samples(path: Path, classes: Sequence[Label], limit: int | None) -> Samples:
@@ -72,7 +79,33 @@ def read_samples(path: Path, classes: Sequence[Label], limit: int | None) -> Sam
     lines = "".join(f"{sample.name} {sample.class_id}\n" for sample in samples.values())
     sha256 = hashlib.sha256(lines.encode()).hexdigest()
     numbers = all(column == "class_id" or said not in words for *_, said, column in entries)
-    return Samples(tuple(samples.values()), sha256, numbers)
+    return Samples(tuple(samples.values()), sha256, numbers, _leftovers(path))
+
+
+def why_not_there(folder: Path, name: str) -> str:
+    """Return in words that the image `name` of a label file is not in `folder`, and what is there
+    that the name is like."""
+    words = f"{name!r} is not in {folder}"
+    if "\\" in name and (folder / name.replace("\\", "/")).parent.is_dir():
+        return f"{words}: the name has backslashes where it needs slashes"
+    file = folder / name
+    for other in sorted(file.parent.iterdir()) if file.parent.is_dir() else []:
+        if photos.is_image(other.name) and (likeness := _likeness(file.name, other)):
+            return f"{words}, but {str(other.relative_to(folder))!r} is: {likeness}"
+    if found := next(iter(photos.in_folder(folder)), None):
+        return f"{words}; an image there is called {str(found.relative_to(folder))!r}"
+    return f"{words}, and no other image is"
+
+
+def _likeness(name: str, other: Path) -> str:
+    if other.stem == name:
+        return "the name lacks its ending"
+    if other.name.lower() == name.lower():
+        return "upper and lower case count"
+    return "it has another ending" if other.stem == Path(name).stem else ""
+
+
+NAME_REMEDY = "write the names as the files are called there"
 
 
 def read_names(path: Path, count: int) -> list[str]:
@@ -129,16 +162,43 @@ def _of_csv(path: Path) -> Iterator[Entry]:
 
 
 def _of_folder(path: Path) -> Iterator[Entry]:
-    for folder in sorted(path.iterdir()):
-        if folder.is_dir() and not folder.name.startswith((".", "__MACOSX")):
-            for image in sorted(folder.iterdir()):
-                yield folder.name, f"{folder.name}/{image.name}", folder.name, ""
+    for folder in _class_folders(path):
+        for image in _inside(folder):
+            if photos.is_leftover(image.name):
+                continue
+            if image.is_dir():
+                detail = f"{image} is a folder inside the folder of a class, as tiny-imagenet has"
+                raise EvaluationError(f"{detail}; images are looked for one level down", _NESTED)
+            yield folder.name, f"{folder.name}/{image.name}", folder.name, ""
+
+
+def _class_folders(path: Path) -> list[Path]:
+    return [one for one in _inside(path) if one.is_dir() and not photos.is_leftover(one.name)]
+
+
+def _inside(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        detail, remedy = disk.unreadable(folder, error, _FOLDER_FORM)
+        raise EvaluationError(f"{folder}: {detail}", remedy) from error
+
+
+def _leftovers(path: Path) -> int:
+    """Return how many files of systems are in the class folders of `path`."""
+    if not path.is_dir():
+        return 0
+    names = (file.name for folder in _class_folders(path) for file in _inside(folder))
+    return sum(map(photos.is_leftover, names))
 
 
 def _text(path: Path) -> Iterable[str]:
     try:
-        return path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        return disk.read_text(path).splitlines()
+    except OSError as error:
+        detail, remedy = disk.unreadable(path, error, "name the file of the labels")
+        raise EvaluationError(f"{path}: cannot be read: {detail}", remedy) from error
+    except ValueError as error:
         raise EvaluationError(f"{path}: cannot be read: {error}", _LINE_FORM) from error
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from service.evaluation.journal import Answered
+from service.evaluation.journal import Answered, writing
 from service.evaluation.labels import Sample
 from service.evaluation.sources import Failed
 
@@ -37,8 +37,13 @@ class Score:
     images: int
 
     @property
-    def share(self) -> float:
-        return self.correct / self.images if self.images else math.nan
+    def share(self) -> float | None:
+        """Return the share that was right; None where no image was answered."""
+        return self.correct / self.images if self.images else None
+
+    def __format__(self, form: str) -> str:
+        """Return the share in a float's `form`; `none` where no image was answered."""
+        return "none" if self.share is None else format(self.share, form)
 
 
 def wilson(correct: int, images: int, z: float = 1.959964) -> tuple[float, float]:
@@ -86,14 +91,21 @@ def write(folder: Path, results: Results, names: Sequence[str], about: dict[str,
             for i, (_, answered) in numbered
             for class_id in answered.class_ids
         ),
-        SCORE: f"top1 accuracy: {results.top1.share:f}\ntop5 accuracy: {results.top5.share:f}\n",
+        SCORE: f"top1 accuracy: {results.top1:f}\ntop5 accuracy: {results.top5:f}\n",
         NAMES: "".join(_named(answered, names) for _, answered in results.answered),
         FAILED: _failed(results.failed),
         REPORT: json.dumps(about | _report(results), indent=2) + "\n",
     }
-    written = [_written_aside(folder / name, texts[name]) for name in FILES]
-    for name, aside in zip(FILES, written, strict=True):
-        aside.replace(folder / name)
+    asides = [folder / f".{name}.part" for name in FILES]
+    with writing(folder):
+        try:
+            for name, aside in zip(FILES, asides, strict=True):
+                _write_aside(aside, texts[name])
+            for name, aside in zip(FILES, asides, strict=True):
+                aside.replace(folder / name)
+        finally:
+            for aside in asides:
+                aside.unlink(missing_ok=True)
 
 
 def _named(answered: Answered, names: Sequence[str]) -> str:
@@ -129,18 +141,16 @@ def _said(score: Score) -> dict[str, Any]:
     low, high = wilson(score.correct, score.images)
     return {
         "correct": score.correct,
-        "accuracy": score.share if score.images else None,
+        "accuracy": score.share,
         "wilson_95": [low, high],
     }
 
 
-def _written_aside(path: Path, text: str) -> Path:
-    aside = path.with_name(f".{path.name}.part")
+def _write_aside(aside: Path, text: str) -> None:
     with aside.open("w", encoding="utf-8", newline="\n") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    return aside
 
 
 def print_summary(results: Results, folder: Path) -> None:
@@ -148,7 +158,7 @@ def print_summary(results: Results, folder: Path) -> None:
     for name, score in (("top-1", results.top1), ("top-5", results.top5)):
         low, high = wilson(score.correct, score.images)
         print(
-            f"{name}  {score.share:.2%}  ({score.correct} of {score.images}; "
+            f"{name}  {score:.2%}  ({score.correct} of {score.images}; "
             f"95 %: {low:.2%} to {high:.2%})"
         )
     if results.failed:

@@ -20,8 +20,15 @@ from typing import Any
 from service.errors import EvaluationError, Unreachable
 from service.evaluation import results as files
 from service.evaluation.journal import NAME as JOURNAL
-from service.evaluation.journal import Answered, Journal
-from service.evaluation.labels import Sample, Samples, read_names, read_samples
+from service.evaluation.journal import Answered, Journal, writing
+from service.evaluation.labels import (
+    NAME_REMEDY,
+    Sample,
+    Samples,
+    read_names,
+    read_samples,
+    why_not_there,
+)
 from service.evaluation.progress import Progress
 from service.evaluation.results import MISSING, Results
 from service.evaluation.sources import Failed, Source, Top5
@@ -69,18 +76,16 @@ def _check_output(plan: Plan) -> None:
 @contextmanager
 def _own_output(plan: Plan) -> Iterator[None]:
     """Make the folder, ours alone; emptied of older files with `force`."""
-    try:
+    with writing(plan.output):
         plan.output.mkdir(parents=True, exist_ok=True)
         folder = os.open(plan.output, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError as error:
-        detail = f"{plan.output}: cannot be made: {error.strerror}"
-        raise EvaluationError(detail, "give another --output") from error
     try:
         _lock(folder, plan.output)
         _check_output(plan)  # the run that had it may have ended since
         if plan.force:
-            for name in _found(plan.output):
-                (plan.output / name).unlink()
+            with writing(plan.output):
+                for name in _found(plan.output):
+                    (plan.output / name).unlink()
         yield
     finally:
         os.close(folder)
@@ -97,7 +102,8 @@ def _lock(folder: int, path: Path) -> None:
 
 
 def _found(folder: Path) -> list[str]:
-    return [name for name in (*files.FILES, JOURNAL) if (folder / name).exists()]
+    # Where it cannot be looked into, nothing is found: writing to it says why.
+    return [name for name in (*files.FILES, JOURNAL) if os.path.lexists(folder / name)]
 
 
 async def _evaluate(source: Source, plan: Plan) -> Results:
@@ -108,8 +114,12 @@ async def _evaluate(source: Source, plan: Plan) -> Results:
         else [label.names for label in source.classes]
     )
     if not any(_is_there(plan, sample) for sample in samples.samples):
-        detail = f"{plan.image_dir}: none of the {len(samples.samples)} images is there"
-        raise EvaluationError(detail, "give the folder that the label file's names begin in")
+        why = why_not_there(plan.image_dir, samples.samples[0].name)
+        detail = f"{plan.image_dir}: none of the {len(samples.samples)} images is there: {why}"
+        remedy = f"give the folder that the names begin in as --image-dir, or {NAME_REMEDY}"
+        raise EvaluationError(detail, remedy)
+    if samples.leftovers:
+        _say(f"passed over {samples.leftovers} files of systems, such as .DS_Store and Thumbs.db")
     about = _about(source, plan, samples)
     with _own_output(plan), Journal(plan.output, about) as journal:
         begun, known = time.monotonic(), len(journal.answers)
@@ -144,7 +154,8 @@ async def _ask_all(
         if not _is_there(plan, sample)
     }
     if failed:
-        _say(f"{len(failed)} of {len(samples)} images are missing in {plan.image_dir}")
+        words = why_not_there(plan.image_dir, next(iter(failed)))
+        _say(f"{len(failed)} of {len(samples)} images are missing in {plan.image_dir}: {words}")
     if journal.resumed:
         _say(f"going on: {len(journal.answers)} of {len(samples)} images are answered already")
     right = sum(

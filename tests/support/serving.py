@@ -34,6 +34,16 @@ def command(pid: int) -> str:
     return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
 
 
+def metric_of(http: httpx.Client, name: str, **labels: str) -> float:
+    """The sum of the samples of `name` that have these labels, of the server that `http` asks."""
+    return sum(
+        sample.value
+        for family in text_string_to_metric_families(http.get("/metrics").text)
+        for sample in family.samples
+        if sample.name == name and labels.items() <= sample.labels.items()
+    )
+
+
 class Service:
     """A running server: its process, its URL, its log as it comes."""
 
@@ -121,12 +131,7 @@ class Service:
 
     def metric(self, name: str, **labels: str) -> float:
         """The sum of the samples of `name` that have these labels."""
-        return sum(
-            sample.value
-            for family in text_string_to_metric_families(self.http.get("/metrics").text)
-            for sample in family.samples
-            if sample.name == name and labels.items() <= sample.labels.items()
-        )
+        return metric_of(self.http, name, **labels)
 
     def await_metric(self, value: float, name: str, **labels: str) -> None:
         """Ask for the metrics until it has `value`: for what happens after an answer."""

@@ -1,0 +1,63 @@
+"""Commands and functions under another user, for files that root alone may read or write."""
+
+import encodings.utf_8_sig  # noqa: F401 - else it is imported as nobody
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.serving import plain_environment
+
+UID = 65534
+# What is imported after the change of the user may be in a folder that this user cannot enter.
+_COMMAND = """
+import os, sys
+from service import app, cli, doctor, workers
+from service.doctor import checks, report
+os.setgroups([]), os.setgid({uid}), os.setuid({uid})
+sys.argv = ["topfive", *sys.argv[1:]]
+cli.main()
+"""
+
+
+def topfive(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run the command as nobody."""
+    command = [sys.executable, "-c", _COMMAND.format(uid=UID), *map(str, arguments)]
+    return subprocess.run(
+        command, capture_output=True, text=True, env=plain_environment(), timeout=60
+    )
+
+
+def said(function: Callable[[], object]) -> str:
+    """The error that `function` raises in a process of nobody's, with its remedy in a second line;
+    the type comes first."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            os.setgroups([])
+            os.setgid(UID)
+            os.setuid(UID)
+            function()
+            words = "nothing"
+        except BaseException as error:  # noqa: BLE001 - it is what is asked for
+            words = f"{type(error).__name__}: {error}\n{getattr(error, 'remedy', '')}"
+        os.write(writing, words.encode())
+        os._exit(0)
+    os.close(writing)
+    os.waitpid(child, 0)
+    with os.fdopen(reading) as pipe:
+        return pipe.read()
+
+
+def open_folder() -> Iterator[Path]:
+    """A folder that everyone may enter, unlike pytest's; skips where this is not root."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can become another user")
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)

@@ -1,0 +1,283 @@
+"""Files that cannot be read or written: an error with owner, mode and remedy, never a traceback."""
+
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from model_build import pictures, writer
+from model_build.caffe import text, weights
+from model_build.onnx_model import file as onnx_file
+from service import artifact, disk, evaluation, settings
+from service.errors import ArtifactError, EvaluationError
+from service.evaluation.labels import read_samples
+from service.evaluation.sources import ModelName, Top5
+from tests.support import nobody, tiny
+from tests.support.serving import COMMAND, plain_environment
+from tests.support.stub import CLASSES
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    yield from nobody.open_folder()
+
+
+@pytest.fixture
+def made(open_folder: Path) -> Path:
+    """An artifact, in a folder that everyone may enter."""
+    return tiny.write_tiny_artifact(open_folder / "tiny")
+
+
+OF_ROOT = f"of uid 0, gid 0, mode {{}}; this process is uid {nobody.UID}, gid {nobody.UID}"
+
+
+def test_an_artifact_of_another_user_is_not_served(made: Path) -> None:
+    """As with docker run --user: whose the file is, who asks, and how to be allowed."""
+    (made / "model.bin").chmod(0o600)
+    done = nobody.topfive("serve", "--artifact", made, "--port", 0)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    place = made / "model.bin"
+    assert f"error: {place}: Permission denied: {place} is {OF_ROOT.format('0600')}" in done.stderr
+    assert f"try: chmod -R a+rX {made}, or run as its owner (docker run --user 0:0)" in done.stderr
+
+
+def test_the_doctor_says_whose_an_artifact_is(made: Path) -> None:
+    """In its line; the other checks have theirs."""
+    made.chmod(0o700)
+    done = nobody.topfive("doctor", "--artifact", made, "--port", 0)
+    assert done.returncode == 3 and not done.stderr
+    [line] = [line for line in done.stdout.splitlines() if "  artifact  " in line]
+    assert line.startswith("FAIL") and f"{made} is {OF_ROOT.format('0700')}" in line
+    names = [line.split()[1] for line in done.stdout.splitlines()]
+    assert names[-3:] == ["memory", "port", "files"] and len(names) == 10
+
+
+def unreadable(open_folder: Path) -> dict[str, Callable[[], object]]:
+    """What reads each kind of file, by the name of one that only root may read."""
+    there = {name: open_folder / name for name in (
+        "config.toml", "net.prototxt", "net.caffemodel", "net.onnx", "labels.txt", "labels.csv",
+    )}  # fmt: skip
+    for path in there.values():
+        path.write_text("x")
+        path.chmod(0o640)
+    for name in ("photos", "classes/n00000001", "tiny"):
+        (open_folder / name).mkdir(parents=True)
+        (open_folder / name).chmod(0o750)
+    return {
+        "config.toml": lambda: settings.load({}, there["config.toml"]),
+        "net.prototxt": lambda: text.read(there["net.prototxt"]),
+        "net.caffemodel": lambda: weights.read(there["net.caffemodel"]),
+        "net.onnx": lambda: onnx_file.read(there["net.onnx"]),
+        "labels.txt": lambda: artifact.read_labels(there["labels.txt"]),
+        "labels.csv": lambda: read_samples(there["labels.csv"], CLASSES, None),
+        "photos": lambda: pictures.in_folder(open_folder / "photos"),
+        "classes/n00000001": lambda: read_samples(open_folder / "classes", CLASSES, None),
+        "tiny": lambda: artifact.read(open_folder / "tiny"),
+    }
+
+
+def test_every_file_that_is_read_says_whose_it_is(open_folder: Path) -> None:
+    """Settings, networks, labels, photos, class folders, artifacts."""
+    for name, read in unreadable(open_folder).items():
+        said, remedy = nobody.said(read).splitlines()
+        place = open_folder / name
+        mode = "0750" if place.is_dir() else "0640"
+        assert f"Permission denied: {place} is {OF_ROOT.format(mode)}" in said, said
+        assert said.split(":")[0] in ("SettingsError", "BuildError", "ArtifactError",
+                                      "EvaluationError"), said  # fmt: skip
+        assert "docker run --user 0:0" in remedy
+
+
+def test_a_link_to_a_folder_of_another_user(made: Path) -> None:
+    """The folder that is closed is named, not the link."""
+    made.parent.joinpath("closed").mkdir(0o700)
+    moved = made.rename(made.parent / "closed" / "tiny")
+    made.symlink_to(moved)
+    said = nobody.said(lambda: artifact.read(made))
+    assert f"{made}/manifest.json: Permission denied: {moved.parent} is of uid 0" in said
+
+
+def test_the_systems_settings_of_another_user(
+    open_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder that cannot be entered is an error: the settings in it would not count."""
+    (open_folder / "etc").mkdir(0o700)
+    monkeypatch.setattr(settings, "SYSTEM_FILE", open_folder / "etc/config.toml")
+    said = nobody.said(lambda: settings.load({}))
+    assert f"config.toml: Permission denied: {open_folder}/etc is of uid 0" in said
+    (open_folder / "etc").chmod(0o755)
+    assert nobody.said(lambda: settings.load({})) == "nothing"
+
+
+def test_folders_that_cannot_be_written_to(open_folder: Path) -> None:
+    """The output of a build and of an evaluation."""
+
+    def build() -> None:
+        with writer.aside(open_folder / "out", force=False):
+            pass
+
+    images = labelled(open_folder / "images", 1)
+    evaluated = partial(evaluate, images, open_folder / "out")
+    for name, write in (("build", build), ("evaluate", evaluated)):
+        said, remedy = nobody.said(write).splitlines()
+        assert "cannot be written: Permission denied" in said, (name, said)
+        assert f"{open_folder} is {OF_ROOT.format('0755')}" in said, (name, said)
+        assert "run as its owner" in remedy and "--output" in remedy
+
+
+STRANGE = {
+    "a folder": lambda path: path.mkdir(),
+    "a pipe": os.mkfifo,
+    "a loop": lambda path: path.symlink_to(path.name),
+    "a link to nothing": lambda path: path.symlink_to("/nowhere/model"),
+    "a bad disk": lambda path: path.symlink_to("/proc/self/mem"),
+    "missing": lambda path: None,
+}
+SAID = {
+    "a folder": ("not a file", "copy the artifact again"),
+    "a pipe": ("not a file", "copy the artifact again"),
+    "a loop": ("Too many levels of symbolic links: a link to ", "correct the link"),
+    "a link to nothing": ("No such file or directory: a link to /nowhere/model", "the link"),
+    "a bad disk": ("Input/output error", "look at the disk (dmesg)"),
+    "missing": ("No such file or directory", "copy the artifact again"),
+}
+
+
+@pytest.mark.parametrize("name", ["model.bin", "labels.txt", "golden.npz"])
+@pytest.mark.parametrize("what", STRANGE)
+def test_files_that_are_none(what: str, name: str, tmp_path: Path) -> None:
+    """They are named, with what to do."""
+    made = tiny.write_tiny_artifact(tmp_path / "tiny")
+    (made / name).unlink()
+    STRANGE[what](made / name)
+    with pytest.raises(ArtifactError) as caught:
+        artifact.read(made)
+    said, remedy = SAID[what]
+    assert caught.value.detail.startswith(f"{made / name}: {said}")
+    assert remedy in caught.value.remedy
+
+
+@contextmanager
+def small_disk(folder: Path, kilobytes: int) -> Iterator[Path]:
+    """A file system of its own; skips where it cannot be mounted."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("only root can mount a small file system, and not in every container")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+class AlwaysRight:
+    """A source whose first class is 3."""
+
+    where, model, preprocessing, classes = "here", ModelName("net", "1"), {}, CLASSES
+
+    async def ask(self, image: bytes) -> Top5:
+        """Every image is the same to it."""
+        return Top5((3, 1, 2, 4, 5))
+
+
+@asynccontextmanager
+async def always_right() -> AsyncIterator[Any]:
+    yield AlwaysRight()
+
+
+def labelled(folder: Path, images: int) -> Path:
+    """A folder of so many images, all of class 3, and their labels.txt."""
+    folder.mkdir()
+    for number in range(images):
+        (folder / f"{number}.jpg").write_bytes(b"x")
+    lines = (f"{number}.jpg 3\n" for number in range(images))
+    (folder / "labels.txt").write_text("".join(lines))
+    return folder
+
+
+def evaluate(images: Path, output: Path) -> None:
+    """Evaluate what `labelled` has made."""
+    plan = evaluation.Plan(images / "labels.txt", images, None, None, output, False, 4, 1.0)
+    evaluation.evaluate(always_right(), plan)
+
+
+def test_a_full_disk_in_an_evaluation(tmp_path: Path) -> None:
+    """First for the journal, then for the results: an error each, nothing half-written; with room
+    the same command completes the run."""
+    images = labelled(tmp_path / "images", 200)
+    with small_disk(tmp_path / "disk", 64) as disk_of_64:
+        output, filler = disk_of_64 / "out", disk_of_64 / "filler"
+        for kilobytes, answered in ((60, 30), (40, 200)):
+            filler.write_bytes(bytes(1024 * kilobytes))
+            with pytest.raises(EvaluationError, match="No space left on device") as caught:
+                evaluate(images, output)
+            assert "MB are free in" in caught.value.detail
+            assert "make room on the disk and run it again" in caught.value.remedy
+            assert [file.name for file in output.iterdir()] == ["journal.jsonl"]
+            lines = (output / "journal.jsonl").read_text().splitlines(keepends=True)
+            assert answered <= len(lines) <= 201 and all(line.endswith("}\n") for line in lines)
+            filler.unlink()
+        evaluate(images, output)
+        assert "top1 accuracy: 1.000000" in (output / "eval_result.txt").read_text()
+        assert not list(output.glob(".*"))
+
+
+CALIBRATE = """
+import sys
+from pathlib import Path
+from model_build.mlu import calibration
+from model_build.recipe import PRESETS
+photo, file = map(Path, sys.argv[1:])
+calibration.write((photo,), PRESETS["resnext"], 224, 224, True, file)
+"""
+PHOTO = Path(__file__).resolve().parent.parent / "model_build" / "photos" / "cat.png"
+
+
+def test_a_full_disk_in_calibration(tmp_path: Path) -> None:
+    """Memory that is mapped into a file ends the process where the disk has no room for it."""
+    with small_disk(tmp_path / "disk", 64) as folder:
+        command = [sys.executable, "-c", CALIBRATE, PHOTO, folder / "calibration.npy"]
+        done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.endswith("OSError: [Errno 28] No space left on device\n")
+
+
+def test_a_full_disk_under_standard_output() -> None:
+    """Of any command: an error, no trace."""
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [*COMMAND, "config"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=plain_environment(),
+        )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: standard output: No space left on device")
+    assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
+
+
+def test_a_read_only_file_system(tmp_path: Path) -> None:
+    """Of an output: it is said."""
+    with small_disk(tmp_path / "disk", 64) as folder:
+        subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
+        with pytest.raises(EvaluationError, match="Read-only file system") as caught:
+            evaluate(labelled(tmp_path / "images", 3), folder / "out")
+    assert "give another --output" in caught.value.remedy
+
+
+def test_no_inode_is_left(tmp_path: Path) -> None:
+    """The bytes that are free would lead astray."""
+    with small_disk(tmp_path / "disk", 64) as folder:
+        subprocess.run(["mount", "-o", "remount,nr_inodes=2", str(folder)], check=True)
+        (folder / "one").touch()
+        with pytest.raises(OSError, match="No space left") as caught:
+            (folder / "two").touch()
+        detail, _ = disk.unwritable(folder / "two", caught.value, "")
+    assert detail == f"No space left on device: {folder} has no inodes left"
