@@ -10,12 +10,16 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 LEAVES = {
     f"service.{name}"
-    for name in ("errors", "settings", "images", "resampling", "metrics", "artifact", "sdk")
+    for name in (
+        *("errors", "settings", "images", "resampling", "metrics", "artifact", "sdk"),
+        *("signals", "descriptors"),
+    )
 }
 # What a leaf may import beside the errors; of the artifact only its types.
 BESIDE_ERRORS = {
     "service.images": {"service.artifact", "service.resampling"},
     "service.resampling": {"service.artifact"},
+    "service.descriptors": {"service.settings"},
 }
 BELOW_DEVICE = {f"service.core.{name}" for name in ("batcher", "host", "rate", "rows", "request")}
 
@@ -37,7 +41,12 @@ MAY_IMPORT = {
     },
     "service.merging": set(),
     "service.turns": set(),
-    "service.server": {"service.routes", "service.core.model", "service.listener"},
+    "service.server": {
+        *("service.routes", "service.core.model", "service.listener", "service.protocol"),
+        "service.connections",
+    },
+    "service.protocol": {"service.routes", "service.connections"},
+    "service.connections": set(),
     "service.listener": set(),
     "service.client": {"service.core.model", "service.core.request"},
     "service.evaluation": {"service.evaluation", "service.client", "service.core.request"},
@@ -63,7 +72,7 @@ HOMES = {
     "fastapi": {"service.app", "service.server", "service.worker", "service.routes"},
     "fastapi_offline": {"service.app"},
     "starlette": {"service.app", "service.routes"},
-    "uvicorn": {"service.server"},
+    "uvicorn": {"service.server", "service.protocol", "service.connections"},
     "python_multipart": {"service.routes"},
     "PIL": {"service.images", "service.resampling"},
     "openvino": {"service.device.engine_openvino", "model_build"},
@@ -79,7 +88,7 @@ HOMES = {
         *("service.cli", "model_build.cli", "model_build.options"),
         *("model_build.sweep_cli", "service.bench.cli"),
     },
-    "httptools": {"service.bench.connection"},
+    "httptools": {"service.bench.connection", "service.protocol"},
     "uvloop": {"service.bench.sweep"},
     "matplotlib": {"service.bench.load_plot"},
     "cv2": {"service.resampling"},

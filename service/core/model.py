@@ -322,7 +322,7 @@ class Model:
             "decode_processes_busy", "Busy.", (), [((), self._decoder.statistics()["busy"])]
         )
         yield gauge_family("ready", "What /readyz says.", (), [((), float(self.ready))])
-        yield gauge_family("draining", "SIGTERM seen.", (), [((), float(self.draining))])
+        yield gauge_family("draining", "It is stopping.", (), [((), float(self.draining))])
 
 
 def top_k(
