@@ -26,6 +26,7 @@ IDLE_S = 1.0
 class Connection(Protocol):
     """What the table calls on a connection."""
 
+    def is_idle(self) -> bool: ...
     def end(self) -> None: ...
     def end_late_head(self) -> None: ...
     def probe(self, now: float) -> None: ...
@@ -68,8 +69,10 @@ class Connections(ServerState):
         Return how many were ended.
         """
         oldest = heapq.merge(self.heads.items(), self.kept.items(), key=lambda entry: entry[1])
-        idle = itertools.takewhile(lambda entry: entry[1] < now - IDLE_S, oldest)
-        chosen = [connection for connection, _ in itertools.islice(idle, max(0, most))]
+        waited = itertools.takewhile(lambda entry: entry[1] < now - IDLE_S, oldest)
+        # One with half a head may have another request in flight.
+        idle = (connection for connection, _ in waited if connection.is_idle())
+        chosen = list(itertools.islice(idle, max(0, most)))
         for connection in chosen:
             connection.end()
         return len(chosen)

@@ -212,6 +212,7 @@ class Protocol(HttpToolsProtocol):
         if self._upgrades:  # the parser takes the head for all of it
             return
         self._receiving = _NOTHING
+        self._unparsed_bytes = 0
         self._hand_over()
         super().on_message_complete()
 
@@ -340,12 +341,16 @@ class Protocol(HttpToolsProtocol):
         self.loop.call_later(IDLE_S, self._end_if_idle)
 
     def _end_if_idle(self) -> None:
-        if self.cycle is not None and not self.cycle.response_complete:
+        if not self.is_idle():
             return
         if self._joined.unwritten():  # a client that reads slowly gets all of it
             self.transport.close()
         else:
             self.end()
+
+    def is_idle(self) -> bool:
+        """Whether no request is in flight."""
+        return self.cycle is None or self.cycle.response_complete
 
     def end(self) -> None:
         """End our side first: a request that meets it finds the end of file, no reset."""

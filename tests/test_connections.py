@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from service import descriptors
+from service.connections import KEEP_ALIVE_S, Connections
 from service.settings import Settings
 from tests.support import pictures, tiny
 from tests.support.serving import Service, serving
@@ -184,7 +185,7 @@ def test_idle_connections_make_room(artifact: Path, flags: tuple[str, ...], coun
 def test_busy_connections_stay(narrow: Service) -> None:
     """No request in flight is ended for a new one, which waits until there is room."""
     device = narrow.frozen_device()
-    with device, clients(narrow, 10, POST) as busy, narrow.connect() as waiting:
+    with device, clients(narrow, 10, POST + LIVE[:20]) as busy, narrow.connect() as waiting:
         waiting.sendall(LIVE)
         narrow.await_event("connections_full")
         waiting.settimeout(1.5)  # longer than a connection must be idle to be ended
@@ -265,6 +266,50 @@ def test_the_soft_limit_is_raised(artifact: Path, figure: Callable[[str], None])
         figure(f"{opened} descriptors open, {descriptors.RESERVED} kept")
         assert opened < descriptors.RESERVED
     assert events(service, "few_open_files") == 0
+
+
+class Silent:
+    """A connection whose client does nothing; `calls` is what the table does with it."""
+
+    def __init__(self, calls: list[tuple[str, str]], name: str, idle: bool = True) -> None:
+        self._calls, self._name, self._idle = calls, name, idle
+
+    def is_idle(self) -> bool:
+        return self._idle
+
+    def end(self) -> None:
+        self._calls.append(("end", self._name))
+
+    def end_late_head(self) -> None:
+        self._calls.append(("late", self._name))
+
+    def abort(self) -> None:
+        self._calls.append(("abort", self._name))
+
+    def probe(self, now: float) -> None:
+        raise AssertionError
+
+    def fileno(self) -> int:
+        raise AssertionError
+
+
+def test_the_table_goes_by_age() -> None:
+    """A sweep ends what has waited too long, each in its way; room is made by the oldest."""
+    calls: list[tuple[str, str]] = []
+    table = Connections(head_timeout_s=10)
+    table.heads |= {Silent(calls, "head 0"): 0, Silent(calls, "head 5"): 5}
+    table.kept |= {Silent(calls, "kept 1"): 1, Silent(calls, "kept 8"): 8}
+    table.stalled[Silent(calls, "stalled 2")] = 2
+    table.sweep(10 + 1)
+    assert calls == [("late", "head 0")]
+    table.heads[Silent(calls, "busy 6", idle=False)] = 6
+    assert table.end_idle(2, now=9.5) == 2
+    assert calls[1:] == [("end", "kept 1"), ("end", "head 5")]
+    assert table.end_idle(9, now=8.9) == 2  # kept 8 has not waited long enough
+    del calls[:]
+    table.sweep(2 + KEEP_ALIVE_S)
+    expected = [("late", "head 5"), ("late", "busy 6"), ("end", "kept 1"), ("abort", "stalled 2")]
+    assert calls == expected
 
 
 def test_room_for_connections() -> None:

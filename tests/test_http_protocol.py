@@ -246,6 +246,7 @@ REFUSED = [
     (get(b"A: b", b" folded"), 400, "malformed", "whitespace"),
     (get(b"A : b"), 400, "malformed", "header"),
     (get(b"A: b\0"), 400, "malformed", "header"),
+    (chunked(PNG, trailer=b"A: " + b"x" * 600_000), 431, "head_too_large", "65536"),
     (hello(), 400, "malformed", "HTTP"),
     (b"FETCH / HTTP/1.1\r\n\r\n", 400, "malformed", "method"),
     (b"GET http:// HTTP/1.1\r\n\r\n", 400, "malformed", "target"),
