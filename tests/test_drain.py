@@ -62,7 +62,8 @@ async def _stop_under_load(service: Service) -> tuple[Outcome, Outcome]:
 
 
 @pytest.mark.parametrize(
-    ("name", "flags"), [("SIGQUIT", ()), ("SIGHUP", ("--workers", "2", "--devices", "0,1"))]
+    ("name", "flags"),
+    [("SIGQUIT", ()), ("SIGHUP", ()), ("SIGHUP", ("--workers", "2", "--devices", "0,1"))],
 )
 def test_other_signals_drain_too(artifact: Path, name: str, flags: tuple[str, ...]) -> None:
     """Sent to every process of the service, as a terminal does: what was accepted is answered.
@@ -84,8 +85,9 @@ def test_other_signals_drain_too(artifact: Path, name: str, flags: tuple[str, ..
             send(signal.SIGCONT, hosts)
             assert status(receive_all(client)) == 200
         assert service.await_end() == 0
-    ends = ("device_failed", "decode_process_ended", "worker_ended")
-    assert not [line for line in service.log if line["event"] in ends or line.get("hurry")]
+    ended = ("decode_process_ended", "worker_ended")
+    assert not [line for line in service.log if line["event"] in ended or line.get("hurry")]
+    assert not [line for line in service.log if line.get("to") == "failed"]
 
 
 def descendants(pid: int) -> list[int]:
