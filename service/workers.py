@@ -2,9 +2,9 @@
 
 It opens the socket, deals out the devices, starts the workers (`service/worker.py`, each a process
 that inherits the socket) and starts those again that end. A worker says over its channel whether it
-is ready, and is told whether to accept: those that are ready do, and while nobody is, all do, since
-somebody must answer that. A signal drains all of them, a second one ends them at once. Nothing of a
-request ever passes through here.
+is ready, and the parent answers whether to accept: those that are ready do, and while none is, all
+do, since a refusal must be answered too. A signal drains all of them, a second one ends them at
+once. Nothing of a request ever passes through here.
 """
 
 import asyncio
