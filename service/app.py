@@ -126,7 +126,7 @@ def _add_doors(app: FastAPI, settings: Settings, metrics: Metrics, peers: Peers 
 
 
 def serve(settings: Settings) -> int:
-    """Serve until SIGTERM or SIGINT (0), or until no device is left to serve on (1)."""
+    """Serve until a signal stops it (0), or until no device is left to serve on (1)."""
 
     def listening(app: FastAPI) -> Server:
         listener = listen(settings.host, settings.port)

@@ -121,10 +121,11 @@ def serve(settings: "Settings", sources: dict[str, str]) -> None:
     """
     import logging
 
-    from service import logs
+    from service import logs, signals
     from service.settings import require_linux, unknown_variables
 
     require_linux()
+    signals.end_at_once()
     logs.configure(settings.log_format, settings.log_level)
     for name in unknown_variables():
         logging.getLogger("topfive").warning(

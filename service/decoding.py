@@ -8,7 +8,7 @@ from one socket; results go into one pipe. The service is woken for several of t
 soon as there is nothing more to decode: a wake-up for each would cost more than its hand-over.
 
 A file that ends its decoder ends no more than that: whoever reads `claims` sees which it was. They
-live no longer than the service. SIGINT and SIGTERM are its business.
+live no longer than the service. The signals that stop the service are its business.
 """
 
 import json
@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from service import images, resampling
+from service import images, resampling, signals
 from service.device import cores
 from service.device.parent import die_with_parent
 from service.errors import Internal, RequestError
@@ -77,8 +77,7 @@ class Job:
 
 def main() -> int:
     job = Job(**json.loads(sys.argv[1]))
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    signals.leave_to_parent()
     signal.pthread_sigmask(signal.SIG_BLOCK, (END, signal.SIGCHLD))
     die_with_parent(job.parent)
     resampling.use_one_thread()

@@ -6,11 +6,14 @@
     │   ├── Malformed          400  the request's grammar
     │   ├── NotFound           404  no such path
     │   ├── MethodNotAllowed   405  the path is known, the method is not
+    │   ├── HeadTimeout        408  the head did not arrive in time
     │   ├── BodyTimeout        408  the body did not arrive in time
     │   ├── TooLarge           413  more bytes or images than are taken
     │   ├── TooManyPixels      413  a picture larger than is decoded
     │   ├── UnsupportedMedia   415  no image format, media type or coding that we take
     │   ├── Undecodable        422  the right kind of file, but broken
+    │   ├── HeadTooLarge       431  more bytes of headers than are taken
+    │   ├── HttpVersion        505  another HTTP than 1.1 and 1.0
     │   │                      not the caller's:
     │   ├── ClientGone         499  the caller left; never sent, only counted
     │   ├── Internal           500  a bug of ours
@@ -78,6 +81,10 @@ class MethodNotAllowed(RequestError):
     status, code, title = 405, "method_not_allowed", "Method not allowed"
 
 
+class HeadTimeout(RequestError):
+    status, code, title = 408, "head_timeout", "Head not received in time"
+
+
 class BodyTimeout(RequestError):
     status, code, title = 408, "body_timeout", "Body not received in time"
 
@@ -96,6 +103,14 @@ class UnsupportedMedia(RequestError):
 
 class Undecodable(RequestError):
     status, code, title = 422, "undecodable", "Undecodable image"
+
+
+class HeadTooLarge(RequestError):
+    status, code, title = 431, "head_too_large", "Head too large"
+
+
+class HttpVersion(RequestError):
+    status, code, title = 505, "http_version", "HTTP version not supported"
 
 
 class ClientGone(RequestError):

@@ -1,14 +1,13 @@
 """The listening socket: opened here, and closed without losing a connection that waits in it.
 
 Closing a listener resets the connections whose handshake it has finished and nobody has accepted.
-So before the end new ones are kept out of it (`drop_new`), and what waits is taken (`waiting`).
+So before the end new ones are kept out of it (`drop_new`), and what waits is accepted.
 """
 
 import ctypes
 import logging
 import socket
 import struct
-from collections.abc import Iterator
 
 from service.artifact import Manifest
 from service.errors import SettingsError
@@ -18,6 +17,7 @@ log = logging.getLogger("topfive.listener")
 
 BACKLOG = 2048
 
+_TCPI_UNACKED = struct.Struct("=24xI")  # linux/tcp.h; of a listener, what waits in it
 _SO_ATTACH_FILTER = 26  # asm-generic/socket.h; not in Python's socket
 # Classic BPF (linux/bpf_common.h), on the TCP header: the byte of the flags; SYN set: drop, else
 # pass. Each instruction is a code, two jumps and an operand.
@@ -83,17 +83,24 @@ def drop_new(listener: socket.socket) -> None:
         log.info("no_socket_filter", extra={"detail": str(error)})
 
 
-def waiting(listener: socket.socket) -> Iterator[socket.socket]:
-    """The connections that wait to be accepted, until there is none."""
+def accepted(listener: socket.socket) -> socket.socket | None:
+    """Return the next connection that waits to be accepted, None if there is none.
+
+    OSError if it cannot be accepted now, for want of a descriptor for example.
+    """
     while True:
         try:
             connection, _ = listener.accept()
         except BlockingIOError:
-            return
+            return None
         except ConnectionAbortedError:
             continue
-        except OSError as error:
-            log.warning("accept_failed", extra={"detail": str(error)})
-            return
         connection.setblocking(False)
-        yield connection
+        return connection
+
+
+def waiting(listener: socket.socket) -> int:
+    """Return how many connections wait to be accepted."""
+    info = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCPI_UNACKED.size)
+    [count] = _TCPI_UNACKED.unpack(info)
+    return int(count)

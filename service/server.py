@@ -1,4 +1,7 @@
-"""uvicorn, with bounds on what a connection may send and our way to stop.
+"""uvicorn, with a bound on connections and our way to stop.
+
+A connection is accepted where there is room for it. Where there is none, as many idle ones as wait
+are ended, oldest first; if none is idle, those that wait stay in the socket.
 
 To stop: not ready at once, and every answer ends its connection; after `drain_delay_s` what waits
 in the listening socket is taken and the socket closed; a request that is on its way over an open
@@ -14,155 +17,24 @@ import math
 import signal
 import socket
 from collections.abc import Iterator
-from typing import Any, cast
 
 import uvicorn
 from fastapi import FastAPI
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from service import descriptors, signals
+from service.connections import SWEEP_S, Connections
 from service.core.model import Model
-from service.listener import BACKLOG, drop_new, waiting
+from service.listener import accepted, drop_new, waiting
+from service.protocol import Protocol
 from service.routes.body import Intake
-from service.routes.exchange import KEY
 from service.settings import Settings
 
 log = logging.getLogger("topfive.server")
 
-MAX_HEAD_BYTES = 65536
-WAKE_BYTES = 1 << 18
-"""Of a body, held by the connection; four times what uvicorn holds."""
-KEEP_ALIVE_S = 75
-"""Longer than load balancers keep idle connections: 60 s."""
 SETTLE_S = 0.2
 """A round trip: handshakes that began before new ones were kept out end within it."""
-IDLE_S = 1.0
-"""For a request that is on its way over an idle connection when we stop."""
-LINGER_S = 0.5
-"""From our end of a connection to its close, for the caller to end it."""
-_HEAD_TOO_LARGE = (
-    b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
-    b"connection: close\r\ncontent-length: 0\r\n\r\n"
-)
-
-
-class _Joined:
-    """A connection's transport that writes the head of an answer together with its body.
-
-    Each write is a system call and a packet.
-    """
-
-    def __init__(self, transport: asyncio.Transport) -> None:
-        self._transport = transport
-        self._head = b""
-        self.is_closing = transport.is_closing
-
-    def write(self, data: bytes) -> None:
-        if data.startswith(b"HTTP/1.1 2"):
-            self._head = data
-            return
-        self._transport.write(self._head + data)
-        self._head = b""
-
-    def flush(self) -> None:
-        """Write a head that nothing followed."""
-        if self._head:
-            self.write(b"")
-
-    def write_eof(self) -> None:
-        self.flush()
-        self._transport.write_eof()
-
-    def close(self) -> None:
-        self.flush()
-        self._transport.close()
-
-
-class Protocol(HttpToolsProtocol):
-    """uvicorn's, with a bound on heads, trailers and chunk headers: httptools has none."""
-
-    _unparsed_bytes = 0
-    _announced = False
-    _ended = False
-    _held_bytes = 0
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._joined = _Joined(transport)
-        self._pieces: list[bytes] = []
-        self.transport = cast(asyncio.Transport, self._joined)
-
-    def on_response_complete(self) -> None:
-        self._joined.flush()
-        super().on_response_complete()
-
-    def data_received(self, data: bytes) -> None:
-        if self._ended:
-            return
-        self._unparsed_bytes += len(data)
-        super().data_received(data)
-        if self._unparsed_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
-            self.transport.write(_HEAD_TOO_LARGE)
-            self.transport.close()
-
-    def on_headers_complete(self) -> None:
-        self._unparsed_bytes = 0
-        self._announced = any(name == b"content-length" for name, _ in self.headers)
-        super().on_headers_complete()
-
-    def on_body(self, body: bytes) -> None:
-        """Collect it, and wake the application for the whole or for WAKE_BYTES: uvicorn does for
-        each piece that the network brings. A length that was not announced is counted by pieces."""
-        self._unparsed_bytes = 0
-        cycle = self.cycle
-        if cycle.response_complete or not self._announced:
-            super().on_body(body)
-            return
-        self._pieces.append(body)
-        self._held_bytes += len(body)
-        if self._held_bytes > WAKE_BYTES:
-            self._hand_over()
-            self.flow.pause_reading()
-            cycle.message_event.set()
-
-    def on_message_complete(self) -> None:
-        self._hand_over()
-        super().on_message_complete()
-
-    def _hand_over(self) -> None:
-        """What is collected is what the application receives next; of one piece it is no copy."""
-        if not self._pieces:
-            return
-        if self.cycle.body:  # not received yet
-            self._pieces.insert(0, bytes(self.cycle.body))
-        # Of a bytearray uvicorn would make bytes.
-        self.cycle.body = b"".join(self._pieces)  # type: ignore[assignment]
-        self._pieces.clear()
-        self._held_bytes = 0
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        cycle = self.cycle
-        if cycle is not None and not cycle.response_complete:
-            exchange = cast(dict[str, Any], cycle.scope).get(KEY)
-            if exchange is not None:
-                exchange.departed()
-
-    def shutdown(self) -> None:
-        """The service stops: a request that is under way or comes within IDLE_S is served; its
-        answer, like each from now on, ends the connection."""
-        self.timeout_keep_alive = IDLE_S  # type: ignore[assignment]
-        self.loop.call_later(IDLE_S, self._end_if_idle)
-
-    def _end_if_idle(self) -> None:
-        if self.cycle is None or self.cycle.response_complete:
-            self.timeout_keep_alive_handler()
-
-    def timeout_keep_alive_handler(self) -> None:
-        """End our side first: a request that meets it finds the end of file, no reset."""
-        if not self._ended and not self.transport.is_closing():
-            self._ended = True
-            self.transport.write_eof()
-            self.loop.call_later(LINGER_S, self.transport.close)
+LOG_INTERVAL_S = 60
+"""Seconds between two log lines on connections that wait for room."""
 
 
 class Server(uvicorn.Server):
@@ -178,43 +50,114 @@ class Server(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,
-                timeout_keep_alive=KEEP_ALIVE_S,
                 # Past drain_timeout_s everything is answered 503; this is for writing it.
                 timeout_graceful_shutdown=math.ceil(settings.drain_timeout_s) + 2,
             )
         )
+        self._connections = Connections(settings.head_timeout_s, self._accept_again)
+        self.server_state = self._connections
         self._app = app
         self._settings = settings
         self._listener = listener
+        self._loop: asyncio.AbstractEventLoop
+        self._accepts = False
+        self._full = False
+        """Nothing is accepted until there is room again."""
+        self._most_connections = 0
+        self._joining: set[asyncio.Task[object]] = set()
+        self._log_at = 0.0
         self._stopping = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
         await super().startup(sockets=[])
+        self._bound_connections()
+        self._sweep()
         await self.accept()
 
+    def _bound_connections(self) -> None:
+        model: Model = self._app.state.model
+        devices = len(model.pool.devices)
+        needed = descriptors.needed(self._settings, devices)
+        limit = descriptors.raise_limit(needed)
+        self._most_connections = descriptors.connections(self._settings, devices, limit)
+        if limit < needed:
+            facts = {"limit": limit, "needed": needed, "connections": self._most_connections}
+            remedy = f"raise the limit: ulimit -n {needed}, LimitNOFILE= or docker run --ulimit"
+            log.warning("few_open_files", extra={**facts, "remedy": remedy})
+
+    def _sweep(self) -> None:
+        self._connections.sweep(self._loop.time())
+        self._accept_again()
+        self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
+
     async def accept(self) -> None:
-        """Take connections, by a descriptor of its own that can be closed without the socket."""
-        loop = asyncio.get_running_loop()
-        # It listens anew, and would make the queue of those who wait to be accepted 100 long.
-        listening = loop.create_server(self.connected, sock=self._listener.dup(), backlog=BACKLOG)
-        self.servers = [await listening]
+        """Take connections from now on."""
+        self._accepts = True
+        self._loop.add_reader(self._listener, self.take)
 
     def pause(self) -> None:
         """Take no more; the socket stays open."""
-        for server in self.servers:
-            server.close()
+        self._accepts = self._full = False
+        self._loop.remove_reader(self._listener)
 
-    def connected(self) -> Protocol:
-        return Protocol(self.config, self.server_state, self.lifespan.state)
+    def take(self) -> None:
+        """Accept one of the connections that wait; between two of them requests have their turn."""
+        self.join()
+
+    def join(self) -> bool:
+        """Accept a connection; return whether one waited and there was room for it."""
+        if self.connected() >= self._most_connections:
+            self._wait_for_room("connections_full")
+            return False
+        try:
+            connection = accepted(self._listener)
+        except OSError as error:
+            self._wait_for_room("accept_failed", detail=str(error))
+            return False
+        if connection is None:
+            return False
+        joining = self._loop.connect_accepted_socket(self.protocol, connection)
+        task = self._loop.create_task(joining)
+        self._joining.add(task)
+        task.add_done_callback(self._joining.discard)
+        return True
+
+    def protocol(self) -> Protocol:
+        """Return a new connection's protocol."""
+        return Protocol(self.config, self._connections, self.lifespan.state)
+
+    def connected(self) -> int:
+        """Return how many connections are open."""
+        return len(self._connections.connections) + len(self._joining)
+
+    def _wait_for_room(self, event: str, **facts: object) -> None:
+        """Accept nothing until the next sweep, and end as many idle connections as wait."""
+        self._full = True
+        self._loop.remove_reader(self._listener)
+        now = self._loop.time()
+        waits = max(1, waiting(self._listener))
+        ended = self._connections.end_idle(waits - len(self._connections.ending), now)
+        if now >= self._log_at:
+            self._log_at = now + LOG_INTERVAL_S
+            counts = {"connections": self.connected(), "waiting": waits, "idle_ended": ended}
+            log.warning(event, extra={**facts, **counts})
+
+    def _accept_again(self) -> None:
+        if self._full and self._accepts:
+            self._loop.add_reader(self._listener, self.take)
+        self._full = False
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in signals.stopping():
             loop.add_signal_handler(number, self._stop_on, number)
         yield
 
     def _stop_on(self, number: signal.Signals) -> None:
+        if self._stopping and not signals.hurries(number):
+            return
         log.info("stopping", extra={"signal": number.name, "hurry": self._stopping})
         self.end(hurry=self._stopping)
 
@@ -230,6 +173,9 @@ class Server(uvicorn.Server):
         """Not ready from now on; after `delay_s` seconds accept no more, and stop when what was
         accepted is finished, or answered 503 after `drain_s` seconds more."""
         self._stopping = True
+        if not self.started:  # nothing was accepted
+            self.should_exit = True
+            return
         model: Model = self._app.state.model
         intake: Intake = self._app.state.intake
         model.drain(delay_s + drain_s)
@@ -244,14 +190,24 @@ class Server(uvicorn.Server):
         self._listener.close()
         log.info("listens_no_more")
         await super().shutdown()
+        self._sweeper.cancel()
         if self.force_exit:  # then uvicorn leaves the application as it is
             await self.lifespan.shutdown()
 
     async def take_waiting(self) -> None:
-        """Accept all whose attempt to connect came before now; nothing waits after this."""
+        """Accept all whose attempt to connect came before now; nothing waits after this.
+
+        Those for whom there is no room wait for it, `drain_timeout_s` at most.
+        """
         drop_new(self._listener)
         await asyncio.sleep(SETTLE_S)
         self.pause()
-        loop = asyncio.get_running_loop()
-        for connection in waiting(self._listener):
-            await loop.connect_accepted_socket(self.connected, connection)
+        until = self._loop.time() + self._settings.drain_timeout_s
+        while self._loop.time() < until and not self.force_exit:
+            while self.join():
+                pass
+            if not self._full:
+                break
+            await asyncio.sleep(SWEEP_S)
+        if self._joining:
+            await asyncio.wait(self._joining)

@@ -64,6 +64,13 @@ class Settings(BaseSettings):
     )
     max_pixels: Positive = Field(50_000_000, description="Largest image, width times height.")
 
+    max_connections: int = Field(
+        0, ge=0, description="Connections open at one time; 0: as the limit of open files allows."
+    )
+
+    head_timeout_s: Seconds = Field(
+        10, description="From a connection's or a head's start to the end of the head; then 408."
+    )
     default_deadline_ms: Positive = Field(
         10_000, description="From a request's first byte to its answer; then 504."
     )

@@ -5,17 +5,15 @@
 The first message of the channel is its job as JSON; then it says `ready` and `unready`, and is told
 `accept`, `pause`, `stop` (drain) and `hurry`. A worker that pauses leaves the socket open for the
 others and answers its open connections, each for the last time. It lives no longer than its parent.
-SIGINT and SIGTERM, which a terminal or a supervisor sends to the whole group, are its parent's
-business.
+The signals that stop the service, which a terminal or a supervisor sends to the whole group, are
+its parent's business.
 """
 
 import argparse
 import asyncio
 import contextlib
-import itertools
 import json
 import logging
-import signal
 import socket
 import sys
 from collections.abc import Iterator
@@ -24,11 +22,10 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from service import app, logs, merging
+from service import app, logs, merging, signals
 from service.core.model import Model
 from service.device.parent import die_with_parent
 from service.errors import ArtifactError, TopfiveError
-from service.listener import waiting
 from service.server import Server
 from service.settings import Settings
 from service.turns import NOT_ACCEPTING, YIELD_S, Turns
@@ -44,8 +41,7 @@ def main() -> int:
     parser.add_argument("--channel", type=int, required=True)
     parser.add_argument("--parent", type=int, required=True)
     arguments = parser.parse_args()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    signals.leave_to_parent()
     die_with_parent(arguments.parent)
     channel = socket.socket(fileno=arguments.channel)
     job = json.loads(channel.recv(MAX_MESSAGE_BYTES))
@@ -102,13 +98,11 @@ class _Server(Server):
         self._worker: int = job["worker"]
         self._turns = Turns(Path(job["folder"]), settings.workers)
         self._channel = channel
-        self._accepts: bool = job["accepts"]
+        self._accepts = job["accepts"]
         self._all_stop = False
-        self._joining: set[asyncio.Task[object]] = set()
         self._said_ready = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
         model: Model = self._app.state.model
         model.on_change = self._tell
@@ -124,13 +118,13 @@ class _Server(Server):
     def _resume(self) -> None:
         self._become(accepting=True)
         self._count()
-        self._loop.add_reader(self._listener, self._take)
+        self._loop.add_reader(self._listener, self.take)
 
     def pause(self) -> None:
         """Leave new connections to others; those that are open end with their next answer."""
         self._become(accepting=False)
         self._turns.tell(self._worker, NOT_ACCEPTING)
-        self._loop.remove_reader(self._listener)
+        super().pause()
 
     def _become(self, accepting: bool) -> None:
         if accepting != self._accepts:
@@ -143,35 +137,29 @@ class _Server(Server):
         return await super().on_tick(counter)
 
     def _count(self) -> None:
-        connections = len(self.server_state.connections) + len(self._joining)
-        self._turns.tell(self._worker, connections)
+        self._turns.tell(self._worker, NOT_ACCEPTING if self._full else self.connected())
 
-    def _take(self) -> None:
+    def take(self) -> None:
         """Accept one connection, or leave it for a moment to a worker that has fewer."""
         self._count()
         if self._turns.mine(self._worker):
-            self._join()
+            self.join()
             return
         self._loop.remove_reader(self._listener)
-        self._loop.call_later(YIELD_S, self._take_all_the_same)
+        self._loop.call_later(YIELD_S, self._take_after_all)
 
-    def _take_all_the_same(self) -> None:
-        if self._accepts:
-            self._join()
-            self._loop.add_reader(self._listener, self._take)
-
-    def _join(self) -> None:
-        for connection in itertools.islice(waiting(self._listener), 1):
-            joining = self._loop.connect_accepted_socket(self.connected, connection)
-            task = self._loop.create_task(joining)
-            self._joining.add(task)
-            task.add_done_callback(self._joining.discard)
+    def _take_after_all(self) -> None:
+        if not self._accepts:
+            return
+        self.join()
+        if not self._full:
+            self._loop.add_reader(self._listener, self.take)
 
     async def take_waiting(self) -> None:
         """If all stop, the last of them to close the socket has taken what waits in it."""
         if self._accepts and self._all_stop:
             await super().take_waiting()
-        if self._joining:
+        elif self._joining:
             await asyncio.wait(self._joining)
 
     @contextlib.contextmanager

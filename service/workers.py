@@ -2,9 +2,9 @@
 
 It opens the socket, deals out the devices, starts the workers (`service/worker.py`, each a process
 that inherits the socket) and starts those again that end. A worker says over its channel whether it
-is ready, and is told whether to accept: those that are ready do, and while nobody is, all do, since
-somebody must answer that. SIGTERM drains all of them, a second one ends them at once. Nothing of a
-request ever passes through here.
+is ready, and the parent answers whether to accept: those that are ready do, and while none is, all
+do, since a refusal must be answered too. A signal drains all of them, a second one ends them at
+once. Nothing of a request ever passes through here.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from service import artifact as artifacts
-from service import cgroup, logs, sdk
+from service import cgroup, logs, sdk, signals
 from service.errors import SettingsError
 from service.listener import announce, announce_ready, listen
 from service.settings import Settings
@@ -35,7 +35,7 @@ ENDING_S = 10.0
 
 
 def serve(settings: Settings) -> int:
-    """Serve until SIGTERM or SIGINT (0), or until every worker has given up (1)."""
+    """Serve until a signal stops it (0), or until every worker has given up (1)."""
     manifest = artifacts.read(settings.named_artifact()).manifest
     devices = sdk.chosen_devices(manifest.target, settings.devices, settings.device_python)
     shares = deal(settings, devices)
@@ -242,12 +242,14 @@ class _Parent:
     async def run(self) -> int:
         """The exit code, when all have ended."""
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in signals.stopping():
             loop.add_signal_handler(number, self._stop_on, number)
         await asyncio.gather(*(worker.live() for worker in self._workers))
         return int(self._failed)
 
     def _stop_on(self, number: signal.Signals) -> None:
+        if self._stopping and not signals.hurries(number):
+            return
         log.info("stopping", extra={"signal": number.name, "hurry": self._stopping})
         self._stop(hurry=self._stopping)
 

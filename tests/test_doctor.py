@@ -487,13 +487,11 @@ def test_a_host_that_is_not_ours(host: str, context: Callable[..., Context]) -> 
 
 
 def test_few_open_files() -> None:
-    """What the rows need, and how to get it."""
-    shell = ["sh", "-c", 'ulimit -S -n 300; exec "$@"', "sh", *COMMAND, "doctor", "--port", "0"]
+    """A hard limit below what the rows need, and how to raise it."""
+    shell = ["sh", "-c", 'ulimit -n 300; exec "$@"', "sh", *COMMAND, "doctor", "--port", "0"]
     done = subprocess.run(shell, capture_output=True, text=True, env=plain_environment())
-    assert done.returncode == 3
-    assert "FAIL  files     300 may be open; 592 are enough for 256 rows  -> try: ulimit" in (
-        done.stdout
-    )
+    assert "warn  files     300 may be open; 592 are enough for 256 rows; fewer" in done.stdout
+    assert "try: LimitNOFILE=592" in done.stdout
 
 
 # What the checks are made of.

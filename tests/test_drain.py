@@ -1,18 +1,28 @@
 """SIGTERM under full load: nothing that was accepted fails, no connection is reset."""
 
 import asyncio
+import os
 import signal
 import socket
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import httpx
 import pytest
 
-from service.listener import drop_new, listen, waiting
+from service.listener import accepted, drop_new, listen
 from tests.support import pictures
 from tests.support.load import Outcome, load_until_refused
-from tests.support.serving import Service, serving
+from tests.support.running import send
+from tests.support.serving import (
+    COMMAND,
+    Service,
+    children,
+    command,
+    plain_environment,
+    serving,
+)
 from tests.support.tiny import write_tiny_artifact
 
 CLIENTS = 64
@@ -49,6 +59,62 @@ async def _stop_under_load(service: Service) -> tuple[Outcome, Outcome]:
     await asyncio.sleep(0.7)  # the load's own time, not an event's
     service.process.send_signal(signal.SIGTERM)
     return await kept, await new
+
+
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    [("SIGQUIT", ()), ("SIGHUP", ()), ("SIGHUP", ("--workers", "2", "--devices", "0,1"))],
+)
+def test_other_signals_drain_too(artifact: Path, name: str, flags: tuple[str, ...]) -> None:
+    """Sent to every process of the service, as a terminal does: what was accepted is answered.
+
+    A second SIGHUP, which the shell of a closed terminal sends, hurries nothing.
+    """
+    number = signal.Signals[name]
+    with serving(artifact, *flags) as service:
+        below = descendants(service.process.pid)
+        hosts = [pid for pid in below if "service/device" in command(pid)]
+        send(signal.SIGSTOP, hosts)
+        with service.connect() as client:
+            client.sendall(POST)
+            service.await_metric(1, "topfive_rows", state="running")
+            send(number, [*below, service.process.pid])
+            service.await_event("stopping", signal=name, hurry=False)
+            if number == signal.SIGHUP:
+                service.process.send_signal(number)
+            send(signal.SIGCONT, hosts)
+            assert status(receive_all(client)) == 200
+        assert service.await_end() == 0
+    ended = ("decode_process_ended", "worker_ended")
+    assert not [line for line in service.log if line["event"] in ended or line.get("hurry")]
+    assert not [line for line in service.log if line.get("to") == "failed"]
+
+
+def descendants(pid: int) -> list[int]:
+    return [below for child in children(pid) for below in (child, *descendants(child))]
+
+
+def test_nohup(artifact: Path) -> None:
+    """SIGHUP that is ignored at the start stays ignored."""
+    with serving(artifact, under=("nohup",)) as service:
+        service.process.send_signal(signal.SIGHUP)
+        assert service.http.get("/readyz").status_code == 200
+        service.process.send_signal(signal.SIGTERM)
+        assert service.await_event("stopping")["signal"] == "SIGTERM"
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM])
+def test_a_signal_before_it_listens(tmp_path: Path, number: signal.Signals) -> None:
+    """It ends with 0: nothing was accepted. The start waits for a manifest that is a pipe."""
+    pipe = tmp_path / "manifest.json"
+    os.mkfifo(pipe)
+    serve = [*COMMAND, "serve", "--artifact", str(tmp_path), "--port", "0"]
+    process = subprocess.Popen(serve, env=plain_environment(), stderr=subprocess.PIPE)
+    with process, pipe.open("wb"):  # open when the other end is
+        process.send_signal(number)
+        assert process.wait(30) == 0
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
 
 
 def test_what_waits_in_the_socket_is_served(artifact: Path) -> None:
@@ -107,7 +173,8 @@ def test_new_connections_are_kept_out_of_a_socket() -> None:
         drop_new(listener)
         with pytest.raises(TimeoutError):
             socket.create_connection(address, timeout=0.3)
-        [made] = waiting(listener)
+        made = accepted(listener)
+        assert made is not None
         made.close()
 
 

@@ -6,9 +6,9 @@ from unittest.mock import Mock
 
 import uvicorn
 from starlette.types import Receive, Scope, Send
-from uvicorn.server import ServerState
 
-from service.server import WAKE_BYTES, Protocol
+from service.connections import Connections
+from service.protocol import WAKE_BYTES, Protocol
 
 PIECE_BYTES = 65536
 
@@ -31,7 +31,7 @@ def test_pieces_that_come_before_the_application_asks_are_kept() -> None:
 
         config = uvicorn.Config(app, http=Protocol, lifespan="off", log_config=None)
         config.load()
-        state = ServerState()
+        state = Connections(head_timeout_s=10)
         protocol = Protocol(config, state, {})
         transport = Mock(spec=asyncio.Transport)
         transport.get_extra_info.return_value = None

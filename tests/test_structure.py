@@ -12,7 +12,7 @@ LEAVES = {
     f"service.{name}"
     for name in (
         *("errors", "settings", "images", "resampling", "metrics", "artifact", "sdk", "disk"),
-        *("cgroup", "photos"),
+        *("cgroup", "photos", "signals", "descriptors"),
     )
 }
 # What a leaf may import beside the errors; of the artifact only its types.
@@ -21,6 +21,7 @@ BESIDE_ERRORS = {
     "service.resampling": {"service.artifact"},
     "service.artifact": {"service.disk"},
     "service.settings": {"service.disk"},
+    "service.descriptors": {"service.settings"},
 }
 BELOW_DEVICE = {f"service.core.{name}" for name in ("batcher", "host", "rate", "rows", "request")}
 CHILD = "service.core.child_process"
@@ -43,7 +44,12 @@ MAY_IMPORT = {
     },
     "service.merging": set(),
     "service.turns": set(),
-    "service.server": {"service.routes", "service.core.model", "service.listener"},
+    "service.server": {
+        *("service.routes", "service.core.model", "service.listener", "service.protocol"),
+        "service.connections",
+    },
+    "service.protocol": {"service.routes", "service.connections"},
+    "service.connections": set(),
     "service.listener": set(),
     "service.client": {"service.core.model", "service.core.request"},
     "service.evaluation": {"service.evaluation", "service.client", "service.core.request"},
@@ -75,7 +81,7 @@ HOMES = {
     "fastapi": {"service.app", "service.server", "service.worker", "service.routes"},
     "fastapi_offline": {"service.app"},
     "starlette": {"service.app", "service.routes"},
-    "uvicorn": {"service.server"},
+    "uvicorn": {"service.server", "service.protocol", "service.connections"},
     "python_multipart": {"service.routes"},
     "PIL": {"service.images", "service.resampling"},
     "openvino": {"service.device.engine_openvino", "model_build"},
@@ -91,7 +97,7 @@ HOMES = {
         *("service.cli", "model_build.cli", "model_build.options"),
         *("model_build.sweep_cli", "service.bench.cli"),
     },
-    "httptools": {"service.bench.connection"},
+    "httptools": {"service.bench.connection", "service.protocol"},
     "uvloop": {"service.bench.sweep"},
     "matplotlib": {"service.bench.load_plot"},
     "cv2": {"service.resampling"},

@@ -362,7 +362,7 @@ class Model:
             "decode_resident_memory_bytes", "Memory of the decode processes.", (), [((), memory)]
         )
         yield gauge_family("ready", "What /readyz says.", (), [((), float(self.ready))])
-        yield gauge_family("draining", "SIGTERM seen.", (), [((), float(self.draining))])
+        yield gauge_family("draining", "It is stopping.", (), [((), float(self.draining))])
 
 
 def top_k(

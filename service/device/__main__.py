@@ -5,8 +5,8 @@
 Started by path, so that this folder is first on the path and nothing else of the service can be
 imported. The socket carries the messages of wire.py, the memory file the rows. The host lives no
 longer than its parent: the kernel kills it with the thread that spawned it, and end of file on the
-socket ends it. SIGINT and SIGTERM are its parent's business: a signal to the whole process group
-must not cost the batches that the parent has accepted.
+socket ends it. The signals that stop the service are its parent's business: a signal to the whole
+process group must not cost the batches that the parent has accepted.
 
 Python 3.7, numpy and an engine.
 """
@@ -37,8 +37,8 @@ def main() -> int:
     parser.add_argument("--memory", type=int, required=True)
     parser.add_argument("--parent", type=int, required=True)
     arguments = parser.parse_args()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     die_with_parent(arguments.parent)
     connection = socket.socket(fileno=arguments.socket)
     try:

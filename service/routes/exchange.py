@@ -23,6 +23,8 @@ from service.routes.problem import problem
 log = logging.getLogger("topfive.http")
 
 KEY = "topfive.exchange"
+REFUSAL = "topfive.refusal"
+"""In the scope: the RequestError for which the connection refuses the request, or its body."""
 CLASSIFY = "/classify"
 HEALTH = frozenset({"/livez", "/readyz", "/healthz", "/v2/health/live", "/v2/health/ready"})
 ADMIN = HEALTH | {"/metrics", "/model"}
@@ -123,12 +125,14 @@ class Edge:
             await self._app(scope, receive, send)
             return
         exchange = scope[KEY] = Exchange(scope)
-        receive, send = _watch(exchange, receive), self._stamp(exchange, send)
+        receive, send = _watch(exchange, scope, receive), self._stamp(exchange, send)
         # Whatever answers GET answers HEAD; the server leaves the body out.
         method = "GET" if scope["method"] == "HEAD" else scope["method"]
         in_flight = self._in_flight[exchange.route]
         in_flight.inc()
         try:
+            if REFUSAL in scope:
+                raise _refused(exchange, scope)
             if exchange.route == "classify" and method == "POST":
                 await self._classify(scope, receive, send)
             else:
@@ -201,10 +205,19 @@ def internal() -> Internal:
     return Internal("an error of the server's own", "report it with the request id")
 
 
-def _watch(exchange: Exchange, receive: Receive) -> Receive:
+def _refused(exchange: Exchange, scope: Scope) -> RequestError:
+    """Return what the connection refuses the request for; nothing more comes of its body."""
+    exchange.body_ended = True
+    refusal: RequestError = scope[REFUSAL]
+    return refusal
+
+
+def _watch(exchange: Exchange, scope: Scope, receive: Receive) -> Receive:
     async def watched() -> Message:
         message = await receive()
         exchange.body_ended = not message.get("more_body", False)
+        if not exchange.body_ended and REFUSAL in scope and not exchange.status:
+            raise _refused(exchange, scope)
         exchange.bytes_received += len(message.get("body", b""))
         return message
 

@@ -15,6 +15,9 @@ from service.errors import (
     Deadline,
     DeviceFailed,
     Draining,
+    HeadTimeout,
+    HeadTooLarge,
+    HttpVersion,
     Internal,
     Malformed,
     NotReady,
@@ -32,8 +35,8 @@ Handler = Callable[..., Any]
 DEFAULT_TOP_K = 5
 
 _REFUSALS: tuple[type[RequestError], ...] = (
-    Malformed, BodyTimeout, TooLarge, TooManyPixels, UnsupportedMedia, Undecodable,
-    Internal, Overloaded, NotReady, Draining, DeviceFailed, Deadline,
+    Malformed, BodyTimeout, HeadTimeout, TooLarge, TooManyPixels, UnsupportedMedia, Undecodable,
+    HeadTooLarge, Internal, Overloaded, NotReady, Draining, DeviceFailed, Deadline, HttpVersion,
 )  # fmt: skip
 
 # Red, green and blue gradients of 8x8 pixels, for any model to classify.

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +53,10 @@ class Service:
         *flags: str,
         listening_within_s: float = 60,
         environment: Mapping[str, str] | None = None,
+        under: Sequence[str] = (),
     ) -> None:
-        command = [*COMMAND, "serve", "--artifact", str(artifact), "--port", "0"]
+        """`under` is a command that becomes the service, such as `prlimit --nofile=128`."""
+        command = [*under, *COMMAND, "serve", "--artifact", str(artifact), "--port", "0"]
         command += ["--log-format", "json", *flags]
         self.process = subprocess.Popen(
             command,
@@ -165,9 +167,10 @@ def serving(
     *flags: str,
     environment: Mapping[str, str] | None = None,
     ready_within_s: float = 60,
+    under: Sequence[str] = (),
 ) -> Iterator[Service]:
     """A service that is ready, stopped at the end; `environment` is added to this process's."""
-    service = Service(artifact, *flags, environment=environment)
+    service = Service(artifact, *flags, environment=environment, under=under)
     try:
         service.await_ready(ready_within_s)
         yield service

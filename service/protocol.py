@@ -1,0 +1,420 @@
+"""One HTTP connection: uvicorn's protocol over httptools, with what both of them lack.
+
+What is refused here, because it is no HTTP/1.1 or its head comes too late, is answered in its turn
+by the application, as any other refusal is: the application finds the error in the scope (REFUSAL).
+After such an answer nothing more is read as a request.
+
+An `Upgrade` header is ignored (RFC 9110 7.8). httptools cannot: behind such a head its parser takes
+the body for the next request. So a new parser is given what frames the body, and then the rest.
+
+A client that ends its side of the connection may be waiting for its answer, or may have
+disconnected: both send the same FIN. Its request is answered. Only a write tells the two apart: the
+kernel of a client that has closed its socket answers with a reset. So after PROBE_S without an
+answer an interim response (100 Continue) is sent, which a client of HTTP/1.1 passes over, and
+after twice the time another one. A reset makes the request one whose client has disconnected.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any, cast
+
+import httptools
+from uvicorn._types import ASGI3Application
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from service.connections import Connections
+from service.errors import HeadTimeout, HeadTooLarge, HttpVersion, Malformed, RequestError
+from service.routes.exchange import KEY, REFUSAL, Exchange, internal
+
+log = logging.getLogger("topfive.protocol")
+
+MAX_HEAD_BYTES = 65536
+WAKE_BYTES = 1 << 18
+"""Of a body, held by the connection; four times what uvicorn holds."""
+LINGER_S = 0.5
+"""Seconds from our end of a connection to its close, for the client to end it."""
+LINGER_BYTES = 1 << 20
+"""Bytes that are taken in and dropped meanwhile: a close with bytes unread is a reset."""
+IDLE_S = 1.0
+"""Seconds for a request that is on its way over an idle connection when the service stops."""
+PROBE_S = 0.5
+"""Seconds from a client's end of its side to the first interim response."""
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_TLS_HANDSHAKE = b"\x16"  # RFC 8446 5.1: the type of the first record
+_INVALID_VERSION = "Invalid HTTP version"  # llhttp's word
+_FRAMING = (b"content-length", b"transfer-encoding")
+_HTTP_1_1 = "send HTTP/1.1 to this port, one request behind another, as RFC 9112 describes them"
+_NOTHING, _HEAD, _BODY = range(3)
+"""What the parser is in: between two requests, in a head, in a body."""
+
+
+class _Joined:
+    """A connection's transport that writes the head of an answer together with its body.
+
+    Each write is a system call and a packet.
+    """
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._head = b""
+        self.is_closing = transport.is_closing
+        self.abort = transport.abort
+        self.end: Callable[[], None] | None = None
+        """Is called in place of a close, where bytes may come that a close would reset."""
+
+    def write(self, data: bytes) -> None:
+        if data.startswith(b"HTTP/1.1 2"):
+            self._head = data
+            return
+        self._transport.write(self._head + data)
+        self._head = b""
+
+    def flush(self) -> None:
+        """Write a head that nothing followed."""
+        if self._head:
+            self.write(b"")
+
+    def write_eof(self) -> None:
+        self.flush()
+        self._transport.write_eof()
+
+    def close(self) -> None:
+        self.flush()
+        (self.end or self._transport.close)()
+
+    def unwritten(self) -> bool:
+        """Whether the kernel has not yet taken all of an answer."""
+        return self._transport.get_write_buffer_size() > 0
+
+    def fileno(self) -> int:
+        descriptor: int = self._transport.get_extra_info("socket").fileno()
+        return descriptor
+
+
+class Protocol(HttpToolsProtocol):
+    """uvicorn's, with bounds on the size of heads, trailers and chunk headers, and on all times."""
+
+    _running: RequestResponseCycle | None = None
+    """The request that is being answered; `cycle` is the last one that was received."""
+    _receiving = _NOTHING
+    _head_timed = False
+    """The start of the head that is being received stands in the table."""
+    _upgrades = False
+    """The head that was just read asks for another protocol."""
+    _deaf = False
+    """What comes is dropped."""
+    _ended = False
+    _stopping = False
+    _announced = False
+    _dropped_bytes = 0
+    _unparsed_bytes = 0
+    _held_bytes = 0
+    _probe_s, _probe_at = PROBE_S, 0.0
+
+    def __init__(self, config: Config, connections: Connections, app_state: dict[str, Any]) -> None:
+        super().__init__(config, connections, app_state)
+        self._table = connections
+        self._pieces: list[bytes] = []
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._joined = _Joined(transport)
+        self.transport = cast(asyncio.Transport, self._joined)
+        self._table.heads[self] = self.loop.time()
+
+    def data_received(self, data: bytes) -> None:
+        if self._deaf:
+            self._drop(len(data))
+            return
+        self._unparsed_bytes += len(data)
+        try:
+            self._parse(data)
+        except httptools.HttpParserError as error:
+            self._refuse(self._refusal(error, data))
+            return
+        if self._unparsed_bytes > MAX_HEAD_BYTES:
+            self._refuse(
+                HeadTooLarge(
+                    f"a head, a chunk's header or a trailer of more than {MAX_HEAD_BYTES} bytes",
+                    "send fewer and shorter headers",
+                    limit_bytes=MAX_HEAD_BYTES,
+                )
+            )
+        elif self._receiving == _HEAD and not self._head_timed:
+            self._head_timed = True
+            self._table.heads.pop(self, None)
+            self._table.heads[self] = self.loop.time()
+
+    def _parse(self, data: bytes) -> None:
+        while True:
+            try:
+                self.parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as upgrade:
+                data = data[upgrade.args[0] :]
+                self._pass_over_upgrade()
+                if self._deaf:
+                    return
+
+    def _should_upgrade(self) -> bool:
+        """uvicorn asks where the parser has read a head that asks for another protocol."""
+        self._upgrades = True
+        return False
+
+    def _pass_over_upgrade(self) -> None:
+        """Have a new parser read the body of the last head, from what frames it alone."""
+        self._upgrades = False
+        if self.scope["method"] == "CONNECT":  # what follows is for another server
+            self._refuse(_no_path(self.url))
+            return
+        framing = [header for header in self.scope["headers"] if header[0] in _FRAMING]
+        if not self.cycle.keep_alive:
+            framing.append((b"connection", b"close"))
+        self.parser = _parser(_Resumed(self))
+        lines = (b"%s: %s\r\n" % header for header in framing)
+        self.parser.feed_data(b"POST / HTTP/1.1\r\n%s\r\n" % b"".join(lines))
+
+    def on_message_begin(self) -> None:
+        self._table.kept.pop(self, None)
+        self._receiving = _HEAD
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self._unparsed_bytes = 0
+        self._announced = any(name == b"content-length" for name, _ in self.headers)
+        super().on_headers_complete()
+        self._receiving = _BODY
+        self._table.heads.pop(self, None)
+        self._head_timed = False
+        self.headers = []  # of trailers, which are no headers of the request (RFC 9110 6.5.1)
+        version = self.scope["http_version"]
+        if version not in ("1.1", "1.0"):
+            self._refuse(_other_version(f"HTTP/{version}"))
+
+    def on_body(self, body: bytes) -> None:
+        """Collect it, and wake the application for the whole or for WAKE_BYTES: uvicorn does for
+        each piece that the network brings. A length that was not announced is counted by pieces."""
+        self._unparsed_bytes = 0
+        cycle = self.cycle
+        if cycle.response_complete or not self._announced:
+            super().on_body(body)
+            return
+        self._pieces.append(body)
+        self._held_bytes += len(body)
+        if self._held_bytes > WAKE_BYTES:
+            self._hand_over()
+            self.flow.pause_reading()
+            cycle.message_event.set()
+
+    def on_message_complete(self) -> None:
+        if self._upgrades:  # the parser takes the head for all of it
+            return
+        self._receiving = _NOTHING
+        self._unparsed_bytes = 0
+        self._hand_over()
+        super().on_message_complete()
+
+    def _hand_over(self) -> None:
+        """What is collected is what the application receives next; of one piece it is no copy."""
+        if not self._pieces:
+            return
+        if self.cycle.body:  # not received yet
+            self._pieces.insert(0, bytes(self.cycle.body))
+        # Of a bytearray uvicorn would make bytes.
+        self.cycle.body = b"".join(self._pieces)  # type: ignore[assignment]
+        self._pieces.clear()
+        self._held_bytes = 0
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def on_response_complete(self) -> None:
+        """uvicorn's, but an idle connection stands in the table and has no timer of its own."""
+        self._joined.flush()
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        elif self._stopping:
+            self.loop.call_later(IDLE_S, self._end_if_idle)
+        elif not self._deaf:
+            self._table.kept[self] = self.loop.time()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._table.stalled[self] = self.loop.time()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._table.stalled.pop(self, None)
+
+    def _refusal(self, error: httptools.HttpParserError, data: bytes) -> RequestError:
+        """Return what is answered to bytes that the parser, or one of its callbacks, refuses."""
+        if isinstance(error, httptools.HttpParserCallbackError):
+            if self._receiving == _HEAD:  # its target cannot be taken apart
+                return _no_path(self.url)
+            log.error("callback_failed", exc_info=error)
+            return internal()
+        if self._receiving == _HEAD and not self.url and data.startswith(_TLS_HANDSHAKE):
+            return Malformed(
+                "these bytes begin a TLS handshake, and this port speaks plain HTTP",
+                "begin the URL with http://, or have a proxy that ends TLS in front of this server",
+            )
+        if str(error) == _INVALID_VERSION or self.parser.get_method() == b"PRI":
+            return _other_version("another version of HTTP")
+        return Malformed(f"this is no HTTP/1.1: {error}", _HTTP_1_1)
+
+    def _refuse(self, error: RequestError) -> None:
+        """Have `error` answered behind what is being answered; then the connection ends.
+
+        The error of a body is its request's answer. For any other one a request is made up.
+        """
+        if self._deaf:
+            return
+        self._deaf = True
+        self._joined.end = self.end
+        if self._receiving == _BODY:
+            cast(dict[str, Any], self.cycle.scope)[REFUSAL] = error
+            self.cycle.keep_alive = False
+            self.cycle.message_event.set()
+            if self.cycle.response_complete:
+                self.end()
+            return
+        in_head = self._receiving == _HEAD
+        url = self.url if in_head else b""
+        known = {
+            "method": self.parser.get_method().decode() if url else "",
+            "path": url.partition(b"?")[0].decode("latin-1"),
+            "headers": self.headers if in_head else [],
+            REFUSAL: error,
+        }
+        self.parser = _parser(self)
+        self.parser.feed_data(b"GET / HTTP/1.1\r\nconnection: close\r\n\r\n")
+        cast(dict[str, Any], self.scope).update(known)
+
+    def _drop(self, size_bytes: int) -> None:
+        self._dropped_bytes += size_bytes
+        if self._dropped_bytes > LINGER_BYTES:
+            self.abort()
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Return whether an answer to all that came is due still: then the connection stays."""
+        cycle = self.cycle
+        if cycle is None or cycle.response_complete or (cycle.more_body and not self._deaf):
+            return False
+        cycle.keep_alive = False
+        self._table.heads.pop(self, None)
+        self._table.half_closed.add(self)
+        self._probe_at = self.loop.time() + self._probe_s
+        return True
+
+    def probe(self, now: float) -> None:
+        """Send an interim response, if one is due and the answer has not begun."""
+        cycle = self._running
+        if now < self._probe_at or cycle is None or cycle.response_started:
+            return
+        if cycle.scope["http_version"] == "1.1":
+            self.transport.write(_CONTINUE)
+        self._probe_s *= 2
+        self._probe_at = now + self._probe_s
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        for cycle in {self._running, self.cycle}:
+            if cycle is not None and not cycle.response_complete:
+                cycle.disconnected = True
+                cycle.message_event.set()
+                exchange: Exchange | None = cast(dict[str, Any], cycle.scope).get(KEY)
+                if exchange is not None:
+                    exchange.departed()
+        self._table.lost(self)
+
+    def shutdown(self) -> None:
+        """The service stops: a request that is in flight or comes within IDLE_S is served; its
+        answer, like each from now on, ends the connection."""
+        self._stopping = True
+        self.loop.call_later(IDLE_S, self._end_if_idle)
+
+    def _end_if_idle(self) -> None:
+        if not self.is_idle():
+            return
+        if self._joined.unwritten():  # a client that reads slowly gets all of it
+            self.transport.close()
+        else:
+            self.end()
+
+    def is_idle(self) -> bool:
+        """Whether no request is in flight."""
+        return self.cycle is None or self.cycle.response_complete
+
+    def end(self) -> None:
+        """End our side first: a request that meets it finds the end of file, no reset."""
+        if self._ended or self.transport.is_closing():
+            return
+        self._ended = self._deaf = True
+        self._table.forget(self)
+        self._table.ending.add(self)
+        self.transport.write_eof()
+        self.loop.call_later(LINGER_S, self.abort)
+
+    def end_late_head(self) -> None:
+        self._refuse(
+            HeadTimeout(
+                f"the head of a request was not whole within {self._table.head_timeout_s:g} s",
+                "send a request's head at once, or connect when there is one to send",
+            )
+        )
+
+    def abort(self) -> None:
+        self._joined.abort()
+
+    def fileno(self) -> int:
+        return self._joined.fileno()
+
+
+class _Resumed:
+    """The callbacks of a parser that is first given a head whose request is made already."""
+
+    def __init__(self, protocol: Protocol) -> None:
+        self._protocol = protocol
+        self._repeats = True
+        self.on_body = protocol.on_body
+        self.on_message_complete = protocol.on_message_complete
+
+    def on_message_begin(self) -> None:
+        if not self._repeats:
+            self._protocol.on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        if not self._repeats:
+            self._protocol.on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._repeats:
+            self._protocol.on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        if not self._repeats:
+            self._protocol.on_headers_complete()
+        self._repeats = False
+
+
+def _parser(callbacks: object) -> httptools.HttpRequestParser:
+    parser = httptools.HttpRequestParser(callbacks)
+    # As uvicorn has it: what follows a request that closes the connection is dropped.
+    parser.set_dangerous_leniencies(lenient_data_after_close=True)
+    return parser
+
+
+def _no_path(target: bytes) -> Malformed:
+    shown = target[:100].decode("latin-1")
+    return Malformed(f"the target {shown!r} is no path", "ask for a path, such as /classify")
+
+
+def _other_version(what: str) -> HttpVersion:
+    return HttpVersion(f"this server speaks HTTP/1.1, not {what}", _HTTP_1_1)
