@@ -55,7 +55,7 @@ def test_the_doctor_says_whose_an_artifact_is(made: Path) -> None:
     [line] = [line for line in done.stdout.splitlines() if "  artifact  " in line]
     assert line.startswith("FAIL") and f"{made} is {OF_ROOT.format('0700')}" in line
     names = [line.split()[1] for line in done.stdout.splitlines()]
-    assert names[-3:] == ["memory", "port", "files"] and len(names) == 10
+    assert names[-3:] == ["memory", "port", "files"] and len(names) == 11
 
 
 def unreadable(open_folder: Path) -> dict[str, Callable[[], object]]:

@@ -169,7 +169,7 @@ def test_a_check_that_raises(
     """It has its line, with the error; those before and after it are done."""
     looked_at = context(root=tmp_path, artifact=artifact, port=0)
     findings = {one.name: one for one in checks.examine(looked_at)}
-    assert list(findings)[-3:] == ["memory", "port", "files"] and len(findings) == 10
+    assert list(findings)[-3:] == ["memory", "port", "files"] and len(findings) == 11
     assert findings["memory"].state == "FAIL" and findings["memory"].remedy
     assert findings["memory"].found.startswith("the check failed: FileNotFoundError: ")
     assert str(tmp_path / "proc/meminfo") in findings["memory"].found

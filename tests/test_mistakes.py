@@ -90,7 +90,8 @@ RANGES = {
 
 
 @pytest.mark.models
-@pytest.mark.parametrize("mistake", few(RANGES, {"a scale for a std"}))
+@pytest.mark.slow
+@pytest.mark.parametrize("mistake", RANGES)
 def test_another_range_of_pixels(
     mistake: str,
     build: Callable[..., str],

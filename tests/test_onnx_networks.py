@@ -48,6 +48,7 @@ def demos(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return folder / "caffe", folder / "onnx"
 
 
+@pytest.mark.slow
 def test_the_demos_onnx_answers_as_its_caffe_files_do(
     demos: tuple[Path, Path], figure: Figure
 ) -> None:
@@ -78,6 +79,7 @@ def test_the_demos_onnx_answers_photos_as_its_caffe_files_do(
     assert len(photos) == 48 and difference <= 1e-5
 
 
+@pytest.mark.slow
 def test_both_ways_of_the_demo_classify_a_photo_alike(demos: tuple[Path, Path]) -> None:
     """By `topfive classify`, as users do it: the same five labels and scores."""
     tables = [

@@ -94,6 +94,7 @@ def test_plain_names_from_build_to_answer(
 
 
 @pytest.mark.models
+@pytest.mark.slow
 def test_own_classes_are_evaluated(
     built: Callable[[str], Path],
     data_folder: Path,

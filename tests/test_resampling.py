@@ -123,6 +123,7 @@ def test_photos_are_within_2_of_pillow(
 
 
 @pytest.mark.models
+@pytest.mark.slow
 def test_hostile_files_are_within_2_of_pillow(
     data_folder: Path,
     distance: Distance,
