@@ -157,7 +157,8 @@ class Device:
             work = tasks.create_task(self._work(host))
             failure = await asyncio.shield(host.failure)
             work.cancel()
-        self._become("failed", reason=failure.reason, detail=failure.detail)
+        remedy = {"remedy": failure.remedy} if failure.remedy else {}
+        self._become("failed", reason=failure.reason, detail=failure.detail, **remedy)
         if failure.reason == "wrong_answer":
             self._doubtful.inc(self._unproven_images)
         await self._reclaim(host, failure)

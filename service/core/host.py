@@ -14,11 +14,13 @@ import os
 import signal
 import socket
 import subprocess
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from service import sdk
 from service.artifact import Artifact
 from service.core.request import Image
 from service.core.rows import Rows
@@ -202,8 +204,8 @@ class Host:
             self.facts = facts
             self._opened.set()
             return
-        detail, reason = facts["detail"], facts["reason"]
-        self.fail(DeviceError(f"device {self._name} does not open: {detail}", reason=reason))
+        detail = f"device {self._name} does not open: {facts['detail']}"
+        self.fail(DeviceError(detail, sdk.remedy_for(detail), facts["reason"]))
 
     def _replied(self, message: bytes) -> None:
         batch_id, timings, failure = wire.unpack_done(message)
@@ -261,9 +263,15 @@ class Host:
 def _spawn(python: str, connection: int, memory: int) -> subprocess.Popen[bytes]:
     command = [python, "-E", "-s", str(FOLDER)]
     command += ["--socket", str(connection), "--memory", str(memory), "--parent", str(os.getpid())]
+    # The SDK writes logs and dumps into the working directory, which a system service cannot.
+    folder = None if os.access(".", os.W_OK) else tempfile.gettempdir()
+    if os.sep in python:
+        command[0] = str(Path.cwd() / python)
     try:
         return subprocess.Popen(  # noqa: S603 - no shell; the interpreter is a setting
             command,
+            cwd=folder,
+            env=sdk.environment(),
             pass_fds=(connection, memory),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
