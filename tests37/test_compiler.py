@@ -81,6 +81,7 @@ def compile_job(job: dict[str, Any], **environment: str) -> tuple[int, dict[str,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         universal_newlines=True,
+        errors="replace",
         env=dict(os.environ, **environment),
         timeout=60,
     )
@@ -119,6 +120,28 @@ def test_a_network_that_normalises_itself_gets_bytes(job: dict[str, Any]) -> Non
     assert compile_job(job)[1]["inputs"][0]["type"] == "float32"
     job["set_uint8"] = True
     assert compile_job(job)[1]["inputs"][0]["type"] == "uint8"
+
+
+@pytest.mark.parametrize(
+    "switch",
+    [
+        "MAGICMIND_SIM_NOISE=import,exit,c",
+        "MAGICMIND_SIM_EXIT=crash",
+        "MAGICMIND_SIM_EXIT=hang",
+        "MAGICMIND_SIM_ACTS=none",
+    ],
+)
+def test_what_the_sdk_does_around_its_calls(job: dict[str, Any], switch: str) -> None:
+    """The model is written, and the process ends well: lines of C, which come late, included."""
+    images = Path(job["model"]).with_name("images.npy")
+    job["calibration"] = {"images": str(images), "algorithm": "linear", "device": 0}
+    job["config"] = dict(CONFIG, precision_config=INT8)
+    code, result, said = compile_job(job, **dict([switch.split("=")]))
+    assert code == 0 and result["inputs"][0]["type"] == "uint8", said
+    assert ("a line of the C library" in said) is ("NOISE" in switch)
+    asked = ("parse", "set_dimension", "active", "calibrate", "serialize_to_file")
+    warned = ["warning: %s answered None" % call in said for call in asked]
+    assert warned == [switch.endswith("none")] * len(asked)
 
 
 def _files(job: dict[str, Any]) -> None:
