@@ -76,14 +76,20 @@ def reference(source: Source, output: Path) -> Artifact:
 
 
 def build(
-    source: Source, precision: str, frontend: str, python: str, ordinal: int, output: Path
+    source: Source,
+    precision: str,
+    frontend: str,
+    python: str,
+    ordinal: int,
+    output: Path,
+    more: tuple[str, ...] = (),
 ) -> Build:
-    """One artifact at `output` for the card `ordinal`."""
+    """Build one artifact at `output` for the card `ordinal`, with `more` options."""
     asked = [*_command(source), "--target", "mlu", "--precision", precision]
     asked += ["--frontend", frontend, "--sdk-python", python, "--device-id", str(ordinal)]
     asked += ["--image-dir", str(source.image_dir)] if precision.startswith("qint") else []
     started = time.perf_counter()
-    ended = process.run([*asked, "--output", str(output)], TIMEOUT_S)
+    ended = process.run([*asked, *more, "--output", str(output)], TIMEOUT_S)
     return Build(
         precision,
         frontend,
