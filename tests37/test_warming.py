@@ -94,6 +94,7 @@ def test_a_size_that_fails() -> None:
     engine.warm_another = lambda: 1 / 0
     host = load_host()
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.settimeout(30)
     with ours, theirs:
         with pytest.raises(ZeroDivisionError):
             host.serve(theirs, engine, 4, contextlib.nullcontext(0))
