@@ -10,7 +10,7 @@ DEMO ?= artifacts/efficientnet-lite0
 PYTHON37 ?= $(shell ls -d $$(command -v python3.7 2>/dev/null | grep -v /shims/) \
 	$${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.7.*/bin/python3.7 2>/dev/null | head -n 1)
 
-.PHONY: help demo linux install develop test check lint types python37 unit networks cards drain overload image-test fuzz bench bench-all bench-lock lock lines clean
+.PHONY: help demo linux install develop test test-all check lint types python37 unit slow networks cards drain overload image-test fuzz bench bench-all bench-lock lock lines clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -48,7 +48,9 @@ $(VENV)/.fuzz: requirements-fuzz.lock $(VENV)/.dev
 	echo '$(CURDIR)/tests/magicmind_sim' > .venv37/lib/python3.7/site-packages/magicmind_sim.pth
 	@touch $@
 
-test: check python37 unit ## everything that CI runs: checks, then tests, under both Pythons
+test: check python37 unit ## checks, then what people run again and again, under both Pythons
+
+test-all: test slow networks cards drain overload ## all tests but those of the images: an hour
 
 check: lint types ## lint, format, types
 
@@ -72,8 +74,14 @@ else
 	.venv37/bin/python -m pytest -q -c tests37/pytest.ini tests37
 endif
 
+# Tests that run side by side, each file's in one process: more than there are cores, for they wait
+# for processes and timers, too.
+JOBS ?= 3
 unit: $(VENV)/.dev $(if $(PYTHON37),.venv37/.ready)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+slow: $(VENV)/.dev .venv37/.ready ## tests that repeat, on other networks and cases, what a quicker one shows
+	$(BIN)/python -m pytest -m slow -n $(JOBS) --dist loadfile
 
 networks: $(VENV)/.dev ## all published Caffe networks beside OpenCV's dnn: minutes
 	$(BIN)/python -m pytest -m large tests/test_caffe_published.py tests/test_evaluation_trained.py tests/test_draft.py

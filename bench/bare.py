@@ -5,7 +5,6 @@ measured against, in the same minute, because a machine's speed drifts.
 """
 
 import io
-import os
 import statistics
 import threading
 import time
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from bench.peers.common import RESAMPLE
+from service.cgroup import available_cores
 from service.images import decode_into
 
 SIDE = 224
@@ -47,7 +47,7 @@ def decode(
 ) -> BareDecode:
     """`bodies` again and again for `seconds`, on as many threads as there are cores."""
     milliseconds = _one_by_one(bodies, resize, way)
-    threads = os.cpu_count() or 1
+    threads = available_cores()
     counts = [0] * threads
     until = time.perf_counter() + seconds
 

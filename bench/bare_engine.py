@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from service import artifact as artifacts
+from service.cgroup import cores
 
 sys.path.append(str(Path(artifacts.__file__).parent / "device"))  # its modules are flat
 
@@ -23,7 +24,7 @@ class BareEngine:
         rows = artifact.golden.rows
         inputs = np.resize(rows, (largest, *rows.shape[1:]))
         outputs = np.zeros((largest, artifact.manifest.output.classes), np.float32)
-        job = Job(str(artifact.model_path), "", 0, batch.min, batch.max, largest)
+        job = Job(str(artifact.model_path), "", 0, batch.min, batch.max, largest, cores().threads)
         self._engine = engine_openvino.OpenVINOEngine(job, inputs, outputs)
         self.largest = self._engine.largest_batch
 

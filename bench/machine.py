@@ -11,6 +11,7 @@ from typing import Any
 
 from bench import contenders, wrk
 from bench.photos import ROOT, described, photos
+from service.cgroup import available_cores
 
 OURS = ("openvino", "numpy", "pillow", "uvicorn", "fastapi")
 
@@ -19,7 +20,7 @@ def facts(peers: Sequence[str]) -> dict[str, Any]:
     """Machine, revision, versions and photos, as a report names them."""
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "machine": f"{os.cpu_count()} cores of {_cpu()}, {_memory_gib()} GiB, "
+        "machine": f"{available_cores()} cores of {_cpu()}, {_memory_gib()} GiB, "
         f"Linux {platform.release()}, Python {platform.python_version()}",
         "revision": _revision(),
         "versions": list(dict.fromkeys(_versions(peers))),

@@ -4,7 +4,6 @@ The same seconds of the same machine are in both, so their ratio stands where ne
 does. A server that spins with nothing to do stands still while the ceilings are looked at.
 """
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -13,8 +12,9 @@ from dataclasses import dataclass
 from bench import bare, wrk
 from bench.bare import BareDecode
 from bench.server import Server
+from service.cgroup import available_cores
 
-CORES = os.cpu_count() or 1
+CORES = available_cores()
 WARMUP_S = 1
 SETTLE_S = 20
 """The longest wait for a server to finish what clients that have left once sent: 128 photos of

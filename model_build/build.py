@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from model_build import caffe, cpu, golden, mlu, onnx_model, writer
-from model_build.network import Network, fold_preprocessing, run_reference
+from model_build.network import OPSETS, Network, fold_preprocessing, run_reference
 from model_build.recipe import LABEL_ORDERS, LARGEST_BATCH, Recipe, check_input_size
 from service import artifact
 from service.artifact import (
@@ -70,11 +70,15 @@ def build(recipe: Recipe, output: Path, force: bool, say: Say) -> Manifest:
 
 def _load(recipe: Recipe) -> tuple[Network, tuple[Path, ...]]:
     """The network, and the files that it was read from."""
+    newest = recipe.card.opset if recipe.card else OPSETS.stop - 1
     if recipe.kind == "onnx":
         [model] = recipe.files
-        return onnx_model.load(model, recipe.height, recipe.width, recipe.output)
+        return onnx_model.load(model, recipe.height, recipe.width, recipe.output, newest)
     prototxt, caffemodel = recipe.files
     network = caffe.load(prototxt, caffemodel, recipe.height, recipe.width, recipe.output)
+    if recipe.card:
+        # What Caffe's layers become means the same in each of OPSETS.
+        network.model.opset_import[0].version = newest
     return network, recipe.files
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from model_build.network import cpu_hints
 from service.artifact import Precision
 from service.errors import BuildError
 
@@ -53,8 +54,7 @@ def run(folder: Path, rows: NDArray[np.uint8], batch: tuple[int, int]) -> NDArra
     """
     import openvino as ov
 
-    # The device host's hint: without it a CPU that has bfloat16 computes in it.
-    compiled = ov.Core().compile_model(folder / MODEL, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = ov.Core().compile_model(folder / MODEL, "CPU", cpu_hints())
     size = batch[0] if batch[0] == batch[1] else len(rows)
     filled = np.pad(rows, ((0, -len(rows) % size), (0, 0), (0, 0), (0, 0)), "edge")
     batches = filled.reshape(-1, size, *rows.shape[1:])

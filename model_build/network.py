@@ -15,6 +15,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from service import cgroup
 from service.artifact import Color
 from service.errors import BuildError
 
@@ -153,10 +154,18 @@ def opened(model: onnx.ModelProto) -> Callable[[NDArray[Any]], NDArray[Any]]:
     import openvino
 
     core = openvino.Core()
-    compiled = core.compile_model(
-        core.read_model(model.SerializeToString()), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
-    )
+    compiled = core.compile_model(core.read_model(model.SerializeToString()), "CPU", cpu_hints())
     return lambda batch: np.array(compiled(batch)[0])
+
+
+def cpu_hints() -> dict[str, str]:
+    """Return what OpenVINO is to compile for: the device host's precision, and no more threads than
+    a CPU quota allows."""
+    # Without the hint a CPU that has bfloat16 computes in it.
+    hints = {"INFERENCE_PRECISION_HINT": "f32"}
+    if threads := cgroup.cores().threads:
+        hints["INFERENCE_NUM_THREADS"] = str(threads)
+    return hints
 
 
 def in_short(error: Exception) -> str:

@@ -28,6 +28,13 @@ class CardOptions:
             "the ONNX that topfive makes of them; default: caffe, where it can.",
         ),
     ] = None
+    opset: Annotated[
+        recipe.Opset | None,
+        typer.Option(
+            help="mlu: the newest opset of the ONNX that MagicMind gets; default 11, the only one "
+            "that its public users give it."
+        ),
+    ] = None
     arch: Annotated[
         list[str] | None,
         typer.Option(
@@ -92,6 +99,7 @@ class CardOptions:
         return recipe.Card(
             archs=tuple(map(recipe.arch, self.arch or [recipe.ARCH])),
             frontend=self.frontend,
+            opset=int(self.opset or 11),
             device=self.device_id or 0,
             config=self.build_config,
             python=self.sdk_python,
@@ -263,6 +271,8 @@ class Options:
         else:
             of_int8 = precision not in recipe.INT8
             idle, where = [one for one in said if of_int8 and one in _OF_INT8], precision
+            if self.card.opset and self.card.frontend == "caffe":
+                print("note: --opset plays no part for --frontend caffe", file=sys.stderr)
         for option in idle:
             print(f"note: {option} plays no part for {where}", file=sys.stderr)
 

@@ -23,6 +23,7 @@ Granularity = Literal["per_tensor", "per_axis"]
 FLOATS = ("force_float32", "force_float16")
 INT8 = ("qint8_mixed_float16", "qint8_mixed_float32")
 PixelRange = Literal["255", "1"]
+Opset = Literal["11", "13"]
 LABEL_ORDERS = ("2012", "2015")
 Triple = tuple[float, float, float]
 LARGEST_BATCH = 64
@@ -90,6 +91,8 @@ class Card:
     archs: tuple[str | dict[str, list[int]], ...] = ({"mtp_372": [4, 6, 8]},)
     """As MagicMind's configuration has them: a name, or a name with numbers of clusters."""
     frontend: Kind | None = None
+    opset: int = 11
+    """The newest that MagicMind's ONNX parser gets."""
     device: int = 0
     config: Path | None = None
     """A JSON file that is merged into MagicMind's configuration."""

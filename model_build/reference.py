@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from openvino import op
 
 from model_build import cpu, mlu
+from model_build.network import cpu_hints
 from service.artifact import Artifact
 from service.errors import BuildError
 
@@ -46,7 +47,7 @@ def opened(artifact: Artifact, instead: Normalisation | None = None) -> Answers:
     model = core.read_model(artifact.path / file)
     if instead:
         _normalise(model, instead)
-    compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = core.compile_model(model, "CPU", cpu_hints())
     size = batch.min if on_cpu and batch.min == batch.max else BATCH
 
     def answers(rows: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -314,11 +314,16 @@ def read_labels(file: Path) -> tuple[Label, ...]:
     """Return the labels of a text file: a line for each class, its wnid and a space if it has one,
     its names. Empty lines at the end are passed over."""
     try:
-        lines = file.read_text(encoding="utf-8-sig").rstrip().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        text = file.read_text(encoding="utf-8-sig")
+    except OSError as error:
         raise ArtifactError(f"{file}: no labels can be read: {error}", LABEL_FORM) from error
+    except UnicodeDecodeError:
+        text = "\0"
+    if "\0" in text:  # as in UTF-16 without a mark
+        remedy = "save it as UTF-8; Windows PowerShell's > writes UTF-16"
+        raise ArtifactError(f"{file}: it is not UTF-8", remedy)
     labels = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(text.rstrip().splitlines(), 1):
         if (label := _label(line.strip())) is None:
             raise ArtifactError(f"{file}: line {number}: {line[:60]!r} is not a label", LABEL_FORM)
         labels.append(label)

@@ -32,8 +32,20 @@ Every error says what happened with the values that matter (`detail`) and what t
 the project's HTTP conventions; `docs/errors.md` explains each for users.
 """
 
+import random
+
 INSTALL = "run make install in topfive's checkout, and take the commands of its .venv"
 """The remedy where a package is missing: topfive is not published, its lock has the packages."""
+
+
+LONGEST_RETRY_S = 30.0
+"""What a caller is sent away for at the most, before the jitter."""
+
+
+def retry_after_ms(wait_s: float) -> int:
+    """Return `wait_s` and up to a third more by chance, so that callers do not all return at one
+    time, in milliseconds: the member of an error that may pass by itself."""
+    return max(1, round(min(wait_s, LONGEST_RETRY_S) * (1000 + random.random() * 1000 / 3)))  # noqa: S311
 
 
 class TopfiveError(Exception):
@@ -112,6 +124,15 @@ class Deadline(RequestError):
 
 class DeviceFailed(RequestError):
     status, code, title = 503, "device_failed", "Device failed"
+
+
+def out_of_memory(detail: str) -> Internal:
+    """Return the error of an image that took more memory than there is: no bug, and not broken."""
+    return Internal(
+        detail,
+        "send a smaller image; the operator can give the service more memory (the container's "
+        "limit), or set a smaller --max-pixels or fewer --decode-processes",
+    )
 
 
 class SettingsError(TopfiveError):

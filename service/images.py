@@ -8,7 +8,9 @@ to the caller and is written once, whole, at the end.
 
 Limits come before work: magic bytes, then the size in the header, then a JPEG's scans, then the
 pixels, under a budget of CPU time. Whatever the bytes, what comes back is a row or one of
-UnsupportedMedia, TooManyPixels and Undecodable.
+UnsupportedMedia, TooManyPixels and Undecodable; or Internal, where memory ran out.
+What a file carries beside its picture, such as texts and colour profiles, may be broken: after a
+failure the file is read once more without it.
 A picture is seen as a person would see it: upright by its EXIF, its first frame, over white where
 it is transparent, 16 bits scaled to 8. Colour profiles are ignored.
 """
@@ -20,8 +22,11 @@ import threading
 import time
 import traceback
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -35,7 +40,13 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from service import resampling
-from service.errors import RequestError, TooManyPixels, Undecodable, UnsupportedMedia
+from service.errors import (
+    RequestError,
+    TooManyPixels,
+    Undecodable,
+    UnsupportedMedia,
+    out_of_memory,
+)
 
 if TYPE_CHECKING:
     from service.artifact import Resample
@@ -55,6 +66,10 @@ MAX_JPEG_SCANS = 100
 MAX_JPEG_SEGMENTS = 10_000
 # Of the largest picture that is allowed, so many scans; of a smaller one more.
 LARGEST_PICTURES_SCANS = 20
+MAX_PIECES = 10_000
+"""Maximum chunks or segments of a file that is read again without what is broken in it."""
+LEAST_TRANSPARENCY = {0: 2, 2: 6, 3: 1}
+"""Bytes of a PNG's tRNS chunk, by colour type: grey, RGB, palette."""
 # One for each chunk, segment or run, of which a reader makes Python objects.
 MAX_READS = 250_000
 # Pillow undoes a BMP's run lengths in Python, which holds up everything else.
@@ -95,6 +110,9 @@ _OTHERS = (
 # A marker that opens a segment or ends the picture; those inside a scan (FF00, restarts) do not.
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _JPEG_MARKER = re.compile(rb"\xff([\xc0-\xcf\xd8-\xfe])")
+_APPLICATIONS = range(0xE0, 0xF0)
+_WEBP_CHUNKS = (b"VP8X", b"ALPH", b"VP8 ", b"VP8L", b"EXIF")
+_WEBP_EXIF, _WEBP_ALPHA = 0x08, 0x10
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -134,7 +152,8 @@ def decode_into(
 
     `resize`, in pixels, is at least the height and the width of the row. A picture of more than
     BIG_PIXELS is decoded inside `alone`, which may let one in at a time. Raises UnsupportedMedia,
-    TooManyPixels (with `limit_pixels`) or Undecodable, and nothing else; then the row is as it was.
+    TooManyPixels (with `limit_pixels`) or Undecodable, and Internal where memory ran out; nothing
+    else. Then the row is as it was.
     """
     height, width = row.shape[:2]
     assert resize >= max(height, width)
@@ -142,15 +161,51 @@ def decode_into(
     kind = media_type(data)
     if kind is None:
         raise _unsupported(data)
+    attempt = partial(
+        _fitted,
+        kind=kind,
+        size=(width, height),
+        resize=resize,
+        resample=resample,
+        max_pixels=max_pixels,
+        alone=alone,
+        until=time.thread_time() + cpu_seconds(max_pixels),
+    )
     try:
-        image = _open(data, kind, max_pixels)
+        pixels, fitted = attempt(data)
+    except Undecodable as error:
+        plain = _PLAIN[kind](data) if kind in _PLAIN else data
+        if plain == data:
+            raise
+        try:
+            pixels, fitted = attempt(plain)
+        except Undecodable:
+            raise error from error.__cause__
+    row[:] = fitted
+    return pixels
+
+
+def _fitted(
+    data: bytes,
+    kind: str,
+    size: tuple[int, int],
+    resize: int,
+    resample: "Resample",
+    max_pixels: int,
+    alone: AbstractContextManager[object] | None,
+    until: float,
+) -> tuple[int, NDArray[np.uint8]]:
+    """The pixels that the file declares, and its row; all of it before `until`, the thread's CPU
+    time."""
+    try:
+        image = _open(data, kind, max_pixels, until)
         pixels = image.width * image.height
         with (pixels > BIG_PIXELS and alone) or nullcontext():
             # Whatever comes of it, its memory is free before the next one's turn.
             try:
                 if kind == "image/jpeg":
                     _draft(image, data, resize, DRAFT[resample])
-                fitted = resampling.fitted(_upright(image), resize, width, height, resample)
+                return pixels, resampling.fitted(_upright(image), resize, *size, resample)
             except Exception as error:
                 traceback.clear_frames(error.__traceback__)
                 raise
@@ -162,20 +217,21 @@ def decode_into(
     except Image.DecompressionBombError as error:
         raise _too_many("the image", max_pixels) from error
     # Readers fail on hostile bytes in every way there is: OSError, SyntaxError, ValueError,
-    # struct.error, zlib.error, MemoryError. All of them mean that this file has no picture for us.
+    # struct.error, zlib.error. All of them mean that this file has no picture for us.
     except Exception as error:
+        # Pillow's codecs say it in words.
+        if isinstance(error, MemoryError) or "out of memory" in str(error):
+            raise out_of_memory("there is not enough memory to decode the image") from error
         raise _undecodable(kind, _reason(error)) from error
-    row[:] = fitted
-    return pixels
 
 
-def _open(data: bytes, kind: str, max_pixels: int) -> ImageFile:
+def _open(data: bytes, kind: str, max_pixels: int, until: float) -> ImageFile:
     """The file with its header read and its limits checked, no pixel decoded."""
     with _pillow_limit:
         # Only ever raised: another thread's limit may be higher, and each checks its own below.
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, (max_pixels + 1) // 2)
     try:
-        image = _READERS[kind](_Bounded(data, kind, max_pixels))
+        image = _READERS[kind](_Bounded(data, kind, max_pixels, until))
     except SyntaxError as error:
         reason = f"its header or its size is no good ({_reason(error)})"
         raise _undecodable(kind, reason) from error
@@ -196,12 +252,12 @@ class _Bounded(io.BytesIO):
     It is the thread's CPU time, so that no picture is refused because the machine is busy.
     """
 
-    def __init__(self, data: bytes, kind: str, max_pixels: int) -> None:
+    def __init__(self, data: bytes, kind: str, max_pixels: int, until: float) -> None:
         super().__init__(data)
         self._kind = kind
         self._reads = 0
         self._cpu_seconds = cpu_seconds(max_pixels)
-        self._until = time.thread_time() + self._cpu_seconds
+        self._until = until
 
     def read(self, size: int | None = -1, /) -> bytes:
         self._reads += 1
@@ -245,6 +301,84 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
     while (found := _JPEG_MARKER.search(data, position)) and found[1] != b"\xd9":
         yield found[1][0], found.end()
         position = found.end() + int.from_bytes(data[found.end() : found.end() + 2])
+
+
+def _plain_png(data: bytes) -> bytes:
+    """The file without its ancillary chunks, but for what shows: transparency and orientation,
+    where their checksums are right. Unchanged if it has very many chunks.
+
+    It is what libpng does with ancillary chunks that are broken. Critical chunks are Pillow's to
+    judge.
+    """
+    kept, at = [data[:8]], 8
+    for _ in range(MAX_PIECES):
+        if at >= len(data):
+            return b"".join(kept)
+        length, name = int.from_bytes(data[at : at + 4]), data[at + 4 : at + 8]
+        chunk = data[at : at + 12 + length]
+        ancillary = name[:1].islower()
+        if not ancillary or (_shows(data, name, length) and _checks(chunk)):
+            kept.append(chunk)
+        at += len(chunk)
+    return data
+
+
+def _shows(data: bytes, name: bytes, length: int) -> bool:
+    """Whether an ancillary chunk of the PNG changes what is seen of it."""
+    color_type = data[25] if len(data) > 25 else 0
+    return name == b"eXIf" or (name == b"tRNS" and length >= LEAST_TRANSPARENCY.get(color_type, 1))
+
+
+def _checks(chunk: bytes) -> bool:
+    return zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:])
+
+
+def _plain_jpeg(data: bytes) -> bytes:
+    """The file without its comments and applications' segments, but for those that show: EXIF, and
+    the two that tell the colours, where they are whole. Unchanged if it has very many segments."""
+    kept: list[bytes] = []
+    at = 0
+    for marker, start in islice(_jpeg_segments(data), MAX_PIECES):
+        if marker == 0xDA:
+            return b"".join([*kept, data[at:]])
+        end = start + int.from_bytes(data[start : start + 2])
+        segment = data[start + 2 : end]
+        if marker == 0xFE or (marker in _APPLICATIONS and not _tells(marker, segment)):
+            kept.append(data[at : start - 2])
+            at = end
+    return data
+
+
+def _tells(marker: int, segment: bytes) -> bool:
+    """Whether an application's segment is EXIF, or tells libjpeg the colours."""
+    exif = marker == 0xE1 and segment.startswith(b"Exif\0\0")
+    jfif = marker == 0xE0 and segment.startswith(b"JFIF\0") and len(segment) >= 14
+    return exif or jfif or (marker == 0xEE and segment.startswith(b"Adobe") and len(segment) >= 12)
+
+
+def _plain_webp(data: bytes) -> bytes:
+    """The file with its picture and its EXIF alone, as far as they are whole. Unchanged for an
+    animation, and if the picture is not whole or there are very many chunks."""
+    kept: dict[bytes, bytes] = {}
+    at = 12
+    for _ in range(MAX_PIECES):
+        name, length = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
+        end = at + 8 + length + length % 2
+        if end > len(data) or len(name) < 4:
+            break
+        if name in _WEBP_CHUNKS:
+            kept.setdefault(name, data[at:end])
+        at = end
+    if not kept.keys() & {b"VP8 ", b"VP8L"}:
+        return data
+    if extended := kept.get(b"VP8X"):
+        flags = extended[8] & (_WEBP_ALPHA | (_WEBP_EXIF if b"EXIF" in kept else 0))
+        kept[b"VP8X"] = extended[:8] + bytes([flags]) + extended[9:]
+    body = b"WEBP" + b"".join(kept.values())
+    return b"RIFF" + len(body).to_bytes(4, "little") + body
+
+
+_PLAIN = {"image/png": _plain_png, "image/jpeg": _plain_jpeg, "image/webp": _plain_webp}
 
 
 def _draft(image: ImageFile, data: bytes, resize: int, least: int | None) -> None:

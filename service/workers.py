@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from service import artifact as artifacts
-from service import sdk
+from service import cgroup, sdk
 from service.errors import SettingsError
 from service.listener import announce, announce_ready, listen
 from service.settings import Settings
@@ -75,7 +75,7 @@ def deal(settings: Settings, devices: sdk.Devices) -> list[Settings]:
             f"{count} workers, and {len(devices.ordinals)} devices to serve on",
             "each worker needs a device of its own; on the CPU --devices 0,1 makes two of them",
         )
-    decoding = settings.decode_processes or max(1, len(os.sched_getaffinity(0)) // count)
+    decoding = settings.decode_processes or max(1, cgroup.available_cores() // count)
     return [
         settings.model_copy(
             update={

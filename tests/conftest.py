@@ -1,21 +1,22 @@
 """What every test may ask for: the data folder, the trained models in it."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
     from tests.support.magicmind import SimulatedSdk
 
-FIGURES = pytest.StashKey[list[str]]()
-USED = pytest.StashKey[Path]()
+NOTES = pytest.StashKey[Path]()
+"""A folder that all processes of a run share: `figures` and `used`, a line each."""
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -24,23 +25,37 @@ sys.path.insert(0, str(ROOT))
 def pytest_configure(config: pytest.Config) -> None:
     # A shell has what it starts in the background ignore it, and all that this starts would, too.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    config.stash[FIGURES] = []
-    descriptor, used = tempfile.mkstemp(prefix="magicmind-used-")
-    os.close(descriptor)
-    config.stash[USED] = Path(used)
+    if _is_worker(config):
+        config.stash[NOTES] = Path(config.workerinput["notes"])
+        return
+    config.stash[NOTES] = Path(tempfile.mkdtemp(prefix="topfive-notes-"))
+    for name in ("figures", "used"):
+        (config.stash[NOTES] / name).touch()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """pytest-xdist is about to start a worker."""
+    node.workerinput["notes"] = str(node.config.stash[NOTES])
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    config.stash[USED].unlink(missing_ok=True)
+    if not _is_worker(config):
+        shutil.rmtree(config.stash[NOTES])
+
+
+def _is_worker(config: pytest.Config) -> bool:
+    """Whether this is a process of pytest-xdist that runs tests for another."""
+    return hasattr(config, "workerinput")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    figures = terminalreporter.config.stash[FIGURES]
+    notes = terminalreporter.config.stash[NOTES]
+    figures = (notes / "figures").read_text()
     if figures:
         terminalreporter.section("figures")
-        for line in figures:
-            terminalreporter.write_line(line)
-    used = set(terminalreporter.config.stash[USED].read_text().split())
+        terminalreporter.write(figures)
+    used = set((notes / "used").read_text().split())
     if used:
         from tests.support.magicmind import confidences
 
@@ -67,7 +82,7 @@ def magicmind_module(
 def _simulated(folder: Path, request: pytest.FixtureRequest) -> "Iterator[SimulatedSdk]":
     from tests.support.magicmind import SimulatedSdk
 
-    sdk = SimulatedSdk(folder, request.config.stash[USED])
+    sdk = SimulatedSdk(folder, request.config.stash[NOTES] / "used")
     yield sdk
     assert sdk.wrong_uses() == []
 
@@ -75,7 +90,13 @@ def _simulated(folder: Path, request: pytest.FixtureRequest) -> "Iterator[Simula
 @pytest.fixture(scope="session")
 def figure(request: pytest.FixtureRequest) -> Callable[[str], None]:
     """Call it with a line that is printed at the end of the run, whatever is captured."""
-    return request.config.stash[FIGURES].append
+    figures = request.config.stash[NOTES] / "figures"
+
+    def noted(line: str) -> None:
+        with figures.open("a") as file:
+            file.write(f"{line}\n")
+
+    return noted
 
 
 @pytest.fixture(scope="session")

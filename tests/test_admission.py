@@ -1,16 +1,27 @@
 """Who is taken in: by the wait that is to be expected, and by the bound of the queue."""
 
 import asyncio
+import base64
+import json
+import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 
 from service.core import rate
 from service.core.rate import Rate
-from service.errors import Overloaded
+from service.errors import Deadline, Overloaded
+from service.routes.exchange import Exchange
+from service.routes.problem import problem
+from tests.support.pictures import encoded
 from tests.support.running import Running, assert_right, running, until
+from tests.support.serving import serving
 from tests.support.tiny import write_tiny_artifact
+
+FAULTY_HOST = Path(__file__).parent / "support" / "faulty_host.py"
 
 
 @pytest.fixture(scope="module")
@@ -24,8 +35,7 @@ def run(steps: Callable[[], Coroutine[object, object, None]]) -> None:
 
 def known_rate(service: Running, images_per_second: float) -> None:
     """Have the device's history say so."""
-    [device] = service.model.pool.devices
-    device.rate._recent.extend([(0.0, 0.0, 0), (100.0, 100.0, int(100 * images_per_second))])
+    service.device.rate.images_per_second = images_per_second
 
 
 def test_a_wait_beyond_the_deadline_is_refused(artifact: Path) -> None:
@@ -39,7 +49,7 @@ def test_a_wait_beyond_the_deadline_is_refused(artifact: Path) -> None:
             requests = [service.submit(seed) for seed in range(20)]
             with pytest.raises(Overloaded) as refused:
                 service.model.admit(2.0)
-            assert 2 <= int(str(refused.value.members["retry_after_s"])) <= 3
+            assert 2000 <= retry_after_of(refused.value) <= 2667
             service.model.admit(3.0)
             service.thaw()
             for seed, request in enumerate(requests):
@@ -49,11 +59,155 @@ def test_a_wait_beyond_the_deadline_is_refused(artifact: Path) -> None:
     run(steps)
 
 
-def test_an_unknown_rate_refuses_nobody(artifact: Path) -> None:
-    """Before the first answer nothing is known of the wait."""
+def test_retry_after_is_the_drain_time(artifact: Path) -> None:
+    """60 ms of work are 60 to 80 ms; the header has whole seconds, at least one."""
+
+    async def steps() -> None:
+        async with running(artifact, rows=6) as service:
+            service.freeze()
+            service.submit(*range(6))
+            known_rate(service, 100)
+            delays = set()
+            for _ in range(20):
+                with pytest.raises(Overloaded) as refused:
+                    service.submit(7)
+                delays.add(retry_after_of(refused.value))
+            assert 60 <= min(delays) < max(delays) <= 80
+            assert header_of(refused.value) == "1"
+            known_rate(service, 2)
+            with pytest.raises(Overloaded) as refused:
+                service.submit(7)
+            assert 3000 <= retry_after_of(refused.value) <= 4000
+            assert header_of(refused.value) == str(-(-retry_after_of(refused.value) // 1000))
+            service.thaw()
+
+    run(steps)
+
+
+def retry_after_of(error: Overloaded) -> int:
+    return int(str(error.members["retry_after_ms"]))
+
+
+def header_of(error: Overloaded) -> str:
+    return problem(Exchange({"path": "/classify", "headers": []}), error).headers["retry-after"]
+
+
+def test_the_images_that_came_are_counted(artifact: Path) -> None:
+    """Five are before it, at 10 a second: five more are too many for a second, and take no row."""
 
     async def steps() -> None:
         async with running(artifact) as service:
+            service.freeze()
+            service.submit(*range(5))
+            known_rate(service, 10)
+            service.model.admit(1.0)
+            with pytest.raises(Overloaded, match="until 5 images would be answered") as refused:
+                service.submit(*range(5), deadline_s=1.0)
+            assert "fewer images" in refused.value.remedy
+            assert service.model.rows.under_way == 5
+            service.submit(6, deadline_s=1.0)
+            service.thaw()
+
+    run(steps)
+
+
+def test_an_idle_service_takes_what_comes(artifact: Path) -> None:
+    """A rate that a hang has made low is no reason: only answers correct it."""
+
+    async def steps() -> None:
+        async with running(artifact) as service:
+            known_rate(service, 0.001)
+            await service.answers_rightly(1, 2, 3)
+            assert service.model.pool.images_per_second > 1
+
+    run(steps)
+
+
+def test_the_self_test_tells_a_rate(artifact: Path) -> None:
+    """So that many images at once find one, before any was answered."""
+
+    async def steps() -> None:
+        async with running(artifact) as service:
+            assert service.model.pool.images_per_second > 0
+
+    run(steps)
+
+
+def slow_python(folder: Path, seconds_a_row: float) -> str:
+    """An interpreter for a host that takes so long for each row."""
+    control, wrapper = folder / "control.json", folder / "python"
+    control.write_text(json.dumps({"0": {"slow_s": seconds_a_row}}))
+    wrapper.write_text(f'#!/bin/sh\nexec {sys.executable} {FAULTY_HOST} {control} "$@"\n')
+    wrapper.chmod(0o755)
+    return str(wrapper)
+
+
+def test_many_images_that_cannot_be_finished(artifact: Path, tmp_path: Path) -> None:
+    """Four clients with 32 images each, of which 50 a second are computed, and 1.2 s: the first is
+    answered, the others are refused at once, and nothing expires. By form, then by JSON."""
+    images = [encoded(seed=seed) for seed in range(32)]
+    document = {"images": [base64.b64encode(image).decode() for image in images]}
+    bodies: list[Any] = [{"files": [("image", each) for each in images]}, {"json": document}]
+    flags = ("--device-python", slow_python(tmp_path, 0.02))
+
+    async def clients(url: str, body: Any) -> list[httpx.Response]:
+        own = {"X-Request-Timeout-Ms": "1200"}
+        async with httpx.AsyncClient(base_url=url, timeout=30, headers=own) as http:
+            return await asyncio.gather(*(http.post("/classify", **body) for _ in range(4)))
+
+    with serving(artifact, *flags) as service:
+        for body in bodies:
+            replies = asyncio.run(clients(service.url, body))
+            assert sorted(reply.status_code for reply in replies) == [200, 503, 503, 503]
+            for reply in replies:
+                if reply.status_code == 503:
+                    assert reply.json()["code"] == "overloaded"
+                    assert reply.headers["retry-after"] == "1"
+        assert service.metric("topfive_images_total", outcome="ok") == 64
+        assert service.metric("topfive_images_total", outcome="expired") == 0
+
+
+def test_a_deadline_that_the_caller_made_impossible(artifact: Path, tmp_path: Path) -> None:
+    """504 that names the deadline: before and after the rate is known, and not the load."""
+    flags = ("--device-python", slow_python(tmp_path, 0.05))
+    with serving(artifact, *flags) as service:
+        for _ in range(2):
+            reply = service.http.post(
+                "/classify", content=encoded(), headers={"X-Request-Timeout-Ms": "1"}
+            )
+            said = reply.json()
+            assert (reply.status_code, said["code"]) == (504, "deadline")
+            assert "with nothing else to do" in said["detail"]
+            assert said["remedy"] == "send a longer X-Request-Timeout-Ms"
+            assert service.http.post("/classify", content=encoded()).status_code == 200
+
+
+def test_a_deadline_that_the_load_took(artifact: Path) -> None:
+    """With others before it, and time enough without them."""
+
+    async def steps() -> None:
+        async with running(artifact) as service:
+            await service.answers_rightly(1)
+            alone = await service.frozen_with(1, deadline_s=0.3)
+            with pytest.raises(Deadline) as unlucky:
+                await alone.answered
+            service.submit(1, 2)
+            late = service.submit(3, deadline_s=0.3)
+            with pytest.raises(Deadline, match="3 images came before") as expired:
+                await late.answered
+            assert "the server has more to do than it can" in expired.value.remedy
+            assert "more to do" not in unlucky.value.remedy
+            service.thaw()
+
+    run(steps)
+
+
+def test_an_unknown_rate_refuses_nobody(artifact: Path) -> None:
+    """Nothing is known of the wait."""
+
+    async def steps() -> None:
+        async with running(artifact) as service:
+            known_rate(service, 0)
             service.freeze()
             service.submit(1)
             service.model.admit(0.001)

@@ -17,12 +17,16 @@ from typing import Any
 
 import cv2
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
+from onnx import version_converter
 
 from model_build import cli
 from model_build.caffe import schema, weights
 from service import artifact, images
+from tests.support.onnx_files import network as network_of
+from tests.support.onnx_files import node
 from tests.support.seeded import write_seeded_weights
 from tests.support.small import SIDE, TEXT, write_small_network
 from tests.support.stub_sdk import ANSWER, RIGHT, ROW, job_of, write_stub
@@ -185,6 +189,14 @@ UNSUITED = {
     "V1": (V1, "older form"),
     "several phases": (
         TEXT.replace('type: "ReLU"', 'type: "ReLU" include { phase: TEST }'), "several phases"),
+    "unnamed": (TEXT.replace('name: "relu"', ""), "layers without a name, or of one name"),
+    "of one name": (TEXT.replace('"relu"', '"pool"'), "layers without a name, or of one name"),
+    "a layer that makes nothing": (
+        TEXT + 'layer { name: "s" type: "Silence" bottom: "fc" }', "layers that make nothing"),
+    "two inputs": (
+        TEXT.replace("layer {", 'input: "more" input_dim: [1, 1, 1, 1] layer {', 1),
+        "it has the inputs 'more' beside 'data'",
+    ),
     "two ends": (
         TEXT + 'layer { name: "more" type: "Softmax" bottom: "fc" top: "more" }',
         "nothing reads 'more'",
@@ -218,7 +230,8 @@ def test_what_the_caffe_parser_cannot_get_goes_as_onnx(
     assert code == 0 and "MagicMind gets the network as ONNX, since" in err and why in err
     job, (pixels, answers) = job_of(stub), golden(tmp_path / "net")
     bare = "insert_bn_before_firstnode" in job["config"]
-    assert bare == (name in ("V1", "several phases", "two ends")) and job["set_uint8"] == (not bare)
+    assert bare != (name in ("batch norm first", "grouped", "two readers"))
+    assert job["set_uint8"] == (not bare)
     given = normalised(pixels, job["config"]) if bare else pixels
     np.testing.assert_allclose(by_onnxruntime(stub, given), answers, atol=1e-5)
     code, _, err = build(*files, *BGR, "--force", "--frontend", "caffe")
@@ -246,6 +259,51 @@ def test_onnx_is_read_as_onnx(run: Run, build: Run, stub: Path, small: list[str]
     assert job_of(stub)["frontend"] == "onnx"
     code, _, err = run("onnx", *options, "--output", stub.parent / "x", "--frontend", "caffe")
     assert code == 1 and "--frontend caffe reads no ONNX" in err
+
+
+@pytest.mark.parametrize("opset", [11, 13])
+def test_the_onnx_parser_gets_opset_11_by_default(
+    run: Run, build: Run, stub: Path, small: list[str], opset: int
+) -> None:
+    """Of Caffe files and of an ONNX file of opset 17; --opset 13 gives it 13, the same network."""
+    asked = ["--opset", 13] if opset == 13 else []
+    assert build("--frontend", "onnx", *RGB, *asked)[0] == 0
+    given = stub.parent / "job" / "network.onnx"
+    assert onnx.load(given).opset_import[0].version == opset
+    pixels, answers = golden(stub.parent / "net")
+    images = normalised(pixels, job_of(stub)["config"])
+    np.testing.assert_allclose(by_onnxruntime(stub, images), answers, atol=1e-5)
+    file = stub.parent / "seventeen.onnx"
+    onnx.save(version_converter.convert_version(onnx.load(given), 17), file)
+    options = ["--model", file, "--target", "mlu", "--sdk-python", stub, *small[4:6], *RGB, *asked]
+    code, _, err = run("onnx", *options, "--output", stub.parent / "again")
+    assert code == 0, err
+    assert onnx.load(given).opset_import[0].version == opset
+    np.testing.assert_allclose(by_onnxruntime(stub, images), answers, atol=1e-5)
+
+
+def test_opset_plays_no_part_for_the_caffe_parser(build: Run, stub: Path) -> None:
+    """A note says so."""
+    code, _, err = build("--frontend", "caffe", *RGB, "--opset", 13)
+    assert code == 0 and "note: --opset plays no part for --frontend caffe" in err
+
+
+def test_an_operator_that_opset_11_has_not_is_refused(
+    run: Run, stub: Path, small: list[str]
+) -> None:
+    """By its name, before MagicMind starts; the CPU takes it."""
+    scores = [node("Einsum", "pooled matrix", "scores", equation="nchw,ck->nk")]
+    tail = [*scores, node("Softmax", "scores", "prob")]
+    matrix = np.random.default_rng(2).standard_normal((8, 10), np.float32)
+    file = stub.parent / "einsum.onnx"
+    onnx.save(network_of(tail, {"matrix": matrix}, sides=(1, 3, SIDE, SIDE)), file)
+    options = ["--model", file, *small[4:6], *RGB]
+    mlu = ["--target", "mlu", "--sdk-python", stub, "--output", stub.parent / "net"]
+    code, _, err = run("onnx", *options, *mlu)
+    assert code == 1 and not (stub.parent / "net").exists()
+    assert "layer 'scores': Einsum came after opset 11; targets take 11" in err
+    assert "opset_version=11" in err
+    assert run("onnx", *options, "--output", stub.parent / "cpu")[0] == 0
 
 
 # The configuration

@@ -15,6 +15,7 @@ from service import artifact
 from service.core import trial
 from tests.support.magicmind import SimulatedSdk
 from tests.support.seeded import write_seeded_weights
+from tests.support.slow import few
 from tests.support.small import TEXT, write_small_network
 
 PHOTOS = Path(__file__).resolve().parent.parent / "model_build" / "photos"
@@ -71,7 +72,7 @@ def off(magicmind: SimulatedSdk, monkeypatch: pytest.MonkeyPatch) -> Callable[..
 
 
 @pytest.mark.parametrize("colour", [RGB, BGR], ids=["rgb", "bgr"])
-@pytest.mark.parametrize("name", TEXTS)
+@pytest.mark.parametrize("name", few(TEXTS, {"grouped"}))
 def test_a_card_answers_as_the_cpu(
     build: Callable[..., artifact.Artifact], off: Callable[..., float], name: str, colour: list[str]
 ) -> None:
@@ -84,7 +85,7 @@ def test_a_card_answers_as_the_cpu(
 
 
 @pytest.mark.parametrize(("frontend", "shape"), [("caffe", "mutable"), ("onnx", "static")])
-@pytest.mark.parametrize("precision", BOUNDS)
+@pytest.mark.parametrize("precision", few(BOUNDS, {"qint8_mixed_float16"}))
 def test_each_precision_and_shape(
     build: Callable[..., artifact.Artifact],
     off: Callable[..., float],

@@ -428,6 +428,8 @@ REFUSED = {
     "num_output must": layer("InnerProduct"),
     "not known": layer("Permute"),
     "phase is TRAIN": layer("Dropout", "phase: TRAIN"),
+    'line 2: Message type "ReLUParameter" has no field': layer("ReLU", "relu_param { slope: 1 }"),
+    "has no value named MOX": pool("pool: MOX kernel_size: 2"),
 }
 
 

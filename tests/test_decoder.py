@@ -2,7 +2,9 @@
 
 import asyncio
 import logging
+import mmap
 import os
+import resource
 import select
 import signal
 import sys
@@ -13,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from service import cgroup
+from service.core import child_process
 from service.core.decoder import IN_HAND, LARGE_BODY_BYTES, Decoded, Decoder
 from service.core.request import Image, Request
 from service.core.rows import Rows
@@ -242,6 +246,86 @@ def test_a_file_that_ends_its_process(rows: Rows, caplog: pytest.LogCaptureFixtu
             assert (begun.restarts, begun.fatal) == (1, [])
             [record] = [r for r in caplog.records if r.msg == "decode_process_ended"]
             assert record.levelno == logging.ERROR
+
+    asyncio.run(steps())
+
+
+@pytest.mark.parametrize(
+    ("counted", "how"),
+    [
+        (0, "by SIGKILL, most likely because memory was used up"),
+        (1, "by SIGKILL, because memory was used up"),
+    ],
+)
+def test_a_process_that_is_killed_for_memory(
+    counted: int,
+    how: str,
+    rows: Rows,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """SIGKILL that is not ours is no bug to report; it is certain where the kernel has counted."""
+
+    async def steps() -> None:
+        async with decoding(rows, processes=1, max_pixels=80_000_000) as begun:
+            before = cgroup.oom_kills()
+            begun.put(SLOW)
+            await until(begun.at_work)
+            monkeypatch.setattr(cgroup, "oom_kills", lambda: before + counted)
+            send(signal.SIGKILL, begun.processes)
+            await until(lambda: begun.finished)
+            error = begun.finished[0].error
+            assert isinstance(error, Internal)
+            assert error.detail == f"the process that decoded the image ended {how}"
+            assert "report" not in error.remedy and "--decode-processes" in error.remedy
+            [record] = [r for r in caplog.records if r.msg == "decode_process_ended"]
+            assert record.__dict__["how"] == how
+
+    asyncio.run(steps())
+
+
+def virtual_bytes(process: int) -> int:
+    return int(Path(f"/proc/{process}/statm").read_text().split()[0]) * mmap.PAGESIZE
+
+
+def test_memory_that_runs_out_in_a_process(rows: Rows) -> None:
+    """A limit that one picture passes: its error tells of memory, and the next ones are decoded."""
+
+    async def steps() -> None:
+        async with decoding(rows, processes=1, max_pixels=80_000_000) as begun:
+            first = begun.put(encoded(seed=1))
+            await until(lambda: begun.finished)
+            [process] = begun.processes
+            limit = virtual_bytes(process) + (32 << 20)
+            resource.prlimit(process, resource.RLIMIT_AS, (limit, limit))
+            begun.put(SLOW)
+            last = begun.put(encoded(seed=2))
+            await until(lambda: len(begun.finished) == 3)
+            [error] = [decoded.error for decoded in begun.finished if decoded.error]
+            assert isinstance(error, Internal)
+            assert error.detail == "there is not enough memory to decode the image"
+            assert "--max-pixels" in error.remedy
+            assert np.array_equal(rows.inputs[first.row], pixels(1))
+            assert np.array_equal(rows.inputs[last.row], pixels(2))
+            assert begun.restarts == 0
+
+    asyncio.run(steps())
+
+
+def test_usage(rows: Rows) -> None:
+    """CPU and memory of all processes together, of which a picture takes some."""
+
+    async def steps() -> None:
+        async with decoding(rows, processes=2, max_pixels=80_000_000) as begun:
+            before, _ = begun.decoder.usage()
+            begun.put(SLOW)
+            await until(lambda: begun.finished)
+            after, memory = begun.decoder.usage()
+            assert after - before >= 0.05
+            each = [child_process.usage(pid) for pid in (begun.decoder.pid, *begun.processes)]
+            assert memory == pytest.approx(sum(resident for _, resident in each), rel=0.1)
+            assert min(resident for _, resident in each) > 1 << 20
+        assert child_process.children(begun.decoder.pid) == []
 
     asyncio.run(steps())
 

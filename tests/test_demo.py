@@ -29,8 +29,8 @@ from tests.support.checkout import copy_checkout
 from tests.support.serving import children, command, plain_environment, serving
 from tests.support.tiny import write_tiny_artifact
 
-AT_ONCE_S = 10.0
-"""Seconds for what must not wait: a fraction of the minute that readiness may take."""
+AT_ONCE_S = 30.0
+"""Seconds for what must not wait: half of the minute that readiness may take."""
 
 
 @pytest.fixture(scope="module")

@@ -57,6 +57,7 @@ def test_it_knows_the_cat_and_the_coffee(network: cv2.dnn.Net) -> None:
 
 
 @pytest.mark.models
+@pytest.mark.slow
 def test_it_agrees_with_the_network_of_the_data_folder(
     network: cv2.dnn.Net, data_folder: Path, models_folder: Path
 ) -> None:

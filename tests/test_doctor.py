@@ -18,6 +18,7 @@ import pytest
 
 from service import artifact as artifacts
 from service import settings
+from service.cgroup import memory_limit
 from service.doctor import cards, checks, machine, process
 from service.doctor.context import Context, Finding
 from service.doctor.scrub import scrubbed
@@ -441,11 +442,19 @@ def test_a_default_device_is_named(
 # The machine.
 
 
+MOUNTS = """\
+31 23 0:28 / /sys/fs/cgroup rw shared:9 - cgroup2 cgroup rw
+32 31 0:29 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu
+33 31 0:30 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory
+"""
+
+
 def machine_root(folder: Path, available: str, cgroup: str, **limits: str) -> Path:
     """A proc and a sys with so much memory; `limits` by their files' paths among the cgroups."""
     (folder / "proc/self").mkdir(parents=True)
     (folder / "proc/meminfo").write_text(f"MemTotal: 1 kB\nMemAvailable: {available} kB\n")
     (folder / "proc/self/cgroup").write_text(cgroup)
+    (folder / "proc/self/mountinfo").write_text(MOUNTS)
     for place, limit in limits.items():
         file = folder / "sys/fs/cgroup" / place
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -468,7 +477,32 @@ def test_memory_limits(
     cgroup: str, limits: dict[str, str], least: int | None, tmp_path: Path
 ) -> None:
     """Of either version of control groups, of a parent too, and as a container sees them."""
-    assert machine.cgroup_limit(machine_root(tmp_path, "1", cgroup, **limits)) == least
+    assert memory_limit(machine_root(tmp_path, "1", cgroup, **limits)) == least
+
+
+@pytest.mark.parametrize(
+    ("quota", "processes", "state", "said"),
+    [
+        ("100000 100000", 0, "ok", "a quota of 1 (cgroup): 1 used; decode processes: 1"),
+        ("150 1000", 0, "ok", "a quota of 0.15 (cgroup): 1 used; decode processes: 1"),
+        ("max 100000", 0, "ok", "by affinity, no quota: "),
+        ("100000 100000", 9, "warn", "1 used; decode processes: 9, more than cores"),
+    ],
+)
+def test_cpu(
+    quota: str,
+    processes: int,
+    state: str,
+    said: str,
+    tmp_path: Path,
+    context: Callable[..., Context],
+) -> None:
+    """What the cores are by affinity and by quota, and what is made of them."""
+    root = machine_root(tmp_path, "1", "0::/a\n", **{"a/cpu.max": quota})
+    finding = machine.cpu(context(root, decode_processes=processes))
+    assert (finding.name, finding.state) == ("cpu", state)
+    assert finding.found.startswith(f"{len(os.sched_getaffinity(0))} cores by affinity, ")
+    assert said in finding.found
 
 
 @pytest.mark.parametrize(

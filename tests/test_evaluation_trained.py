@@ -116,7 +116,11 @@ def kill_at_half(evaluating: list[str], output: Path, images: int) -> int:
 
 
 @pytest.mark.parametrize(
-    "name", [LIGHT, *(pytest.param(n, marks=pytest.mark.large) for n in HEAVY)]
+    "name",
+    [
+        pytest.param(LIGHT, marks=pytest.mark.slow),
+        *(pytest.param(name, marks=pytest.mark.large) for name in HEAVY),
+    ],
 )
 def test_the_photos_score_as_opencv_has_them(
     name: str,
@@ -197,6 +201,7 @@ def test_what_the_resampling_changes(
     )
 
 
+@pytest.mark.slow
 def test_labels_as_csv_and_as_folders_are_the_same(
     trained_artifact: Callable[[str], Path], data_folder: Path, tmp_path: Path
 ) -> None:

@@ -5,6 +5,7 @@ Misbehaving clients are raw sockets. A device that is busy is a host stopped by 
 
 import gzip
 import json
+import math
 import os
 import re
 import signal
@@ -97,11 +98,10 @@ def assert_refused(reply: Reply, status: int, code: str) -> None:
 
 
 def assert_retry_after(reply: Reply) -> None:
-    """In whole seconds, at least one; the body says the same in milliseconds."""
-    seconds = reply.headers["retry-after"]
-    assert seconds.isdigit()
-    assert 1 <= int(seconds) <= 40
-    assert reply.body["retry_after_ms"] == int(seconds) * 1000
+    """The body has milliseconds; the header the whole seconds that they begin, at least one."""
+    milliseconds = reply.body["retry_after_ms"]
+    assert 1 <= milliseconds <= 40_000
+    assert reply.headers["retry-after"] == str(math.ceil(milliseconds / 1000))
 
 
 def rows(service: Service) -> dict[str, int]:
@@ -201,6 +201,16 @@ def test_a_body_that_trickles_times_out(service: Service) -> None:
     assert_refused(reply, 408, "body_timeout")
     assert reply.closed
     assert BODY_TIMEOUT_MS / 1000 <= time.monotonic() - started + 0.05 < 10
+
+
+def test_a_deadline_shorter_than_the_body_takes(service: Service) -> None:
+    """408 that names the deadline, not the client's speed."""
+    with service.connect() as connection:
+        connection.sendall(head("Content-Length: 1000", "X-Request-Timeout-Ms: 20") + b"abc")
+        reply = read(connection)
+    assert_refused(reply, 408, "body_timeout")
+    assert reply.body["detail"].endswith("within 0.02 s, the request's deadline")
+    assert "X-Request-Timeout-Ms" in reply.body["remedy"]
 
 
 def test_a_body_shorter_than_announced_times_out(service: Service) -> None:

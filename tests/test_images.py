@@ -155,6 +155,158 @@ def test_broken_exif_does_not_refuse_the_picture(kind: str, exif: bytes) -> None
     assert difference(decode(data), decode(encoded(gradient(256, 256), "PNG"))).mean() < 3
 
 
+def half_clear(mode: str) -> Image.Image:
+    """Left half clear (but dark underneath), right half opaque and grey."""
+    image = Image.new("RGBA", (256, 256), (120, 120, 120, 255))
+    image.paste((20, 0, 0, 0), (0, 0, 128, 256))
+    return image.convert(mode) if mode != "P" else image.quantize(8)
+
+
+FIELD_CASES = "field-cases/img/png_iccp_crc.png"
+SIDE = gradient(256, 256)
+PNG = encoded(SIDE, "PNG")
+AFTER_HEADER, BEFORE_END = 33, len(PNG) - 12
+TRAILING = PNG[:BEFORE_END] + chunk(b"tEXt", b"Comment\0" + b"x" * 99)
+
+
+def broken_chunk(name: bytes, body: bytes) -> bytes:
+    """A chunk whose checksum is wrong."""
+    return chunk(name, body)[:-1] + bytes([chunk(name, body)[-1] ^ 1])
+
+
+@pytest.mark.models
+def test_a_broken_profile_of_the_field(data_folder: Path) -> None:
+    """The PNG with a wrong CRC in its iCCP chunk is what OpenCV sees."""
+    data = (data_folder / FIELD_CASES).read_bytes()
+    seen = cv2.cvtColor(cv2.imdecode(np.frombuffer(data, np.uint8), 1), cv2.COLOR_BGR2RGB)
+    assert np.array_equal(decode(data), decode(encoded(Image.fromarray(seen), "PNG")))
+
+
+ANCILLARY = [b"tEXt", b"zTXt", b"iTXt", b"gAMA", b"iCCP", b"cHRM", b"sRGB", b"pHYs", b"tIME",
+             b"bKGD", b"eXIf", b"tRNS", b"acTL", b"fcTL", b"prVt"]  # fmt: skip
+
+
+@pytest.mark.parametrize("at", [AFTER_HEADER, BEFORE_END], ids=["before", "behind"])
+@pytest.mark.parametrize("name", ANCILLARY)
+def test_broken_ancillary_chunks_do_not_refuse_the_picture(name: bytes, at: int) -> None:
+    """A wrong checksum, too little in it, nothing in it: the picture is there without it."""
+    expected = decode(PNG)
+    for broken in (broken_chunk(name, b"abc\0\0def"), chunk(name, b"a"), chunk(name, b"")):
+        assert np.array_equal(decode(PNG[:at] + broken + PNG[at:]), expected)
+
+
+@pytest.mark.parametrize("cut", [1, 5, 9, 13, 40, 110, 111])
+def test_a_png_that_ends_behind_its_pixels(cut: int) -> None:
+    """IEND or a text behind the pixels is not whole, or not there."""
+    assert np.array_equal(decode((TRAILING + PNG[BEFORE_END:])[:-cut]), decode(PNG))
+
+
+@pytest.mark.parametrize("name", [b"IHDR", b"PLTE"])
+def test_broken_critical_chunks_refuse_the_picture(name: bytes) -> None:
+    """Of what is the picture nothing may be wrong."""
+    data = bytearray(encoded(noise(300, 256).quantize(16), "PNG"))
+    at = data.index(name)
+    data[at + 4 + int.from_bytes(data[at - 4 : at])] ^= 1
+    with pytest.raises(Undecodable, match="checksum"):
+        decode(bytes(data))
+
+
+@pytest.mark.parametrize("text", [b"", broken_chunk(b"tEXt", b"Comment\0x")])
+def test_broken_pixels_refuse_the_picture(text: bytes) -> None:
+    """A flipped bit among the pixels, or pixels that end early, beside a broken text or without."""
+    right = encoded(noise(256, 256), "PNG")
+    data = bytearray(right[:AFTER_HEADER] + text + right[AFTER_HEADER:])
+    cut = bytes(data[: len(data) // 2])
+    data[len(data) // 2] ^= 1
+    for broken in (bytes(data), cut):
+        with pytest.raises(Undecodable):
+            decode(broken)
+
+
+def test_transparency_beside_a_broken_chunk() -> None:
+    """Right transparency and orientation count when the file is read without what is broken."""
+    exif = Image.Exif()
+    exif[0x112] = 6
+    half = half_clear("RGBA").quantize(8)
+    data = encoded(half, "PNG", transparency=0, exif=exif)
+    broken = data[:AFTER_HEADER] + broken_chunk(b"iCCP", b"x") + data[AFTER_HEADER:]
+    assert np.array_equal(decode(broken), decode(data))
+    assert not np.array_equal(decode(data), decode(encoded(half, "PNG")))
+
+
+def segment(marker: int, body: bytes) -> bytes:
+    return bytes([0xFF, marker]) + struct.pack(">H", len(body) + 2) + body
+
+
+@pytest.mark.parametrize(
+    ("marker", "body"),
+    [
+        (0xE0, b"JFIF\0"),
+        (0xE1, b"Exif\0\0"),
+        (0xE2, b"ICC_PROFILE\0"),
+        (0xE2, b"ICC_PROFILE\0\1"),
+        (0xE2, b"ICC_PROFILE\0\1\3part"),
+        (0xE2, b"MPF\0"),
+        (0xED, b"Photoshop 3.0\x008BIM\4"),
+        (0xEE, b"Adobe"),
+        (0xEE, b"Adobe\0"),
+        (0xFE, b""),
+    ],
+)
+def test_broken_segments_do_not_refuse_the_picture(marker: int, body: bytes) -> None:
+    """What an application wrote into a JPEG beside the picture, cut short; its EXIF still turns."""
+    exif = Image.Exif()
+    exif[0x112] = 3
+    data = encoded(gradient(320, 256), "JPEG", exif=exif)
+    assert np.array_equal(decode(data[:2] + segment(marker, body) + data[2:]), decode(data))
+
+
+def webp_ends(data: bytes) -> dict[str, bytes]:
+    """A WebP whose last chunk is its EXIF, ending within that or before; or of a wrong size."""
+    at = data.index(b"EXIF")
+    return {
+        "within": data[: at + 10],
+        "before": data[:at],
+        "its size": data[: at + 4] + struct.pack("<I", 9999) + data[at + 8 :],
+        "the file's size": data[:4] + struct.pack("<I", 99_999) + data[8:],
+    }
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+@pytest.mark.parametrize("end", ["within", "before", "its size", "the file's size"])
+def test_a_webp_that_ends_behind_its_pixels(mode: str, end: str) -> None:
+    """The picture is whole, its EXIF is not; where that is whole too, it still turns."""
+    image = half_clear("RGBA") if mode == "RGBA" else gradient(256, 256)
+    exif = Image.Exif()
+    exif[0x112] = 3
+    options = {"lossless": True, "icc_profile": b"profile"}
+    broken = webp_ends(encoded(image, "WEBP", exif=exif, **options))[end]
+    turned = {"exif": exif} if end == "the file's size" else {}
+    assert np.array_equal(decode(broken), decode(encoded(image, "WEBP", **options, **turned)))
+
+
+def test_a_webp_that_ends_within_its_pixels() -> None:
+    """Refused."""
+    for kind in ({"lossless": True}, {}):
+        data = encoded(noise(256, 256), "WEBP", **kind)
+        with pytest.raises(Undecodable):
+            decode(data[: len(data) // 2])
+
+
+def test_adobes_colours_beside_a_broken_segment() -> None:
+    """A CMYK JPEG keeps its convention."""
+    data = encoded(gradient(300, 256).convert("CMYK"), "JPEG", quality=100)
+    broken = data[:2] + segment(0xE2, b"ICC_PROFILE\0") + data[2:]
+    assert np.array_equal(decode(broken), decode(data))
+
+
+def test_pictures_without_end_are_not_read_twice() -> None:
+    """Very many chunks, of which one is broken: refused for that, in no time."""
+    many = broken_chunk(b"tEXt", b"") + chunk(b"tEXt", b"") * images.MAX_PIECES
+    with pytest.raises(Undecodable, match="checksum"):
+        decode(PNG[:AFTER_HEADER] + many + PNG[AFTER_HEADER:])
+
+
 def test_cmyk_is_seen_in_its_colours() -> None:
     """A CMYK JPEG, whose values Adobe's convention inverts, has the colours of its RGB original."""
     image = gradient(300, 256)
@@ -186,13 +338,6 @@ def test_colours_are_resolved_before_scaling(mode: str) -> None:
     assert np.array_equal(
         decode(encoded(image, "PNG")), decode(encoded(image.convert("RGB"), "PNG"))
     )
-
-
-def half_clear(mode: str) -> Image.Image:
-    """Left half clear (but dark underneath), right half opaque and grey."""
-    image = Image.new("RGBA", (256, 256), (120, 120, 120, 255))
-    image.paste((20, 0, 0, 0), (0, 0, 128, 256))
-    return image.convert(mode) if mode != "P" else image.quantize(8)
 
 
 @pytest.mark.parametrize(
@@ -315,11 +460,11 @@ def test_huge_sizes_are_refused_before_any_pixel() -> None:
         "from service import errors, images\n"
         "row = np.zeros((224, 224, 3), np.uint8)\n"
         "used = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "before, started = used(), time.perf_counter()\n"
+        "before, started = used(), time.process_time()\n"
         "for bomb in sys.argv[1:]:\n"
         "    try: images.decode_into(bytes.fromhex(bomb), row, 256, 'bilinear', 50_000_000)\n"
         "    except errors.TooManyPixels: pass\n"
-        "print(used() - before, time.perf_counter() - started)\n"
+        "print(used() - before, time.process_time() - started)\n"
     )
     bombs = [png_header(30_000, 30_000), GIF_BOMB, WEBP_BOMB]
     done = subprocess.run(
@@ -336,16 +481,21 @@ def test_huge_sizes_are_refused_before_any_pixel() -> None:
 
 @pytest.mark.parametrize("progressive", [False, True])
 def test_a_jpeg_of_hundreds_of_scans_is_refused(progressive: bool) -> None:
-    """Each scan costs a pass over all pixels; a few are usual, hundreds are an attack."""
+    """Each scan costs a pass over all pixels; a few are usual, hundreds are an attack.
+
+    It is refused in less time than one decode takes.
+    """
     data = encoded(gradient(2000, 2000), "JPEG", progressive=progressive, subsampling=0)
+    started = time.thread_time()
     assert decode(data).any()
+    honest = time.thread_time() - started
     start = data.index(b"\xff\xda")
     # A scan of the first component alone, nothing in it: ten bytes for a pass.
     scan = b"\xff\xda\0\x08\1\1\0\0\x3f\0"
-    started = time.perf_counter()
+    started = time.thread_time()
     with pytest.raises(Undecodable, match="100 scans"):
         decode(data[:start] + scan * 2000 + data[start:])
-    assert time.perf_counter() - started < 0.1
+    assert time.thread_time() - started < honest
     assert decode(data + b"\0\2" + scan * 200).any(), (
         "what stands behind the picture is no scan of it"
     )
@@ -375,7 +525,7 @@ def test_every_torture_file_has_its_answer(data_folder: Path) -> None:
     with (data_folder / "torture" / "manifest.csv").open() as manifest:
         for entry in csv.DictReader(manifest):
             data = (data_folder / "torture" / entry["file"]).read_bytes()
-            started = time.perf_counter()
+            started = time.thread_time()
             try:
                 decode(data)
                 outcomes[entry["expect"]].append("answer")
@@ -383,7 +533,7 @@ def test_every_torture_file_has_its_answer(data_folder: Path) -> None:
                 assert error.detail
                 assert error.remedy
                 outcomes[entry["expect"]].append("error")
-            slowest = max(slowest, time.perf_counter() - started)
+            slowest = max(slowest, time.thread_time() - started)
     assert set(outcomes["answer"]) == {"answer"}
     assert set(outcomes["error"]) == {"error"}
     assert slowest < 5

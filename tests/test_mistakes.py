@@ -17,6 +17,7 @@ from model_build import verification
 from model_build.scoring import MARGIN, Scored, better
 from tests.support.seeded import write_seeded_weights
 from tests.support.serving import plain_environment
+from tests.support.slow import few
 from tests.support.small import CLASSES, write_small_network
 from tests.support.trained import OPTIONS
 
@@ -89,7 +90,7 @@ RANGES = {
 
 
 @pytest.mark.models
-@pytest.mark.parametrize("mistake", RANGES)
+@pytest.mark.parametrize("mistake", few(RANGES, {"a scale for a std"}))
 def test_another_range_of_pixels(
     mistake: str,
     build: Callable[..., str],
@@ -108,6 +109,7 @@ def test_another_range_of_pixels(
 
 
 @pytest.mark.models
+@pytest.mark.slow
 def test_a_pixel_range_of_one_is_right(
     build: Callable[..., str], verify: Callable[..., str]
 ) -> None:
@@ -127,7 +129,7 @@ LABELS_OFF = {
 
 
 @pytest.mark.models
-@pytest.mark.parametrize("mistake", LABELS_OFF)
+@pytest.mark.parametrize("mistake", few(LABELS_OFF, {"labels one late"}))
 def test_labels_off(
     mistake: str,
     build: Callable[..., str],
@@ -147,6 +149,7 @@ def test_labels_off(
 
 
 @pytest.mark.models
+@pytest.mark.slow
 def test_labels_in_another_order_than_folders(
     build: Callable[..., str], verify: Callable[..., str], data_folder: Path, tmp_path: Path
 ) -> None:
@@ -172,6 +175,7 @@ def write_known_photos(labels: Path, known: Path, lines: set[str]) -> None:
 
 
 @pytest.mark.models
+@pytest.mark.slow
 def test_a_label_file_that_counts_from_one(
     build: Callable[..., str],
     verify: Callable[..., str],
@@ -202,6 +206,7 @@ def test_a_label_file_that_counts_from_one(
 
 
 @pytest.mark.models
+@pytest.mark.slow
 def test_random_weights(
     build: Callable[..., str], verify: Callable[..., str], models_folder: Path, tmp_path: Path
 ) -> None:
@@ -213,6 +218,7 @@ def test_random_weights(
 
 
 @pytest.mark.models
+@pytest.mark.slow
 def test_another_resampling(
     build: Callable[..., str], verify: Callable[..., str], data_folder: Path, tmp_path: Path
 ) -> None:
@@ -248,6 +254,7 @@ def test_a_resampling_that_wins_by_little(figure: Callable[[str], None]) -> None
 
 
 @pytest.mark.models
+@pytest.mark.slow
 def test_ten_images(
     build: Callable[..., str], verify: Callable[..., str], tmp_path: Path, data_folder: Path
 ) -> None:
@@ -275,6 +282,7 @@ TRIED = {
 
 
 @pytest.mark.models
+@pytest.mark.slow
 @pytest.mark.parametrize("numbers", TRIED)
 def test_what_is_tried(numbers: tuple[str, str], tmp_path: Path, data_folder: Path) -> None:
     """Each way in which mean and std may be of other pixels, as the options of a right build."""
@@ -290,6 +298,7 @@ def test_what_is_tried(numbers: tuple[str, str], tmp_path: Path, data_folder: Pa
 
 
 @pytest.mark.models
+@pytest.mark.slow
 def test_verdicts_of_a_network_of_random_weights(tmp_path: Path, data_folder: Path) -> None:
     """Against any labels nothing scores; against its own answers it is right, of 30 images on."""
     small, labels = write_small_network(tmp_path), numbered_photos(tmp_path, data_folder, 40)

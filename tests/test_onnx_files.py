@@ -260,10 +260,10 @@ def test_hostile_files_are_refused_at_once(what: str, tmp_path: Path) -> None:
     """By name, with a remedy, before any work is done on what they promise."""
     path = tmp_path / "net.onnx"
     path.write_bytes(HOSTILE[what]())
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(BuildError) as refused:
         onnx_model.load(path)
-    assert time.perf_counter() - started < 3
+    assert time.process_time() - started < 3
     assert str(refused.value).startswith(str(path)) and refused.value.remedy
     json.dumps(refused.value.detail)  # can be told
 

@@ -407,6 +407,160 @@ def test_operators_that_targets_do_not_take_are_named(said: str, tmp_path: Path)
     assert error.layer == ("" if odd.op_type == "Det" else "odd")
 
 
+# Opset 11: what each operator that has changed since is, in the words of the opset named.
+ELEVEN = {
+    "Squeeze and Unsqueeze": (
+        13,
+        [node("Squeeze", "pooled sides", "flat_x"), node("Unsqueeze", "flat_x sides", "x")],
+        {"sides": ints(2, 3)},
+    ),
+    "Squeeze by a Constant": (
+        13,
+        [node("Constant", "", "sides", value_ints=[-1, -2]), node("Squeeze", "pooled sides", "x")],
+        {},
+    ),
+    "ReduceSum": (13, [node("ReduceSum", "bent axes", "x")], {"axes": ints(2, 3)}),
+    "ReduceSum of all but the batch, twice": (
+        13,
+        [node("ReduceSum", "bent axes", "y", keepdims=0), node("Unsqueeze", "y axes", "x")],
+        {"axes": ints(2, 3)},
+    ),
+    "Split": (
+        13,
+        [node("Split", "pooled parts", "a b", axis=1), node("Concat", "b a", "x", axis=1)],
+        {"parts": ints(3, 5)},
+    ),
+    "Split in equal parts": (
+        13,
+        [node("Split", "pooled", "a b", axis=1), node("Concat", "b a", "x", axis=1)],
+        {},
+    ),
+    "Softmax over channels": (
+        13,
+        [node("Softmax", "bent", "y", axis=1), node("GlobalMaxPool", "y", "x")],
+        {},
+    ),
+    "Softmax over rows": (
+        22,
+        [node("Softmax", "bent", "y", axis=-2), node("GlobalMaxPool", "y", "x")],
+        {},
+    ),
+    "LogSoftmax over columns": (
+        13,
+        [node("LogSoftmax", "bent", "y"), node("GlobalAveragePool", "y", "x")],
+        {},
+    ),
+    "Softmax of a free batch": (
+        17,
+        [
+            node("Reshape", "pooled pairs", "cut"),
+            node("Softmax", "cut", "y", axis=1),
+            node("Reshape", "y back", "x"),
+        ],
+        {"pairs": ints(1, 4, 2), "back": ints(1, 8)},
+    ),
+    "Dropout": (13, [node("Dropout", "pooled ratio mode", "x")],
+                {"ratio": np.float32(0.5), "mode": np.array(False)}),
+    "Constant of numbers": (
+        13,
+        [
+            node("Constant", "", "half", value_float=0.5),
+            node("Constant", "", "eight", value_floats=[0.5] * 4 + [2.0] * 4),
+            *(node("Mul", "pooled half", "y"), node("Flatten", "y", "z")),
+            node("Mul", "z eight", "x"),
+        ],
+        {},
+    ),
+    "Clip": (13, [node("Clip", "pooled low high", "x")],
+             {"low": np.float32(0.1), "high": np.float32(0.2)}),
+    "Clip from above": (13, [helper.make_node("Clip", ["pooled", "", "high"], ["x"])],
+                        {"high": np.float32(0.2)}),
+    "Pad": (
+        13,
+        [node("Pad", "bent pads value", "y"), node("GlobalAveragePool", "y", "x")],
+        {"pads": ints(0, 0, 1, 2, 0, 0, 3, 1), "value": np.float32(0.5)},
+    ),
+    "Pow": (12, [node("Pow", "pooled two", "x")], {"two": ints(2)}),
+    "GreaterOrEqual and Celu": (
+        12,
+        [
+            node("GreaterOrEqual", "pooled one", "large"),
+            node("Celu", "pooled", "y", alpha=2.0),
+            node("Where", "large y pooled", "x"),
+        ],
+        {"one": np.float32(0.3)},
+    ),
+    "ArgMax": (
+        12,
+        [
+            node("ArgMax", "pooled", "best", axis=1, select_last_index=0),
+            *(node("Cast", "best", "number", to=1), node("Add", "pooled number", "x")),
+        ],
+        {},
+    ),
+    "MaxPool and BatchNormalization": (
+        15,
+        [
+            node("MaxPool", "bent", "y", kernel_shape=[3, 3], strides=[2, 2], ceil_mode=1),
+            node("BatchNormalization", "y scale zeros zeros scale", "z"),
+            node("GlobalAveragePool", "z", "x"),
+        ],
+        FACTORS,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", [*ELEVEN, *NEWER])
+def test_networks_are_brought_to_opset_11(what: str, tmp_path: Path) -> None:
+    """For cards, with the answers of the file itself."""
+    opset, middle, more = {**ELEVEN, **NEWER}[what]
+    tail = [*middle, node("Flatten", "x", "flat_out"), node("MatMul", "flat_out matrix", "scores")]
+    model = network([*tail, PROB], more, opset=opset)
+    ours = loaded(model, tmp_path, newest=11)
+    assert ours.model.opset_import[0].version == 11
+    assert_same(ours, reference(model, "prob"))
+
+
+@pytest.mark.parametrize("size", ["scales", "sizes"])
+def test_a_resize_to_opset_11(size: str, tmp_path: Path) -> None:
+    """Inputs that were left out have an empty list there; of a free batch, too."""
+    inputs = ["bent", "", "scales"] if size == "scales" else ["bent", "", "", "sizes"]
+    resize = helper.make_node("Resize", inputs, ["y"], mode="linear", antialias=0)
+    middle = [node("Shape", "bent", "batch", end=2), node("Concat", "batch rest", "sizes", axis=0)]
+    tail = [*middle, resize, node("GlobalMaxPool", "y", "x"), node("Flatten", "x", "flat")]
+    more = {"rest": ints(12, 10), "scales": np.float32([1, 1, 1.5, 1.25])}
+    model = network([*tail, SCORES, PROB], more, opset=18)
+    assert_same(loaded(model, tmp_path, newest=11), reference(model, "prob"))
+
+
+YOUNGER = {
+    "Einsum came after opset 11; targets take 11": (
+        12, [node("Einsum", "bent", "odd", equation="nchw->nc")]),
+    "Max takes no int64 in opset 11": (
+        12, [node("Shape", "bent", "sides"), node("Max", "sides sides", "odd")]),
+    "Softmax is over axis 1 of a value of unknown rank": (
+        13, [node("Shape", "bent", "whole"), node("Compress", "whole all", "sides", axis=0),
+             node("Reshape", "bent sides", "z"), node("Softmax", "z", "odd", axis=1)]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("said", YOUNGER)
+def test_what_opset_11_has_not_is_named(said: str, tmp_path: Path) -> None:
+    """With the remedy; the same file is taken where opset 13 is."""
+    opset, middle = YOUNGER[said]
+    tail = [
+        *(*middle, node("Cast", "odd", "x", to=1), node("ReduceMin", "x", "least", keepdims=0)),
+        *(node("Mul", "least nothing", "zero"), FLAT, node("Add", "flat zero", "y")),
+        *(node("MatMul", "y matrix", "scores"), PROB),
+    ]
+    more = {"nothing": np.float32(0), "all": np.array([True] * 4)}
+    model = network(tail, more, opset=opset)
+    error = refused(model, tmp_path, newest=11)
+    assert said in str(error) and error.layer == "odd"
+    assert "opset_version=11" in error.remedy
+    assert_same(loaded(model, tmp_path), reference(model, "prob"))
+
+
 def test_control_flow_is_refused(tmp_path: Path) -> None:
     """A graph inside a node."""
     inner = helper.make_graph(

@@ -14,6 +14,7 @@ from model_build import caffe, cpu, demo, onnx_model
 from service import artifact, images
 from tests.support.onnx_files import LIGHT, light
 from tests.support.reference import largest_difference, run_onnx
+from tests.support.slow import few
 
 Figure = Callable[[str], None]
 
@@ -63,6 +64,7 @@ def test_the_demos_onnx_answers_as_its_caffe_files_do(
 
 
 @pytest.mark.models
+@pytest.mark.slow
 def test_the_demos_onnx_answers_photos_as_its_caffe_files_do(
     demos: tuple[Path, Path], data_folder: Path, figure: Figure
 ) -> None:
@@ -110,7 +112,7 @@ def test_a_squeezenet_of_2018_answers_as_onnx_runtime_does(tmp_path: Path, figur
     assert theirs.max(axis=1).min() < 0.99, "not all is one class, which would hide the others"
 
 
-@pytest.mark.parametrize("name", ["densenet121", "inception_v1", "shufflenet"])
+@pytest.mark.parametrize("name", few(["densenet121", "inception_v1", "shufflenet"], {"shufflenet"}))
 def test_old_networks_keep_their_scores(name: str, tmp_path: Path, figure: Figure) -> None:
     """What goes into the softmax is what ONNX Runtime makes of the file, in a batch of two."""
     onnxruntime.set_default_logger_severity(3)

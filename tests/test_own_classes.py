@@ -130,6 +130,7 @@ def test_own_classes_are_evaluated(
 
 
 @pytest.mark.models
+@pytest.mark.slow
 def test_two_classes_are_evaluated(data_folder: Path, tmp_path: Path) -> None:
     """A network of fewer classes than five: all of them are among the best."""
     small = write_small_network(tmp_path)
@@ -166,6 +167,7 @@ def test_a_folder_that_is_no_class_is_an_error(
 
 
 @pytest.mark.models
+@pytest.mark.slow
 def test_a_background_class_among_wnids(built: Callable[[str], Path], data_folder: Path) -> None:
     """Each class has its wnid, the background class none; with all of them in one table."""
     net, image = built("l10_bg.txt"), data_folder / "field-cases" / "img" / "base.jpg"

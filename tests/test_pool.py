@@ -302,7 +302,7 @@ def test_failing_twice(artifact: Path, faults: Faults) -> None:
             outcome = request.outcomes[0]
             assert isinstance(outcome, DeviceFailed)
             assert "driver" in outcome.detail
-            assert outcome.members["retry_after_s"] == 1
+            assert outcome.members["retry_after_ms"] == 1000
             assert service.model.rows.free == service.model.rows.capacity
             assert service.value("image_retries_total") == 1
             assert service.value("images_total", outcome="failed") == 1

@@ -109,6 +109,7 @@ Distance = Callable[[Image.Image, Resample], int]
 
 
 @pytest.mark.models
+@pytest.mark.slow
 def test_photos_are_within_2_of_pillow(
     photos: Iterator[Image.Image], distance: Distance, figure: Callable[[str], None]
 ) -> None:

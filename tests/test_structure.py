@@ -10,7 +10,10 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 LEAVES = {
     f"service.{name}"
-    for name in ("errors", "settings", "images", "resampling", "metrics", "artifact", "sdk")
+    for name in (
+        *("errors", "settings", "images", "resampling", "metrics", "artifact", "sdk"),
+        "cgroup",
+    )
 }
 # What a leaf may import beside the errors; of the artifact only its types.
 BESIDE_ERRORS = {
@@ -18,6 +21,7 @@ BESIDE_ERRORS = {
     "service.resampling": {"service.artifact"},
 }
 BELOW_DEVICE = {f"service.core.{name}" for name in ("batcher", "host", "rate", "rows", "request")}
+CHILD = "service.core.child_process"
 
 # Down only: beside the leaves, what each module of the service may import of it. A name stands for
 # all that is inside it.
@@ -49,9 +53,14 @@ MAY_IMPORT = {
     | {f"service.core.{name}" for name in ("pool", "device", "decoder")},
     "service.core.pool": {"service.core.device"},
     "service.core.device": BELOW_DEVICE,
-    "service.core.host": {"service.core.rows", "service.core.request", "service.device.wire"},
+    "service.core.host": {
+        *("service.core.rows", "service.core.request", "service.device.wire", CHILD),
+    },
     "service.core.trial": {"service.core.host", "service.core.rows"},
-    "service.core.decoder": {"service.core.rows", "service.core.request", "service.decoding"},
+    "service.core.decoder": {
+        *("service.core.rows", "service.core.request", "service.decoding", CHILD),
+    },
+    "service.core.child_process": set(),
     "service.decoding": {"service.device.cores", "service.device.parent"},
     "service.core.batcher": {"service.core.request"},
     "service.core.rate": set(),
@@ -157,9 +166,11 @@ MEASURING = {
 
 @pytest.mark.parametrize("file", BUILD, ids=name_of)
 def test_the_build_imports_the_contract_alone(file: Path) -> None:
-    """Of the service the build knows the artifact, the preprocessing and the errors."""
+    """Of the service the build knows the artifact, the preprocessing and the errors; and how many
+    cores there are."""
     contract = {
         "model_build",
+        "service.cgroup",
         "service.artifact",
         "service.images",
         "service.errors",

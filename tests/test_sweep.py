@@ -52,6 +52,7 @@ def labels(tmp_path: Path, small: list[str]) -> Path:
     return file
 
 
+@pytest.mark.slow
 def test_every_precision_and_batch_size(small: list[str], labels: Path, tmp_path: Path) -> None:
     """A row each; accuracy of the mutable model, throughput of a static one, all of them kept."""
     output = tmp_path / "swept"

@@ -18,6 +18,7 @@ from PIL import Image
 from model_build.caffe import weights
 from tests.support.seeded import write_seeded_weights, write_weights
 from tests.support.serving import serving
+from tests.support.slow import few
 from tests.support.trained import OPTIONS, opencv_answer, topfive_build
 
 Figure = Callable[[str], None]
@@ -43,7 +44,7 @@ def prepared_photos(data_folder: Path) -> list[np.ndarray]:
 
 
 @pytest.mark.models
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("name", few(OPTIONS, {"squeezenet_v1.1"}))
 def test_trained_network_answers_as_opencv_does(
     name: str,
     models_folder: Path,
@@ -57,6 +58,7 @@ def test_trained_network_answers_as_opencv_does(
 
 
 @pytest.mark.models
+@pytest.mark.slow
 def test_demo_network_answers_as_opencv_does(
     prepared_photos: list[np.ndarray], tmp_path: Path, figure: Figure
 ) -> None:
@@ -69,6 +71,7 @@ def test_demo_network_answers_as_opencv_does(
 
 
 @pytest.mark.models
+@pytest.mark.slow
 def test_resnext50_is_built_and_served(
     data_folder: Path, prepared_photos: list[np.ndarray], tmp_path: Path, figure: Figure
 ) -> None:

@@ -14,6 +14,7 @@ from service import artifact
 from tests.support.magicmind import SimulatedSdk
 from tests.support.seeded import write_seeded_weights
 from tests.support.serving import plain_environment
+from tests.support.slow import few
 from tests.support.small import TEXT, write_small_network
 from tests.support.trained import topfive_build
 
@@ -53,7 +54,7 @@ def telling(tmp_path: Path) -> list[str]:
     return [*options[:6], *TELLING, "--batch-range", "1", "4"]
 
 
-@pytest.mark.parametrize("mistake", MISTAKES)
+@pytest.mark.parametrize("mistake", few(MISTAKES, {"a right one", "the layout is not converted"}))
 def test_what_the_compiler_got_wrong(
     mistake: str, telling: list[str], magicmind: SimulatedSdk, tmp_path: Path
 ) -> None:
@@ -112,6 +113,7 @@ def test_no_card(telling: list[str], magicmind: SimulatedSdk, tmp_path: Path) ->
     assert verified(folder, *python, "--device-id", "0", environment=card)[0] == 1
 
 
+@pytest.mark.slow
 def test_golden_answers_of_the_card(
     telling: list[str], magicmind: SimulatedSdk, tmp_path: Path
 ) -> None:
@@ -166,13 +168,7 @@ def chosen(models_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Cal
 
 
 @pytest.mark.models
-@pytest.mark.parametrize(
-    "choice",
-    [
-        pytest.param(one, marks=pytest.mark.large if one == "no mean, rgb" else ())
-        for one in CHOICES
-    ],
-)
+@pytest.mark.parametrize("choice", few(CHOICES, {"the right one", "rgb"}))
 def test_what_the_builder_got_wrong(
     choice: str, chosen: Callable[[str], Path], data_folder: Path, figure: Callable[[str], None]
 ) -> None:
@@ -203,6 +199,7 @@ def numbered(data_folder: Path, tmp_path: Path) -> Callable[[str], Path]:
 
 
 @pytest.mark.models
+@pytest.mark.slow
 def test_labels_of_numbers(
     chosen: Callable[[str], Path], numbered: Callable[[str], Path], data_folder: Path
 ) -> None:

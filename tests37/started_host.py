@@ -73,6 +73,7 @@ class StartedHost(object):
             "batch_min": 1,
             "batch_max": 8,
             "largest_batch": 0,
+            "threads": 0,
             "rows": ROWS,
             "row_shape": [SIDE, SIDE, 3],
             "classes": CLASSES,

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from service.cgroup import available_cores, cores
 from service.images import decode_into
 
 LARGEST_BATCH = 8
-CORES = os.cpu_count() or 1
+CORES = available_cores()
 SIDE, RESIZE, RESAMPLE, MAX_PIXELS = 224, 256, "opencv-bilinear", 50_000_000
 CLASSES = 1000
 
@@ -41,6 +42,8 @@ class Engine:
 
             core = ov.Core()
             hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+            if threads := cores().threads:
+                hints["INFERENCE_NUM_THREADS"] = str(threads)
             compiled = core.compile_model(core.read_model(model), "CPU", hints)
             self._request = compiled.create_infer_request()
 

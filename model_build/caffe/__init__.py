@@ -9,11 +9,11 @@ is written.
 from dataclasses import replace
 from pathlib import Path
 
-from model_build.caffe import text, weights
+from model_build.caffe import schema, text, weights
 from model_build.caffe.ends import classifier
 from model_build.caffe.graph import Graph
 from model_build.caffe.layers import LAYERS
-from model_build.caffe.wiring import Wiring, wire
+from model_build.caffe.wiring import Layer, Wiring, wire
 from model_build.network import MAX_SIDE, Network, check
 from service.errors import BuildError
 
@@ -44,14 +44,21 @@ def load(
 def _wired(prototxt: Path, output: str | None) -> Wiring:
     wiring = wire(text.read(prototxt), str(prototxt), output)
     for layer in wiring.layers:
-        if layer.type not in LAYERS:
-            raise BuildError(
-                f"layers of type {layer.type!r} are not known",
-                f"known are {', '.join(LAYERS)}",
-                file=str(prototxt),
-                layer=layer.name,
-            )
+        if objection := _objection(layer):
+            detail, remedy = objection
+            raise BuildError(detail, remedy, file=str(prototxt), layer=layer.name)
     return wiring
+
+
+def _objection(layer: Layer) -> tuple[str, str] | None:
+    """What is wrong with a layer that the output needs, and what to do; None if nothing is seen."""
+    if layer.type not in LAYERS:
+        return f"layers of type {layer.type!r} are not known", f"known are {', '.join(LAYERS)}"
+    if layer.proto.fault:
+        return layer.proto.fault, text.REMEDY
+    if layer.proto.HasField("phase") and layer.proto.phase != schema.TEST:
+        return "its phase is TRAIN", text.DEPLOY
+    return None
 
 
 def _resized(wiring: Wiring, height: int | None, width: int | None) -> Wiring:

@@ -1,4 +1,4 @@
-"""Layers where branches of a network meet or part: Eltwise, Axpy, Concat, Slice, Split."""
+"""Layers where branches of a network meet, part or change places: Eltwise, Concat, Slice, ..."""
 
 from itertools import pairwise
 from typing import Any
@@ -59,6 +59,22 @@ def concat(graph: Graph, layer: Layer) -> None:
     sides = list(shapes[0])
     sides[axis] = sum(shape[axis] for shape in shapes)
     graph.node(layer, "Concat", layer.bottoms, layer.tops[0], tuple(sides), axis=axis)
+
+
+def shuffle_channel(graph: Graph, layer: Layer) -> None:
+    """Of `group` groups of channels the first of each, then the second of each, and so on."""
+    value, group = graph.single(layer), layer.proto.shuffle_channel_param.group
+    shape = graph.shapes[value]
+    graph.require(layer, len(shape) == 4, "its bottom is not a map of two sides")
+    _, channels, *sides = shape
+    divides = group > 0 and channels % group == 0
+    detail = f"{channels} channels in group: {group} cannot be"
+    graph.require(layer, divides, detail, "correct the prototxt")
+    name, each = layer.name, channels // group
+    groups = graph.reshape(layer, value, f"{name}:groups", (1, group, each, *sides))
+    dealt = (1, each, group, *sides)
+    value = graph.node(layer, "Transpose", [groups], f"{name}:dealt", dealt, perm=[0, 2, 1, 3, 4])
+    graph.reshape(layer, value, layer.tops[0], shape)
 
 
 def slices(graph: Graph, layer: Layer) -> None:

@@ -21,7 +21,8 @@ from model_build.caffe.weights import Blob, Weights
 from model_build.caffe.wiring import Layer, Shape, Wiring
 from service.errors import BuildError
 
-OPSET = 13
+OPSET = 11
+"""The only one that the public users of MagicMind give it."""
 IR_VERSION = 7
 BATCH = "N"
 MAX_NUMBERS = 1 << 28
@@ -38,6 +39,7 @@ class Graph:
         self.done: set[str] = set()
         """Names of layers whose work is part of another's."""
         self._weights = weights
+        self._shared = wiring.shared
         self._readers: defaultdict[str, list[Layer | None]] = defaultdict(list)
         self._readers[wiring.output].append(None)
         for layer in wiring.layers:
@@ -73,7 +75,11 @@ class Graph:
 
     def blobs(self, layer: Layer, **wanted: Shape) -> list[Blob]:
         """The layer's weights, checked against the shapes that it must have; to be had once."""
-        found = self._weights.pop(layer.name, [])
+        own = layer.proto.name
+        if own in self._shared:
+            detail = f"several layers are named '{own}', and weights are found by the name"
+            raise self.error(layer, detail, "give each of them a name of its own, in both files")
+        found = self._weights.pop(own, [])
         if len(found) != len(wanted):
             raise BuildError(
                 f"{len(wanted)} blobs expected ({', '.join(wanted)}), found {len(found)}",

@@ -11,7 +11,7 @@ from math import prod
 
 from model_build.caffe.activations import clip, elementwise, elu, lrn, power, prelu, relu, relu6
 from model_build.caffe.affine import affine, scale
-from model_build.caffe.branches import axpy, concat, eltwise, slices, split
+from model_build.caffe.branches import axpy, concat, eltwise, shuffle_channel, slices, split
 from model_build.caffe.graph import Graph
 from model_build.caffe.pooling import pooling
 from model_build.caffe.weighted import convolution, deconvolution, depthwise, inner_product
@@ -22,7 +22,16 @@ def softmax(graph: Graph, layer: Layer) -> None:
     value = graph.single(layer)
     shape = graph.shapes[value]
     axis = graph.axis(layer, layer.proto.softmax_param.axis, len(shape))
-    graph.node(layer, "Softmax", [value], layer.tops[0], shape, axis=axis)
+    if set(shape[axis + 1 :]) <= {1}:
+        graph.node(layer, "Softmax", [value], layer.tops[0], shape, axis=axis)
+        return
+    # Until opset 13 a softmax is over all sides from `axis` on.
+    order, last = list(range(len(shape))), len(shape) - 1
+    order[axis], order[last] = last, axis
+    turned = tuple(shape[side] for side in order)
+    value = graph.node(layer, "Transpose", [value], f"{layer.name}:turned", turned, perm=order)
+    value = graph.node(layer, "Softmax", [value], f"{layer.name}:softmax", turned, axis=last)
+    graph.node(layer, "Transpose", [value], layer.tops[0], shape, perm=order)
 
 
 def flatten(graph: Graph, layer: Layer) -> None:
@@ -85,6 +94,7 @@ LAYERS: dict[str, Callable[[Graph, Layer], None]] = {
     "ReLU6": relu6,
     "Reshape": reshape,
     "Scale": scale,
+    "ShuffleChannel": shuffle_channel,
     "Sigmoid": elementwise("Sigmoid"),
     "Slice": slices,
     "Softmax": softmax,

@@ -12,7 +12,7 @@ import numpy as np
 from google.protobuf import text_format
 
 from model_build.caffe import schema, text, weights
-from model_build.caffe.wiring import Layer, Wiring, ends, wire
+from model_build.caffe.wiring import Layer, Wiring, ends, input_shapes, wire
 from model_build.network import OUTPUT
 from service.artifact import Color
 from service.errors import BuildError
@@ -34,10 +34,7 @@ def prepare(
     _check_form(prototxt, caffemodel)
     net = text.read(prototxt)
     wiring = wire(net, str(prototxt), output)
-    if others := [end for end in ends(net, str(prototxt)) if end != wiring.output]:
-        named = ", ".join(f"'{end}'" for end in others)
-        detail = f"the classes are '{wiring.output}', and nothing reads {named}"
-        raise BuildError(detail, file=str(prototxt))
+    _check_whole(net, wiring, prototxt)
     first = _first_convolution(wiring, prototxt)
     if color == "bgr":
         caffemodel = _with_channels_reversed(caffemodel, first, prototxt, folder)
@@ -52,6 +49,24 @@ def _check_form(prototxt: Path, caffemodel: Path) -> None:
         raise BuildError(detail, file=str(prototxt))
     if weights.stored(caffemodel).layers:
         raise BuildError("it is in Caffe's older form, `layers`", file=str(caffemodel))
+
+
+def _check_whole(net: Any, wiring: Wiring, prototxt: Path) -> None:
+    """BuildError for what a parser that does not leave out what is not needed might trip over."""
+    if others := [end for end in ends(net, str(prototxt)) if end != wiring.output]:
+        named = ", ".join(f"'{end}'" for end in others)
+        detail = f"the classes are '{wiring.output}', and nothing reads {named}"
+        raise BuildError(detail, file=str(prototxt))
+    if more := input_shapes(net, str(prototxt)).keys() - {wiring.input_name}:
+        named = ", ".join(f"'{name}'" for name in sorted(more))
+        detail = f"it has the inputs {named} beside '{wiring.input_name}'"
+        raise BuildError(detail, file=str(prototxt))
+    if len(wiring.layers) < sum(layer.type != "Input" for layer in net.layer):
+        detail = "it has layers that make nothing"
+        raise BuildError(detail, file=str(prototxt))
+    if any(layer.name != layer.proto.name for layer in wiring.layers):
+        detail = "it has layers without a name, or of one name"
+        raise BuildError(detail, file=str(prototxt))
 
 
 def _first_convolution(wiring: Wiring, prototxt: Path) -> Layer:
@@ -72,7 +87,7 @@ def _with_channels_reversed(caffemodel: Path, first: Layer, prototxt: Path, fold
     net = weights.stored(caffemodel)
     for place, data in enumerate(net.layer):
         layer = schema.StoredLayer.FromString(data)
-        if layer.name == first.name and layer.blobs:
+        if layer.name == first.proto.name and layer.blobs:
             layer.blobs[0] = _reversed(layer.blobs[0], param.num_output)
             # Fields that StoredLayer does not name are kept.
             net.layer[place] = layer.SerializeToString()

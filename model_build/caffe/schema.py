@@ -3,12 +3,13 @@
 Names and numbers are those of BVLC Caffe's caffe.proto: whoever reads or writes a prototxt or a
 caffemodel with these classes reads or writes Caffe's own format. No generated code, no protoc.
 
-Two things are told differently here:
+Three things are different here:
 
 - `BlobProto.data` and `double_data` are bytes. A packed list of floats has the same form on the
   wire, and as bytes it goes to and from numpy without a Python object for each number.
 - `PoolingParameter.ceil_mode` has a number of its own. The fork that brought it gave it 13, which
   in BVLC is `round_mode` with the opposite meaning; only a text, where the name decides, can tell.
+- `fault` of a layer is not Caffe's: `text` writes there what is wrong with the layer's fields.
 """
 
 from typing import Any
@@ -45,7 +46,8 @@ MESSAGES = {
         PReLUParameter prelu_param 131, ReshapeParameter reshape_param 133,
         FlattenParameter flatten_param 135, BatchNormParameter batch_norm_param 139,
         ELUParameter elu_param 140, ScaleParameter scale_param 142,
-        InputParameter input_param 143, ClipParameter clip_param 148""",
+        InputParameter input_param 143, ClipParameter clip_param 148,
+        ShuffleChannelParameter shuffle_channel_param 164, string fault 1001""",
     # The layers of `layers`, as Caffe wrote them until 2014.
     "V1LayerParameter": """string* bottom 2, string* top 3, string name 4, LayerType type 5,
         BlobProto* blobs 6, string* param 1001, DimCheckMode* blob_share_mode 1002,
@@ -60,7 +62,12 @@ MESSAGES = {
         ReLUParameter relu_param 30, SigmoidParameter sigmoid_param 38,
         SoftmaxParameter softmax_param 39, SliceParameter slice_param 31,
         TanHParameter tanh_param 37, TransformationParameter transform_param 36,
-        LossParameter loss_param 42""",
+        LossParameter loss_param 42, string fault 1003""",
+    # A layer's place in the network: what is read of one whose other fields are not understood.
+    "LayerPlace": """string name 1, string type 2, string* bottom 3, string* top 4,
+        NetStateRule* include 8, NetStateRule* exclude 9, Phase phase 10""",
+    "V1LayerPlace": """string* bottom 2, string* top 3, string name 4,
+        V1LayerParameter.LayerType type 5, NetStateRule* include 32, NetStateRule* exclude 33""",
     # A caffemodel as it is read: layers and blobs stay bytes until they are wanted, so that one of
     # a million empty ones costs next to nothing.
     "StoredNet": "bytes* layer 100, bytes* layers 2",
@@ -97,6 +104,7 @@ MESSAGES = {
     "ReshapeParameter": "BlobShape shape 1, int32 axis 2, int32 num_axes 3 -1",
     "ScaleParameter": """int32 axis 1 1, int32 num_axes 2 1, FillerParameter filler 3,
         bool bias_term 4, FillerParameter bias_filler 5""",
+    "ShuffleChannelParameter": "uint32 group 1 1",
     "SigmoidParameter": "Engine engine 1",
     "SliceParameter": "uint32 slice_dim 1 1, uint32* slice_point 2, int32 axis 3 1",
     "SoftmaxParameter": "Engine engine 1, int32 axis 2 1",
@@ -198,6 +206,9 @@ def _classes() -> dict[str, Any]:
 _CLASSES = _classes()
 NetParameter = _CLASSES["NetParameter"]
 LayerParameter = _CLASSES["LayerParameter"]
+V1LayerParameter = _CLASSES["V1LayerParameter"]
+LayerPlace = _CLASSES["LayerPlace"]
+V1LayerPlace = _CLASSES["V1LayerPlace"]
 BlobProto = _CLASSES["BlobProto"]
 StoredNet = _CLASSES["StoredNet"]
 StoredLayer = _CLASSES["StoredLayer"]

@@ -58,8 +58,9 @@ def _upgrade(old: Any, layer: Any) -> None:
     for field, value in old.ListFields():
         if field.name in _NOT_COPIED:
             continue
-        copied = getattr(layer, field.name)
         if field.is_repeated:
-            copied.extend(value)
+            getattr(layer, field.name).extend(value)
+        elif field.message_type:
+            getattr(layer, field.name).CopyFrom(value)
         else:
-            copied.CopyFrom(value)
+            setattr(layer, field.name, value)

@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from model_build.caffe import schema
+from model_build.strangers import stranger
 from service.errors import BuildError
 
 Blob = NDArray[np.float32]
@@ -27,15 +28,6 @@ MAX_BLOBS = 16
 MAX_CHUNKS = 1000
 MAX_SIDES = 8
 
-# What people take for a caffemodel, by its first bytes.
-_STRANGERS = {
-    b"version https://git-lfs": "a Git LFS pointer; fetch the file itself with `git lfs pull`",
-    b"\x89HDF\r\n\x1a\n": "HDF5; save the weights from Caffe as a binary caffemodel",
-    b"<": "an HTML or XML page; download the file itself",
-    b"PK\x03\x04": "a ZIP archive; unpack it",
-    b"\x1f\x8b": "gzip; unpack it",
-    b"\xfd7zXZ": "xz; unpack it",
-}
 _REMEDY = "give the network's binary caffemodel, whole"
 
 
@@ -72,9 +64,8 @@ def stored(path: Path) -> Any:
         data = path.read_bytes()
     except OSError as error:
         raise BuildError(str(error.strerror), "name the caffemodel", file=str(path)) from error
-    for start, what in _STRANGERS.items():
-        if data.startswith(start):
-            raise BuildError("not a caffemodel", f"it is {what}", file=str(path))
+    if what := stranger(data):
+        raise BuildError("not a caffemodel", f"it is {what}", file=str(path))
     return _parse(schema.StoredNet, data, path)
 
 

@@ -15,20 +15,25 @@ from model_build.onnx_model.file import read
 
 
 def load(
-    path: Path, height: int | None = None, width: int | None = None, output: str | None = None
+    path: Path,
+    height: int | None = None,
+    width: int | None = None,
+    output: str | None = None,
+    newest: int = opset.NEWEST,
 ) -> tuple[Network, tuple[Path, ...]]:
     """The classifier in the file, proven, and the files that it was read from.
 
     `height` and `width` replace the input's own, or say what it leaves free. `output` names the
-    value of the classes; else it is the output `prob`, or the only one.
+    value of the classes; else it is the output `prob`, or the only one. The network is in an opset
+    from 11 to `newest`.
     """
     file = str(path)
-    model, files = read(path)
-    model = cut.from_input_to_output(model, file, height, width, output)
+    model, files = read(path, output)
+    model = cut.from_input(model, file, height, width)
     images = proof.images(model)
     answers = proof.one_by_one(model, images, file)
     batch.free(model)
-    model = opset.convert(model, file)
+    model = opset.convert(model, file, newest)
     proof.prove(model, images, answers, file)
     network = ends.classifier(model, answers, file)
     check(network, file)

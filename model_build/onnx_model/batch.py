@@ -30,9 +30,10 @@ def free(model: onnx.ModelProto) -> None:
             # One of its own: others may use the same numbers for another purpose.
             graph.initializer.append(numpy_helper.from_array(sides, name))
             node.input[1] = name
-    # The shapes are those of the fixed batch; the types stay true.
+    # The sides are those of the fixed batch; types and ranks stay true.
     for value in (*graph.value_info, *graph.output):
-        value.type.tensor_type.ClearField("shape")
+        for side in value.type.tensor_type.shape.dim:
+            side.Clear()
     graph.input[0].type.tensor_type.shape.dim[0].dim_param = FREE
 
 
@@ -49,13 +50,14 @@ def _opened(sides: NDArray[np.int64], batch: int) -> NDArray[np.int64]:
 
 def constants(graph: onnx.GraphProto) -> Mapping[str, NDArray[np.int64]]:
     """The lists of integers that are stored in the graph, by the names of their values."""
-    made = {
-        node.output[0]: attribute.t
-        for node in graph.node
-        for attribute in node.attribute
-        if node.op_type == "Constant" and attribute.name == "value"
-    }
-    stored = {tensor.name: tensor for tensor in graph.initializer} | made
+    stored = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        for attribute in node.attribute if node.op_type == "Constant" else ():
+            if attribute.name == "value":
+                stored[node.output[0]] = attribute.t
+            elif attribute.name == "value_ints":
+                numbers = np.array(attribute.ints, np.int64)
+                stored[node.output[0]] = numpy_helper.from_array(numbers)
     return {
         name: numpy_helper.to_array(tensor)
         for name, tensor in stored.items()

@@ -1,15 +1,15 @@
 """From a model to the part of it that classifies: one input, one output, what lies between.
 
-Every side is known in what leaves: the input's height and width as asked for or as the file has
-them, the batch as the file has it, or 1 where it is free. So sizes are bounded before anything is
-computed.
+`to_output` comes first, so that what the output does not need is neither checked nor read. Every
+side is known in what leaves: the input's height and width as asked for or as the file has them, the
+batch as the file has it, or 1 where it is free. So sizes are bounded before anything is computed.
 """
 
 import math
+from collections import defaultdict
 
 import onnx
 from onnx import TensorProto, helper, shape_inference
-from onnx.utils import Extractor
 
 from model_build.network import MAX_SIDE, OPSETS, OUTPUT, in_short
 from service.errors import BuildError
@@ -20,21 +20,58 @@ _INPUT_REMEDY = "give a network of one float32 input, N x 3 x height x width or 
 _OUTPUT_REMEDY = "name the value of the classes' scores or probabilities with --output-name"
 
 
-def from_input_to_output(
-    model: onnx.ModelProto, file: str, height: int | None, width: int | None, output: str | None
+def to_output(model: onnx.ModelProto, file: str, asked: str | None) -> None:
+    """Leave of the model what its output needs, in place: `asked`, `prob`, or the only one.
+
+    BuildError where there is no such output.
+    """
+    graph = model.graph
+    name = _output(graph, file, asked)
+    nodes, values = _needed(graph, name)
+    kept = [node for at, node in enumerate(graph.node) if at in nodes]
+    del graph.node[:], graph.output[:], graph.value_info[:], graph.quantization_annotation[:]
+    del model.functions[:]
+    graph.node.extend(kept)
+    # ONNX's checker wants a type; what it really is, is known when all sides are.
+    graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, ()))
+    for parts in (graph.initializer, graph.input):
+        needed = [part for part in parts if part.name in values]
+        del parts[:]
+        parts.extend(needed)
+    sparse = [each for each in graph.sparse_initializer if each.values.name in values]
+    del graph.sparse_initializer[:]
+    graph.sparse_initializer.extend(sparse)
+
+
+def _needed(graph: onnx.GraphProto, output: str) -> tuple[set[int], set[str]]:
+    """The places of the nodes that the output needs, and the values that they read or make."""
+    makers: defaultdict[str, list[int]] = defaultdict(list)
+    for at, node in enumerate(graph.node):
+        for name in node.output:
+            makers[name].append(at)
+    nodes, values, todo = set[int](), {output}, [output]
+    while todo:
+        for at in set(makers[todo.pop()]) - nodes:
+            nodes.add(at)
+            read = {name for name in graph.node[at].input if name} - values
+            values |= read
+            todo.extend(read)
+    return nodes, values
+
+
+def from_input(
+    model: onnx.ModelProto, file: str, height: int | None, width: int | None
 ) -> onnx.ModelProto:
-    """What `output` needs of the model, with the shapes of all values; `model` is used up."""
+    """The model with the one input of its images, and the shapes of all values; it is used up."""
     graph = model.graph
     source = _input(graph, file)
     sides = _sides(source, file, height, width)
-    name = _output(graph, file, output)
     opset = max(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
-    del graph.input[:], graph.output[:], graph.value_info[:], graph.quantization_annotation[:]
-    del model.opset_import[:], model.functions[:]
+    del graph.input[:], model.opset_import[:]
     graph.input.append(helper.make_tensor_value_info(source.name, TensorProto.FLOAT, sides))
-    graph.output.append(onnx.ValueInfoProto(name=name))
+    graph.output[0].ClearField("type")
     model.opset_import.append(helper.make_opsetid("", opset))
-    return _bounded(Extractor(model).extract_model([source.name], [name]), file)
+    return _bounded(model, file)
 
 
 def is_channels_last(sides: tuple[int, ...]) -> bool:

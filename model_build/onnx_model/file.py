@@ -1,18 +1,21 @@
-"""An ONNX file to a model with all its weights in it.
+"""An ONNX file to the model of one of its outputs, with all its weights in it.
 
 The file enters, and the files of weights that it names, which must lie beside it; a ModelProto
-leaves that ONNX's checker has nothing against, with plain operators only. Sizes are looked at
-before anything is read. Nothing outside the folder is ever opened.
+leaves that ONNX's checker has nothing against, with plain operators only, as they answer outside of
+training. Sizes are looked at before anything is read, and what the output does not need is not
+looked at. Nothing outside the folder is ever opened.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import TensorProto
+from onnx import TensorProto, numpy_helper
 from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_tensor
 
+from model_build.onnx_model.cut import to_output
+from model_build.strangers import stranger
 from service.errors import BuildError
 
 # The limit of protobuf itself, so of the weights of a model that is in one piece.
@@ -21,19 +24,30 @@ MAX_PARTS = 200_000
 """Nodes, their attributes and ends, stored tensors; large networks have some 10 000."""
 _REMEDY = "give the network's ONNX file, whole"
 _WHOLE = "export the network as one file, or put the files of its weights beside it"
+_EVALUATION = (
+    "call model.eval() before the export, and export without training=TrainingMode.TRAINING"
+)
+_RANDOM = {
+    *("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform"),
+    "RandomUniformLike",
+}
 _PLAIN = "export the network with ONNX's own operators, in float32, without control flow"
 
 
-def read(path: Path) -> tuple[onnx.ModelProto, tuple[Path, ...]]:
-    """The model in `path`, checked, with its weights; and the files that they were in."""
-    model = _parse(path)
+def read(path: Path, output: str | None = None) -> tuple[onnx.ModelProto, tuple[Path, ...]]:
+    """The model in `path`, checked, with its weights; and the files that they were in.
+
+    Only what its output needs: the value named `output`, else `prob`, or the only output.
+    """
+    model, file = _parse(path), str(path)
+    to_output(model, file, output)
     weights = _weights_beside(model, path)
-    file = str(path)
     _check_nodes(model.graph, file)
     try:
         onnx.checker.check_model(model)
     except (onnx.checker.ValidationError, ValueError) as error:
         raise BuildError(f"not a valid ONNX model: {error}", _REMEDY, file=file) from error
+    _check_mode(model, file)
     return model, (path, *weights)
 
 
@@ -45,6 +59,8 @@ def _parse(path: Path) -> onnx.ModelProto:
         data = path.read_bytes()
     except OSError as error:
         raise BuildError(str(error.strerror), "name the ONNX file", file=str(path)) from error
+    if what := stranger(data):
+        raise BuildError("not an ONNX file", f"it is {what}", file=str(path))
     try:
         model = onnx.ModelProto.FromString(data)
     except DecodeError as error:
@@ -118,7 +134,8 @@ def _size(tensor: TensorProto, path: Path) -> int:
 def _check_nodes(graph: onnx.GraphProto, file: str) -> None:
     for node in graph.node:
         for objection in _objections(node):
-            raise BuildError(objection, _PLAIN, file=file, layer=name_of(node))
+            remedy = f"give --output-name {node.input[0]}" if node.op_type == "ZipMap" else _PLAIN
+            raise BuildError(objection, remedy, file=file, layer=name_of(node))
     if graph.sparse_initializer:
         raise BuildError("it has sparse weights", _PLAIN, file=file)
 
@@ -138,3 +155,39 @@ def _objections(node: onnx.NodeProto) -> Iterator[str]:
             yield f"{node.op_type} has graphs or lists of tensors inside"
         if _is_outside(attribute.t):
             yield f"the attribute {attribute.name} is in a file of its own"
+
+
+def _check_mode(model: onnx.ModelProto, file: str) -> None:
+    """BuildError for a network that was exported as it is trained."""
+    version = max(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if constant := _constant(node):
+            stored[node.output[0]] = constant
+        if what := _of_training(node, version, stored):
+            detail = f"it was exported in training mode: {what}"
+            raise BuildError(detail, _EVALUATION, file=file, layer=name_of(node))
+
+
+def _constant(node: onnx.NodeProto) -> TensorProto | None:
+    """The tensor of a Constant node."""
+    tensors = [each.t for each in node.attribute if each.name == "value"]
+    return tensors[0] if node.op_type == "Constant" and tensors else None
+
+
+def _of_training(node: onnx.NodeProto, version: int, stored: Mapping[str, TensorProto]) -> str:
+    """What the node does that only training does, in words; empty if nothing."""
+    operator, flags = node.op_type, {each.name: each.i for each in node.attribute}
+    if operator in _RANDOM:
+        return f"{operator} draws random numbers"
+    if operator not in ("BatchNormalization", "Dropout"):
+        return ""
+    # Until opset 6 both are in training mode unless they say that they are not.
+    trains = version <= 6 and not flags.get("is_test")
+    if operator == "Dropout":
+        mode = stored.get(node.input[2]) if len(node.input) > 2 else None
+        trains = trains or (mode is not None and bool(numpy_helper.to_array(mode).any()))
+        return "Dropout drops numbers" if trains else ""
+    # Until opset 13 it is the further outputs that say so.
+    trains = trains or bool(flags.get("training_mode")) or any(node.output[1:])
+    return "BatchNormalization takes the mean of each batch" if trains else ""

@@ -7,11 +7,20 @@ that changed are rewritten. What cannot be said in the older opset is refused, b
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import defs, helper, inliner, numpy_helper, shape_inference, version_converter
+from onnx import (
+    TensorProto,
+    defs,
+    helper,
+    inliner,
+    numpy_helper,
+    shape_inference,
+    version_converter,
+)
 
 from model_build.network import OPSETS
 from model_build.onnx_model.batch import constants
@@ -20,29 +29,53 @@ from service.errors import BuildError
 
 OLDEST, NEWEST = OPSETS.start, OPSETS.stop - 1
 IR_VERSION = 7
-_REMEDY = f"export the network with opset {NEWEST}"
 # They say what holds anyway for shapes without zeros, even parts and float32.
 _IDLE = {("Reshape", "allowzero"), ("Split", "num_outputs"), ("Cast", "saturate")}
 _REDUCERS = {
     *("ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean"),
-    *("ReduceMin", "ReduceProd", "ReduceSumSquare"),
+    *("ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare"),
+}
+# What became the second input in a later opset.
+_LISTS = dict.fromkeys((*_REDUCERS, "Squeeze", "Unsqueeze"), "axes") | {"Split": "split"}
+# Until opset 12 they are over all sides from `axis` on.
+_OVER_A_SIDE = {"Softmax", "LogSoftmax", "Hardmax"}
+# Spellings of a Constant since opset 12.
+_NUMBERS: dict[str, type[np.generic]] = {
+    "value_float": np.float32,
+    "value_floats": np.float32,
+    "value_int": np.int64,
+    "value_ints": np.int64,
 }
 _END = np.iinfo(np.int64).max
 
 
-def convert(model: onnx.ModelProto, file: str) -> onnx.ModelProto:
-    """The model in an opset of OPSETS; it may be the same object, changed."""
+@dataclass(frozen=True)
+class _Known:
+    """What is known of the values of a graph, by their names: lists of integers, types, ranks."""
+
+    lists: Mapping[str, NDArray[np.int64]]
+    types: Mapping[str, int]
+    ranks: Mapping[str, int]
+
+
+def convert(model: onnx.ModelProto, file: str, newest: int = NEWEST) -> onnx.ModelProto:
+    """The model in an opset from 11 to `newest`; it may be the same object, changed."""
     version, known = model.opset_import[0].version, defs.onnx_opset_version()
     if not 1 <= version <= known:
-        raise BuildError(f"opset {version}: 1 to {known} are known here", _REMEDY, file=file)
+        detail = f"opset {version}: 1 to {known} are known here"
+        raise BuildError(detail, _remedy(newest), file=file)
     if version < OLDEST:
         model = _newer(model, version, file)
-    elif version > NEWEST:
-        model = _older(model, version, file)
+    elif version > newest:
+        model = _older(model, version, newest, file)
     # What was known of values is that of a fixed batch.
     del model.graph.value_info[:]
     model.ir_version = IR_VERSION
     return model
+
+
+def _remedy(newest: int) -> str:
+    return f"export the network with opset {newest} (PyTorch: opset_version={newest})"
 
 
 def _newer(model: onnx.ModelProto, version: int, file: str) -> onnx.ModelProto:
@@ -52,27 +85,27 @@ def _newer(model: onnx.ModelProto, version: int, file: str) -> onnx.ModelProto:
         return version_converter.convert_version(model, OLDEST)
     except (RuntimeError, ValueError) as error:
         detail = f"ONNX's converter does not bring it from opset {version} to {OLDEST}: {error}"
-        raise BuildError(detail, _REMEDY, file=file) from error
+        raise BuildError(detail, _remedy(OLDEST), file=file) from error
 
 
-def _older(model: onnx.ModelProto, version: int, file: str) -> onnx.ModelProto:
-    model = _spelled_out(model)
-    stored = constants(model.graph)
+def _older(model: onnx.ModelProto, version: int, newest: int, file: str) -> onnx.ModelProto:
+    model = _spelled_out(model, newest)
+    known = _known(model.graph)
     nodes = list(model.graph.node)
     del model.graph.node[:]
     for node in nodes:
-        model.graph.node.extend(_rewritten(node, stored))
+        model.graph.node.extend(_rewritten(node, known, version, newest))
     for node in model.graph.node:
-        objection = _modernity(node, version)
+        objection = _modernity(node, version, newest) or _misfit(node, known.types, newest)
         if objection:
-            raise BuildError(objection, _REMEDY, file=file, layer=name_of(node))
-    model.opset_import[0].version = NEWEST
+            raise BuildError(objection, _remedy(newest), file=file, layer=name_of(node))
+    model.opset_import[0].version = newest
     return model
 
 
-def _spelled_out(model: onnx.ModelProto) -> onnx.ModelProto:
+def _spelled_out(model: onnx.ModelProto, newest: int) -> onnx.ModelProto:
     """The model with newer operators as the functions of older ones that ONNX defines them by."""
-    newer = {node.op_type for node in model.graph.node if not _exists(node.op_type, NEWEST)}
+    newer = {node.op_type for node in model.graph.node if not _exists(node.op_type, newest)}
     if not newer:
         return model
     # What a function is depends on the types of what goes in.
@@ -83,7 +116,8 @@ def _spelled_out(model: onnx.ModelProto) -> onnx.ModelProto:
         )
     # CastLike is what ONNX writes constants with in those definitions.
     operators = [("", name) for name in (*sorted(newer), "CastLike")]
-    return inliner.inline_selected_functions(typed, operators, inline_schema_functions=True)
+    inlined = inliner.inline_selected_functions(typed, operators, inline_schema_functions=True)
+    return shape_inference.infer_shapes(inlined)
 
 
 def _exists(operator: str, version: int) -> bool:
@@ -94,17 +128,56 @@ def _exists(operator: str, version: int) -> bool:
     return True
 
 
+def _known(graph: onnx.GraphProto) -> _Known:
+    values = [*graph.value_info, *graph.input, *graph.output]
+    types = {value.name: value.type.tensor_type.elem_type for value in values}
+    ranks = {
+        value.name: len(value.type.tensor_type.shape.dim)
+        for value in values
+        if value.type.tensor_type.HasField("shape")
+    }
+    for tensor in graph.initializer:
+        types[tensor.name], ranks[tensor.name] = tensor.data_type, len(tensor.dims)
+    return _Known(constants(graph), types, ranks)
+
+
 def _rewritten(
-    node: onnx.NodeProto, stored: Mapping[str, NDArray[np.int64]]
+    node: onnx.NodeProto, known: _Known, version: int, newest: int
 ) -> Iterator[onnx.NodeProto]:
-    """The node in the words of NEWEST, as far as they differ in more than attributes."""
-    if node.op_type in _REDUCERS and len(node.input) == 2 and node.input[1] in stored:
-        node.attribute.append(helper.make_attribute("axes", stored[node.input[1]].tolist()))
-        del node.input[1:]
-    elif node.op_type == "Shape" and node.attribute:
+    """The node in the words of `newest`, as far as they differ in more than attributes."""
+    operator = node.op_type
+    if operator in _LISTS and _attributes(operator, newest) >= {_LISTS[operator]}:
+        _with_list_inside(node, known.lists)
+    elif operator == "Shape" and node.attribute and newest < 15:
         yield from _part_of_a_shape(node)
         return
+    elif operator in _OVER_A_SIDE and newest < 13 <= version:
+        yield from _over_a_side(node, known.ranks)
+        return
+    elif operator == "Constant" and newest < 12:
+        _with_tensor(node)
+    elif operator == "Dropout" and newest < 12:
+        # Outside of training it does nothing.
+        del node.input[1:]
+    elif operator == "Resize" and newest < 13:
+        yield from _without_gaps(node)
+    elif operator == "Pow" and newest < 12:
+        yield from _of_one_type(node, known.types)
     yield node
+
+
+def _attributes(operator: str, version: int) -> set[str]:
+    return (
+        set(defs.get_schema(operator, version).attributes) if _exists(operator, version) else set()
+    )
+
+
+def _with_list_inside(node: onnx.NodeProto, lists: Mapping[str, NDArray[np.int64]]) -> None:
+    """Turn the second input, where its numbers are stored, into an attribute."""
+    if len(node.input) == 2 and node.input[1] in lists:
+        name = _LISTS[node.op_type]
+        node.attribute.append(helper.make_attribute(name, lists[node.input[1]].tolist()))
+        del node.input[1:]
 
 
 def _part_of_a_shape(node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
@@ -117,19 +190,86 @@ def _part_of_a_shape(node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
     yield helper.make_node("Slice", [f"{name}::{part}" for part in ("whole", *bounds)], [name])
 
 
-def _modernity(node: onnx.NodeProto, version: int) -> str:
-    """What the node says that NEWEST cannot; empty if nothing. What says nothing is taken off."""
+def _over_a_side(node: onnx.NodeProto, ranks: Mapping[str, int]) -> Iterator[onnx.NodeProto]:
+    """The node over its last side, in which all opsets agree, between two that turn it there."""
+    axis, rank, [source], [name] = _axis(node), ranks.get(node.input[0], 0), node.input, node.output
+    if not rank and axis != -1:  # refused later
+        yield node
+        return
+    del node.attribute[:]
+    node.attribute.append(helper.make_attribute("axis", -1))
+    if axis in (-1, rank - 1):
+        yield node
+        return
+    order = list(range(rank))
+    order[axis], order[-1] = order[-1], order[axis]
+    node.input[0], node.output[0] = f"{name}::turned", f"{name}::last"
+    yield helper.make_node("Transpose", [source], [node.input[0]], perm=order)
+    yield node
+    yield helper.make_node("Transpose", [node.output[0]], [name], perm=order)
+
+
+def _with_tensor(node: onnx.NodeProto) -> None:
+    """Say the numbers of a Constant as a tensor."""
+    for attribute in list(node.attribute):
+        if attribute.name in _NUMBERS:
+            number = helper.get_attribute_value(attribute)
+            tensor = numpy_helper.from_array(np.array(number, _NUMBERS[attribute.name]))
+            node.attribute.remove(attribute)
+            node.attribute.append(helper.make_attribute("value", tensor))
+
+
+def _without_gaps(node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
+    """An empty list in place of each input that is left out: `roi` and `scales` may not be."""
+    for place, name in enumerate(("", "roi", "scales")):
+        if place == len(node.input):
+            node.input.append("")
+        if place and not node.input[place]:
+            node.input[place] = f"{node.output[0]}::{name}"
+            empty = numpy_helper.from_array(np.array([], np.float32))
+            yield helper.make_node("Constant", [], [node.input[place]], value=empty)
+
+
+def _of_one_type(node: onnx.NodeProto, types: Mapping[str, int]) -> Iterator[onnx.NodeProto]:
+    """A cast of the exponent to the type of the base."""
+    base, exponent = (types.get(name, TensorProto.FLOAT) for name in node.input)
+    if base == TensorProto.FLOAT != exponent:
+        cast = f"{node.output[0]}::exponent"
+        yield helper.make_node("Cast", [node.input[1]], [cast], to=base)
+        node.input[1] = cast
+
+
+def _modernity(node: onnx.NodeProto, version: int, newest: int) -> str:
+    """What the node says that `newest` cannot; empty if nothing. What says nothing is taken off."""
     operator = node.op_type
-    if not _exists(operator, NEWEST):
-        return f"{operator} came after opset {NEWEST}; targets take {OLDEST} to {NEWEST}"
-    known, newer = defs.get_schema(operator, NEWEST), defs.get_schema(operator, version)
+    if not _exists(operator, newest):
+        taken = f"{OLDEST} to {newest}" if newest > OLDEST else f"{OLDEST}"
+        return f"{operator} came after opset {newest}; targets take {taken}"
+    known, newer = defs.get_schema(operator, newest), defs.get_schema(operator, version)
     for attribute in list(node.attribute):
         if attribute.name in known.attributes:
             continue
         default = newer.attributes[attribute.name].default_value
         if (operator, attribute.name) not in _IDLE and attribute != default:
-            return f"{operator} has no attribute {attribute.name} in opset {NEWEST}"
+            return f"{operator} has no attribute {attribute.name} in opset {newest}"
         node.attribute.remove(attribute)
     if len(node.input) > known.max_input:
-        return f"{operator} has {len(node.input)} inputs; opset {NEWEST} knows {known.max_input}"
+        return f"{operator} has {len(node.input)} inputs; opset {newest} knows {known.max_input}"
+    if operator in _OVER_A_SIDE and newest < 13 <= version and _axis(node) != -1:
+        return f"{operator} is over axis {_axis(node)} of a value of unknown rank"
+    return ""
+
+
+def _axis(node: onnx.NodeProto) -> int:
+    return next((int(each.i) for each in node.attribute if each.name == "axis"), -1)
+
+
+def _misfit(node: onnx.NodeProto, types: Mapping[str, int], newest: int) -> str:
+    """The type of an input that `newest` does not know of the operator; empty if there is none."""
+    formal = defs.get_schema(node.op_type, newest).inputs
+    for place, name in enumerate(node.input):
+        kind = TensorProto.DataType.Name(types.get(name, 0)).lower()
+        allowed = formal[min(place, len(formal) - 1)].types
+        if types.get(name) and f"tensor({kind})" not in allowed:
+            return f"{node.op_type} takes no {kind} in opset {newest}"
     return ""

@@ -25,7 +25,9 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
+from service import cgroup
 from service.artifact import Resample
+from service.core import child_process
 from service.core.request import Image
 from service.core.rows import Rows, memory_file
 from service.decoding import CLAIM, END, ENDED, NO_CLAIM, REQUEST, RESULT, STARTED, Job
@@ -36,6 +38,7 @@ from service.errors import (
     TooManyPixels,
     Undecodable,
     UnsupportedMedia,
+    out_of_memory,
 )
 
 log = logging.getLogger("topfive.decoder")
@@ -125,10 +128,16 @@ class Decoder:
         self._bodies.close()
         os.close(self._descriptor)
 
+    def wait_s(self, images: int) -> float:
+        """Until `images` that come now would be begun, if each takes as long as recent ones did."""
+        busy = min(len(self._in_hand), self._processes)
+        waiting = len(self._todo) + len(self._in_hand) - busy
+        return (waiting + images) * self._seconds / self._processes
+
     @property
-    def wait_s(self) -> float:
-        """Until an image that comes now would be begun, as long as the last ones took."""
-        return self.statistics()["waiting"] * self._seconds / self._processes
+    def seconds(self) -> float:
+        """What recent images took, on average; 0 before the first."""
+        return self._seconds
 
     @property
     def pid(self) -> int:
@@ -142,10 +151,17 @@ class Decoder:
         waiting = len(self._todo) + in_hand - busy
         return {"processes": self._processes, "busy": busy, "waiting": waiting}
 
+    def usage(self) -> tuple[float, float]:
+        """CPU seconds and resident bytes of all the processes together."""
+        pids = [self.pid, *child_process.children(self.pid)]
+        cpu_seconds, memory = zip(*map(child_process.usage, pids), strict=True)
+        return sum(cpu_seconds), sum(memory)
+
     def _start(self) -> None:
         for number in range(self._processes):
             CLAIM.pack_into(self._bodies, number * CLAIM.size, NO_CLAIM)
         self._started = False
+        self._oom_kills = cgroup.oom_kills()
         self._requests, requests = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._requests.setblocking(False)
         self._results, results = os.pipe()
@@ -251,14 +267,14 @@ class Decoder:
     def _blame(self, process: int, status: int) -> list[Decoded]:
         """The image at which `process` has ended, if it was at one."""
         [slot] = CLAIM.unpack_from(self._bodies, process * CLAIM.size)
-        how = _how(os.waitstatus_to_exitcode(status))
+        code = os.waitstatus_to_exitcode(status)
+        how = child_process.how_it_ended(code, self._oom_kills)
         log.error("decode_process_ended", extra={"number": process, "how": how})
         if slot not in self._in_hand:
             return []
-        error = Internal(
-            f"the process that decoded the image ended {how}",
-            "send another picture, and report this one",
-        )
+        detail = f"the process that decoded the image ended {how}"
+        report = Internal(detail, "send another picture, and report this one")
+        error = out_of_memory(detail) if code == -signal.SIGKILL else report
         return [Decoded(self._let_go(slot), 0, 0.0, error)]
 
     def _ended(self) -> None:
@@ -266,7 +282,8 @@ class Decoder:
         self._collect()
         code = self._end()
         if not self._started:
-            self._fatal(DeviceError(f"the decode processes ended {_how(code)} at their start"))
+            how = child_process.how_it_ended(code, self._oom_kills)
+            self._fatal(DeviceError(f"the decode processes ended {how} at their start"))
             return
         self._restarted()
         try:
@@ -304,7 +321,3 @@ def _spawn(job: Job) -> subprocess.Popen[bytes]:
 
 def _whole_pages(size: int) -> int:
     return math.ceil(size / mmap.PAGESIZE) * mmap.PAGESIZE
-
-
-def _how(code: int) -> str:
-    return f"by {signal.Signals(-code).name}" if code < 0 else f"with code {code}"

@@ -248,7 +248,8 @@ class Device:
         """Have these kept rows computed; the unproven images that were answered before them."""
         answered: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
-        def count(_: Timings) -> None:
+        def count(timings: Timings) -> None:
+            self.rate.assume(len(numbers), sum(timings) / 1e9)
             # Now, not when the awaiting task wakes up: by then later batches may be answered.
             if not answered.cancelled():
                 answered.set_result(self._unproven_images)
@@ -323,5 +324,5 @@ def _refusal(failure: DeviceError) -> DeviceFailed:
         f"the device failed on this image's batch ({failure.reason})",
         "try again; if it happens again the operator's log has the reason",
         reason=failure.reason,
-        retry_after_s=1,
+        retry_after_ms=1000,
     )

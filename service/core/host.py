@@ -11,7 +11,6 @@ thread that spawned it.
 import asyncio
 import logging
 import os
-import signal
 import socket
 import subprocess
 import tempfile
@@ -20,8 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from service import sdk
+from service import cgroup, sdk
 from service.artifact import Artifact
+from service.core import child_process
 from service.core.request import Image
 from service.core.rows import Rows
 from service.device import wire
@@ -57,6 +57,7 @@ def hello(
         "batch_min": manifest.input.batch.min,
         "batch_max": manifest.input.batch.max,
         "largest_batch": largest_batch,
+        "threads": cgroup.cores().threads,
         "rows": len(rows.inputs),
         "row_shape": list(rows.inputs.shape[1:]),
         "classes": rows.outputs.shape[1],
@@ -82,6 +83,7 @@ class Host:
         self._batch_timeout_s = batch_timeout_s
         self._late_reply = late_reply
         self._next_id = 0
+        self._oom_kills = cgroup.oom_kills()
         self.unanswered: dict[int, Sent] = {}
         self.failure: asyncio.Future[DeviceError] = self._loop.create_future()
         self.reaped = asyncio.Event()
@@ -152,13 +154,8 @@ class Host:
         return True
 
     def usage(self) -> tuple[float, float]:
-        """CPU seconds (user and system) and resident bytes of the process, from proc(5)."""
-        try:
-            fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        except OSError:  # it has just ended
-            return 0.0, 0.0
-        ticks, pages = int(fields[11]) + int(fields[12]), int(fields[21])
-        return ticks / os.sysconf("SC_CLK_TCK"), float(pages * os.sysconf("SC_PAGE_SIZE"))
+        """CPU seconds (user and system) and resident bytes of the process."""
+        return child_process.usage(self.process.pid)
 
     async def stop(self, timeout_s: float) -> None:
         """Ask the host to end after what it was sent; kill it when it takes longer."""
@@ -235,7 +232,7 @@ class Host:
         self._read_all()
         self._said()
         code = self.process.wait()
-        how = f"by {signal.Signals(-code).name}" if code < 0 else f"with code {code}"
+        how = child_process.how_it_ended(code, self._oom_kills)
         self._loop.remove_reader(self._connection)
         self._connection.close()
         self._close_output()
@@ -263,11 +260,11 @@ class Host:
 def _spawn(python: str, connection: int, memory: int) -> subprocess.Popen[bytes]:
     command = [python, "-E", "-s", str(FOLDER)]
     command += ["--socket", str(connection), "--memory", str(memory), "--parent", str(os.getpid())]
-    # The SDK writes logs and dumps into the working directory, which a system service cannot.
-    folder = None if os.access(".", os.W_OK) else tempfile.gettempdir()
-    if os.sep in python:
-        command[0] = str(Path.cwd() / python)
     try:
+        # The SDK writes logs and dumps into the working directory, which a system service cannot.
+        folder = None if os.access(".", os.W_OK) else tempfile.gettempdir()
+        if os.sep in python:
+            command[0] = str(Path.cwd() / python)
         return subprocess.Popen(  # noqa: S603 - no shell; the interpreter is a setting
             command,
             cwd=folder,

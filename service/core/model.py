@@ -8,9 +8,6 @@ loop.
 
 import asyncio
 import logging
-import math
-import os
-import random
 import time
 from collections.abc import Callable, Iterable, Sequence
 
@@ -18,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from prometheus_client.core import Metric
 
+from service import cgroup
 from service.artifact import Artifact
 from service.core.batcher import Batcher
 from service.core.decoder import Decoded, Decoder
@@ -34,13 +32,20 @@ from service.errors import (
     NotReady,
     Overloaded,
     TooLarge,
+    retry_after_ms,
 )
-from service.metrics import Metrics, gauge_family
+from service.metrics import Metrics, counter_family, gauge_family
 from service.sdk import Devices
 from service.settings import Settings
 
 log = logging.getLogger("topfive.model")
 
+_MORE_TIME = (
+    "send a longer X-Request-Timeout-Ms",
+    "send a longer X-Request-Timeout-Ms, or fewer images in one request",
+)
+OVERHEAD_S = 0.005
+"""What a request may take beside decoding and computing: the wake-ups of three processes."""
 CAUTION = 1.2
 """By which a predicted wait counts for more: rates move, and a late answer is device time lost."""
 
@@ -76,7 +81,7 @@ class Model:
             manifest.preprocessing.resize,
             manifest.preprocessing.resample,
             settings.max_pixels,
-            settings.decode_processes or available_cores(),
+            settings.decode_processes or cgroup.available_cores(),
             settings.max_body_bytes,
             self._wanted,
             self._decoded,
@@ -157,15 +162,9 @@ class Model:
         """Raise what a request of one image, to be answered within `deadline_s`, would be refused
         with now: to be asked at its head."""
         if self._ended:
-            raise Draining("the server is stopping", "send it to another", retry_after_s=1)
+            raise Draining("the server is stopping", "send it to another", retry_after_ms=1000)
         self._check_room(1)
-        wait_s = self._wait_s()
-        if wait_s * CAUTION > deadline_s:
-            raise Overloaded(
-                f"it would wait for {wait_s:.1f} s, and is to be answered within {deadline_s:g} s",
-                "try again after Retry-After, or give it longer",
-                retry_after_s=_whole_seconds(wait_s),
-            )
+        self._check_time(0, deadline_s)
 
     def _check_room(self, images: int) -> None:
         if images > self.largest_request:
@@ -178,21 +177,42 @@ class Model:
             raise NotReady(
                 "no device is proven right now",
                 "try again after Retry-After",
-                retry_after_s=_whole_seconds(self.pool.seconds_to_ready()),
+                retry_after_ms=retry_after_ms(self.pool.seconds_to_ready()),
             )
         if self.rows.free < images:
             raise Overloaded(
                 f"{images} rows are needed and {self.rows.free} of {self.rows.capacity} are free",
                 "try again after Retry-After",
-                retry_after_s=_whole_seconds(self._wait_s()),
+                retry_after_ms=self._drain_ms(),
             )
         queued = self.rows.waiting
         if queued + images > self._queue_images:
             raise Overloaded(
                 f"{queued} images wait, and {images} more; this server queues {self._queue_images}",
                 "try again after Retry-After",
-                retry_after_s=_whole_seconds(self._wait_s()),
+                retry_after_ms=self._drain_ms(),
             )
+
+    def _check_time(self, images: int, left_s: float) -> None:
+        """Raise Overloaded if what is in flight and `images` more would take longer than `left_s`.
+
+        An idle service takes whatever comes. Its rate may be that of small batches, or of a device
+        that was held up, and only answers correct it.
+        """
+        if not self.rows.under_way:
+            return
+        wait_s = self._wait_s(images)
+        if wait_s * CAUTION > left_s:
+            what = f" until {_images(images)} would be answered" if images else ""
+            raise Overloaded(
+                f"the estimated queueing time of {wait_s:.2g} s{what} exceeds the {left_s:.2g} s "
+                "until the deadline",
+                f"try again after Retry-After, or {_MORE_TIME[images > 1]}",
+                retry_after_ms=self._drain_ms(),
+            )
+
+    def _drain_ms(self) -> int:
+        return retry_after_ms(self._wait_s() or 1.0)
 
     def submit(self, data: Sequence[bytes], top_k: int, deadline: float) -> Request:
         """Classify the images whose files are `data`; `answered` of the request says when it is.
@@ -200,10 +220,13 @@ class Model:
         `deadline` is on the event loop's clock; when it passes, the request ends with Deadline.
         TooLarge, NotReady or Overloaded if it is not taken.
         """
+        left_s = deadline - asyncio.get_running_loop().time()
         self._check_room(len(data))
+        self._check_time(len(data), left_s)
+        ahead = self.rows.under_way
         numbers = self.rows.take(len(data))
         assert numbers is not None
-        request = Request(len(data), top_k, deadline)
+        request = Request(len(data), top_k, deadline, left_s, ahead)
         timer = asyncio.get_running_loop().call_at(deadline, self._expire, request)
         self._open[request] = timer
         now = time.perf_counter()
@@ -264,15 +287,24 @@ class Model:
     def _end_open(self) -> None:
         self._ended = True
         for request in list(self._open):
-            request.end(Draining("the server is stopping", "send it to another", retry_after_s=1))
+            request.end(
+                Draining("the server is stopping", "send it to another", retry_after_ms=1000)
+            )
 
     def _expire(self, request: Request) -> None:
-        request.end(
-            Deadline(
-                "the deadline passed before the device answered",
-                "try again; if it happens often, the server has more to do than it can",
-            )
-        )
+        """End `request` with Deadline, which says whether its time or the server's load was it."""
+        count, rate = len(request.outcomes), self.pool.images_per_second
+        alone_s = OVERHEAD_S + count * self._decoder.seconds + (count / rate if rate else 0.0)
+        detail = f"the deadline passed {max(0, request.left_s):.3g} s after the body was whole"
+        if request.left_s < 2 * alone_s:
+            detail += f"; {_images(count)} may take {2 * alone_s:.2g} s with nothing else to do"
+            remedy = _MORE_TIME[count > 1]
+        elif request.ahead:
+            detail += f"; {_images(request.ahead)} came before"
+            remedy = "try again; if it happens often, the server has more to do than it can"
+        else:
+            remedy = "try again; if it happens again the operator's log has the reason"
+        request.end(Deadline(detail, remedy))
 
     def _answer(self, batch: list[Image], sent_at: float, timings: Timings) -> None:
         """A device has computed `batch`: read its top-k, give its rows back, settle the images."""
@@ -302,13 +334,14 @@ class Model:
         self._images["failed"].inc()
         image.request.settle(image.index, error)
 
-    def _wait_s(self) -> float:
-        """Until what is under way now is answered, at the rates of late: 0 if nothing is.
+    def _wait_s(self, images: int = 0) -> float:
+        """Until what is in flight now and `images` more are answered, at recent rates.
 
         The slower of decoding and devices decides, since they work at the same time.
         """
         rate = self.pool.images_per_second
-        return max(self._decoder.wait_s, self.rows.under_way / rate if rate else 0.0)
+        computing_s = (self.rows.under_way + images) / rate if rate else 0.0
+        return max(self._decoder.wait_s(images), computing_s)
 
     def _collect(self) -> Iterable[Metric]:
         rows = self.rows.statistics()
@@ -320,6 +353,13 @@ class Model:
         yield from self.pool.collect()
         yield gauge_family(
             "decode_processes_busy", "Busy.", (), [((), self._decoder.statistics()["busy"])]
+        )
+        cpu_seconds, memory = self._decoder.usage()
+        yield counter_family(
+            "decode_cpu_seconds", "CPU of the decode processes.", (), [((), cpu_seconds)]
+        )
+        yield gauge_family(
+            "decode_resident_memory_bytes", "Memory of the decode processes.", (), [((), memory)]
         )
         yield gauge_family("ready", "What /readyz says.", (), [((), float(self.ready))])
         yield gauge_family("draining", "SIGTERM seen.", (), [((), float(self.draining))])
@@ -346,11 +386,5 @@ def top_k(
     return class_ids, probabilities[np.arange(rows)[:, None], class_ids]
 
 
-def available_cores() -> int:
-    """The processors that this process may run on."""
-    return len(os.sched_getaffinity(0))
-
-
-def _whole_seconds(seconds: float) -> int:
-    """1 to 30, and up to a third more by chance, so that callers do not all return together."""
-    return math.ceil(min(max(seconds, 1.0), 30.0) * (1 + random.random() / 3))  # noqa: S311
+def _images(count: int) -> str:
+    return f"{count} image{'s' * (count != 1)}"

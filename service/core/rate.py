@@ -19,6 +19,8 @@ class Rate:
     """
 
     def __init__(self) -> None:
+        self.images_per_second = 0.0
+        """0 before a batch was answered, or a self-test was measured."""
         self._recent: deque[tuple[float, float, int]] = deque(maxlen=RECENT + 1)
         self._busy_seconds = 0.0
         self._host_seconds = 0.0
@@ -34,6 +36,12 @@ class Rate:
                 self._recent.append((0.0, 0.0, 0))
         self._under_way += 1
 
+    def assume(self, images: int, seconds: float) -> None:
+        """Go by the fastest self-test, of so many images in so many seconds, until a batch is
+        answered."""
+        if not self._images:
+            self.images_per_second = max(self.images_per_second, images / max(seconds, 1e-6))
+
     def finish(self, images: int, host_seconds: float) -> None:
         """A batch of so many images was answered, and took the host so long."""
         now = time.perf_counter()
@@ -43,12 +51,6 @@ class Rate:
         self._since = now
         self._under_way -= 1
         self._recent.append((self._busy_seconds, self._host_seconds, self._images))
-
-    @property
-    def images_per_second(self) -> float:
-        """0 before the first batch was answered."""
-        if len(self._recent) < 2:
-            return 0.0
         first, last = self._recent[0], self._recent[-1]
         seconds = min(last[0] - first[0], last[1] - first[1])
-        return (last[2] - first[2]) / max(seconds, 1e-6)
+        self.images_per_second = (last[2] - first[2]) / max(seconds, 1e-6)

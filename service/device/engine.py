@@ -67,3 +67,5 @@ class Job(NamedTuple):
     batch_max: int
     largest_batch: int
     """Rows to take at once; 0 leaves it to the engine."""
+    threads: int = 0
+    """Threads of an engine that computes on the cores; 0 leaves it to the engine."""

@@ -169,6 +169,12 @@ def _pairs(walk: Walk) -> list[str]:
     ]
 
 
+def _opsets(walk: Walk) -> list[str]:
+    asked = ("force_float32", "onnx")
+    of_11 = [each.ended for each in walk.builds if (each.precision, each.frontend) == asked]
+    return [f"opset 11: {ended}" for ended in of_11] + [f"opset 13: {walk.newer_opset().ended}"]
+
+
 QUESTIONS = (
     Question(1, "Does the SDK support Python 3.8 or later?", _pythons),
     Question(2, "enqueue with a list of outputs that is not empty?", put("outputs")),
@@ -191,4 +197,5 @@ QUESTIONS = (
     Question(19, "Are int8 answers equal from run to run, card to card?", _repeats),
     Question(20, "Which form has mm_run's line of throughput?", _mm_run),
     Question(21, "Do the two devices of an MLU370-X8 fail together?", _pairs),
+    Question(22, "Does the ONNX parser take opset 13, too?", _opsets),
 )

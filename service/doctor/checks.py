@@ -114,6 +114,7 @@ CHECKS: tuple[Check, ...] = (
     artifact,
     compiled,
     golden,
+    machine.cpu,
     machine.memory,
     machine.port,
     machine.files,

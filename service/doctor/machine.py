@@ -1,10 +1,11 @@
-"""Checks of the machine: memory against the settings, the port, the limit of open files."""
+"""Checks of the machine: CPU, memory against the settings, the port, the limit of open files."""
 
 import errno
 import resource
 import socket
 from pathlib import Path
 
+from service import cgroup
 from service.artifact import Artifact
 from service.doctor.context import Context, Finding
 
@@ -12,6 +13,18 @@ PROCESS_BYTES = 256 << 20
 """A service or a host in idle, but for its model: 170 and 200 MB were measured, on the CPU."""
 BYTES_A_PIXEL = 16
 """While a picture is decoded: docs/settings.md, max_pixels."""
+
+
+def cpu(context: Context) -> Finding:
+    """The cores that decode processes and engine threads are reckoned by."""
+    found, asked = cgroup.cores(context.root), context.settings.decode_processes
+    quota = "no quota" if found.quota is None else f"a quota of {found.quota:g} (cgroup)"
+    said = f"{found.affinity} cores by affinity, {quota}: {found.count} used; decode processes: "
+    said += f"{asked or found.count}"
+    if asked > found.count:
+        remedy = "leave --decode-processes at 0, or give it more cores"
+        return Finding("cpu", "warn", f"{said}, more than cores", remedy)
+    return Finding("cpu", "ok", said)
 
 
 def memory(context: Context) -> Finding:
@@ -42,27 +55,10 @@ def _room(root: Path) -> tuple[int, str]:
     """Bytes that may be taken, and who says so: the machine, or a tighter control group."""
     lines = (root / "proc/meminfo").read_text().splitlines()
     [available] = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
-    free, limit = int(available) * 1024, cgroup_limit(root)
+    free, limit = int(available) * 1024, cgroup.memory_limit(root)
     if limit is not None and limit < free:
         return limit, "the container's or service's limit (cgroup)"
     return free, "the machine"
-
-
-def cgroup_limit(root: Path) -> int | None:
-    """The least memory limit of the control groups (v1 or v2) that this process is in, in bytes."""
-    limits = []
-    for line in (root / "proc/self/cgroup").read_text().splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers and "memory" not in controllers.split(","):
-            continue
-        top = root / "sys/fs/cgroup" / ("memory" if controllers else "")
-        name = "memory.limit_in_bytes" if controllers else "memory.max"
-        group = top / path.strip("/")
-        # In a container the path may be the host's, and the group itself be mounted as the top.
-        for folder in {group, *group.parents, top}:
-            if folder.is_relative_to(top) and (folder / name).is_file():
-                limits.append((folder / name).read_text().strip())
-    return min((int(limit) for limit in limits if limit != "max"), default=None)
 
 
 def port(context: Context) -> Finding:

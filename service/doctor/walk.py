@@ -80,6 +80,15 @@ class Walk:
         """The option that has models compiled for the card's own number of clusters alone."""
         return ("--arch", f"mtp_372:{self.clusters}") if self.clusters else ()
 
+    def newer_opset(self) -> Build:
+        """Build float32 by the frontend onnx in opset 13; the other builds are in opset 11."""
+        self.say("building force_float32 by the frontend onnx in opset 13")
+        python, output = self.sdk.python, self.folder / "opset-13"
+        more = ("--opset", "13")
+        return builds.build(
+            self.source, "force_float32", "onnx", python, self.ordinal, output, more
+        )
+
     def artifact(self, precision: str) -> Artifact | None:
         """One of this precision, of the first frontend that made one."""
         made = (each.artifact for each in self.builds if each.precision == precision)

@@ -207,7 +207,7 @@ class _OnArtifact:
         if isinstance(outcome, Prediction):
             return Top5(tuple(outcome.class_ids))
         if outcome.status in _AGAIN:
-            wait_s = float(outcome.members.get("retry_after_s", RETRY_S))
+            wait_s = float(outcome.members.get("retry_after_ms", RETRY_S * 1000)) / 1000
             return Later(wait_s, outcome.code, outcome.detail)
         return Failed(outcome.code, outcome.detail)
 

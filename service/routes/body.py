@@ -16,22 +16,30 @@ from service.errors import (
     RequestError,
     TooLarge,
     UnsupportedMedia,
+    retry_after_ms,
 )
 from service.routes.exchange import Headers
 from service.routes.problem import CODINGS
 
+_ALIASES = {"x-gzip": "gzip"}
 _INFLATE = {"gzip": zlib.MAX_WBITS | 16, "deflate": zlib.MAX_WBITS}
 
 
 class Intake:
-    """The bodies in memory: together at most `limit_bytes`, each at most `max_body_bytes`.
+    """The bodies in memory: together at most `limit_bytes`, each at most `max_body_bytes`, and
+    whole within `timeout_s`.
 
     `observe` is called with the size of each, as it was received.
     """
 
     def __init__(
-        self, limit_bytes: int, max_body_bytes: int, observe: Callable[[float], None]
+        self,
+        limit_bytes: int,
+        max_body_bytes: int,
+        timeout_s: float,
+        observe: Callable[[float], None],
     ) -> None:
+        self._timeout_s = timeout_s
         self._limit_bytes = limit_bytes
         self._max_body_bytes = max_body_bytes
         self._observe = observe
@@ -49,7 +57,7 @@ class Intake:
             raise Overloaded(
                 "no room for another body: those that are here fill the memory for them",
                 "try again after Retry-After",
-                retry_after_s=1,
+                retry_after_ms=retry_after_ms(0.75),
             )
         self._reserved_bytes += more_bytes
 
@@ -74,20 +82,21 @@ class Intake:
         if coding not in CODINGS:
             raise UnsupportedMedia(
                 f"Content-Encoding {coding[:40]!r} is not taken",
-                "send the body as it is, or with gzip or deflate",
+                "send the body as it is, or compressed once, with gzip or deflate",
             )
         self._check_size(_length(headers))
 
     async def receive(
-        self, headers: Headers, receive: Receive, timeout_s: float, room: "Room"
+        self, headers: Headers, receive: Receive, deadline_s: float, room: "Room"
     ) -> bytes:
         """The whole body, without its content coding; its bytes are taken from `room`.
 
         Overloaded if there is no room for it, TooLarge and Malformed as it comes; BodyTimeout
-        after `timeout_s`; ClientGone when the caller leaves; Draining after `end`.
+        after `timeout_s`, or after the request's `deadline_s`; ClientGone when the caller
+        leaves; Draining after `end`.
         """
         room.take(_length(headers))
-        body = await self._read_in_time(receive, timeout_s, room)
+        body = await self._read_in_time(receive, deadline_s, room)
         self._observe(len(body))
         coding = _coding(headers)
         if coding == "identity":
@@ -96,22 +105,28 @@ class Intake:
         room.take(len(body))
         return body
 
-    async def _read_in_time(self, receive: Receive, timeout_s: float, room: "Room") -> bytes:
-        timer = asyncio.timeout(timeout_s)
+    async def _read_in_time(self, receive: Receive, deadline_s: float, room: "Room") -> bytes:
+        timer = asyncio.timeout(min(self._timeout_s, deadline_s))
         self._timers.add(timer)
         try:
             async with timer:
                 return await self._read(receive, room)
         except TimeoutError:
-            raise self._late(timeout_s) from None
+            raise self._late(deadline_s) from None
         finally:
             self._timers.discard(timer)
 
-    def _late(self, timeout_s: float) -> RequestError:
+    def _late(self, deadline_s: float) -> RequestError:
         if self._ended:
-            return Draining("the server is stopping", "send it to another", retry_after_s=1)
+            return Draining("the server is stopping", "send it to another", retry_after_ms=1000)
+        if deadline_s < self._timeout_s:
+            return BodyTimeout(
+                f"the body was not whole within {deadline_s:g} s, the request's deadline",
+                "send a longer X-Request-Timeout-Ms, or the body faster",
+            )
         return BodyTimeout(
-            f"the body was not whole within {timeout_s:g} s", "send it faster, or a smaller one"
+            f"the body was not whole within {self._timeout_s:g} s",
+            "send it faster, or a smaller one",
         )
 
     async def _read(self, receive: Receive, room: "Room") -> bytes:
@@ -177,7 +192,16 @@ class Room:
 
 
 def _coding(headers: Headers) -> str:
-    return headers.get("content-encoding", "identity").strip().lower()
+    """The content coding of the body, one of CODINGS; what is not taken is returned as it came.
+
+    RFC 9110 8.4: x-gzip is gzip, names have no case, and `identity` in a list changes nothing.
+    """
+    declared = headers.get("content-encoding")
+    if declared is None:
+        return "identity"
+    named = [name for each in declared.split(",") if (name := each.strip().lower())]
+    applied = [name for name in named if name != "identity"] or named[:1]
+    return _ALIASES.get(applied[0], applied[0]) if len(applied) == 1 else declared
 
 
 def _length(headers: Headers) -> int:

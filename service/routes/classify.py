@@ -53,9 +53,8 @@ def door(model: Model, intake: Intake, settings: Settings, metrics: Metrics) -> 
         intake.check_head(headers)
         model.admit(deadline_s)
         deadline = asyncio.get_running_loop().time() + deadline_s
-        body_timeout_s = min(settings.body_timeout_ms / 1000, deadline_s)
         with intake.room() as room:
-            body = await intake.receive(headers, receive, body_timeout_s, room)
+            body = await intake.receive(headers, receive, deadline_s, room)
             received = exchange.seconds()
             receive_seconds.observe(received)
             image_files = _split(exchange, body, content_type, model)

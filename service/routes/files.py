@@ -1,12 +1,13 @@
 """The image files in a body: the body itself, the parts of a form, or base64 in JSON."""
 
 import base64
+import re
+from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote
 
 import orjson
-from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartParser, parse_options_header
+from python_multipart.multipart import parse_options_header
 
 from service import images
 from service.errors import Malformed, TooLarge, Undecodable, UnsupportedMedia
@@ -18,6 +19,8 @@ FORM = "multipart/form-data"
 JSON = "application/json"
 PARTS = ("image", "images", "file", "files")
 COMMAS_AN_IMAGE = 100
+MAX_PART_HEAD_BYTES = 4096
+"""Maximum size of the headers of a form's part."""
 
 _TAKEN = (
     f"send an image as {', '.join(images.MEDIA_TYPES)} or application/octet-stream, "
@@ -151,76 +154,80 @@ def _check_count(count: int, limit: int) -> None:
         )
 
 
-def _form(body: bytes, content_type: str, limit: int) -> list[bytes]:
-    boundary = parse_options_header(content_type)[1].get(b"boundary")
-    if not boundary:
-        raise Malformed(f"{FORM} without a boundary", "let the client set the Content-Type")
-    form = _Form(limit)
-    try:
-        parser = MultipartParser(boundary, form.callbacks())  # type: ignore[arg-type]
-        parser.write(body)
-        parser.finalize()
-    except FormParserError as error:
-        raise Malformed(f"the form cannot be read: {error}", "send it whole") from error
-    if not form.ended:
-        raise Malformed("the form ends before its last boundary", "send it whole")
-    return form.files
-
-
 _PART_NAMES = (
     f"name each image's part {', '.join(PARTS[:-1])} or {PARTS[-1]}, "
     "and send top_k in the query: /classify?top_k=3"
 )
+_BY_LIBRARY = "send all of it, as curl -F image=@FILE or an HTTP library's form does"
+# Behind the boundary: the last one's dashes, padding, the end of the line.
+_BOUNDARY_END = re.compile(rb"(--)?[ \t]*(?:\r\n|\Z)")
+_FOLD = re.compile(rb"\r\n[ \t]+")
 
 
-class _Form:
-    """Collects the parts of a form as the parser meets them."""
+def _form(body: bytes, content_type: str, limit: int) -> list[bytes]:
+    """Return the parts' contents: RFC 2046 5.1.1, so what is before the first boundary and after
+    the last one is passed over, and a header may be folded."""
+    boundary = parse_options_header(content_type)[1].get(b"boundary")
+    if not boundary:
+        raise Malformed(f"{FORM} without a boundary", "let the client set the Content-Type")
+    files: list[bytes] = []
+    for start, end in _parts(body, b"\r\n--" + boundary):
+        _check_count(len(files) + 1, limit)
+        if end == -1:
+            raise Malformed("the form ends before its last boundary", _BY_LIBRARY)
+        head_end = _head_end(body, start, end)
+        _check_name(body[start:head_end])
+        files.append(body[head_end + 4 : end])
+    return files
 
-    def __init__(self, limit: int) -> None:
-        self.files: list[bytes] = []
-        self.ended = False
-        self._limit = limit
-        self._name = self._value = self._disposition = b""
-        self._content: list[bytes] = []
 
-    def callbacks(self) -> dict[str, Any]:
-        return {
-            "on_part_begin": self._begin,
-            "on_header_field": self._header_field,
-            "on_header_value": self._header_value,
-            "on_header_end": self._header_end,
-            "on_headers_finished": self._check_name,
-            "on_part_data": self._data,
-            "on_part_end": self._end,
-            "on_end": self._finish,
-        }
+def _parts(body: bytes, delimiter: bytes) -> Iterator[tuple[int, int]]:
+    """Yield where each part starts, behind its boundary's line, and where it ends; -1 if it does
+    not."""
+    # Before the first boundary may be nothing, or text of another kind of line.
+    at = 0 if body.startswith(delimiter[2:]) else body.find(delimiter[1:]) + 1
+    if not body.startswith(delimiter[2:], at):
+        raise Malformed("there is no boundary of the form in the body", _BY_LIBRARY)
+    line = _boundary_end(body, at + len(delimiter) - 2)
+    while not line[1]:
+        # The line's own end is enough before the next boundary.
+        at = body.find(delimiter, line.end() - 2)
+        yield line.end(), at
+        line = _boundary_end(body, at + len(delimiter))
 
-    def _begin(self) -> None:
-        self._disposition = b""
-        self._content = []
 
-    def _header_field(self, data: bytes, start: int, end: int) -> None:
-        self._name += data[start:end]
+def _boundary_end(body: bytes, at: int) -> re.Match[bytes]:
+    line = _BOUNDARY_END.match(body, at)
+    if line is None:
+        raise Malformed(
+            "a boundary of the form is not alone on its line, or the line does not end in CRLF",
+            _BY_LIBRARY,
+        )
+    return line
 
-    def _header_value(self, data: bytes, start: int, end: int) -> None:
-        self._value += data[start:end]
 
-    def _header_end(self) -> None:
-        if self._name.lower() == b"content-disposition":
-            self._disposition = self._value
-        self._name = self._value = b""
+def _head_end(body: bytes, start: int, end: int) -> int:
+    """Return where the empty line behind a part's headers begins."""
+    # A part without headers begins with it: its boundary's line ends before it.
+    found = body.find(b"\r\n\r\n", start - 2, min(end, start + MAX_PART_HEAD_BYTES))
+    if found == -1:
+        raise Malformed(
+            f"a part of the form has no empty line within {MAX_PART_HEAD_BYTES} bytes, "
+            "which ends its headers",
+            _BY_LIBRARY,
+        )
+    return found
 
-    def _check_name(self) -> None:
-        name = parse_options_header(self._disposition)[1].get(b"name", b"").decode(errors="replace")
-        if name.removesuffix("[]") not in PARTS:
-            raise Malformed(f"a part is named {name[:80]!r}", _PART_NAMES)
-        _check_count(len(self.files) + 1, self._limit)
 
-    def _data(self, data: bytes, start: int, end: int) -> None:
-        self._content.append(data[start:end])
-
-    def _end(self) -> None:
-        self.files.append(b"".join(self._content))
-
-    def _finish(self) -> None:
-        self.ended = True
+def _check_name(head: bytes) -> None:
+    """Raise Malformed if the part with these headers is none of PARTS, or they are none."""
+    disposition = b""
+    for line in _FOLD.sub(b" ", head).split(b"\r\n") if head else ():
+        header, colon, value = line.partition(b":")
+        if not colon:
+            raise Malformed(f"a part's header {line[:80]!r} has no colon", _BY_LIBRARY)
+        if header.strip().lower() == b"content-disposition":
+            disposition = value
+    name = parse_options_header(disposition)[1].get(b"name", b"").decode(errors="replace")
+    if name.removesuffix("[]") not in PARTS:
+        raise Malformed(f"a part is named {name[:80]!r}", _PART_NAMES)

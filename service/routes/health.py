@@ -10,9 +10,8 @@ import orjson
 from fastapi import APIRouter, Response
 
 from service.core.model import Model
+from service.errors import LONGEST_RETRY_S
 from service.routes.openapi import get
-
-LONGEST_RETRY_S = 30
 
 
 def router(model: Model) -> APIRouter:
@@ -65,6 +64,6 @@ def _reason(model: Model) -> str:
 def _answer(model: Model, status: int, body: dict[str, Any]) -> Response:
     headers = {"cache-control": "no-store"}
     if status == 503:
-        wait_s = 1 if model.draining else math.ceil(model.pool.seconds_to_ready())
-        headers["retry-after"] = str(min(wait_s, LONGEST_RETRY_S))
+        wait_s = 1.0 if model.draining else model.pool.seconds_to_ready()
+        headers["retry-after"] = str(math.ceil(min(wait_s, LONGEST_RETRY_S)))
     return Response(orjson.dumps(body), status, headers=headers, media_type="application/json")

@@ -1,6 +1,7 @@
 """Errors as answers: RFC 9457 problem details, one body for all doors."""
 
 import asyncio
+import math
 from contextlib import suppress
 from typing import Protocol
 
@@ -37,10 +38,7 @@ def fields(error: RequestError) -> dict[str, object]:
     said: dict[str, object] = {"status": error.status, "code": error.code, "detail": error.detail}
     if error.remedy:
         said["remedy"] = error.remedy
-    members = dict(error.members)
-    if "retry_after_s" in members:
-        members["retry_after_ms"] = int(str(members.pop("retry_after_s"))) * 1000
-    return said | members
+    return said | error.members
 
 
 def problem(answering: Answering, error: RequestError) -> Response:
@@ -88,8 +86,9 @@ async def _drop_body(receive: Receive) -> None:
 
 def _headers(error: RequestError) -> dict[str, str]:
     headers = {"cache-control": "no-store"}
-    if "retry_after_s" in error.members:
-        headers["retry-after"] = str(error.members["retry_after_s"])
+    if (wait_ms := error.members.get("retry_after_ms")) is not None:
+        # The header has whole seconds, and 0 would mean at once.
+        headers["retry-after"] = str(max(1, math.ceil(int(str(wait_ms)) / 1000)))
     if error.status in (408, 413) or isinstance(error, Draining):  # no more of this body, or none
         headers["connection"] = "close"
     if isinstance(error, UnsupportedMedia):

@@ -10,6 +10,8 @@ It is read when the engine opens and before each run, so a test may change it un
     garbage              a message that is none
     stale                a reply for a batch that nobody sent; then all goes on
     wrong                the probabilities in another order (only when running)
+
+"slow_s" beside them is how long each row takes.
 """
 
 import json
@@ -59,14 +61,21 @@ class FaultyEngine(engine_openvino.OpenVINOEngine):
         fault = self._fault("run")
         self._runs += 1
         fail(fault)
-        nanoseconds = super().finish()
+        slow_s = self._orders().get("slow_s", 0.0) * len(self._numbers)
+        time.sleep(slow_s)
+        copy_in, compute, copy_out = super().finish()
+        nanoseconds = (copy_in, compute + int(slow_s * 1e9), copy_out)
         if fault == "wrong":
             self._outputs[self._numbers] = self._outputs[self._numbers][:, ::-1]
         return nanoseconds
 
     def _fault(self, moment: str) -> str:
-        told = json.loads(control.read_text()).get(self._device, {})
-        return told.get(moment, "") if self._runs >= told.get("after", 0) else ""
+        orders = self._orders()
+        return orders.get(moment, "") if self._runs >= orders.get("after", 0) else ""
+
+    def _orders(self) -> dict[str, Any]:
+        orders: dict[str, Any] = json.loads(control.read_text()).get(self._device, {})
+        return orders
 
 
 engine_openvino.OpenVINOEngine = FaultyEngine  # type: ignore[misc]

@@ -15,11 +15,12 @@ class _SeededGraph(Graph):
     """Makes the weights that a layer asks for, and keeps them."""
 
     def blobs(self, layer: Layer, **wanted: Shape) -> list[Blob]:
-        if layer.name not in self.made:
-            self.made[layer.name] = [
+        name = layer.proto.name
+        if name not in self.made:
+            self.made[name] = [
                 _numbers(self.random, self.scale, what, shape) for what, shape in wanted.items()
             ]
-        return self.made[layer.name]
+        return self.made[name]
 
 
 def _numbers(random: np.random.Generator, scale: float, what: str, shape: Shape) -> Blob:

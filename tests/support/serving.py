@@ -93,6 +93,14 @@ class Service:
         leaders = (pid for pid in children(self.process.pid) if "service.decoding" in command(pid))
         return [pid for leader in leaders for pid in (leader, *children(leader))]
 
+    def cpu_seconds(self) -> float:
+        """What its processes have used of processors so far, from proc(5)."""
+        ticks = 0
+        for pid in (self.process.pid, *self.hosts(), *self.decoding()):
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            ticks += int(fields[11]) + int(fields[12])
+        return ticks / os.sysconf("SC_CLK_TCK")
+
     @contextlib.contextmanager
     def frozen_device(self) -> Iterator[None]:
         """The device hosts do nothing meanwhile."""
