@@ -32,6 +32,7 @@ SWITCHES = {
     "inputs as a tuple": {"MAGICMIND_SIM_INPUTS": "tuple"},
     "lenient types": {"MAGICMIND_SIM_DTYPES": "lenient"},
     "None from calls that act": {"MAGICMIND_SIM_ACTS": "none"},
+    "a parser of opset 11": {"MAGICMIND_SIM_LARGEST_OPSET": "11"},
     "exclusive mode": {"MAGICMIND_SIM_EXCLUSIVE": "LOCKS"},
     "another default device": {"CNRT_DEFAULT_DEVICE": "1", "MAGICMIND_SIM_CARDS": "2"},
 }
@@ -182,6 +183,14 @@ def test_a_build(name: str, simulated: Simulated, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "device against reference: " in done.stderr and "not done" not in done.stderr
     assert ("set_dimension answered None" in done.stderr) is ("None from" in name)
+
+
+@pytest.mark.parametrize("frontend", ["caffe", "onnx"])
+def test_a_parser_of_an_older_opset(frontend: str, simulated: Simulated, tmp_path: Path) -> None:
+    """What MagicMind gets is in opset 11, the only one that its public users give it."""
+    command = simulated.build(tmp_path, "--frontend", frontend)
+    done = simulated.run(command, SWITCHES["a parser of opset 11"])
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.large

@@ -84,7 +84,7 @@ class Walk:
         """Build float32 by the frontend onnx in opset 13; the other builds are in opset 11."""
         self.say("building force_float32 by the frontend onnx in opset 13")
         python, output = self.sdk.python, self.folder / "opset-13"
-        more = ("--opset", "13")
+        more = ("--opset", "13", *self.arch)
         return builds.build(
             self.source, "force_float32", "onnx", python, self.ordinal, output, more
         )
