@@ -88,7 +88,7 @@ networks: $(VENV)/.dev ## all published Caffe networks beside OpenCV's dnn: minu
 	$(BIN)/python -m pytest -m large tests/test_caffe_published.py tests/test_evaluation_trained.py tests/test_draft.py
 
 cards: $(VENV)/.dev .venv37/.ready ## trained networks and every fault on simulated cards: minutes
-	$(BIN)/python -m pytest -m 'large or not large' tests/test_cards.py tests/test_cards_trained.py tests/test_doctor_card.py tests/test_sweep.py tests/test_bench_card.py
+	$(BIN)/python -m pytest -m 'large or not large' tests/test_cards.py tests/test_card_switches.py tests/test_cards_trained.py tests/test_doctor_card.py tests/test_sweep.py tests/test_bench_card.py
 
 drain: $(VENV)/.dev ## SIGTERM under full load, ten times, one process and two workers: a minute
 	$(BIN)/python -m pytest -m large tests/test_drain.py tests/test_workers.py

@@ -29,8 +29,8 @@ Triple = tuple[float, float, float]
 LARGEST_BATCH = 64
 """Of a mutable model unless more is asked for: the upper end of the sample's dim_range."""
 MAX_BATCH = 1024
-# The numbers of clusters of an MLU370-S4, an X4, a half of an X8, and a part of one.
-ARCH = "mtp_372:2,4,6,8"
+# Clusters of a half of an MLU370-X8, an S4 and an X4. Public builds have at most three numbers.
+ARCH = "mtp_372:4,6,8"
 CALIBRATION_IMAGES = 128
 TWICE = 1000
 """Larger than any mean or std of bytes: 256 is in use, and 0.2 times 255 twice is 13,005."""
@@ -88,7 +88,7 @@ class Calibration:
 class Card:
     """What a build for a card is asked for beside. `frontend` None is caffe where that can be."""
 
-    archs: tuple[str | dict[str, list[int]], ...] = ({"mtp_372": [2, 4, 6, 8]},)
+    archs: tuple[str | dict[str, list[int]], ...] = ({"mtp_372": [4, 6, 8]},)
     """As MagicMind's configuration has them: a name, or a name with numbers of clusters."""
     frontend: Kind | None = None
     opset: int = 11

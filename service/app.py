@@ -55,7 +55,12 @@ def create_app(settings: Settings, fatal: Fatal, peers: Peers | None = None) -> 
     """
     started = time.perf_counter()
     artifact = artifacts.read(settings.named_artifact())
-    devices = sdk.chosen_devices(artifact.manifest.target, settings.devices, settings.device_python)
+    devices = sdk.chosen_devices(
+        artifact.manifest.target,
+        settings.devices,
+        settings.device_python,
+        settings.import_timeout_s,
+    )
     metrics = Metrics()
     metrics.describe_build(version(), os.environ.get("TOPFIVE_REVISION", ""))
     logs.count_lost(metrics.log_lines_lost.inc)

@@ -121,7 +121,7 @@ def serve(settings: "Settings", sources: dict[str, str]) -> None:
     """
     import logging
 
-    from service import logs, signals
+    from service import logs, sdk, signals
     from service.settings import require_linux, unknown_variables
 
     require_linux()
@@ -131,6 +131,9 @@ def serve(settings: "Settings", sources: dict[str, str]) -> None:
         logging.getLogger("topfive").warning(
             "unknown_variable", extra={"variable": name, "detail": "no setting; see topfive config"}
         )
+    if ignored := sdk.overridden():
+        facts = {"variable": sdk.OVERRIDE, "detail": ignored}
+        logging.getLogger("topfive").warning("ignored_variable", extra=facts)
     if settings.workers > 1:
         from service import workers
 

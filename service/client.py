@@ -182,7 +182,7 @@ async def opened_model(
     artifact = artifacts.read(path)
     effective, _ = settings.load({"devices": devices, "device_python": device_python})
     target, python = artifact.manifest.target, effective.device_python
-    chosen = sdk.chosen_devices(target, effective.devices, python)
+    chosen = sdk.chosen_devices(target, effective.devices, python, effective.import_timeout_s)
     model = Model(artifact, effective, Metrics(), given_up.set_result, chosen)
     model.start()
     try:

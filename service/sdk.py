@@ -3,9 +3,14 @@
 MagicMind exists for CPython 3.7 only, so everything that touches it runs in processes of another
 interpreter. Each question here is a short-lived process of that interpreter (device/facts.py):
 nothing of the SDK is ever loaded into this one.
+
+The SDK may print on stdout when it is imported and when the interpreter ends, and may crash then:
+an answer is the JSON behind MARK, and the exit code of a process that gave one does not matter.
 """
 
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,8 +23,11 @@ from service.errors import SdkError
 
 FACTS = Path(__file__).resolve().parent / "device" / "facts.py"
 TRIED = ("python3.7", "/usr/bin/python3.7", "/usr/local/bin/python3.7", "python3", "python")
-IMPORT_TIMEOUT_S = 60.0
-"""For an interpreter to load the SDK and, if asked, count its devices."""
+MARK = "[topfive:answer] "
+IMPORT_TIMEOUT_S = 180.0
+"""Seconds for an interpreter to load the SDK and, if asked, count its devices."""
+OVERRIDE = "CNRT_DEFAULT_DEVICE"
+"""The variable by which the SDK's runtime ignores the device that a program chooses."""
 
 
 @dataclass(frozen=True)
@@ -40,15 +48,15 @@ class Devices:
     ordinals: tuple[int, ...]
 
 
-def find(asked: str | None) -> Sdk:
+def find(asked: str | None, timeout_s: float = IMPORT_TIMEOUT_S) -> Sdk:
     """The interpreter `asked`, or the first of TRIED that can load MagicMind.
 
-    SdkError says why each one that was tried cannot.
+    SdkError says why each one that was tried cannot; none has longer than `timeout_s`.
     """
     reasons = {}
     for python in [asked] if asked else _on_this_machine():
         try:
-            facts = _ask(python)
+            facts = _ask(python, timeout_s)
         except SdkError as error:
             reasons[python] = error.detail
             continue
@@ -58,32 +66,34 @@ def find(asked: str | None) -> Sdk:
     tried = "; ".join(reasons.values())
     raise SdkError(
         f"no interpreter can load MagicMind ({tried or 'there is no Python on the path'})",
-        "install the MagicMind wheel into a CPython 3.7, and name that interpreter",
+        remedy_for(tried) or _INSTALL,
     )
 
 
-def device_count(python: str) -> int:
-    """How many devices the SDK under `python` sees; SdkError if it cannot tell."""
-    facts = _ask(python, "--devices")
+def device_count(python: str, timeout_s: float = IMPORT_TIMEOUT_S) -> int:
+    """How many devices the SDK under `python` sees; SdkError if it cannot tell in `timeout_s`."""
+    facts = _ask(python, timeout_s, "--devices")
     if facts["why_not"]:
         raise SdkError(
             f"{python}: the SDK cannot count its devices: {facts['why_not']}",
-            "look at the driver (cnmon) and at /dev/cambricon_*; topfive doctor checks both",
+            remedy_for(facts["why_not"]) or _LOOK_AT_THE_DRIVER,
         )
     return int(facts["devices"])
 
 
-def chosen_devices(target: str, devices: str, device_python: str | None) -> Devices:
+def chosen_devices(
+    target: str, devices: str, device_python: str | None, timeout_s: float = IMPORT_TIMEOUT_S
+) -> Devices:
     """What the settings `devices` and `device_python` mean here, for an artifact of `target`.
 
-    For cards two short-lived processes are waited for; SdkError if the SDK cannot be found, or does
-    not see a device that is asked for.
+    For cards two short-lived processes are waited for, `timeout_s` each; SdkError if the SDK cannot
+    be found, or does not see a device that is asked for.
     """
     asked = () if devices == "all" else tuple(dict.fromkeys(map(int, devices.split(","))))
     if target == "cpu":
         return Devices(device_python or sys.executable, asked or (0,))
-    python = find(device_python).python
-    count = device_count(python)
+    python = find(device_python, timeout_s).python
+    count = device_count(python, timeout_s)
     missing = [ordinal for ordinal in asked if ordinal >= count]
     if missing or not count:
         raise SdkError(
@@ -93,30 +103,87 @@ def chosen_devices(target: str, devices: str, device_python: str | None) -> Devi
     return Devices(python, asked or tuple(range(count)))
 
 
+def environment() -> dict[str, str]:
+    """Return this process's environment for a process of the SDK's: without OVERRIDE."""
+    return {name: value for name, value in os.environ.items() if name != OVERRIDE}
+
+
+def overridden() -> str:
+    """Return a sentence that OVERRIDE is set here and has no effect; empty if it is not set."""
+    if OVERRIDE not in os.environ:
+        return ""
+    return f"{OVERRIDE}={os.environ[OVERRIDE]} has no effect: it would override the chosen devices"
+
+
+def answer_in(output: str) -> Any:
+    """Return the value of the last whole JSON behind MARK in `output`; None if there is none."""
+    for part in reversed(output.split(MARK)[1:]):
+        try:
+            return json.JSONDecoder().raw_decode(part)[0]
+        except ValueError:
+            continue
+    return None
+
+
+def remedy_for(failure: str) -> str:
+    """Return what to do about `failure`, words of the SDK; empty if it is not one that is known."""
+    library = re.search(r"([^\s:]+): cannot open shared object file", failure)
+    if library:
+        home = os.environ.get("NEUWARE_HOME") or "/usr/local/neuware"
+        return (
+            f"{library[1]} belongs to the SDK: set LD_LIBRARY_PATH={home}/lib64:"
+            f"{home}/lib/llvm-mm/lib (for a wheel of the old C++ ABI "
+            f"{home}/lib/llvm-mm-cxx11-old-abi/lib), and NEUWARE_HOME where the SDK is elsewhere"
+        )
+    if re.search(r"\bactive(:| answered)|\bexclusive\b", failure):
+        return (
+            "another process may have the card: cnmon lists the processes and the compute mode, "
+            "and in an exclusive mode a card takes one process only; end the other one, or set "
+            "the mode to default"
+        )
+    return ""
+
+
+_INSTALL = (
+    "install the MagicMind wheel into a CPython 3.7 by that interpreter's own pip, and name the "
+    "interpreter; PYTHONPATH and packages of one user (pip install --user) are not looked at"
+)
+_LOOK_AT_THE_DRIVER = (
+    "look at the driver (cnmon) and at /dev/cambricon_*; topfive doctor checks both"
+)
+
+
 def _on_this_machine() -> list[str]:
     """The interpreters to try, each once."""
     found = [path for name in TRIED if (path := shutil.which(name))]
     return list(dict.fromkeys(path for path in found if path != sys.executable))
 
 
-def _ask(python: str, *options: str) -> dict[str, Any]:
+def _ask(python: str, timeout_s: float, *options: str) -> dict[str, Any]:
     command: Sequence[str] = (python, "-E", "-s", str(FACTS), *options)
     try:
-        answer = subprocess.run(  # noqa: S603 - no shell; the interpreter is a setting
-            command, capture_output=True, text=True, timeout=IMPORT_TIMEOUT_S, check=True
+        ended = subprocess.run(  # noqa: S603 - no shell; the interpreter is a setting
+            command,
+            env=environment(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout_s,
         )
-        facts: dict[str, Any] = json.loads(answer.stdout.splitlines()[-1])
     except subprocess.TimeoutExpired as error:
         raise SdkError(
-            f"{python}: no answer within {IMPORT_TIMEOUT_S:g} s",
-            "a driver that hangs needs its host's attention: try cnmon",
+            f"{python}: no answer within {timeout_s:g} s",
+            "a driver that hangs needs its host's attention: try cnmon; the setting "
+            "import_timeout_s gives an SDK that loads slowly more time",
         ) from error
-    except subprocess.CalledProcessError as error:
-        last = (error.stderr or "").strip().splitlines()[-1:]
-        raise SdkError(
-            f"{python}: ended with {error.returncode}: {' '.join(last)}",
-            "run it by hand with device/facts.py of this package",
-        ) from error
-    except (OSError, ValueError, IndexError) as error:
+    except OSError as error:
         raise SdkError(f"{python}: {error}", "name the SDK's interpreter") from error
+    facts: dict[str, Any] | None = answer_in(ended.stdout)
+    if facts is None:
+        last = " ".join(ended.stderr.strip().splitlines()[-1:])
+        raise SdkError(
+            f"{python}: ended with {ended.returncode} and no answer: {last}",
+            remedy_for(last) or "run it by hand with device/facts.py of this package",
+        )
     return facts

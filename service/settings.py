@@ -110,6 +110,11 @@ class Settings(BaseSettings):
         description="Interpreter of the device hosts; default: on the CPU the service's own, for "
         "cards the first of python3.7, python3 that can load MagicMind.",
     )
+    import_timeout_s: Seconds = Field(
+        180,
+        description="For an interpreter to load MagicMind and count the cards; then the next one "
+        "is tried.",
+    )
     decode_processes: int = Field(
         0, ge=0, le=256, description="Processes that decode images; 0: one a core."
     )

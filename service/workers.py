@@ -37,7 +37,9 @@ ENDING_S = 10.0
 def serve(settings: Settings) -> int:
     """Serve until a signal stops it (0), or until every worker has given up (1)."""
     manifest = artifacts.read(settings.named_artifact()).manifest
-    devices = sdk.chosen_devices(manifest.target, settings.devices, settings.device_python)
+    devices = sdk.chosen_devices(
+        manifest.target, settings.devices, settings.device_python, settings.import_timeout_s
+    )
     shares = deal(settings, devices)
     with listen(settings.host, settings.port) as listener, _private_folder() as folder:
         url = announce(settings, listener)

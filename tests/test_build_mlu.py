@@ -313,7 +313,7 @@ def test_the_whole_configuration(build: Run, stub: Path) -> None:
     """Of a mutable float network: sizes in the layout before the conversion, RGB order."""
     build(*BGR)
     assert job_of(stub)["config"] == {
-        "archs": [{"mtp_372": [2, 4, 6, 8]}],
+        "archs": [{"mtp_372": [4, 6, 8]}],
         "precision_config": {"precision_mode": "force_float32"},
         "graph_shape_mutable": True,
         "dim_range": {"0": {"min": [1, 3, SIDE, SIDE], "max": [64, 3, SIDE, SIDE]}},
@@ -376,6 +376,15 @@ def test_a_configuration_of_the_users(build: Run, stub: Path, tmp_path: Path) ->
     config = job_of(stub)["config"]
     assert config["opt_config"] == {"type64to32_conversion": True, "conv_scale_fold": False}
     assert config["compute_determinism"] is True and "archs" in config
+
+
+def test_each_switch_of_optimisation_is_taken(build: Run, stub: Path, tmp_path: Path) -> None:
+    """Those that public sources use, whichever release knows them."""
+    switches = {"auto_fusion_enable": True, "clustering_launch_enable": False}
+    file = tmp_path / "more.json"
+    file.write_text(json.dumps({"opt_config": switches}))
+    assert build("--build-config", file)[0] == 0
+    assert switches.items() <= job_of(stub)["config"]["opt_config"].items()
 
 
 @pytest.mark.parametrize(
@@ -606,6 +615,14 @@ def test_a_failure_before_the_first_step(build: Run, tmp_path: Path) -> None:
     assert code == 1 and "failed to start" in err and "No module named 'absent_sdk'" in err
 
 
+def test_a_library_that_the_compiler_lacks(build: Run, tmp_path: Path) -> None:
+    """The remedy has its file and the folders of the SDK's libraries."""
+    why = "libcnrt.so.5: cannot open shared object file: No such file or directory"
+    write_stub(tmp_path, first=f"raise ImportError({why!r})")
+    code, _, err = build()
+    assert code == 1 and "libcnrt.so.5 belongs to the SDK: set LD_LIBRARY_PATH=" in err
+
+
 def test_a_process_that_dies_after_its_work_has_done_it(build: Run, tmp_path: Path) -> None:
     """In the SDK's own clearing up, say; it is told."""
     done = "import atexit; atexit.register(lambda: os.kill(os.getpid(), signal.SIGSEGV))"
@@ -625,12 +642,15 @@ def test_no_sdk_is_said_before_the_work(build: Run, tmp_path: Path) -> None:
 def test_the_compiler_has_our_environment(
     build: Run, stub: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Untouched: which cards, which libraries."""
+    """Which cards, which libraries; without what overrides the chosen card, and that is said."""
     monkeypatch.setenv("MLU_VISIBLE_DEVICES", "2")
     monkeypatch.setenv("NEUWARE_HOME", "/usr/local/neuware")
-    build()
+    expected = dict(os.environ)
+    monkeypatch.setenv("CNRT_DEFAULT_DEVICE", "1")
+    assert "note: CNRT_DEFAULT_DEVICE=1 has no effect" in build()[2]
     found = json.loads((stub.parent / "environment.json").read_text())
-    assert os.environ.items() <= found.items()
+    assert expected.items() <= found.items()
+    assert "CNRT_DEFAULT_DEVICE" not in found
 
 
 def test_ctrl_c_ends_the_compiler(small: list[str], tmp_path: Path) -> None:

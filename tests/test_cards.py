@@ -146,7 +146,8 @@ def test_a_card_whose_host_cannot_be_reaped(
 @pytest.mark.large
 def test_all_cards_are_dead(artifact: Path, magicmind: SimulatedSdk) -> None:
     """503 with Retry-After, not ready, and a non-zero exit when the grace period is over."""
-    flags = ("--device-python", magicmind.python, "--no-device-grace-s", "3")
+    flags = ["--device-python", magicmind.python, "--no-device-grace-s", "3"]
+    flags += ["--max-batch", "2"]  # which leaves a ready host no size to run by itself, and fail by
     with serving(artifact, *flags, environment=magicmind.environment(**TWO_CARDS)) as service:
         service.await_ready()
         broken = {"enqueue": "bad_status"}

@@ -133,6 +133,15 @@ def test_the_mlu_image_keeps_to_an_openvino_for_its_glibc() -> None:
     assert re.search(r"(?m)^onnx==", text)
 
 
+def test_the_mlu_image_finds_the_sdks_libraries() -> None:
+    """As a shell of the SDK's image would: its libraries come before what the base has."""
+    found = " ".join(values("mlu", "ENV"))
+    home = "$NEUWARE_HOME"
+    assert "NEUWARE_HOME=/usr/local/neuware HOME=/tmp" in found
+    assert f"LD_LIBRARY_PATH={home}/lib64:{home}/lib/llvm-mm/lib:{home}/lib/" in found
+    assert "${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}" in found
+
+
 def compose(name: str) -> Any:
     return yaml.safe_load((ROOT / "docker" / name).read_text())
 
@@ -176,6 +185,8 @@ def test_cards_are_added_to_the_same_service() -> None:
     assert name == "topfive"
     assert service["build"]["target"] == "mlu"
     assert service["devices"] == ["/dev/cambricon_ctl", "/dev/cambricon_dev0"]
+    [mount] = service["tmpfs"]
+    assert mount.startswith("/tmp:") and "exec" in mount.split(":")[1].split(",")
 
 
 def test_every_variable_is_a_setting() -> None:

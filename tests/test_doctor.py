@@ -145,7 +145,8 @@ def test_a_healthy_service_to_be(artifact: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(done.stdout)["ok"] is True
     said = found(done)
-    assert [said[name]["state"] for name in ("sdk", "nodes", "driver", "devices")] == ["skip"] * 4
+    of_cards = ("sdk", "nodes", "driver", "mode", "devices")
+    assert [said[name]["state"] for name in of_cards] == ["skip"] * 5
     assert said["sdk"]["found"] == "not needed: the artifact is for the CPU"
     assert said["golden"]["found"].startswith("device 0: 3 rows right, off by at most ")
     assert said["artifact"]["state"] == said["memory"]["state"] == said["files"]["state"] == "ok"
@@ -232,7 +233,7 @@ def test_a_host_that_cannot_be_run(artifact: Path, context: Callable[..., Contex
 @pytest.mark.parametrize(
     ("version", "state", "said"),
     [
-        ("1.7.0", "ok", "by MagicMind 1.7.0 for mtp_372 with 2, 4, 6, 8 clusters; the SDK does"),
+        ("1.7.0", "ok", "by MagicMind 1.7.0 for mtp_372 with 4, 6, 8 clusters; the SDK does"),
         ("1.7.9", "ok", "by MagicMind 1.7.0"),
         ("1.6.0", "FAIL", "; the SDK here is 1.6.0"),
         (None, "warn", "; the SDK here does not tell its version"),
@@ -383,6 +384,72 @@ def test_a_driver_that_hangs(
         "warn",
         "cnmon version: hang: no end in 0.3 s: nothing at all",
     )
+
+
+TABLE = """
+cat <<END
+| Card  VF  Name       Firmware |               Bus-Id | Util        Ecc-Error |
+| Fan   Temp      Pwr:Usage/Cap |         Memory-Usage | SR-IOV   Compute-Mode |
+|===============================+======================+=======================|
+END
+[ $# -eq 0 ] || exit 9
+"""
+ROWS = """
+echo "| 0     /   {name}    v1.1.6 |         0000:65:00.0 | 0%                  0 |"
+echo "|  0%   31C        28 W/ 150 W  |     0 MiB/ 23308 MiB | N/A  {mode} |"
+"""
+
+
+@pytest.mark.parametrize(
+    ("table", "state", "said"),
+    [
+        (TABLE + ROWS.format(name="MLU370-X4", mode="Default"), "ok", "is default: a card takes"),
+        (TABLE + ROWS.format(name="MLU370-S4", mode="Exclusive_Process"), "warn", "exclusive_proc"),
+        ("echo 'another form'", "skip", "no cnmon that shows a compute mode"),
+        ("exec sleep 60", "skip", "no cnmon that shows a compute mode"),
+    ],
+)
+def test_compute_modes(
+    table: str,
+    state: str,
+    said: str,
+    cnmon: Callable[[str], None],
+    context: Callable[..., Context],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As the table of cnmon has it; an exclusive one is a warning with what to do."""
+    monkeypatch.setattr(cards, "DRIVER_TIMEOUT_S", 0.3)
+    cnmon(table)
+    finding = cards.mode(context())
+    assert finding.state == state and said in finding.found
+    assert ("no doctor, bench or build" in finding.remedy) is (state == "warn")
+
+
+@pytest.mark.parametrize(
+    ("names", "clusters"),
+    [
+        (["MLU370-S4"], 6),
+        (["MLU370-X8", "MLU370-X8"], 4),
+        (["MLU370-S4", "MLU370-X4"], 0),
+        (["MLU999-Z1"], 0),
+        ([], 0),
+    ],
+)
+def test_clusters_of_the_cards(
+    names: list[str], clusters: int, cnmon: Callable[[str], None]
+) -> None:
+    """Of one kind that is known; several kinds are built for by the build's default."""
+    cnmon(TABLE + "".join(ROWS.format(name=name, mode="Default") for name in names))
+    assert cards.clusters_here() == clusters
+
+
+def test_a_default_device_is_named(
+    tmp_path: Path, context: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The variable that overrides the chosen devices is taken out, and that is said."""
+    monkeypatch.setenv("CNRT_DEFAULT_DEVICE", "1")
+    finding = cards.devices(context(device_python=str(write_stub(tmp_path))))
+    assert "CNRT_DEFAULT_DEVICE=1 has no effect" in finding.found
 
 
 # The machine.
@@ -565,13 +632,14 @@ def doctor_of_cards(
 
 
 def test_cards_that_are_well(simulated: tuple[SimulatedSdk, Path]) -> None:
-    """Each is tried; only the nodes and the driver, which no simulator has, are not well."""
+    """Each is tried; only the nodes and what cnmon tells, which no simulator has, are not well."""
     simulated[0].faults({})
     done = doctor_of_cards(simulated, MAGICMIND_SIM_CARDS="2")
     said = found(done)
     assert said["golden"]["found"].startswith("devices 0, 1: 3 rows right, off by at most ")
     assert said["devices"]["found"] == "the SDK sees 2; to serve on: 0, 1"
-    assert {name for name, each in said.items() if each["state"] != "ok"} <= {"nodes", "driver"}
+    ill = {name for name, each in said.items() if each["state"] != "ok"}
+    assert ill <= {"nodes", "driver", "mode"}
     assert simulated[0].wrong_uses() == []
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from service import artifact as artifacts
 from service import settings
-from service.doctor import account, answers, experiments
+from service.doctor import account, answers, experiments, process
 from service.doctor.builds import Build, Source
 from service.doctor.walk import Asked, Walk
 from service.sdk import Sdk
@@ -256,6 +256,25 @@ def test_clusters(walk: Callable[..., Walk], monkeypatch: pytest.MonkeyPatch) ->
     ]
     assert found[3].startswith("compiled for 8 clusters: built, but refused by create_i_engine: ")
     assert found[4] == "memory and name: a Device has only active, create_queue, id"
+
+
+def test_a_card_whose_clusters_are_known(
+    walk: Callable[..., Walk], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Models are built for that number alone, and so are those that questions build."""
+    walked = walk()
+    walked.clusters = 6
+    commands: list[list[str]] = []
+
+    def note(command: list[str], timeout_s: float) -> process.Ended:
+        commands.append(command)
+        return process.Ended(1, "", "ended with 1")
+
+    monkeypatch.setattr(process, "run", note)
+    walked._build("force_float32", "onnx")
+    [command] = commands
+    assert command[command.index("--arch") + 1] == "mtp_372:6"
+    assert walked.job["own_archs"] == [{"mtp_372": [6]}]
 
 
 def test_opset_13(walk: Callable[..., Walk]) -> None:

@@ -138,3 +138,6 @@ def test_the_lines_that_run_containers(
         assert one.p == "127.0.0.1:8080:8080"
         assert one.v.startswith("FOLDER/models/lite0") and one.v.endswith(":/models:ro")
         assert (one.cap_drop, one.security_opt) == ("ALL", "no-new-privileges")
+        # An SDK may run what it writes there.
+        mount = one.tmpfs.partition(":")[2].split(",")
+        assert ("exec" in mount, "noexec" in mount) == (bool(one.device), not one.device)

@@ -106,6 +106,25 @@ def test_a_failing_tool(tool: Path, artifact: Artifact) -> None:
         mm_run.measure(artifact, 8)
 
 
+def test_a_tool_without_its_libraries(tool: Path, artifact: Artifact) -> None:
+    """In the words of the dynamic loader; the remedy has the folders."""
+    why = "error while loading shared libraries: libcnrt.so.5: cannot open shared object file"
+    install(tool, "", f"echo mm_run: {why}: No such file or directory; exit 127")
+    with pytest.raises(SdkError) as failed:
+        mm_run.measure(artifact, 8)
+    assert failed.value.remedy.startswith("libcnrt.so.5 belongs to the SDK: set LD_LIBRARY_PATH=")
+
+
+def test_the_tool_has_the_device_that_is_asked_for(
+    tool: Path, artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What would override it is taken out of its environment."""
+    monkeypatch.setenv("CNRT_DEFAULT_DEVICE", "1")
+    install(tool, REPORT.format(throughput=SHORT), "env > environment")
+    mm_run.measure(artifact, 8, ordinal=0)
+    assert "CNRT_DEFAULT_DEVICE" not in tool.with_name("environment").read_text()
+
+
 def test_a_tool_that_reports_two_devices(tool: Path, artifact: Artifact) -> None:
     """One was asked for."""
     install(tool, f"{SHORT}\n{SHORT}\n")

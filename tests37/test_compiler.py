@@ -10,12 +10,15 @@ import json
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
+import magicmind.python.runtime as mm
 import numpy as np
 import onnx
 import pytest
+from started_host import StartedHost
 
 COMPILER = Path(__file__).resolve().parent.parent / "model_build" / "sdk" / "compiler.py"
 SIDE, CLASSES = 8, 5
@@ -81,6 +84,7 @@ def compile_job(job: dict[str, Any], **environment: str) -> tuple[int, dict[str,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         universal_newlines=True,
+        errors="replace",
         env=dict(os.environ, **environment),
         timeout=60,
     )
@@ -119,6 +123,28 @@ def test_a_network_that_normalises_itself_gets_bytes(job: dict[str, Any]) -> Non
     assert compile_job(job)[1]["inputs"][0]["type"] == "float32"
     job["set_uint8"] = True
     assert compile_job(job)[1]["inputs"][0]["type"] == "uint8"
+
+
+@pytest.mark.parametrize(
+    "switch",
+    [
+        "MAGICMIND_SIM_NOISE=import,exit,c",
+        "MAGICMIND_SIM_EXIT=crash",
+        "MAGICMIND_SIM_EXIT=hang",
+        "MAGICMIND_SIM_ACTS=none",
+    ],
+)
+def test_what_the_sdk_does_around_its_calls(job: dict[str, Any], switch: str) -> None:
+    """The model is written, and the process ends well: lines of C, which come late, included."""
+    images = Path(job["model"]).with_name("images.npy")
+    job["calibration"] = {"images": str(images), "algorithm": "linear", "device": 0}
+    job["config"] = dict(CONFIG, precision_config=INT8)
+    code, result, said = compile_job(job, **dict([switch.split("=")]))
+    assert code == 0 and result["inputs"][0]["type"] == "uint8", said
+    assert ("a line of the C library" in said) is ("NOISE" in switch)
+    asked = ("parse", "set_dimension", "active", "calibrate", "serialize_to_file")
+    warned = ["warning: %s answered None" % call in said for call in asked]
+    assert warned == [switch.endswith("none")] * len(asked)
 
 
 def _files(job: dict[str, Any]) -> None:
@@ -163,11 +189,48 @@ def test_what_the_sdk_refuses_is_told(
     assert steps[-1].startswith("[topfive:%s]" % step)
 
 
-def test_calibration_data_can_be_walked_any_number_of_times() -> None:
-    """Reset or not, the same batches; after the last one OUT_OF_RANGE, as often as it is asked."""
+def load_compiler() -> Any:
     spec = importlib.util.spec_from_file_location("compiler", str(COMPILER))
     compiler = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(compiler)
+    return compiler
+
+
+def test_a_model_of_another_class(job: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What can be written to a file is a model."""
+
+    class Builder(object):
+        def build_model(self, *arguments: Any) -> Any:
+            model = mm.Builder().build_model(*arguments)
+            return types.SimpleNamespace(serialize_to_file=model.serialize_to_file)
+
+    compiler = load_compiler()
+    names = dict(vars(mm), Builder=Builder)
+    monkeypatch.setattr(compiler, "mm", types.SimpleNamespace(**names))
+    assert compiler.compiled(job)["outputs"][0]["dims"] == [-1, CLASSES]
+
+
+@pytest.mark.parametrize("model", ["model.mm", "absent.mm"])
+def test_a_host_ends_without_exit_handlers(
+    model: str, job: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped or refused: an SDK that crashes when the interpreter ends has no part in it."""
+    compile_job(job)
+    monkeypatch.setenv("MAGICMIND_SIM_EXIT", "crash")
+    with StartedHost(tmp_path) as host:
+        asked = {"engine": "magicmind", "sdk": "1.7.0", "batch_max": 16}
+        answer = host.greet(str(tmp_path / model), **asked)
+        assert answer["ready"] is (model == "model.mm")
+        if answer["ready"]:
+            assert host.run(1, [0, 2, 1])[2] is None
+            np.testing.assert_allclose(host.outputs[:3].sum(axis=1), 1, atol=1e-5)
+        host.connection.close()
+        assert host.exit_code() == (0 if answer["ready"] else 1)
+
+
+def test_calibration_data_can_be_walked_any_number_of_times() -> None:
+    """Reset or not, the same batches; after the last one OUT_OF_RANGE, as often as it is asked."""
+    compiler = load_compiler()
     images = np.arange(5 * 12, dtype=np.float32).reshape(5, 3, 2, 2)
     data = compiler.Images(images, [2, 3, 2, 2])
     expected = images[[0, 1]], images[[2, 3]], images[[4, 0]]

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -273,6 +277,118 @@ def test_samples_that_are_wrong(network: Any, device: Any, samples: list[Any]) -
 def test_an_interface_that_was_not_initialised(network: Any, device: Any, report: Path) -> None:
     assert not calibrated(network, Samples([SAMPLE], initialise=False))[0].ok()
     assert "super" in report.read_text()
+
+
+OPENED = """
+import magicmind.python.runtime as mm
+device = mm.Device()
+status = device.active()
+print(status is None, status is not None and status.ok(), device._active and device._active.number)
+input()
+"""
+
+
+def opened(**switches: str) -> Any:
+    """A process that opens device 0 and waits: it, and (None, ok, the card's number) in words."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", OPENED],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        universal_newlines=True,
+        env=dict(os.environ, **switches),
+    )
+    return process, process.stdout.readline().split()
+
+
+def test_exclusive_mode(tmp_path: Path) -> None:
+    """A second process does not get the card, until the first has ended."""
+    switch = {"MAGICMIND_SIM_EXCLUSIVE": str(tmp_path)}
+    first, said = opened(**switch)
+    assert said == ["False", "True", "0"]
+    second, said = opened(**switch)
+    second.communicate("\n")
+    assert said == ["False", "False", "None"]
+    first.communicate("\n")
+    third, said = opened(**switch)
+    third.communicate("\n")
+    assert said == ["False", "True", "0"]
+
+
+def test_a_default_device_and_calls_that_answer_nothing() -> None:
+    """The variable of CNRT overrides what the program chooses."""
+    cards = {"MAGICMIND_SIM_CARDS": "2", "CNRT_DEFAULT_DEVICE": "1"}
+    process, said = opened(MAGICMIND_SIM_ACTS="none", **cards)
+    process.communicate("\n")
+    assert said == ["True", "False", "1"]
+
+
+def imported(**switches: str) -> Any:
+    """How a process ends that imports the package."""
+    return subprocess.run(
+        [
+            sys.executable,
+            "-E",
+            "-c",
+            "import magicmind.python.runtime; print('imported', flush=True)",
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=dict(os.environ, **switches),
+        timeout=60,
+    )
+
+
+def test_noise() -> None:
+    """At import, from C and at exit, all of it on stdout."""
+    quiet = imported()
+    assert (quiet.returncode, quiet.stdout) == (0, b"imported\n")
+    noisy = imported(MAGICMIND_SIM_NOISE="import,exit,c").stdout
+    for words in (b"(simulated)", b"6.7.0 ", b"released 0 devices"):
+        assert words in noisy
+    # Which the C library has kept until the end.
+    assert noisy.index(b"imported") < noisy.index(b"a line of the C library")
+
+
+def test_a_crash_at_exit() -> None:
+    """After the work was done."""
+    crashed = imported(MAGICMIND_SIM_EXIT="crash")
+    assert (crashed.returncode, crashed.stdout) == (-signal.SIGABRT, b"imported\n")
+
+
+def test_a_missing_library() -> None:
+    """In the words of the dynamic loader."""
+    missing = imported(MAGICMIND_SIM_MISSING="libcnrt.so.5")
+    why = b"ImportError: libcnrt.so.5: cannot open shared object file: No such file or directory"
+    assert missing.returncode == 1 and why in missing.stderr
+
+
+def test_a_tuple_of_inputs(context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAGICMIND_SIM_INPUTS", "tuple")
+    inputs = context[0].create_inputs()
+    assert isinstance(inputs, tuple) and len(inputs) == 1
+
+
+def test_lenient_types(context: Any, monkeypatch: pytest.MonkeyPatch, report: Path) -> None:
+    """Floats where bytes were built are computed with as they are."""
+    monkeypatch.setenv("MAGICMIND_SIM_DTYPES", "lenient")
+    inside, queue = context
+    inputs, outputs = inside.create_inputs(), []
+    inputs[0].from_numpy(rows(2).astype(np.float32))
+    assert inside.enqueue(inputs, outputs, queue).ok() and queue.sync().ok()
+    answer = outputs[0].asnumpy().reshape(2, 4)
+    np.testing.assert_allclose(answer, expected(rows(2)), rtol=1e-4, atol=1e-3)
+    assert report.read_text() == ""
+
+
+@pytest.mark.parametrize(("largest", "is_read"), [("11", False), ("13", True)])
+def test_a_largest_opset(
+    largest: str, is_read: bool, network: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of an ONNX file; the one of these tests is of 13."""
+    monkeypatch.setenv("MAGICMIND_SIM_LARGEST_OPSET", largest)
+    status = Parser(mm.ModelKind.kOnnx).parse(mm.Network(), str(tmp_path / "net.onnx"))
+    assert status.ok() is is_read
+    assert is_read or "opset 13; 11 is the largest" in str(status)
 
 
 def test_files_that_are_no_models(tmp_path: Path) -> None:

@@ -55,6 +55,8 @@ def look(card: Card, say: Say) -> Tools:
     photos = calibration.photos(asked) if asked else ()
     found = sdk.find(card.python)
     say(f"MagicMind {found.version or 'of unknown version'}, Python {found.python_version}")
+    if ignored := sdk.overridden():
+        say(f"note: {ignored}")
     if asked:
         if len(photos) < asked.images:
             say(f"note: {len(photos)} photos in {asked.folder}; {asked.images} were asked for")

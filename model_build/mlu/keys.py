@@ -54,6 +54,7 @@ class _Optimization(_Part):
     type64to32_conversion: bool = True
     conv_scale_fold: bool = True
     auto_fusion_enable: bool = True
+    clustering_launch_enable: bool = True
 
 
 class _Range(_Part):

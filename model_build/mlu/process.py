@@ -1,6 +1,7 @@
 """The compiler script as a process: a job goes in, the model's inputs and outputs come out.
 
-The process has this one's environment untouched, and its log is told as it comes. It lives no
+The process has this one's environment, without what would change the chosen card
+(`sdk.environment`), and its log is told as it comes. It lives no
 longer than the build, however that ends. Whatever it ends with but a result is a
 BuildError that says at which step, what the SDK said, and what to try.
 """
@@ -13,6 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from service import sdk
 from service.errors import BuildError
 
 COMPILER = Path(__file__).resolve().parent.parent / "sdk" / "compiler.py"
@@ -46,7 +48,8 @@ def compile_job(
     else:
         answer = {"failed": f"the process ended with {code}; its last line: {last}"}
     if "failed" in answer:
-        raise BuildError(f"MagicMind failed to {step}: {answer['failed']}", _TRY.get(step, ""))
+        remedy = sdk.remedy_for(answer["failed"]) or _TRY.get(step, "")
+        raise BuildError(f"MagicMind failed to {step}: {answer['failed']}", remedy)
     if code:  # in the SDK's own clearing up: the model had been read back
         say(f"note: the SDK's process ended with {code} after its work was done")
     return answer
@@ -58,6 +61,7 @@ def _run(command: list[str], say: Callable[[str], None]) -> tuple[str, str, int]
     try:
         process = subprocess.Popen(  # noqa: S603 - no shell; the interpreter is the user's
             command,
+            env=sdk.environment(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

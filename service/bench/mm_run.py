@@ -12,6 +12,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from service import sdk
 from service.artifact import Artifact
 from service.errors import SdkError
 
@@ -68,7 +69,8 @@ def output(
         if not done.returncode and THROUGHPUT.search(done.stdout):
             return done.stdout
         failures.append(f"with {option[0]} it ended with {done.returncode}: {_end(done.stdout)}")
-    raise SdkError(f"{' '.join(command)}: {'; '.join(failures)}", _BY_HAND)
+    said = "; ".join(failures)
+    raise SdkError(f"{' '.join(command)}: {said}", sdk.remedy_for(said) or _BY_HAND)
 
 
 def throughputs(text: str) -> list[float]:
@@ -99,6 +101,7 @@ def _run(command: Sequence[str], timeout_s: float) -> subprocess.CompletedProces
     try:
         return subprocess.run(  # noqa: S603 - no shell; the tool is the SDK's
             command,
+            env=sdk.environment(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

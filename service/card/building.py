@@ -13,7 +13,7 @@ from typing import Any
 import magicmind.python.runtime as mm
 import numpy as np
 from magicmind.python.runtime.parser import Parser
-from opened import Failed, Job, activated, how, must, opened, run
+from opened import Failed, Job, act, activated, how, must, opened, refusal, run
 
 # Strongly unequal, so that another order shows.
 MEAN, STD = np.array([20.0, 120.0, 220.0]), np.array([25.0, 60.0, 110.0])
@@ -22,7 +22,7 @@ MEAN, STD = np.array([20.0, 120.0, 220.0]), np.array([25.0, 60.0, 110.0])
 def unknown_key(job: Job) -> str:
     """10: a key of the configuration that does not exist; if it is taken, in a build too."""
     config = mm.BuilderConfig()
-    refused, _ = how(config.parse_from_string, '{"topfive_knows_no_such_key": 1}')
+    refused = refusal(config.parse_from_string, '{"topfive_knows_no_such_key": 1}')
     if refused:
         return "refused: %s" % refused
     built = how(mm.Builder().build_model, "unknown_key", _network(job), config)[0]
@@ -46,15 +46,15 @@ def no_json(job: Job) -> str:
 
 def _configured(asked: Any) -> str:
     text = asked if isinstance(asked, str) else json.dumps(asked)
-    refused = how(mm.BuilderConfig().parse_from_string, text)[0]
+    refused = refusal(mm.BuilderConfig().parse_from_string, text)
     return "refused: %s" % refused if refused else "taken"
 
 
 def _network(job: Job) -> Any:
     network = mm.Network()
     parser = Parser(mm.ModelKind.kCaffe)
-    must("parse", parser.parse, network, job["caffemodel"], job["prototxt"])
-    must("set_dimension", network.get_input(0).set_dimension, mm.Dims(job["shape"]))
+    act("parse", parser.parse, network, job["caffemodel"], job["prototxt"])
+    act("set_dimension", network.get_input(0).set_dimension, mm.Dims(job["shape"]))
     return network
 
 
@@ -102,10 +102,10 @@ def _built(job: Job, name: str, config: dict[str, Any]) -> str:
     }
     made = mm.BuilderConfig()
     text = json.dumps(dict(asked, **config))
-    must("parse_from_string", made.parse_from_string, text)
+    act("parse_from_string", made.parse_from_string, text)
     model = must("build_model", mm.Builder().build_model, name, _network(job), made)
     path = os.path.join(job["scratch"], name + ".mm")
-    must("serialize_to_file", model.serialize_to_file, path)
+    act("serialize_to_file", model.serialize_to_file, path)
     return path
 
 
@@ -114,13 +114,13 @@ def calibration(job: Job) -> str:
     activated(job)
     config = mm.BuilderConfig()
     quantized = {"precision_mode": "qint8_mixed_float16", "activation_quant_algo": "symmetric"}
-    must("config", config.parse_from_string, json.dumps({"precision_config": quantized}))
+    act("config", config.parse_from_string, json.dumps({"precision_config": quantized}))
     network = _network(job)
     data = Samples(np.load(job["samples"]), job["shape"])
     calibrator = mm.Calibrator([data])
     linear = mm.QuantizationAlgorithm.LINEAR_ALGORITHM
-    must("algorithm", calibrator.set_quantization_algorithm, linear)
-    must("calibrate", calibrator.calibrate, network, config)
+    act("algorithm", calibrator.set_quantization_algorithm, linear)
+    act("calibrate", calibrator.calibrate, network, config)
     calls = " ".join(data.calls)
     walked = calls.replace("get_data_type ", "").replace("get_shape ", "")
     passes, resets = data.calls.count("end"), data.calls.count("reset")

@@ -1,7 +1,8 @@
 """A model open on a card, and calls whose refusal is taken in any form.
 
 The SDK may refuse with a bad Status, with None or with an exception: `how` says which in words,
-`must` makes a Failed of it. Python 3.7, numpy and the SDK.
+`must` makes a Failed of it. `refusal` and `act` are the same for calls that only act, whose None is
+no refusal. Python 3.7, numpy and the SDK.
 """
 
 from __future__ import annotations
@@ -54,10 +55,23 @@ def must(step: str, call: Callable[..., Any], *arguments: Any) -> Any:
     return answer
 
 
+def refusal(call: Callable[..., Any], *arguments: Any) -> str:
+    """In words how the SDK refuses a call that only acts; empty if it does not, as with None."""
+    refused = how(call, *arguments)[0]
+    return "" if refused == "None" else refused
+
+
+def act(step: str, call: Callable[..., Any], *arguments: Any) -> None:
+    """Make a call that only acts; Failed if it is refused."""
+    refused = refusal(call, *arguments)
+    if refused:
+        raise Failed("%s: %s" % (step, refused))
+
+
 def activated(job: Job) -> Any:
     device = mm.Device()
     device.id = job["device"]
-    must("active", device.active)
+    act("active", device.active)
     return device
 
 
@@ -65,7 +79,7 @@ def opened(job: Job) -> Card:
     """The job's model on its card."""
     device = activated(job)
     model = mm.Model()
-    must("deserialize_from_file", model.deserialize_from_file, job["model"])
+    act("deserialize_from_file", model.deserialize_from_file, job["model"])
     config = mm.Model.EngineConfig()
     config.device_type = "MLU"
     engine = must("create_i_engine", model.create_i_engine, config)
@@ -87,13 +101,13 @@ def _with_context(device: Any, model: Any, engine: Any) -> Card:
 
 def put(card: Card, rows: Any) -> None:
     """The input, as the host of the service gives it."""
-    must("from_numpy", card.inputs[0].from_numpy, rows)
+    act("from_numpy", card.inputs[0].from_numpy, rows)
     card.inputs[0].to(card.device)
 
 
 def enqueued(card: Card) -> list[Any]:
     outputs: list[Any] = []
-    must("enqueue", card.context.enqueue, card.inputs, outputs, card.queue)
+    act("enqueue", card.context.enqueue, card.inputs, outputs, card.queue)
     return outputs
 
 
@@ -101,7 +115,7 @@ def run(card: Card, rows: Any) -> Any:
     """The answers to `rows`, a copy: (n, whatever the model answers)."""
     put(card, rows)
     outputs = enqueued(card)
-    must("sync", card.queue.sync)
+    act("sync", card.queue.sync)
     return np.array(outputs[0].asnumpy())
 
 

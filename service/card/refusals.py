@@ -11,17 +11,17 @@ from typing import Any
 import magicmind.python.runtime as mm
 import numpy as np
 from magicmind.python.runtime.parser import Parser
-from opened import Job, activated, batch, how, opened, run
+from opened import Job, activated, batch, how, opened, refusal, run
 
 
 def absent_file(job: Job) -> str:
     """9: a model that is not there."""
-    return how(mm.Model().deserialize_from_file, job["absent"])[0] or "taken"
+    return refusal(mm.Model().deserialize_from_file, job["absent"]) or "taken"
 
 
 def foreign_file(job: Job) -> str:
     """9: a model that is none."""
-    return how(mm.Model().deserialize_from_file, job["text"])[0] or "taken"
+    return refusal(mm.Model().deserialize_from_file, job["text"]) or "taken"
 
 
 def no_device(job: Job) -> str:
@@ -29,7 +29,7 @@ def no_device(job: Job) -> str:
     with mm.System() as system:
         device = mm.Device()
         device.id = system.device_count()
-    return how(device.active)[0] or "taken"
+    return refusal(device.active) or "taken"
 
 
 def empty_model(job: Job) -> str:
@@ -47,7 +47,7 @@ def empty_network(job: Job) -> str:
 def absent_network(job: Job) -> str:
     """9: a network that is not there."""
     parser = Parser(mm.ModelKind.kCaffe)
-    return how(parser.parse, mm.Network(), job["absent"], job["absent"])[0] or "taken"
+    return refusal(parser.parse, mm.Network(), job["absent"], job["absent"]) or "taken"
 
 
 def too_many(job: Job) -> str:
@@ -88,7 +88,7 @@ def _misused(job: Job, array: Any) -> str:
         ("sync", card.queue.sync, ()),
     )
     for step, call, arguments in steps:
-        refused = how(call, *arguments)[0]
+        refused = refusal(call, *arguments)
         if refused:
             return "refused by %s: %s" % (step, refused)
     answer = np.array(outputs[0].asnumpy())

@@ -18,14 +18,15 @@ from opened import (
     Card,
     Failed,
     Job,
+    act,
     batch,
     beside,
     enqueued,
     how,
-    must,
     opened,
     pair,
     put,
+    refusal,
     run,
 )
 
@@ -42,13 +43,13 @@ def outputs(job: Job) -> str:
     both = Both(card, first, second)
     put(card, first)
     given = enqueued(card)
-    must("sync", card.queue.sync)
+    act("sync", card.queue.sync)
     before = given[0]
     put(card, second)
-    refused, _ = how(card.context.enqueue, card.inputs, given, card.queue)
+    refused = refusal(card.context.enqueue, card.inputs, given, card.queue)
     if refused:
         return "refused: %s" % refused
-    must("sync", card.queue.sync)
+    act("sync", card.queue.sync)
     if len(given) != 1:
         return "appended: the list has %d tensors then" % len(given)
     now, old = both.whose(given[0].asnumpy()), both.whose(before.asnumpy())
@@ -81,14 +82,14 @@ def _overwritten(job: Job, card: Card, other: Card, much: Any, early: bool) -> A
     # What keeps the card busy, so that a late reader comes late.
     put(other, much)
     kept = enqueued(other)
-    must("from_numpy", card.inputs[0].from_numpy, array)
+    act("from_numpy", card.inputs[0].from_numpy, array)
     if early:
         array[:] = second
     outputs = enqueued(card)
     if not early:
         array[:] = second
-    must("sync", other.queue.sync)
-    must("sync", card.queue.sync)
+    act("sync", other.queue.sync)
+    act("sync", card.queue.sync)
     del kept
     return np.array(outputs[0].asnumpy())
 
@@ -99,7 +100,7 @@ def to(job: Job) -> str:
     first, second = pair(job)
     both = Both(card, first, second)
     tensor = card.inputs[0]
-    must("from_numpy", tensor.from_numpy, first)
+    act("from_numpy", tensor.from_numpy, first)
     refused, moved = how(tensor.to, card.device)
     if moved is tensor:
         returned = "the same tensor"
@@ -107,9 +108,9 @@ def to(job: Job) -> str:
         returned = "another object, %s" % type(moved).__name__
     else:
         returned = refused or "a good Status"
-    must("from_numpy", tensor.from_numpy, second)
+    act("from_numpy", tensor.from_numpy, second)
     filled = enqueued(card)
-    must("sync", card.queue.sync)
+    act("sync", card.queue.sync)
     right = both.whose(filled[0].asnumpy()) == "second"
     return "it returns %s; it is %s" % (returned, "not needed" if right else "needed")
 
@@ -120,7 +121,7 @@ def asnumpy(job: Job) -> str:
     first, second = pair(job)
     put(card, first)
     filled = enqueued(card)
-    must("sync", card.queue.sync)
+    act("sync", card.queue.sync)
     array = filled[0].asnumpy()
     kept = np.array(array)
     again = filled[0].asnumpy()
@@ -165,7 +166,7 @@ def count(job: Job) -> str:
         return "no device"
     device = mm.Device()
     device.id = 0
-    return "%d, of which 0 %s" % (devices, how(device.active)[0] or "opens")
+    return "%d, of which 0 %s" % (devices, refusal(device.active) or "opens")
 
 
 def worked(job: Job) -> str:
@@ -176,7 +177,7 @@ def worked(job: Job) -> str:
         try:
             run(card, rows)
         except Failed as error:
-            next_one = how(card.context.enqueue, card.inputs, [], card.queue)[0] or "taken"
+            next_one = refusal(card.context.enqueue, card.inputs, [], card.queue) or "taken"
             return "batch %d failed by %s; the next enqueue: %s" % (number, error, next_one)
     return "%d batches were computed, and none failed" % BATCHES
 

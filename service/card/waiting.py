@@ -11,7 +11,7 @@ import time
 from typing import Any, Callable
 
 import numpy as np
-from opened import Card, Job, batch, enqueued, must, opened, put, run
+from opened import Card, Job, act, batch, enqueued, opened, put, run
 
 SHORTEST_MS = 20.0
 
@@ -25,7 +25,7 @@ def interpreter(job: Job) -> str:
     threading.Thread(target=_tick, args=(ticks,), daemon=True).start()
     put(card, rows)
     in_enqueue = _lock(*_timed(lambda: enqueued(card)), ticks)
-    started, ended = _timed(lambda: must("sync", card.queue.sync))
+    started, ended = _timed(lambda: act("sync", card.queue.sync))
     in_sync = _lock(started, ended, ticks)
     put(card, rows)
     enqueued(card)
@@ -57,7 +57,7 @@ def _heard(card: Card, after_s: float) -> str:
     heard: list[float] = []
     signal.signal(signal.SIGALRM, lambda *_: heard.append(time.perf_counter()))
     signal.setitimer(signal.ITIMER_REAL, after_s)
-    _, ended = _timed(lambda: must("sync", card.queue.sync))
+    _, ended = _timed(lambda: act("sync", card.queue.sync))
     while not heard:
         time.sleep(0.001)
     return "after it" if heard[0] > ended else "%.0f ms before its end" % ((ended - heard[0]) * 1e3)

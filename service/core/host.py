@@ -13,12 +13,13 @@ import logging
 import os
 import socket
 import subprocess
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from service import cgroup
+from service import cgroup, sdk
 from service.artifact import Artifact
 from service.core import child_process
 from service.core.request import Image
@@ -200,8 +201,8 @@ class Host:
             self.facts = facts
             self._opened.set()
             return
-        detail, reason = facts["detail"], facts["reason"]
-        self.fail(DeviceError(f"device {self._name} does not open: {detail}", reason=reason))
+        detail = f"device {self._name} does not open: {facts['detail']}"
+        self.fail(DeviceError(detail, sdk.remedy_for(detail), facts["reason"]))
 
     def _replied(self, message: bytes) -> None:
         batch_id, timings, failure = wire.unpack_done(message)
@@ -260,8 +261,14 @@ def _spawn(python: str, connection: int, memory: int) -> subprocess.Popen[bytes]
     command = [python, "-E", "-s", str(FOLDER)]
     command += ["--socket", str(connection), "--memory", str(memory), "--parent", str(os.getpid())]
     try:
+        # The SDK writes logs and dumps into the working directory, which a system service cannot.
+        folder = None if os.access(".", os.W_OK) else tempfile.gettempdir()
+        if os.sep in python:
+            command[0] = str(Path.cwd() / python)
         return subprocess.Popen(  # noqa: S603 - no shell; the interpreter is a setting
             command,
+            cwd=folder,
+            env=sdk.environment(),
             pass_fds=(connection, memory),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

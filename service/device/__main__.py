@@ -16,8 +16,10 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
+import ctypes
 import mmap
 import os
+import select
 import signal
 import socket
 import sys
@@ -30,8 +32,14 @@ from cores import ComputingTurn
 from engine import Engine, EngineError, Job
 from parent import die_with_parent
 
+NO_BATCH = 0
+"""The batch id of a failure that is no batch's; those of batches are larger."""
+IDLE_S = 0.02
+"""Seconds without a message after which a batch size is warmed: a batch that comes then waits for
+its run, so batches that follow closely on each other are not to meet one."""
 
-def main() -> int:
+
+def main() -> None:
     parser = argparse.ArgumentParser(prog="device host")
     parser.add_argument("--socket", type=int, required=True)
     parser.add_argument("--memory", type=int, required=True)
@@ -48,9 +56,19 @@ def main() -> int:
         engine.close()
     except Exception:  # noqa: BLE001 - whatever it was, it ends this process
         traceback.print_exc()
-        sys.stderr.flush()
-        os._exit(1)  # not another call of a failed engine's SDK, not even a destructor's
-    return 0
+        end(1)  # in here: what leaves the block lets go of the engine, in any order
+    end(0)
+
+
+def end(code: int) -> None:
+    """End this process without another call of the SDK, not even a destructor's.
+
+    An engine that failed is not to be called again, and what an SDK does at exit may crash or hang.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    ctypes.CDLL(None).fflush(None)  # what the SDK has printed from C
+    os._exit(code)
 
 
 def open_device(connection: socket.socket, memory: int) -> tuple[Engine, int]:
@@ -97,12 +115,17 @@ def serve(connection: socket.socket, engine: Engine, rows: int, turn: ContextMan
     """Run batches until stop or end of file, each within `turn`; what was begun is finished.
 
     The socket is read before each wait for the device, so that the device has the next batch while
-    the answers of one are copied. What this raises, the parent was told.
+    the answers of one are copied. Batch sizes that were not run yet are run while nothing has been
+    sent for IDLE_S. What this raises, the parent was told.
     """
     begun: collections.deque[int] = collections.deque()
-    stopping = False
+    stopping, cold = False, True
     while begun or not stopping:
         while len(begun) < engine.depth and not stopping:
+            if cold and not begun and idle(connection):
+                with telling(connection, NO_BATCH):
+                    cold = engine.warm_another()
+                continue
             message = receive(connection, wait=not begun)
             if message is None:
                 break
@@ -117,6 +140,13 @@ def serve(connection: socket.socket, engine: Engine, rows: int, turn: ContextMan
                 copy_in, compute, copy_out = engine.finish()
             nanoseconds = (waited + copy_in, compute, copy_out)
             connection.send(wire.pack_done(begun.popleft(), nanoseconds))
+
+
+def idle(connection: socket.socket) -> bool:
+    """Whether no message comes for IDLE_S."""
+    poll = select.poll()
+    poll.register(connection, select.POLLIN)
+    return not poll.poll(IDLE_S * 1e3)
 
 
 def receive(connection: socket.socket, wait: bool) -> bytes | None:
@@ -151,4 +181,4 @@ def told(error: Exception) -> tuple[str, str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,8 +1,11 @@
-"""What this interpreter has, as one line of JSON on stdout; for whoever must choose one.
+"""Print what this interpreter has, as one marked line of JSON on stdout.
 
     python -E -s service/device/facts.py [--devices]
 
-    {"python": "3.7.16", "magicmind": "1.7.0" or null, "why_not": "", "devices": 2}
+    [topfive:answer] {"python": "3.7.16", "magicmind": "1.7.0" or null, "why_not": "", "devices": 2}
+
+The mark is there because the SDK may print before and after the line. The process ends right after
+the line, without destructors and exit handlers: what the SDK does at exit may crash or hang.
 
 With --devices the SDK is loaded and asked how many devices it sees: that touches the driver, which
 may hang, so the caller waits no longer than it likes. It is a process of its own, since the SDK
@@ -21,7 +24,7 @@ import sys
 from typing import Any
 
 
-def main() -> int:
+def main() -> None:
     facts: dict[str, Any] = {
         "python": platform.python_version(),
         "magicmind": magicmind_version(),
@@ -35,8 +38,8 @@ def main() -> int:
                 facts["devices"] = int(system.device_count())
     except Exception as error:  # noqa: BLE001 - a broken SDK fails in any way; the caller is told
         facts["why_not"] = "%s: %s" % (type(error).__name__, error)
-    print(json.dumps(facts))
-    return 0
+    print("[topfive:answer] " + json.dumps(facts), flush=True)
+    os._exit(0)
 
 
 def magicmind_version() -> str | None:
@@ -49,4 +52,4 @@ def magicmind_version() -> str | None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -28,6 +28,8 @@ def told(walk: Walk) -> Iterator[str]:
     """The lines, section by section; a section that fails says so, and the next one follows."""
     network, sdk = walk.source.prototxt.name, walk.sdk
     yield f"MagicMind {sdk.version or '?'} under Python {sdk.python_version}; network {network}"
+    clusters = f"{walk.clusters}, the card's own" if walk.clusters else "the build's default"
+    yield f"numbers of clusters that models are compiled for: {clusters}"
     yield _ABOUT
     for title, section in _SECTIONS.items():
         walk.say(title)

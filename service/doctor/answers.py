@@ -4,7 +4,6 @@ A walk enters, words leave. What no program can find out is said to be so. The n
 those of the project's own list; docs/first-card.md says what each answer would mean for topfive.
 """
 
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from service.bench import mm_run
 from service.doctor import process
 from service.doctor.walk import Walk
 from service.errors import SdkError, TopfiveError
-from service.sdk import FACTS, IMPORT_TIMEOUT_S
+from service.sdk import FACTS, answer_in
 
 Answer = Callable[[Walk], list[str]]
 CLUSTERS = (1, 2, 4, 6, 8, 16)
@@ -46,12 +45,13 @@ def put(*names: str) -> Answer:
 
 
 def _pythons(walk: Walk) -> list[str]:
-    own = process.run([sys.executable, "-E", "-s", str(FACTS)], IMPORT_TIMEOUT_S)
-    try:
-        facts = json.loads(own.last_line)
+    own = process.run(
+        [sys.executable, "-E", "-s", str(FACTS)], walk.asked.settings.import_timeout_s
+    )
+    if facts := answer_in(own.output):
         why = facts["why_not"]
         other = f"Python {facts['python']}, the service's own: {why or 'can load it, too'}"
-    except ValueError:
+    else:
         other = f"the service's own Python: {own.how}"
     return [f"found under Python {walk.sdk.python_version}; {walk.ask('tags')}", other]
 

@@ -1,4 +1,4 @@
-"""Checks of the cards' side: the SDK's interpreter, the device nodes, the driver, the devices.
+"""Checks of the cards' side: the SDK's interpreter, the nodes, the driver, the mode, the devices.
 
 The only place that looks at device nodes. For an artifact of the CPU none of it matters; for one of
 a card what is missing is a FAIL; where no artifact is named, a warning.
@@ -12,11 +12,14 @@ from pathlib import Path
 from service.doctor import process
 from service.doctor.context import Context, Finding
 from service.errors import SdkError
+from service.sdk import overridden
 
 OLDEST_DRIVER = (4, 20, 6)  # README of magicmind_cloud
 KNOWN_SDKS = ((0, 13), (1, 7))
 """The oldest and the newest that the public record, and so this code, knows."""
 DRIVER_TIMEOUT_S = 10.0
+CLUSTERS = {"MLU365-D2": 2, "MLU370-M8": 8, "MLU370-S4": 6, "MLU370-X4": 8, "MLU370-X8": 4}
+"""Clusters of a device, as the driver's source has them by the card's name."""
 _NODES = ("cambricon_ctl", "cambricon_dev[0-9]*", "cambricon_ipcm[0-9]*")
 _GIVE_NODES = (
     "install the driver; docker run --device /dev/cambricon_ctl --device /dev/cambricon_dev0, and "
@@ -86,6 +89,33 @@ def driver(context: Context) -> Finding:
     return Finding("driver", "ok", said)
 
 
+def mode(context: Context) -> Finding:
+    """The cards take several processes, as far as cnmon shows their compute mode."""
+    if context.target == "cpu":
+        return _not_needed("mode")
+    found = re.search(r"\b(?:Exclusive|Prohibited|Default)\w*", _cnmon(), re.IGNORECASE)
+    if found is None:
+        return Finding("mode", "skip", "not looked at: no cnmon that shows a compute mode")
+    word = found[0].lower()
+    if word.startswith("default"):
+        return Finding("mode", "ok", "the compute mode is default: a card takes several processes")
+    said = f"the compute mode is {word}: a card refuses a second process"
+    remedy = "let one topfive have the card, with no doctor, bench or build at the same time"
+    return Finding("mode", "warn", said, f"{remedy}; or set the mode to default with cnmon")
+
+
+def clusters_here() -> int:
+    """Clusters of the cards here; 0 where cnmon names no card, several kinds or an unknown one."""
+    kinds = set(re.findall(r"\bMLU\d{3}-[A-Z]\d+\b", _cnmon()))
+    return CLUSTERS.get(kinds.pop(), 0) if len(kinds) == 1 else 0
+
+
+def _cnmon() -> str:
+    """The table that cnmon prints, whose form is not documented; empty without one."""
+    cnmon = shutil.which("cnmon")
+    return process.run([cnmon], DRIVER_TIMEOUT_S).output if cnmon else ""
+
+
 def devices(context: Context) -> Finding:
     """The SDK sees the devices that the setting asks for."""
     if context.target == "cpu":
@@ -98,6 +128,7 @@ def devices(context: Context) -> Finding:
     visible = os.environ.get("MLU_VISIBLE_DEVICES")
     said = f"the SDK sees {count}"
     said += "" if visible is None else f" (MLU_VISIBLE_DEVICES={visible})"
+    said += f" ({overridden()})" if overridden() else ""
     if not count:
         remedy = "look at the nodes and the driver above, and at MLU_VISIBLE_DEVICES"
         return _missing(context, "devices", said, remedy)

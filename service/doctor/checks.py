@@ -109,6 +109,7 @@ CHECKS: tuple[Check, ...] = (
     cards.sdk,
     cards.nodes,
     cards.driver,
+    cards.mode,
     cards.devices,
     artifact,
     compiled,

@@ -63,7 +63,7 @@ class Context:
     def sdk(self) -> sdk.Sdk | SdkError:
         """The interpreter that can load MagicMind."""
         try:
-            return sdk.find(self.settings.device_python)
+            return sdk.find(self.settings.device_python, self.settings.import_timeout_s)
         except SdkError as error:
             return error
 
@@ -73,7 +73,7 @@ class Context:
         if isinstance(self.sdk, SdkError):
             return self.sdk
         try:
-            return sdk.device_count(self.sdk.python)
+            return sdk.device_count(self.sdk.python, self.settings.import_timeout_s)
         except SdkError as error:
             return error
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from service import sdk
 from service.artifact import Artifact
 from service.doctor import process
 from service.doctor.builds import Source
@@ -22,9 +23,9 @@ TIMEOUT_S = 60.0
 BUILD_TIMEOUT_S = 600.0
 """For those that build a model."""
 _BUILDS = {"unknown_key", "for_arch", "channel_order", "calibration"}
-_MARK = "[topfive:answer] "
 SAMPLES = 5
-OWN_ARCHS = [{"mtp_372": [2, 4, 6, 8]}]
+OWN_ARCHS = [{"mtp_372": [4, 6, 8]}]
+"""Those that a build has by default."""
 
 
 def job(
@@ -62,10 +63,9 @@ def ask(
     """The answer to the question `name`, or in words how its process ended instead."""
     limit = timeout_s or (BUILD_TIMEOUT_S if name in _BUILDS else TIMEOUT_S)
     ended = process.run(_command(python, job, name), limit, environment)
-    for line in reversed(ended.output.splitlines()):
-        _, mark, answer = line.partition(_MARK)
-        if mark:
-            return json.loads(answer)
+    answer = sdk.answer_in(ended.output)
+    if answer is not None:
+        return answer
     return f"{ended.how}; its last words: {ended.last_line[:300] or 'none'}"
 
 
@@ -73,6 +73,7 @@ def kill_at_work(python: str, job: Mapping[str, Any]) -> str:
     """Have a process put a batch on the card, and kill it: in words what came of it."""
     process = subprocess.Popen(  # noqa: S603 - no shell; the interpreter is a setting
         _command(python, job, "held"),
+        env=sdk.environment(),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -83,7 +84,7 @@ def kill_at_work(python: str, job: Mapping[str, Any]) -> str:
     late = threading.Timer(TIMEOUT_S, process.kill)
     late.start()
     with process.stdout:
-        said = next((line for line in process.stdout if _MARK in line), "")
+        said = next((line for line in process.stdout if sdk.MARK in line), "")
     late.cancel()
     process.kill()
     killed_at = time.perf_counter()
@@ -92,7 +93,7 @@ def kill_at_work(python: str, job: Mapping[str, Any]) -> str:
     except subprocess.TimeoutExpired:
         return f"killed with a batch under way, it did not end in {TIMEOUT_S:g} s"
     if "under way" not in said:
-        return f"no batch was put on the card: {said.partition(_MARK)[2].strip() or 'no word'}"
+        return f"no batch was put on the card: {said.partition(sdk.MARK)[2].strip() or 'no word'}"
     took = time.perf_counter() - killed_at
     return f"killed with a batch under way, it ended in {took:.1f} s"
 

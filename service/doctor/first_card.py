@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TextIO
 
 from service import disk, sdk
-from service.doctor import account, builds
+from service.doctor import account, builds, cards
 from service.doctor.builds import Source
 from service.doctor.scrub import scrubbed
 from service.doctor.walk import Asked, Walk
@@ -25,13 +25,15 @@ def first_hour(asked: Asked) -> bool:
 
     SettingsError or SdkError where it cannot begin: no SDK, no device, no network, no such output.
     """
-    found = sdk.find(asked.settings.device_python)
-    devices = sdk.chosen_devices("mlu", asked.settings.devices, found.python)
+    timeout_s = asked.settings.import_timeout_s
+    found = sdk.find(asked.settings.device_python, timeout_s)
+    devices = sdk.chosen_devices("mlu", asked.settings.devices, found.python, timeout_s)
     with _new_file(asked.output) as file, tempfile.TemporaryDirectory() as folder:
         source = _source(asked, Path(folder))
-        count = sdk.device_count(found.python)
+        count = sdk.device_count(found.python, timeout_s)
         reference = builds.reference(source, Path(folder) / "reference")
-        walk = Walk(asked, found, count, devices.ordinals[0], Path(folder), source, reference)
+        ordinal, clusters = devices.ordinals[0], cards.clusters_here()
+        walk = Walk(asked, found, count, ordinal, Path(folder), source, reference, clusters)
         words = {Path(folder): "WORK", source.prototxt.parent: "NETWORK", Path.cwd(): "HERE"}
         words |= {source.image_dir: "PHOTOS"} if asked.image_dir else {}
         file.write(f"topfive {version('topfive')} doctor --card\n")

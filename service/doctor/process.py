@@ -3,11 +3,12 @@
 One that a driver holds in the kernel cannot be killed: it is left behind, and said to be.
 """
 
-import os
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+from service import sdk
 
 REAP_TIMEOUT_S = 5.0
 
@@ -30,7 +31,7 @@ class Ended:
 def run(
     command: Sequence[str], timeout_s: float, environment: Mapping[str, str] | None = None
 ) -> Ended:
-    """Run `command`, with `environment` over this process's own; it has no input."""
+    """Run `command`, with `environment` over that of `sdk.environment`; it has no input."""
     try:
         process = subprocess.Popen(  # noqa: S603 - no shell; what is run is ours or a setting
             command,
@@ -39,7 +40,7 @@ def run(
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            env={**os.environ, **(environment or {})},
+            env={**sdk.environment(), **(environment or {})},
         )
     except OSError as error:
         return Ended(127, "", f"{command[0]}: {error.strerror}")

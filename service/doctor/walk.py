@@ -52,6 +52,8 @@ class Walk:
     source: Source
     reference: Artifact
     """The network for the CPU, which tells its rows and right answers."""
+    clusters: int = 0
+    """The number of clusters to build for; 0: that of the card is not known."""
     started: float = field(default_factory=time.perf_counter)
     answers: dict[str, Any] = field(default_factory=dict)
     """Of each question that was put to the card, by its name."""
@@ -70,13 +72,19 @@ class Walk:
     def _build(self, precision: str, frontend: str) -> Build:
         self.say(f"building {precision} by the frontend {frontend}")
         output = self.folder / f"{precision}-{frontend}"
-        return builds.build(self.source, precision, frontend, self.sdk.python, self.ordinal, output)
+        python, arch = self.sdk.python, self.arch
+        return builds.build(self.source, precision, frontend, python, self.ordinal, output, arch)
+
+    @property
+    def arch(self) -> tuple[str, ...]:
+        """The option that has models compiled for the card's own number of clusters alone."""
+        return ("--arch", f"mtp_372:{self.clusters}") if self.clusters else ()
 
     def newer_opset(self) -> Build:
         """Build float32 by the frontend onnx in opset 13; the other builds are in opset 11."""
         self.say("building force_float32 by the frontend onnx in opset 13")
         python, output = self.sdk.python, self.folder / "opset-13"
-        more = ("--opset", "13")
+        more = ("--opset", "13", *self.arch)
         return builds.build(
             self.source, "force_float32", "onnx", python, self.ordinal, output, more
         )
@@ -91,7 +99,8 @@ class Walk:
         """What the questions are put with; without a float32 model those that need it say so."""
         made = self.artifact("force_float32")
         model = made.model_path if made else self.folder / "no-model-was-built"
-        return experiments.job(self.source, self.ordinal, self.reference, model, self.folder)
+        job = experiments.job(self.source, self.ordinal, self.reference, model, self.folder)
+        return job | ({"own_archs": [{"mtp_372": [self.clusters]}]} if self.clusters else {})
 
     def ask(self, name: str, environment: dict[str, str] | None = None, **fields: Any) -> Any:
         """The card's answer to the question `name` of service/card; for the same fields once."""

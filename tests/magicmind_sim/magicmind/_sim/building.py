@@ -6,6 +6,7 @@ Python 3.7.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from magicmind._sim import config as configuration
 from magicmind._sim.devices import active_card
 from magicmind._sim.running import Model
 from magicmind._sim.strict import Strict, wrong
-from magicmind._sim.values import bad, dims, good, kind_of, numpy_of
+from magicmind._sim.values import bad, dims, done, kind_of, numpy_of
 
 
 class Network(Strict):
@@ -68,7 +69,7 @@ class ITensor(Strict):
         if self._output:
             return bad("set_dimension of an output")
         self._network._input_dims = list(sides._values)
-        return good()
+        return done()
 
     def get_dimension(self) -> Any:
         if self._output:
@@ -79,7 +80,7 @@ class ITensor(Strict):
         if self._output:
             return bad("set_data_type of an output")
         self._network._input_type = numpy_of(kind)
-        return good()
+        return done()
 
     def get_data_type(self) -> Any:
         return kind_of(np.float32 if self._output else self._network._input_type)
@@ -124,7 +125,7 @@ def _parse_caffe(network: Network, caffemodel: str, prototxt: str) -> Any:
     inputs = [layer for layer in found if layer.kind == "Input"]
     network._input_name = inputs[0].name if inputs else caffe._word(text, "input")
     network._files = files
-    return good()
+    return done()
 
 
 def _parse_onnx(network: Network, path: str) -> Any:
@@ -134,11 +135,15 @@ def _parse_onnx(network: Network, path: str) -> Any:
 
     content = Path(path).read_bytes()
     model = onnx.load_from_string(content)
+    largest = os.environ.get("MAGICMIND_SIM_LARGEST_OPSET")
+    [opset] = [each.version for each in model.opset_import if each.domain in ("", "ai.onnx")]
+    if largest and opset > int(largest):
+        return bad("parse: opset %d; %s is the largest that is known" % (opset, largest))
     network._output_names = onnx_graph.Runner(model, []).output_names
     stored = {tensor.name for tensor in model.graph.initializer}
     network._input_name = next(v.name for v in model.graph.input if v.name not in stored)
     network._files = {"net.onnx": content}
-    return good()
+    return done()
 
 
 class BuilderConfig(Strict):
@@ -152,7 +157,7 @@ class BuilderConfig(Strict):
             self._config = configuration.merged(self._config, text)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             return bad("configuration: %s" % error)
-        return good()
+        return done()
 
     def parse_from_file(self, path: str) -> Any:
         try:
@@ -217,7 +222,7 @@ class Calibrator(Strict):
 
     def set_quantization_algorithm(self, algorithm: Any) -> Any:
         self._algorithm = algorithm._name
-        return good()
+        return done()
 
     def calibrate(self, network: Network, config: Any) -> Any:
         asked = config._config.get("precision_config", {})
@@ -237,7 +242,7 @@ class Calibrator(Strict):
             network._ranges = _ranges(network, data, self._algorithm)
         except Exception as error:  # noqa: BLE001 - the data's own included
             return bad("calibrate: %s" % " ".join(str(error).split()))
-        return good()
+        return done()
 
 
 def _ranges(network: Network, data: Any, algorithm: str) -> dict[str, float]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import datetime
+import fcntl
 import json
 import os
 import queue
@@ -37,6 +38,25 @@ def visible() -> list[int]:
         asked = os.environ["MLU_VISIBLE_DEVICES"].split(",")
         cards = [int(number) for number in asked if number and int(number) in cards]
     return [number for number in cards if not faults(number).get("gone")]
+
+
+_owned: dict[int, Any] = {}
+"""The locks that this process holds, by the number of their card; released when it ends."""
+
+
+def owned(number: int) -> bool:
+    """Whether this process may open the card: in exclusive mode no other one has it."""
+    folder = os.environ.get("MAGICMIND_SIM_EXCLUSIVE")
+    if not folder or number in _owned:
+        return True
+    file = open(os.path.join(folder, "card-%d" % number), "wb")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return False
+    _owned[number] = file
+    return True
 
 
 def faults(number: int) -> dict[str, Any]:

@@ -56,6 +56,7 @@ KEYS: dict[str, Any] = {
         "type64to32_conversion": bool,
         "conv_scale_fold": bool,
         "auto_fusion_enable": bool,
+        "clustering_launch_enable": bool,
     },
     "computation_preference": ("auto", "fast", "high_precision"),
     "compute_determinism": bool,

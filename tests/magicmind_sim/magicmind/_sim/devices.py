@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from typing import Any
 
-from magicmind._sim.card import Card, Work, visible
+from magicmind._sim.card import Card, Work, owned, visible
 from magicmind._sim.strict import Strict, wrong
-from magicmind._sim.values import bad, good
+from magicmind._sim.values import bad, done
 
 _local = threading.local()
 _cards: dict[int, Card] = {}
@@ -40,10 +41,10 @@ class System(Strict):
         record("System.__exit__")
 
     def initialize(self) -> Any:
-        return good()
+        return done()
 
     def destory(self) -> Any:
-        return good()
+        return done()
 
     def device_count(self) -> int:
         return len(visible())
@@ -58,15 +59,18 @@ class Device(Strict):
 
     def active(self) -> Any:
         cards = visible()
-        ordinal = self.__dict__["id"]
+        # CNRT's own: it overrides what a program chooses.
+        ordinal = int(os.environ.get("CNRT_DEFAULT_DEVICE", self.__dict__["id"]))
         if not 0 <= ordinal < len(cards):
             return bad("CN_ERROR_INVALID_DEVICE: no device %s" % ordinal)
         number = cards[ordinal]
+        if not owned(number):
+            return bad("CN_ERROR_UNKNOWN: device %d is another process's" % ordinal)
         card = _cards.setdefault(number, Card(number))
         if getattr(_local, "card", card) is not card:
             wrong("the thread changes its device")
         _local.card = self._active = card
-        return good()
+        return done()
 
     def create_queue(self) -> Any:
         if active_card() is None or self._active is None:
@@ -91,7 +95,7 @@ class Queue(Strict):
         for work in self._works:
             work.wait()
         del self._works[:]
-        return good()
+        return done()
 
     def __del__(self) -> None:
         if self._works and not sys.is_finalizing():
