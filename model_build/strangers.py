@@ -1,4 +1,4 @@
-"""Files that people take for a network's, told apart by their first bytes."""
+"""Files that people take for a network's, known by their first bytes."""
 
 import re
 

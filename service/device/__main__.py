@@ -116,7 +116,7 @@ def serve(connection: socket.socket, engine: Engine, rows: int, turn: ContextMan
 
     The socket is read before each wait for the device, so that the device has the next batch while
     the answers of one are copied. Batch sizes that were not run yet are run while nothing has been
-    sent for IDLE_S. What this raises, the parent was told.
+    sent for IDLE_S. The parent has a message of each error that this raises.
     """
     begun: collections.deque[int] = collections.deque()
     stopping, cold = False, True
