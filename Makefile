@@ -87,11 +87,11 @@ slow: $(VENV)/.dev .venv37/.ready ## tests that repeat, on other networks and ca
 networks: $(VENV)/.dev ## all published Caffe networks beside OpenCV's dnn: minutes
 	$(BIN)/python -m pytest -m large tests/test_caffe_published.py tests/test_evaluation_trained.py tests/test_draft.py
 
-cards: $(VENV)/.dev .venv37/.ready ## trained networks and every fault on simulated cards: minutes
-	$(BIN)/python -m pytest -m 'large or not large' tests/test_cards.py tests/test_card_switches.py tests/test_cards_trained.py tests/test_doctor_card.py tests/test_sweep.py tests/test_bench_card.py
+cards: $(VENV)/.dev .venv37/.ready ## trained networks, every fault and switch on simulated cards: minutes
+	$(BIN)/python -m pytest -m large tests/test_cards.py tests/test_card_switches.py tests/test_cards_trained.py tests/test_doctor_card.py tests/test_sweep.py tests/test_bench_card.py
 
-drain: $(VENV)/.dev ## SIGTERM under full load, ten times, one process and two workers: a minute
-	$(BIN)/python -m pytest -m large tests/test_drain.py tests/test_workers.py
+drain: $(VENV)/.dev ## SIGTERM under full load, ten times; a thousand callers who leave: minutes
+	$(BIN)/python -m pytest -m large tests/test_drain.py tests/test_workers.py tests/test_departures.py
 
 overload: $(VENV)/.dev .venv37/.ready ## three and ten times what a simulated card can do: three minutes
 	$(BIN)/python -m pytest -m large tests/test_overload.py

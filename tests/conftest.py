@@ -23,8 +23,10 @@ sys.path.insert(0, str(ROOT))
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # A shell has what it starts in the background ignore it, and all that this starts would, too.
+    # A shell has what it starts in the background ignore the first, nohup the second, and all that
+    # this starts would, too.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     if _is_worker(config):
         config.stash[NOTES] = Path(config.workerinput["notes"])
         return

@@ -19,7 +19,7 @@ import pytest
 from service.client import Answer, print_table
 from service.settings import Settings
 from tests.support import pictures, tiny
-from tests.support.serving import COMMAND, Service, plain_environment, serving
+from tests.support.serving import COMMAND, Service, plain_environment, receive_all, serving
 
 PNG = pictures.encoded()
 POST = b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
@@ -164,12 +164,6 @@ def accept_one(service: Service) -> socket.socket:
     while service.http.get("/model").json()["statistics"]["rows"]["running"] == 0:
         assert service.process.poll() is None
     return connection
-
-
-def receive_all(connection: socket.socket) -> bytes:
-    """All that comes until the server closes."""
-    with connection:
-        return b"".join(iter(lambda: connection.recv(65536), b""))
 
 
 def await_exits(hosts: list[int], timeout_s: float) -> None:

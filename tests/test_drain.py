@@ -21,6 +21,7 @@ from tests.support.serving import (
     children,
     command,
     plain_environment,
+    receive_all,
     serving,
 )
 from tests.support.tiny import write_tiny_artifact
@@ -180,8 +181,3 @@ def test_new_connections_are_kept_out_of_a_socket() -> None:
 
 def status(answer: bytes) -> int:
     return int(answer.split(maxsplit=2)[1])
-
-
-def receive_all(connection: socket.socket) -> bytes:
-    with connection:
-        return b"".join(iter(lambda: connection.recv(65536), b""))

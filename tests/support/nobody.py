@@ -49,9 +49,10 @@ def said(function: Callable[[], object]) -> str:
         os.write(writing, words.encode())
         os._exit(0)
     os.close(writing)
-    os.waitpid(child, 0)
     with os.fdopen(reading) as pipe:
-        return pipe.read()
+        words = pipe.read()
+    os.waitpid(child, 0)
+    return words
 
 
 def open_folder() -> Iterator[Path]:

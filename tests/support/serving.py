@@ -17,6 +17,7 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 COMMAND = [str(Path(sys.executable).with_name("topfive"))]
+LIVE = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 def plain_environment() -> dict[str, str]:
@@ -42,6 +43,17 @@ def metric_of(http: httpx.Client, name: str, **labels: str) -> float:
         for sample in family.samples
         if sample.name == name and labels.items() <= sample.labels.items()
     )
+
+
+def everything(connection: socket.socket) -> bytes:
+    """All bytes until the server ends its side."""
+    return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+def receive_all(connection: socket.socket) -> bytes:
+    """The same; then our side is closed, too."""
+    with connection:
+        return everything(connection)
 
 
 class Service:
