@@ -162,7 +162,7 @@ def test_many_images_that_cannot_be_finished(artifact: Path, tmp_path: Path) -> 
             for reply in replies:
                 if reply.status_code == 503:
                     assert reply.json()["code"] == "overloaded"
-                    assert reply.headers["retry-after"] == "1"
+                    assert reply.headers["retry-after"] in ("1", "2", "3")  # of 1.3 s of work
         assert service.metric("topfive_images_total", outcome="ok") == 64
         assert service.metric("topfive_images_total", outcome="expired") == 0
 
