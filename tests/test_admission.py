@@ -169,11 +169,11 @@ def test_many_images_that_cannot_be_finished(artifact: Path, tmp_path: Path) -> 
 
 def test_a_deadline_that_the_caller_made_impossible(artifact: Path, tmp_path: Path) -> None:
     """504 that names the deadline: before and after the rate is known, and not the load."""
-    flags = ("--device-python", slow_python(tmp_path, 0.5))
+    flags = ("--device-python", slow_python(tmp_path, 0.2))
     with serving(artifact, *flags) as service:
         for _ in range(2):
             reply = service.http.post(
-                "/classify", content=encoded(), headers={"X-Request-Timeout-Ms": "200"}
+                "/classify", content=encoded(), headers={"X-Request-Timeout-Ms": "100"}
             )
             said = reply.json()
             assert (reply.status_code, said["code"]) == (504, "deadline")
