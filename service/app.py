@@ -122,6 +122,7 @@ def _add_doors(app: FastAPI, settings: Settings, metrics: Metrics, peers: Peers 
         settings.max_receiving_bytes,
         settings.max_body_bytes,
         settings.body_timeout_ms / 1000,
+        settings.default_deadline_ms / 1000,
         metrics.http_request_body.labels("classify").observe,
     )
     app.state.edge.open(model, classify.door(model, intake, settings, metrics))

@@ -141,6 +141,19 @@ class DeviceFailed(RequestError):
     status, code, title = 503, "device_failed", "Device failed"
 
 
+def stopping() -> Draining:
+    """Return the error of a request that comes, or is still open, when the service ends."""
+    return Draining("the server is stopping", "send it to another", retry_after_ms=1000)
+
+
+def more_time(shortened: bool, less: str = "") -> str:
+    """Return the remedy of a request whose deadline is too short: `shortened` by its caller, or the
+    default. `less` is what the caller could send instead, if anything."""
+    if shortened:
+        return "send a longer X-Request-Timeout-Ms" + (f", or {less}" if less else "")
+    return (f"send {less}; " if less else "") + "the operator can raise --default-deadline-ms"
+
+
 def out_of_memory(detail: str) -> Internal:
     """Return the error of an image that took more memory than there is: no bug, and not broken."""
     return Internal(

@@ -9,7 +9,7 @@ to the caller and is written once, whole, at the end.
 Limits come before work: magic bytes, then the size in the header, then a JPEG's scans, then the
 pixels, under a budget of CPU time. Whatever the bytes, what comes back is a row or one of
 UnsupportedMedia, TooManyPixels and Undecodable; or Internal, where memory ran out.
-What a file carries beside its picture, such as texts and colour profiles, may be broken: after a
+What a file carries besides its picture, such as texts and colour profiles, may be broken: after a
 failure the file is read once more without it.
 A picture is seen as a person would see it: upright by its EXIF, its first frame, over white where
 it is transparent, 16 bits scaled to 8. Colour profiles are ignored.

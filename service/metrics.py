@@ -162,6 +162,9 @@ class Metrics:
         self.decode_restarts = counter(
             "decode_restarts_total", "Decode processes started again, all of them."
         )
+        self.decode_cpu_seconds = counter(
+            "decode_cpu_seconds_total", "CPU of the decode processes."
+        )
         self.worker_restarts = counter("worker_restarts_total", "Workers started again.")
         self.workers.labels("answering").set(1)
         self.workers.labels("silent")

@@ -12,6 +12,14 @@ def stopping() -> list[signal.Signals]:
     return [number for number in STOPPING if number != signal.SIGHUP or not nohup]
 
 
+def name(number: int) -> str:
+    """Return the name of a signal; of a real-time one, which has none, the number."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
 def hurries(number: signal.Signals) -> bool:
     """Whether a second signal of this number ends at once what the first one lets finish.
 

@@ -13,6 +13,7 @@ import pytest
 
 from service.core import rate
 from service.core.rate import Rate
+from service.core.request import Request
 from service.errors import Deadline, Overloaded
 from service.routes.exchange import Exchange
 from service.routes.problem import problem
@@ -310,3 +311,73 @@ def test_an_answer_that_the_event_loop_comes_late_to_is_not_the_devices_time(
     measured.finish(8, 0.1)
     measured.finish(8, 0.1)
     assert measured.images_per_second == pytest.approx(80)
+
+
+def test_a_deadline_that_has_passed(artifact: Path) -> None:
+    """Is no matter of what is in flight; an idle service takes no row for it either."""
+
+    async def steps() -> None:
+        async with running(artifact) as service:
+            for busy in (False, True):
+                if busy:
+                    await service.frozen_with(1)
+                free = service.model.rows.free
+                with pytest.raises(Deadline, match="0 s after the body was whole"):
+                    service.submit(1, 2, deadline_s=-0.3)
+                assert service.model.rows.free == free
+            service.thaw()
+
+    run(steps)
+
+
+@pytest.mark.parametrize(
+    ("images", "shortened", "remedy"),
+    [
+        (1, True, "send a longer X-Request-Timeout-Ms"),
+        (2, True, "send a longer X-Request-Timeout-Ms, or fewer images in one request"),
+        (1, False, "the operator can raise --default-deadline-ms"),
+        (
+            2,
+            False,
+            "send fewer images in one request; the operator can raise --default-deadline-ms",
+        ),
+    ],
+)
+def test_more_time_is_whose_deadline_it_is(
+    artifact: Path, images: int, shortened: bool, remedy: str
+) -> None:
+    """The header only makes the default shorter, so it is no help where it was not given."""
+
+    async def steps() -> None:
+        async with running(artifact) as service:
+            known_rate(service, 1)
+            files = [encoded()] * images
+            with pytest.raises(Deadline) as expired:
+                service.model.submit(files, 5, 0.0, shortened)
+            service.freeze()
+            assert expired.value.remedy == remedy
+            service.submit(1)
+            with pytest.raises(Overloaded) as refused:
+                service.model.submit(files, 5, asyncio.get_running_loop().time() + 0.5, shortened)
+            assert refused.value.remedy.endswith(f"; if it happens again, {remedy}")
+            with pytest.raises(Overloaded, match="queueing") as refused:
+                service.model.admit(1.0)
+            assert refused.value.remedy.endswith("X-Request-Timeout-Ms")
+            service.thaw()
+
+    run(steps)
+
+
+def test_what_a_request_takes_alone(artifact: Path) -> None:
+    """8 images of 0.1 s on two processes, computed in 0.8 s meanwhile: with 2 s it was the load."""
+
+    async def steps() -> None:
+        async with running(artifact, decode_processes=2) as service:
+            known_rate(service, 10)
+            service.model._decoder._seconds = 0.1
+            late = service.model._too_late(Request(8, 5, 0.0, left_s=2.0, ahead=3))
+            assert "3 images came before" in late.detail
+            late = service.model._too_late(Request(8, 5, 0.0, left_s=1.5, ahead=3))
+            assert "8 images may take 1.6 s with nothing else to do" in late.detail
+
+    run(steps)

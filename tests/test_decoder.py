@@ -1,16 +1,19 @@
 """Decode processes: files become rows, errors become values, and what ends one costs one image."""
 
 import asyncio
+import errno
 import logging
 import mmap
 import os
 import resource
 import select
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -395,3 +398,42 @@ def test_nothing_is_left(rows: Rows) -> None:
         assert descriptors() == before
 
     asyncio.run(steps())
+
+
+WITHOUT_DESCRIPTORS = [(socket, "socketpair"), (os, "pipe"), (os, "eventfd"), (os, "pidfd_open")]
+
+
+def used_up(*_: object) -> int:
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+
+@pytest.mark.parametrize(("module", "name"), WITHOUT_DESCRIPTORS)
+def test_a_start_without_descriptors(
+    rows: Rows, module: ModuleType, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Is an error, and leaves neither descriptors nor processes."""
+
+    async def steps() -> None:
+        async with decoding(rows) as begun:
+            decoder = begun.decoder
+            await until(lambda: decoder._started)
+            os.kill(decoder.pid, signal.SIGKILL)
+            with monkeypatch.context() as patched:
+                patched.setattr(module, name, used_up)
+                await until(lambda: begun.fatal)
+            left = descriptors()
+            with monkeypatch.context() as patched, pytest.raises(DeviceError):
+                patched.setattr(module, name, used_up)
+                decoder._start()
+            assert descriptors() <= left
+            expected = "cannot start the decode processes: Too many open files"
+            assert [str(error) for error in begun.fatal] == [expected]
+            assert children(os.getpid()) == []
+
+    asyncio.run(steps())
+
+
+def test_words_of_an_end() -> None:
+    """A real-time signal has a number only."""
+    assert child_process.how_it_ended(-int(signal.SIGSEGV), 0) == "by SIGSEGV"
+    assert child_process.how_it_ended(-40, 0) == "by signal 40"

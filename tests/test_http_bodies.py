@@ -1,5 +1,6 @@
 """POST /classify over a real socket: every form of body, and what is said of bad ones."""
 
+import asyncio
 import base64
 import gzip
 import json
@@ -16,9 +17,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from starlette.types import Message
 
-from service.errors import Malformed, TooLarge, Undecodable, UnsupportedMedia
+from service.errors import BodyTimeout, Malformed, TooLarge, Undecodable, UnsupportedMedia
 from service.routes import files
+from service.routes.body import Intake
+from service.routes.exchange import Headers
 from tests.support import pictures, tiny
 from tests.support.serving import Service, serving
 
@@ -630,3 +634,21 @@ def test_any_bytes_are_files_or_refused(body: bytes, content_type: str) -> None:
         assert error.detail
     else:
         assert 1 <= len(found) <= MAX_IMAGES
+
+
+def test_a_default_deadline_shorter_than_the_body_takes() -> None:
+    """The operator's to change: the header would only make it shorter."""
+
+    async def nothing() -> Message:
+        await asyncio.sleep(60)
+        raise AssertionError
+
+    async def steps() -> None:
+        intake = Intake(1000, 1000, 10.0, 0.02, lambda _: None)
+        headers = Headers({"type": "http", "headers": []})
+        with intake.room() as room, pytest.raises(BodyTimeout) as late:
+            await intake.receive(headers, nothing, 0.02, room)
+        operator = "the operator can raise --default-deadline-ms"
+        assert late.value.remedy == f"send the body faster; {operator}"
+
+    asyncio.run(steps())

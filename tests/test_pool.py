@@ -1,8 +1,10 @@
 """The devices' lives, with real host processes that fail in every way that we know of."""
 
 import asyncio
+import errno
 import json
 import logging
+import os
 import shutil
 import signal
 import socket
@@ -10,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -18,10 +21,11 @@ import uvloop
 from service import artifact as artifacts
 from service.core.host import Host
 from service.core.request import Request
-from service.errors import ArtifactError, DeviceFailed, NotReady
+from service.errors import ArtifactError, DeviceError, DeviceFailed, NotReady
 from service.metrics import DEVICE_STATES
 from tests.support.pictures import pixels
 from tests.support.running import Running, assert_right, running, until
+from tests.support.serving import children
 from tests.support.tiny import probabilities, write_tiny_artifact
 
 FAULTY_HOST = Path(__file__).resolve().parent / "support" / "faulty_host.py"
@@ -649,5 +653,30 @@ def test_a_device_is_named_once(artifact: Path) -> None:
     async def steps() -> None:
         async with running(artifact, devices="1,0,1,01") as service:
             assert [device.name for device in service.model.pool.devices] == ["cpu1", "cpu0"]
+
+    run(steps)
+
+
+def descriptors() -> set[Path]:
+    return set(Path("/proc/self/fd").iterdir())
+
+
+@pytest.mark.parametrize(("module", "name"), [(socket, "socketpair"), (os, "pidfd_open")])
+def test_a_host_without_descriptors(
+    module: ModuleType, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Is an error, and leaves neither descriptors nor a process."""
+
+    def used_up(*_: object) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    async def steps() -> None:
+        before = descriptors()
+        with monkeypatch.context() as patched:
+            patched.setattr(module, name, used_up)
+            with pytest.raises(DeviceError, match="cannot start a device host: Too many open"):
+                Host("cpu0", sys.executable, 0, 1.0, lambda: None)
+        assert descriptors() <= before
+        assert children(os.getpid()) == []
 
     run(steps)

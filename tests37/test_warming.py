@@ -1,12 +1,13 @@
 """Which batch sizes are run before a host is ready, and when the others are.
 
-Python 3.7; the last test needs the simulated SDK.
+Python 3.7; the tests of sizes need the simulated SDK.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib.util
+import itertools
 import socket
 import sys
 import threading
@@ -102,7 +103,12 @@ def test_a_size_that_fails() -> None:
     assert (batch_id, failure[0]) == (host.NO_BATCH, "driver")
 
 
-@pytest.mark.skipif(sys.version_info >= (3, 8), reason="the simulated SDK is for its interpreter")
+simulated = pytest.mark.skipif(
+    sys.version_info >= (3, 8), reason="the simulated SDK is for its interpreter"
+)
+
+
+@simulated
 @pytest.mark.parametrize(
     ("least", "most", "before", "after"),
     [
@@ -115,18 +121,49 @@ def test_sizes(
     least: int, most: int, before: list[int], after: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """1, the powers of two and the largest before it is ready; each on both lanes."""
+    engine, ran = opened_engine(least, most, monkeypatch)
+    assert ran == [(lane, size) for size in before for lane in (0, 1)]
+    del ran[:]
+    left = [(lane, size) for size in after for lane in (0, 1)]
+    for run in range(1, len(left) + 1):
+        assert engine.warm_another() is (run < len(left))
+        assert len(ran) == run, "a request waits for one run at the most"
+    assert sorted(ran, key=lambda each: each[::-1]) == left
+    assert engine.warm_another() is False
+
+
+@simulated
+def test_slow_first_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All are made before it is ready; what turns slow later is not made for nothing."""
+    import engine_magicmind as module
+
+    monkeypatch.setattr(module, "SLOW_RUN_S", 0)
+    engine, ran = opened_engine(3, 6, monkeypatch)
+    assert sorted(ran) == [(lane, size) for lane in (0, 1) for size in (3, 4, 5, 6)]
+    assert engine.warm_another() is False
+    assert len(ran) == 8
+    monkeypatch.setattr(module, "SLOW_RUN_S", 60)
+    engine, ran = opened_engine(3, 6, monkeypatch)
+    monkeypatch.setattr(module, "SLOW_RUN_S", 0)
+    assert engine.warm_another() is False
+    assert len(ran) == 7
+
+
+def opened_engine(least: int, most: int, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, list[Any]]:
+    """(engine, (lane, size) of each run) of a model for batches of `least` to `most`, opened."""
     import engine_magicmind as module
     import numpy as np
     from engine import Job
 
-    ran: list[int] = []
+    ran: list[tuple[int, int]] = []
+    lanes = itertools.count()
 
     class Lane(object):
         def __init__(self, *_: Any) -> None:
-            pass
+            self.number = next(lanes)
 
         def enqueue(self, count: int) -> None:
-            ran.append(count)
+            ran.append((self.number, count))
 
         def sync(self) -> None:
             pass
@@ -145,10 +182,4 @@ def test_sizes(
     monkeypatch.setattr(module, "activate", lambda ordinal: None)
     monkeypatch.setattr(module.mm, "Model", Model)
     job = Job("model", "1.7.0", 0, least, most, 0)
-    engine = module.MagicMindEngine(job, np.zeros((4, 2, 2, 3), np.uint8), np.zeros((4, 3)))
-    assert ran == [size for size in before for _ in range(2)]
-    del ran[:]
-    while engine.warm_another():
-        pass
-    assert sorted(ran) == [size for size in after for _ in range(2)]
-    assert engine.warm_another() is False
+    return module.MagicMindEngine(job, np.zeros((4, 2, 2, 3), np.uint8), np.zeros((4, 3))), ran

@@ -2,9 +2,10 @@
 
 import os
 import signal
+import subprocess
 from pathlib import Path
 
-from service import cgroup
+from service import cgroup, signals
 
 
 def how_it_ended(code: int, oom_kills_before: int) -> str:
@@ -16,9 +17,20 @@ def how_it_ended(code: int, oom_kills_before: int) -> str:
     if code >= 0:
         return f"with code {code}"
     if code != -signal.SIGKILL:
-        return f"by {signal.Signals(-code).name}"
+        return f"by {signals.name(-code)}"
     sure = cgroup.oom_kills() > oom_kills_before
     return f"by SIGKILL, {'' if sure else 'most likely '}because memory was used up"
+
+
+def pidfd(process: subprocess.Popen[bytes]) -> int:
+    """Return a descriptor that can be read when `process` has ended; OSError if there is none left,
+    and then the process has been ended."""
+    try:
+        return os.pidfd_open(process.pid)
+    except OSError:
+        process.kill()
+        process.wait()
+        raise
 
 
 def children(pid: int) -> list[int]:

@@ -134,10 +134,10 @@ class Decoder:
         waiting = len(self._todo) + len(self._in_hand) - busy
         return (waiting + images) * self._seconds / self._processes
 
-    @property
-    def seconds(self) -> float:
-        """What recent images took, on average; 0 before the first."""
-        return self._seconds
+    def alone_s(self, images: int) -> float:
+        """Until `images` are decoded with nothing else to do, if each takes as long as recent ones
+        did on average; 0 before the first."""
+        return math.ceil(images / self._processes) * self._seconds
 
     @property
     def pid(self) -> int:
@@ -162,24 +162,32 @@ class Decoder:
             CLAIM.pack_into(self._bodies, number * CLAIM.size, NO_CLAIM)
         self._started = False
         self._oom_kills = cgroup.oom_kills()
-        self._requests, requests = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._requests.setblocking(False)
-        self._results, results = os.pipe()
-        os.set_blocking(self._results, False)
-        self._wake = os.eventfd(0)
-        with requests:
-            job = self._job(requests.fileno(), results)
-            try:
-                self._process = _spawn(job)
-            except OSError as error:
-                self._close()
-                raise DeviceError(f"cannot start the decode processes: {error.strerror}") from error
-            finally:
-                os.close(results)
+        try:
+            with contextlib.ExitStack() as opened, contextlib.ExitStack() as theirs:
+                self._open(opened, theirs)
+                self._opened = opened.pop_all()
+        except OSError as error:
+            raise DeviceError(f"cannot start the decode processes: {error.strerror}") from error
         self._alive = True
-        self._pidfd = os.pidfd_open(self._process.pid)
         self._loop.add_reader(self._pidfd, self._ended)
         self._loop.add_reader(self._wake, self._woken)
+
+    def _open(self, opened: contextlib.ExitStack, theirs: contextlib.ExitStack) -> None:
+        """Start the processes, with all that is `opened` between us; `theirs` is what only they
+        keep."""
+        self._requests, requests = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        opened.callback(self._requests.close)
+        theirs.callback(requests.close)
+        self._requests.setblocking(False)
+        self._results, results = os.pipe()
+        opened.callback(os.close, self._results)
+        theirs.callback(os.close, results)
+        os.set_blocking(self._results, False)
+        self._wake = os.eventfd(0)
+        opened.callback(os.close, self._wake)
+        self._process = _spawn(self._job(requests.fileno(), results))
+        self._pidfd = child_process.pidfd(self._process)
+        opened.callback(os.close, self._pidfd)
 
     def _job(self, requests: int, results: int) -> Job:
         total, height, width, channels = self._rows.inputs.shape
@@ -299,14 +307,8 @@ class Decoder:
         self._alive = False
         for descriptor in (self._pidfd, self._wake):
             self._loop.remove_reader(descriptor)
-        os.close(self._pidfd)
-        self._close()
+        self._opened.close()
         return self._process.wait()
-
-    def _close(self) -> None:
-        self._requests.close()
-        os.close(self._results)
-        os.close(self._wake)
 
 
 def _spawn(job: Job) -> subprocess.Popen[bytes]:

@@ -9,6 +9,7 @@ thread that spawned it.
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
@@ -77,7 +78,8 @@ class Host:
         batch_timeout_s: float,
         late_reply: Callable[[], None],
     ) -> None:
-        """Spawn a host under the interpreter `python`; DeviceError if that cannot be run."""
+        """Spawn a host under the interpreter `python`; DeviceError if that cannot be run, or no
+        descriptor is left."""
         self._loop = asyncio.get_running_loop()
         self._name = name
         self._batch_timeout_s = batch_timeout_s
@@ -89,20 +91,28 @@ class Host:
         self.reaped = asyncio.Event()
         self.facts: dict[str, Any] = {}
         self._opened = asyncio.Event()
-        self._connection, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            try:
-                self.process = _spawn(python, theirs.fileno(), memory)
-            except DeviceError:
-                self._connection.close()
-                raise
+        try:
+            self._open(python, memory)
+        except OSError as error:
+            raise DeviceError(f"cannot start a device host: {error.strerror}") from error
         self._connection.setblocking(False)
         self._loop.add_reader(self._connection, self._readable)
-        self._pidfd = os.pidfd_open(self.process.pid)
         self._loop.add_reader(self._pidfd, self._exited)
         assert self.process.stdout is not None
         os.set_blocking(self.process.stdout.fileno(), False)
         self._loop.add_reader(self.process.stdout.fileno(), self._said)
+
+    def _open(self, python: str, memory: int) -> None:
+        """Spawn the process, with all descriptors between us, or close again what was opened."""
+        with contextlib.ExitStack() as opened:
+            self._connection, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            opened.callback(self._connection.close)
+            with theirs:
+                self.process = _spawn(python, theirs.fileno(), memory)
+            assert self.process.stdout is not None
+            opened.callback(self.process.stdout.close)
+            self._pidfd = child_process.pidfd(self.process)
+            opened.pop_all()
 
     async def greet(self, hello: dict[str, object], timeout_s: float) -> None:
         """Open the device: send a `hello`, wait for its `facts` (those of wire.pack_ready).

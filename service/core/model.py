@@ -28,24 +28,21 @@ from service.errors import (
     Deadline,
     DeviceError,
     DeviceFailed,
-    Draining,
     NotReady,
     Overloaded,
     TooLarge,
+    more_time,
     retry_after_ms,
+    stopping,
 )
-from service.metrics import Metrics, counter_family, gauge_family
+from service.metrics import Metrics, gauge_family
 from service.sdk import Devices
 from service.settings import Settings
 
 log = logging.getLogger("topfive.model")
 
-_MORE_TIME = (
-    "send a longer X-Request-Timeout-Ms",
-    "send a longer X-Request-Timeout-Ms, or fewer images in one request",
-)
 OVERHEAD_S = 0.005
-"""What a request may take beside decoding and computing: the wake-ups of three processes."""
+"""What a request may take besides decoding and computing: the wake-ups of three processes."""
 CAUTION = 1.2
 """By which a predicted wait counts for more: rates move, and a late answer is device time lost."""
 
@@ -118,6 +115,8 @@ class Model:
         self._pixels = metrics.image_pixels.labels(name)
         self._row_seconds = metrics.row_seconds.labels(name)
         self._row_seconds_told = 0.0
+        self._decode_cpu_seconds = metrics.decode_cpu_seconds
+        self._decode_pid, self._decode_cpu_told = 0, 0.0
         metrics.model_info.labels(
             name,
             manifest.version,
@@ -162,9 +161,10 @@ class Model:
         """Raise what a request of one image, to be answered within `deadline_s`, would be refused
         with now: to be asked at its head."""
         if self._ended:
-            raise Draining("the server is stopping", "send it to another", retry_after_ms=1000)
+            raise stopping()
         self._check_room(1)
-        self._check_time(0, deadline_s)
+        shortened = deadline_s < self._settings.default_deadline_ms / 1000
+        self._check_time(0, deadline_s, shortened)
 
     def _check_room(self, images: int) -> None:
         if images > self.largest_request:
@@ -193,7 +193,7 @@ class Model:
                 retry_after_ms=self._drain_ms(),
             )
 
-    def _check_time(self, images: int, left_s: float) -> None:
+    def _check_time(self, images: int, left_s: float, shortened: bool) -> None:
         """Raise Overloaded if what is in flight and `images` more would take longer than `left_s`.
 
         An idle service takes whatever comes. Its rate may be that of small batches, or of a device
@@ -207,26 +207,31 @@ class Model:
             raise Overloaded(
                 f"the estimated queueing time of {wait_s:.2g} s{what} exceeds the {left_s:.2g} s "
                 "until the deadline",
-                f"try again after Retry-After, or {_MORE_TIME[images > 1]}",
+                f"try again after Retry-After; if it happens again, {_less(images, shortened)}",
                 retry_after_ms=self._drain_ms(),
             )
 
     def _drain_ms(self) -> int:
         return retry_after_ms(self._wait_s() or 1.0)
 
-    def submit(self, data: Sequence[bytes], top_k: int, deadline: float) -> Request:
+    def submit(
+        self, data: Sequence[bytes], top_k: int, deadline: float, shortened: bool = False
+    ) -> Request:
         """Classify the images whose files are `data`; `answered` of the request says when it is.
 
         `deadline` is on the event loop's clock; when it passes, the request ends with Deadline.
-        TooLarge, NotReady or Overloaded if it is not taken.
+        It is `shortened` where the caller asked for less than the default. Deadline if it has
+        passed; TooLarge, NotReady or Overloaded if the request is not taken.
         """
         left_s = deadline - asyncio.get_running_loop().time()
-        self._check_room(len(data))
-        self._check_time(len(data), left_s)
         ahead = self.rows.under_way
+        request = Request(len(data), top_k, deadline, left_s, ahead, shortened)
+        if left_s <= 0:
+            raise self._too_late(request)
+        self._check_room(len(data))
+        self._check_time(len(data), left_s, shortened)
         numbers = self.rows.take(len(data))
         assert numbers is not None
-        request = Request(len(data), top_k, deadline, left_s, ahead)
         timer = asyncio.get_running_loop().call_at(deadline, self._expire, request)
         self._open[request] = timer
         now = time.perf_counter()
@@ -287,24 +292,26 @@ class Model:
     def _end_open(self) -> None:
         self._ended = True
         for request in list(self._open):
-            request.end(
-                Draining("the server is stopping", "send it to another", retry_after_ms=1000)
-            )
+            request.end(stopping())
 
     def _expire(self, request: Request) -> None:
-        """End `request` with Deadline, which says whether its time or the server's load was it."""
+        request.end(self._too_late(request))
+
+    def _too_late(self, request: Request) -> Deadline:
+        """The error of `request`, which says whether its time or the server's load was it."""
         count, rate = len(request.outcomes), self.pool.images_per_second
-        alone_s = OVERHEAD_S + count * self._decoder.seconds + (count / rate if rate else 0.0)
+        computing_s = count / rate if rate else 0.0
+        alone_s = OVERHEAD_S + max(self._decoder.alone_s(count), computing_s)
         detail = f"the deadline passed {max(0, request.left_s):.3g} s after the body was whole"
         if request.left_s < 2 * alone_s:
             detail += f"; {_images(count)} may take {2 * alone_s:.2g} s with nothing else to do"
-            remedy = _MORE_TIME[count > 1]
+            remedy = _less(count, request.shortened)
         elif request.ahead:
             detail += f"; {_images(request.ahead)} came before"
             remedy = "try again; if it happens often, the server has more to do than it can"
         else:
             remedy = "try again; if it happens again the operator's log has the reason"
-        request.end(Deadline(detail, remedy))
+        return Deadline(detail, remedy)
 
     def _answer(self, batch: list[Image], sent_at: float, timings: Timings) -> None:
         """A device has computed `batch`: read its top-k, give its rows back, settle the images."""
@@ -355,14 +362,20 @@ class Model:
             "decode_processes_busy", "Busy.", (), [((), self._decoder.statistics()["busy"])]
         )
         cpu_seconds, memory = self._decoder.usage()
-        yield counter_family(
-            "decode_cpu_seconds", "CPU of the decode processes.", (), [((), cpu_seconds)]
-        )
+        self._count_decode_cpu(self._decoder.pid, cpu_seconds)
         yield gauge_family(
             "decode_resident_memory_bytes", "Memory of the decode processes.", (), [((), memory)]
         )
         yield gauge_family("ready", "What /readyz says.", (), [((), float(self.ready))])
         yield gauge_family("draining", "It is stopping.", (), [((), float(self.draining))])
+
+    def _count_decode_cpu(self, pid: int, cpu_seconds: float) -> None:
+        """Count what the processes that `pid` started used since the last scrape; later ones begin
+        again from 0, and of those that have ended nothing is seen."""
+        if pid != self._decode_pid:
+            self._decode_pid, self._decode_cpu_told = pid, 0.0
+        self._decode_cpu_seconds.inc(max(0.0, cpu_seconds - self._decode_cpu_told))
+        self._decode_cpu_told = max(cpu_seconds, self._decode_cpu_told)
 
 
 def top_k(
@@ -384,6 +397,11 @@ def top_k(
     best = np.sort(keys[:, classes - k :], axis=1)[:, ::-1]
     class_ids = classes - 1 - (best & 0xFFFFFFFF)
     return class_ids, probabilities[np.arange(rows)[:, None], class_ids]
+
+
+def _less(images: int, shortened: bool) -> str:
+    """What to change about a request of `images` that takes longer than it has."""
+    return more_time(shortened, "fewer images in one request" if images > 1 else "")
 
 
 def _images(count: int) -> str:

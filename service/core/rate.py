@@ -37,8 +37,7 @@ class Rate:
         self._under_way += 1
 
     def assume(self, images: int, seconds: float) -> None:
-        """Go by the fastest self-test, of so many images in so many seconds, until a batch is
-        answered."""
+        """Go by the fastest self-test, of `images` in `seconds`, until a batch is answered."""
         if not self._images:
             self.images_per_second = max(self.images_per_second, images / max(seconds, 1e-6))
 

@@ -23,23 +23,31 @@ class Request:
     """The outcomes of `count` images, in their order; `answered` is done when the last is there.
 
     `deadline` is on the event loop's clock. When the request was made, `left_s` seconds were left
-    until then, and `ahead` images of other requests were in flight. `stages` holds the largest
+    until then, and `ahead` images of other requests were in flight. `shortened` says whether the
+    deadline is the caller's own, and not the default. `stages` holds the largest
     seconds of each stage, and `batch` the images in the largest batch that an image of the request
     was in.
     """
 
     __slots__ = (
-        "_missing", "ahead", "answered", "batch", "deadline", "left_s", "outcomes", "stages",
-        "top_k",
+        "_missing", "ahead", "answered", "batch", "deadline", "left_s", "outcomes",
+        "shortened", "stages", "top_k",
     )  # fmt: skip
 
     def __init__(
-        self, count: int, top_k: int, deadline: float, left_s: float = 0.0, ahead: int = 0
+        self,
+        count: int,
+        top_k: int,
+        deadline: float,
+        left_s: float = 0.0,
+        ahead: int = 0,
+        shortened: bool = False,
     ) -> None:
         self.top_k = top_k
         self.deadline = deadline
         self.left_s = left_s
         self.ahead = ahead
+        self.shortened = shortened
         self.outcomes: list[Prediction | RequestError | None] = [None] * count
         self.stages: dict[str, float] = {}
         self.batch = 0

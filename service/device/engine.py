@@ -6,8 +6,9 @@ An engine is opened once, on one device, over the two arrays of shared rows. It 
                          wait for the device longer than it must
     finish()             waits for the batch that was begun first; its probabilities are then in the
                          same rows of `outputs`; returns nanoseconds of (copy in, compute, copy out)
-    warm_another()       runs one batch size that may be served and was not run yet: a first run may
-                         be slow; called while there is no batch to begin; False if none is left
+    warm_another()       makes one run of a batch size that may be served and was not run yet: a
+                         first run may be slow; called while there is no batch to begin; False if
+                         none is left
     close()              lets the device go; nothing is under way then
     largest_batch        rows that it likes to get at once
     depth                batches that may be begun and not yet finished

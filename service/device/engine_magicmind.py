@@ -24,6 +24,8 @@ from facts import magicmind_version
 # Of a mutable model. ResNet50_vd in int8 on an MLU370-X8 reaches 98 % of its rate at 16 rows
 # (magicmind_cloud's Triton backend: 11,980 images/s at 16, 12,279 at 64); more make all wait.
 LARGEST_BATCH = 16
+SLOW_RUN_S = 1.0
+"""Seconds of a first run from which on no request may have to wait for one."""
 _without_status: set[str] = set()
 """The steps whose call has answered None."""
 
@@ -51,21 +53,25 @@ class MagicMindEngine(Engine):
         self._idle_since = 0
         sizes = range(self._padded_to, self.largest_batch + 1)
         likely = {sizes[0], sizes[-1], *(size for size in sizes if size & (size - 1) == 0)}
-        for count in sorted(likely):
-            self._warm(count)
-        self._cold = [size for size in sizes if size not in likely]
+        slowest = max(self._warm(lane, size) for size in sorted(likely) for lane in self._lanes)
+        self._cold = [(lane, size) for size in sizes if size not in likely for lane in self._lanes]
+        while self._cold and slowest > SLOW_RUN_S:
+            self._warm(*self._cold.pop())
         self.description = "MagicMind %s on device %d" % (version or "?", job.device)
 
     def warm_another(self) -> bool:
         if self._cold:
-            self._warm(self._cold.pop())
+            slow = self._warm(*self._cold.pop()) > SLOW_RUN_S
+            if slow:  # the others may never be needed
+                del self._cold[:]
         return bool(self._cold)
 
-    def _warm(self, count: int) -> None:
-        """Run a batch of `count` rows on each lane: a first run may be slow."""
-        for lane in self._lanes:
-            lane.enqueue(count)
-            lane.sync()
+    def _warm(self, lane: Lane, count: int) -> float:
+        """Run a batch of `count` rows, since a first run may be slow; the seconds that it took."""
+        started = time.perf_counter()
+        lane.enqueue(count)
+        lane.sync()
+        return time.perf_counter() - started
 
     def begin(self, numbers: Sequence[int]) -> None:
         started = time.perf_counter_ns()
@@ -96,7 +102,7 @@ class MagicMindEngine(Engine):
     def close(self) -> None:
         """Let go in the order of the SDK's samples: tensors, contexts, engine, model, queues."""
         queues = [lane.let_go() for lane in self._lanes]
-        del self._lanes[:]
+        del self._lanes[:], self._cold[:]
         self._engine = None
         self._model = None
         del queues[:]

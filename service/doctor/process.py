@@ -3,12 +3,11 @@
 One that a driver holds in the kernel cannot be killed: it is left behind, and said to be.
 """
 
-import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from service import sdk
+from service import sdk, signals
 
 REAP_TIMEOUT_S = 5.0
 
@@ -67,4 +66,4 @@ def _kill(process: subprocess.Popen[str], timeout_s: float) -> Ended:
 def _words(code: int) -> str:
     if code >= 0:
         return f"ended with {code}"
-    return f"abort: signal {-code} ({signal.Signals(-code).name})"
+    return f"abort: signal {-code} ({signals.name(-code)})"

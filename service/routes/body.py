@@ -10,13 +10,14 @@ from starlette.types import Receive
 from service.errors import (
     BodyTimeout,
     ClientGone,
-    Draining,
     Malformed,
     Overloaded,
     RequestError,
     TooLarge,
     UnsupportedMedia,
+    more_time,
     retry_after_ms,
+    stopping,
 )
 from service.routes.exchange import Headers
 from service.routes.problem import CODINGS
@@ -29,6 +30,7 @@ class Intake:
     """The bodies in memory: together at most `limit_bytes`, each at most `max_body_bytes`, and
     whole within `timeout_s`.
 
+    A deadline below `default_deadline_s` is the caller's own.
     `observe` is called with the size of each, as it was received.
     """
 
@@ -37,9 +39,11 @@ class Intake:
         limit_bytes: int,
         max_body_bytes: int,
         timeout_s: float,
+        default_deadline_s: float,
         observe: Callable[[float], None],
     ) -> None:
         self._timeout_s = timeout_s
+        self._default_deadline_s = default_deadline_s
         self._limit_bytes = limit_bytes
         self._max_body_bytes = max_body_bytes
         self._observe = observe
@@ -118,11 +122,11 @@ class Intake:
 
     def _late(self, deadline_s: float) -> RequestError:
         if self._ended:
-            return Draining("the server is stopping", "send it to another", retry_after_ms=1000)
+            return stopping()
         if deadline_s < self._timeout_s:
             return BodyTimeout(
                 f"the body was not whole within {deadline_s:g} s, the request's deadline",
-                "send a longer X-Request-Timeout-Ms, or the body faster",
+                more_time(deadline_s < self._default_deadline_s, "the body faster"),
             )
         return BodyTimeout(
             f"the body was not whole within {self._timeout_s:g} s",

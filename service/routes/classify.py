@@ -58,7 +58,8 @@ def door(model: Model, intake: Intake, settings: Settings, metrics: Metrics) -> 
             received = exchange.seconds()
             receive_seconds.observe(received)
             image_files = _split(exchange, body, content_type, model)
-            request = model.submit(await image_files, top_k, deadline)
+            shortened = deadline_s < settings.default_deadline_ms / 1000
+            request = model.submit(await image_files, top_k, deadline, shortened)
             request.took("receive", received)
             await _answered(exchange, request)
 

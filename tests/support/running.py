@@ -42,8 +42,9 @@ class Running:
 
     def submit(self, *seeds: int, top_k: int = CLASSES, deadline_s: float = PATIENCE_S) -> Request:
         """A request for the pictures of these seeds."""
+        files = [encoded(seed=seed) for seed in seeds]
         deadline = asyncio.get_running_loop().time() + deadline_s
-        return self.model.submit([encoded(seed=seed) for seed in seeds], top_k, deadline)
+        return self.model.submit(files, top_k, deadline)
 
     @property
     def host(self) -> Host:
