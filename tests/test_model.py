@@ -44,7 +44,7 @@ def test_many_images(artifact: Path) -> None:
     async def steps() -> None:
         async with running(artifact, rows=600) as service:
             seeds = [range(start, start + 1 + start % 4) for start in range(200)]
-            requests = [service.submit(*some) for some in seeds]
+            requests = [service.submit(*some, deadline_s=120) for some in seeds]
             for some, request in zip(seeds, requests, strict=True):
                 await request.answered
                 assert_right(request, *some)
@@ -257,7 +257,7 @@ def test_a_deadline_costs_no_device_time(artifact: Path) -> None:
     async def steps() -> None:
         async with running(artifact) as service:
             await service.frozen_full()
-            late = service.submit(*range(10, 30), deadline_s=0.05)
+            late = service.submit(*range(10, 30), deadline_s=0.5)
             with pytest.raises(Deadline):
                 await late.answered
             assert service.rows("waiting") == 20
