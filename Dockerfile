@@ -79,10 +79,9 @@ COPY --from=mlu-environment /opt/topfive/venv /opt/topfive/venv
 COPY --from=mlu-environment /topfive /
 # Last on the path: `python3` remains the SDK's.
 ENV PATH=$PATH:/opt/topfive/venv/bin PYTHONPATH=
-# The SDK's wheel needs these libraries, and an entrypoint has no shell whose start-up file sets the
-# path. The last folder is that of a wheel of the old C++ ABI. HOME is a folder that can be written to.
+# The processes that load the SDK find its libraries in NEUWARE_HOME; no others get them on their
+# path. HOME is a folder that can be written to.
 ENV NEUWARE_HOME=/usr/local/neuware HOME=/tmp
-ENV LD_LIBRARY_PATH=$NEUWARE_HOME/lib64:$NEUWARE_HOME/lib/llvm-mm/lib:$NEUWARE_HOME/lib/llvm-mm-cxx11-old-abi/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 
 ARG ARTIFACT=docker/no-artifact
 COPY ${ARTIFACT} /models

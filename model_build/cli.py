@@ -5,7 +5,6 @@ remedy; nothing is written), 2 usage, 3 a check does not hold, 5 a part of a swe
 interrupted (2 and 130 typer's).
 """
 
-import json
 import os
 import sys
 import tempfile
@@ -18,10 +17,10 @@ import typer
 
 from model_build import recipe, sweep_cli
 from model_build.options import Options, warn, with_options
-from service import disk
-from service.errors import INSTALL, ArtifactError, BuildError, TopfiveError
+from service import command, disk
+from service.errors import INSTALL, ArtifactError, BuildError
 
-FAILED, DOES_NOT_HOLD = 1, 3
+DOES_NOT_HOLD = 3
 DEMO_NAME = "efficientnet-lite0"
 DEMO_SOURCES = {"efficientnet_lite0.prototxt", "efficientnet_lite0.caffemodel"}
 
@@ -38,27 +37,7 @@ cli.add_typer(sweep_cli.commands, name="sweep")
 
 def main() -> None:
     """The command `topfive-build`."""
-    try:
-        cli()
-    except TopfiveError as error:
-        if os.environ.get("TOPFIVE_DEBUG"):
-            raise
-        _complain(error)
-        sys.exit(FAILED)
-    except OSError as error:
-        if os.environ.get("TOPFIVE_DEBUG"):
-            raise
-        _complain(TopfiveError(*disk.unusable(error)))
-        sys.exit(FAILED)
-
-
-def _complain(error: TopfiveError) -> None:
-    if "--json" in sys.argv:
-        print(json.dumps({"detail": error.detail, "remedy": error.remedy}), file=sys.stderr)
-        return
-    print(f"error: {error.detail}", file=sys.stderr)
-    if error.remedy:
-        print(f"  try: {error.remedy}", file=sys.stderr)
+    command.run(cli)
 
 
 @cli.callback(invoke_without_command=True)

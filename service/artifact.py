@@ -257,15 +257,14 @@ class Artifact:
             file, mark = self.path / name, self.marks.get(name)
             if file.stem != self.model_path.stem or (mark and mark == _mark(file)):
                 continue
-            try:
-                _verify_file(file, expected)
-            except ArtifactError as error:
+            _, found = _read_file(file)
+            if found != expected:
                 manifest = self.manifest
                 raise ArtifactError(
                     f"the files of {self.path} are not those of the manifest that was read "
-                    f"({manifest.name} {manifest.version}): {error.detail}",
+                    f"({manifest.name} {manifest.version}): {_mismatch(file, found, expected)}",
                     "restart the service to serve the artifact that is there now",
-                ) from error
+                )
 
 
 _Mark = tuple[int, int, int, int]
@@ -379,25 +378,33 @@ _REBUILD = "copy the artifact again, or build it again with topfive-build"
 
 
 def _unreadable(path: Path, error: OSError, remedy: str) -> ArtifactError:
-    detail, remedy = disk.unreadable(path, error, remedy)
+    detail, remedy = disk.unreadable(path, error, remedy, whole=path.parent)
     return ArtifactError(f"{path}: {detail}", remedy)
 
 
 def _verify_file(path: Path, expected: FileFacts) -> _Mark | None:
     """Return the mark of a file that is as the manifest says; ArtifactError for any other."""
+    mark, found = _read_file(path)
+    if found != expected:
+        raise ArtifactError(_mismatch(path, found, expected), _REBUILD)
+    return mark
+
+
+def _read_file(path: Path) -> tuple[_Mark | None, FileFacts]:
+    """Return what the file at `path` is; ArtifactError if it cannot be read, or is none."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # another kind may have no end
             raise ArtifactError(f"{path}: not a file", _REBUILD)
-        mark, found = _mark(path), facts(path)
+        return _mark(path), facts(path)
     except OSError as error:
         raise _unreadable(path, error, _REBUILD) from error
-    if found != expected:
-        raise ArtifactError(
-            f"{path}: {found.size} bytes with SHA-256 {found.sha256}; "
-            f"the manifest says {expected.size} bytes with {expected.sha256}",
-            _REBUILD,
-        )
-    return mark
+
+
+def _mismatch(path: Path, found: FileFacts, expected: FileFacts) -> str:
+    return (
+        f"{path}: {found.size} bytes with SHA-256 {found.sha256}; "
+        f"the manifest says {expected.size} bytes with {expected.sha256}"
+    )
 
 
 def _read_golden(path: Path, manifest: Manifest) -> Golden:

@@ -6,8 +6,6 @@ interrupted. With --json an error is JSON too, one line.
 """
 
 import inspect
-import json
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,14 +13,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from service import disk
+from service import command
 from service.bench.cli import bench
-from service.errors import TopfiveError, Unreachable
+from service.command import FAILED, UNREACHABLE
+from service.errors import Unreachable
 
 if TYPE_CHECKING:
     from service.settings import Settings
 
-FAILED, UNFIT, UNREACHABLE, PARTLY, INTERRUPTED = 1, 3, 4, 5, 130
+UNFIT, PARTLY, INTERRUPTED = 3, 5, 130
 
 cli = typer.Typer(
     help="Serve a trained image classifier, and talk to it.",
@@ -37,29 +36,9 @@ cli = typer.Typer(
 def main() -> None:
     """The command `topfive`."""
     try:
-        cli()
-    except TopfiveError as error:
-        if os.environ.get("TOPFIVE_DEBUG"):
-            raise
-        _complain(error)
-        sys.exit(UNREACHABLE if isinstance(error, Unreachable) else FAILED)
-    except OSError as error:
-        if os.environ.get("TOPFIVE_DEBUG"):
-            raise
-        _complain(TopfiveError(*disk.unusable(error)))
-        sys.exit(FAILED)
+        command.run(cli)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
-
-
-def _complain(error: TopfiveError) -> None:
-    if "--json" in sys.argv:
-        said = {"error": error.detail, "detail": error.detail, "remedy": error.remedy}
-        print(json.dumps(said), file=sys.stderr)
-        return
-    print(f"error: {error.detail}", file=sys.stderr)
-    if error.remedy:
-        print(f"  try: {error.remedy}", file=sys.stderr)
 
 
 @cli.callback(invoke_without_command=True)

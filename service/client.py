@@ -220,8 +220,7 @@ async def _submit(opened: OpenedModel, file: Path, top_k: int, timeout_s: float)
 
 
 def _unreadable(file: Path, error: OSError) -> Answer:
-    detail, _ = disk.unreadable(file, error, "")
-    return Answer(file, [], f"cannot be read: {detail}")
+    return Answer(file, [], f"cannot be read: {disk.unreadable_in_words(file, error)}")
 
 
 def _read(file: Path) -> bytes:

@@ -5,23 +5,42 @@ path. Text files are read here too, whatever their editor has put in front of th
 """
 
 import codecs
+import contextlib
 import errno
 import os
+import re
+import shlex
+from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
 
-_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+from service.errors import TopfiveError
+
+# Texts of other encodings than UTF-8: by their mark, or by sixteen characters of ASCII in a row.
+_ENCODINGS = {
+    "UTF-32": (
+        codecs.BOM_UTF32_LE,
+        codecs.BOM_UTF32_BE,
+        rb"(?:[\t\n\r -~]\0\0\0|\0\0\0[\t\n\r -~])",
+    ),
+    "UTF-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, rb"(?:[\t\n\r -~]\0|\0[\t\n\r -~])"),
+}
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _OF_WRITING = (*_NO_ROOM, errno.EFBIG, errno.EROFS)
 _FORBIDDEN = (errno.EACCES, errno.EPERM)
 
 
-def unreadable(path: Path, error: OSError, remedy: str) -> tuple[str, str]:
-    """Return why `path` cannot be read, and what to do; `remedy` is for a path that is wrong."""
+def unreadable(
+    path: Path, error: OSError, remedy: str, whole: Path | None = None
+) -> tuple[str, str]:
+    """Return why `path` cannot be read, and what to do; `remedy` is for a path that is wrong.
+
+    `whole` is a folder of which everything has to be read: an artifact.
+    """
     why = _why(error)
     if error.errno in _FORBIDDEN:
         closed = _closed(path, os.R_OK)
-        folder = closed if closed.is_dir() else closed.parent
-        return f"{why}: {_ownership(closed)}", f"chmod -R a+rX {folder}, or run as {_owner(closed)}"
+        return f"{why}: {_ownership(closed)}", f"{_open(closed, path, whole)}, or {_as(closed)}"
     if error.errno == errno.EIO:
         return why, "look at the disk (dmesg), then copy the file again"
     if path.is_symlink():
@@ -29,12 +48,34 @@ def unreadable(path: Path, error: OSError, remedy: str) -> tuple[str, str]:
     return why, remedy
 
 
+def unreadable_in_words(path: Path, error: OSError) -> str:
+    """Return the same in one line, for a list of files; without a remedy for a wrong path."""
+    return "; ".join(filter(None, unreadable(path, error, "")))
+
+
+@contextlib.contextmanager
+def writing(path: Path, failure: type[TopfiveError], remedy: str) -> Iterator[None]:
+    """Raise `failure` if the block cannot write the file or folder `path`."""
+    try:
+        yield
+    except OSError as error:
+        detail, remedy = unwritable(path, error, remedy)
+        raise failure(f"{path}: cannot be written: {detail}", remedy) from error
+
+
+def write_whole(file: FileIO, data: bytes) -> None:
+    """Write `data` to a file without a buffer, which may take a part of it at a time."""
+    left = memoryview(data)
+    while left:
+        left = left[file.write(left) :]
+
+
 def unwritable(path: Path, error: OSError, remedy: str) -> tuple[str, str]:
     """Return why `path` cannot be written, and what to do; `remedy` names another path."""
     why = _why(error)
     if error.errno in _FORBIDDEN:
         closed = _closed(path, os.W_OK | os.X_OK)
-        return f"{why}: {_ownership(closed)}", f"run as {_owner(closed)}, or {remedy}"
+        return f"{why}: {_ownership(closed)}", f"{_as(closed)}, or {remedy}"
     if error.errno in _NO_ROOM:
         return f"{why}{_room(path)}", f"make room on the disk and run it again, or {remedy}"
     if error.errno == errno.EFBIG:
@@ -45,12 +86,12 @@ def unwritable(path: Path, error: OSError, remedy: str) -> tuple[str, str]:
 def unusable(error: OSError) -> tuple[str, str]:
     """Return what is wrong and what to do for an error that no command has expected.
 
-    What cannot be written and has no name is standard output. It is given up then: what is in its
-    buffer would fail again at the end of the process.
+    What cannot be written and has no name is standard output, if that cannot be written to now. It
+    is given up then: what is in its buffer would fail again at the end of the process.
     """
     remedy = "TOPFIVE_DEBUG=1 shows which step it was"
     named = isinstance(error.filename, str | bytes)
-    if not named and error.errno in _OF_WRITING:
+    if not named and error.errno in _OF_WRITING and _stdout_fails():
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return f"standard output: {_why(error)}", f"make room on the disk; {remedy}"
     if not named:
@@ -61,18 +102,44 @@ def unusable(error: OSError) -> tuple[str, str]:
     return f"{path}: {detail}", remedy
 
 
+def encoding(data: bytes) -> str:
+    """Return which of UTF-16 and UTF-32 a text is in; empty for any other data."""
+    for name, (little, big, character) in _ENCODINGS.items():
+        if data.startswith((little, big)) or re.search(character + rb"{16}", data):
+            return name
+    return ""
+
+
+def to_utf_8(encoding: str) -> str:
+    """Return what to do with a text in `encoding`."""
+    return (
+        f"save it as UTF-8: iconv -f {encoding} -t UTF-8; in Windows PowerShell "
+        "use | Out-File -Encoding utf8 in place of >"
+    )
+
+
 def read_text(path: Path) -> str:
     """Return the text of a UTF-8 file, without a byte order mark; ValueError if it is none."""
     data = path.read_bytes()
-    if data.startswith(_UTF_16):
-        raise ValueError("it is UTF-16: save it as UTF-8")
+    if name := encoding(data):
+        raise ValueError(f"it is {name}: {to_utf_8(name)}")
     if b"\0" in data:
         raise ValueError("it has zero bytes, as UTF-16 has: save it as UTF-8")
     return data.decode("utf-8-sig")
 
 
 def _why(error: OSError) -> str:
-    return error.strerror or str(error)
+    return error.strerror or str(error) or type(error).__name__
+
+
+def _stdout_fails() -> bool:
+    try:
+        # What was too long for its buffer is gone from there: only one more write can tell. The end
+        # of a line does no harm behind output that was cut short.
+        print(flush=True)
+    except OSError:
+        return True
+    return False
 
 
 def _closed(path: Path, mode: int) -> Path:
@@ -97,9 +164,18 @@ def _ownership(path: Path) -> str:
     )
 
 
-def _owner(path: Path) -> str:
+def _open(closed: Path, path: Path, whole: Path | None) -> str:
+    """Return the command that lets everyone read `path` where `closed` does not, and no more."""
+    real = Path(os.path.realpath(path))
+    if whole and closed.is_relative_to(folder := Path(os.path.realpath(whole))):
+        return f"chmod -R a+rX {shlex.quote(str(folder))}"
+    mode = "a+r" if not closed.is_dir() else "a+rx" if closed == real else "a+x"
+    return f"chmod {mode} {shlex.quote(str(closed))}"
+
+
+def _as(path: Path) -> str:
     found = path.stat()
-    return f"its owner (docker run --user {found.st_uid}:{found.st_gid})"
+    return f"run as its owner (docker run --user {found.st_uid}:{found.st_gid})"
 
 
 def _room(path: Path) -> str:

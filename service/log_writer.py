@@ -24,14 +24,12 @@ from functools import partial
 QUEUE_BYTES = 1 << 20
 """Largest sum of the lines that wait to be written: some 4,000 lines."""
 AT_ONCE_BYTES = select.PIPE_BUF
-"""Largest sum of the lines of one write: a pipe keeps so many bytes together, which matters where
-several workers write to one."""
+"""Largest sum of the lines of one write: a pipe keeps up to this many bytes together, which matters
+where several workers write to one."""
 LONGEST_LINE_BYTES = 1 << 16
 """Longest line that is read from descriptor 2; a longer one is cut into several."""
 END_WITHIN_S = 1.0
 """Seconds to wait at the end of the process for the last lines to be written."""
-_END = b"\0\n"
-"""The last line of the pipe on descriptor 2."""
 
 
 class LogWriter:
@@ -48,9 +46,9 @@ class LogWriter:
         self._lost = 0
         self._count: Callable[[int], None] = lambda _: None
         self._writing = False
-        # Of the thread alone.
+        # Used by the thread alone.
         self._unreported = 0
-        self._torn = False
+        self._partial_line = False
         threading.Thread(target=self._write_all, name="log writer", daemon=True).start()
 
     def put(self, text: bytes) -> None:
@@ -118,12 +116,12 @@ class LogWriter:
         self._unreported += lost
         report = self._lost_line(self._unreported) if self._unreported else b""
         # A line of which only a part could be written ends here.
-        left = memoryview((b"\n" if self._torn else b"") + report + text)
+        left = memoryview((b"\n" if self._partial_line else b"") + report + text)
         try:
             while left:
                 written = self._write_some(left)
                 if written:
-                    self._torn = left[written - 1] != ord("\n")
+                    self._partial_line = left[written - 1] != ord("\n")
                 left = left[written:]
         except OSError:
             reported = len(left) <= len(text)
@@ -152,15 +150,17 @@ def redirect_stderr(writer: LogWriter) -> Callable[[], None]:
     reading, writing = os.pipe()
     os.dup2(writing, 2)
     os.close(writing)
+    # The last line of the pipe, which nothing else can have written.
+    last = b"\0%s\n" % os.urandom(16).hex().encode()
     reader = threading.Thread(
-        target=_pass_on, args=(reading, writer), name="stderr reader", daemon=True
+        target=_pass_on, args=(reading, writer, last), name="stderr reader", daemon=True
     )
     reader.start()
 
     def end() -> None:
         with contextlib.suppress(OSError, ValueError):
             sys.stderr.flush()
-            os.write(2, _END)
+            os.write(2, last)
         reader.join(END_WITHIN_S)
         # What the interpreter has to report after this must not wait for the reader either.
         if writer.flush(END_WITHIN_S):
@@ -169,10 +169,10 @@ def redirect_stderr(writer: LogWriter) -> Callable[[], None]:
     return end
 
 
-def _pass_on(reading: int, writer: LogWriter) -> None:
+def _pass_on(reading: int, writer: LogWriter, last: bytes) -> None:
     with os.fdopen(reading, "rb") as pipe:
         for line in iter(partial(pipe.readline, LONGEST_LINE_BYTES), b""):
-            text = line.removesuffix(_END)
+            text = line.removesuffix(last)
             if text:
                 writer.put(text if text.endswith(b"\n") else text + b"\n")
             if len(text) < len(line):

@@ -29,6 +29,15 @@ def in_folder(folder: Path) -> list[Path]:
     return sorted(found)
 
 
+def any_in_folder(folder: Path) -> Path | None:
+    """Return an image in `folder` or below, the first one met; what is closed is passed over."""
+    for place, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not is_leftover(name)]
+        if name := next(filter(is_image, files), None):
+            return Path(place, name)
+    return None
+
+
 def is_image(name: str) -> bool:
     """Return whether a file is an image by its name."""
     return Path(name).suffix.lower() in ENDINGS and not is_leftover(name)

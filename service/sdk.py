@@ -12,13 +12,12 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from service import process
 from service.errors import SdkError
 
 FACTS = Path(__file__).resolve().parent / "device" / "facts.py"
@@ -26,6 +25,10 @@ TRIED = ("python3.7", "/usr/bin/python3.7", "/usr/local/bin/python3.7", "python3
 MARK = "[topfive:answer] "
 IMPORT_TIMEOUT_S = 180.0
 """Seconds for an interpreter to load the SDK and, if asked, count its devices."""
+FOLDER = Path("/usr/local/neuware")
+"""Where the SDK is unless NEUWARE_HOME says otherwise."""
+_LIBRARIES = ("lib64", "lib/llvm-mm/lib", "lib/llvm-mm-cxx11-old-abi/lib")
+"""The last one is for a wheel of the old C++ ABI."""
 OVERRIDE = "CNRT_DEFAULT_DEVICE"
 """The variable by which the SDK's runtime ignores the device that a program chooses."""
 
@@ -104,8 +107,18 @@ def chosen_devices(
 
 
 def environment() -> dict[str, str]:
-    """Return this process's environment for a process of the SDK's: without OVERRIDE."""
-    return {name: value for name, value in os.environ.items() if name != OVERRIDE}
+    """Return this process's environment for a process of the SDK's.
+
+    It lacks OVERRIDE. Folders of libraries that are in NEUWARE_HOME are last in LD_LIBRARY_PATH: an
+    entrypoint has no shell whose start-up file sets it, and no other process is to load from them.
+    """
+    own = {name: value for name, value in os.environ.items() if name != OVERRIDE}
+    home = own.get("NEUWARE_HOME", "")
+    libraries = [str(Path(home, folder)) for folder in _LIBRARIES] if home else []
+    if there := [folder for folder in libraries if os.path.isdir(folder)]:  # noqa: PTH112
+        before = own.get("LD_LIBRARY_PATH", "").split(":")
+        own["LD_LIBRARY_PATH"] = ":".join(dict.fromkeys(filter(None, [*before, *there])))
+    return own
 
 
 def overridden() -> str:
@@ -129,7 +142,7 @@ def remedy_for(failure: str) -> str:
     """Return what to do about `failure`, words of the SDK; empty if it is not one that is known."""
     library = re.search(r"([^\s:]+): cannot open shared object file", failure)
     if library:
-        home = os.environ.get("NEUWARE_HOME") or "/usr/local/neuware"
+        home = os.environ.get("NEUWARE_HOME") or FOLDER
         return (
             f"{library[1]} belongs to the SDK: set LD_LIBRARY_PATH={home}/lib64:"
             f"{home}/lib/llvm-mm/lib (for a wheel of the old C++ ABI "
@@ -160,30 +173,21 @@ def _on_this_machine() -> list[str]:
 
 
 def _ask(python: str, timeout_s: float, *options: str) -> dict[str, Any]:
-    command: Sequence[str] = (python, "-E", "-s", str(FACTS), *options)
-    try:
-        ended = subprocess.run(  # noqa: S603 - no shell; the interpreter is a setting
-            command,
-            env=environment(),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=timeout_s,
-        )
-    except subprocess.TimeoutExpired as error:
+    command = (python, "-E", "-s", str(FACTS), *options)
+    ended = process.run(command, timeout_s, environment(), apart=True)
+    if not ended.started:
+        raise SdkError(ended.how, "name the SDK's interpreter")
+    if ended.code is None:
         raise SdkError(
             f"{python}: no answer within {timeout_s:g} s",
             "a driver that hangs needs its host's attention: try cnmon; the setting "
             "import_timeout_s gives an SDK that loads slowly more time",
-        ) from error
-    except OSError as error:
-        raise SdkError(f"{python}: {error}", "name the SDK's interpreter") from error
-    facts: dict[str, Any] | None = answer_in(ended.stdout)
+        )
+    facts: dict[str, Any] | None = answer_in(ended.output)
     if facts is None:
-        last = " ".join(ended.stderr.strip().splitlines()[-1:])
+        last = " ".join(ended.errors.strip().splitlines()[-1:])
         raise SdkError(
-            f"{python}: ended with {ended.returncode} and no answer: {last}",
+            f"{python}: {ended.how} and no answer: {last}",
             remedy_for(last) or "run it by hand with device/facts.py of this package",
         )
     return facts

@@ -6,6 +6,7 @@ command asks first; `make cards` runs each command under each switch.
 """
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from service import sdk
+from service import process, sdk
 from service.core import host
 from service.errors import SdkError
 from tests.support.magicmind import SimulatedSdk
@@ -331,3 +332,43 @@ def test_a_host_works_where_it_can_write(
     said, _ = process.communicate(timeout=10)
     folder = tmp_path / ("here" if writable else "temporary")
     assert Path(said.decode().strip()) == folder.resolve()
+
+
+def test_an_interpreter_that_cannot_be_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one in the driver's hands: it is left behind, and the next one is tried."""
+    hung = tmp_path / "python3.7"
+    hung.write_text("#!/bin/sh\nexec sleep 20\n")
+    hung.chmod(0o755)
+    other = tmp_path / "python"
+    other.write_text("#!/bin/sh\necho broken >&2; exit 3\n")
+    other.chmod(0o755)
+    left = []
+    monkeypatch.setattr(subprocess.Popen, "kill", lambda hung: left.append(hung))
+    monkeypatch.setattr(process, "REAP_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(sdk, "_on_this_machine", lambda: [str(hung), str(other)])
+    try:
+        with pytest.raises(SdkError) as raised:
+            sdk.find(None, 0.5)
+    finally:
+        for one in left:
+            os.kill(one.pid, signal.SIGKILL)
+            one.wait()
+    assert f"{hung}: no answer within 0.5 s; {other}: ended with 3 and no answer: broken" in str(
+        raised.value
+    )
+
+
+def test_where_the_sdks_libraries_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In NEUWARE_HOME, after what the user has set; only what is there, and for the SDK alone."""
+    monkeypatch.setenv("NEUWARE_HOME", str(tmp_path))
+    monkeypatch.delenv("LD_LIBRARY_PATH", raising=False)
+    assert "LD_LIBRARY_PATH" not in sdk.environment()
+    (tmp_path / "lib64").mkdir()
+    (tmp_path / "lib/llvm-mm-cxx11-old-abi/lib").mkdir(parents=True)
+    theirs = f"{tmp_path}/lib64:{tmp_path}/lib/llvm-mm-cxx11-old-abi/lib"
+    assert sdk.environment()["LD_LIBRARY_PATH"] == theirs
+    monkeypatch.setenv("LD_LIBRARY_PATH", f"/own:{tmp_path}/lib64")
+    assert sdk.environment()["LD_LIBRARY_PATH"] == f"/own:{theirs}"
+    assert os.environ["LD_LIBRARY_PATH"] == f"/own:{tmp_path}/lib64"

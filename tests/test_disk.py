@@ -1,5 +1,7 @@
 """Files that cannot be read or written: an error with owner, mode and remedy, never a traceback."""
 
+import asyncio
+import errno
 import os
 import subprocess
 import sys
@@ -15,8 +17,10 @@ from model_build import pictures, writer
 from model_build.caffe import text, weights
 from model_build.onnx_model import file as onnx_file
 from service import artifact, disk, evaluation, settings
-from service.doctor import checks
-from service.errors import ArtifactError, EvaluationError
+from service.bench import bodies
+from service.doctor import checks, first_card
+from service.errors import ArtifactError, EvaluationError, SettingsError
+from service.evaluation import run
 from service.evaluation.labels import read_samples
 from service.evaluation.sources import ModelName, Top5
 from tests.support import nobody, tiny
@@ -283,3 +287,103 @@ def test_no_inode_is_left(tmp_path: Path) -> None:
             (folder / "two").touch()
         detail, _ = disk.unwritable(folder / "two", caught.value, "")
     assert detail == f"No space left on device: {folder} has no inodes left"
+
+
+def test_a_remedy_opens_no_more_than_the_file(open_folder: Path) -> None:
+    """Not the folder that it is in, whose other files may be private."""
+    closed, inside = open_folder / "closed", open_folder / "closed" / "labels.txt"
+    beside, photos = open_folder / "labels.txt", open_folder / "photos"
+    closed.mkdir(0o700)
+    photos.mkdir(0o700)
+    for file in (inside, beside):
+        file.touch(0o600)
+    for path, read, said in (
+        (inside, artifact.read_labels, f"chmod a+x {closed}, or "),
+        (beside, artifact.read_labels, f"chmod a+r {beside}, or "),
+        (photos, pictures.in_folder, f"chmod a+rx {photos}, or "),
+    ):
+        _, remedy = nobody.said(partial(read, path)).splitlines()
+        assert remedy.startswith(said) and "-R" not in remedy
+
+
+def test_an_artifact_in_a_private_folder(made: Path) -> None:
+    """It is the folder above that is opened, and for passing through alone."""
+    made.parent.joinpath("closed").mkdir(0o700)
+    moved = made.rename(made.parent / "closed" / "tiny")
+    _, remedy = nobody.said(partial(artifact.read, moved)).splitlines()
+    assert remedy.startswith(f"chmod a+x {moved.parent}, or ")
+
+
+def test_a_restarted_device_says_whose_its_model_is(made: Path) -> None:
+    """A file that cannot be read is not one that was replaced."""
+    whole = artifact.read(made)
+    (made / "model.bin").chmod(0o600)
+    os.utime(made / "model.bin", (1, 1))
+    said, remedy = nobody.said(whole.check_model_unchanged).splitlines()
+    assert f"{made}/model.bin: Permission denied: " in said and "manifest" not in said
+    assert remedy.startswith(f"chmod -R a+rX {made}, or ")
+
+
+def test_an_image_of_another_user(open_folder: Path) -> None:
+    """In an evaluation, and for a load: owner, mode and remedy."""
+    image = open_folder / "a.jpg"
+    image.touch(0o600)
+
+    def evaluated() -> None:
+        raise ValueError(asyncio.run(run._ask(AlwaysRight(), image, 1.0)))
+
+    for read in (evaluated, partial(bodies.read, [image])):
+        said = nobody.said(read)
+        assert f"Permission denied: {image} is {OF_ROOT.format('0600')}" in said
+        assert f"chmod a+r {image}" in said
+
+
+def test_a_full_disk_is_not_always_that_of_standard_output() -> None:
+    """A write has no name to tell; standard output stays what it is."""
+    before = os.fstat(1).st_ino
+    detail, _ = disk.unusable(OSError(errno.ENOSPC, "No space left on device"))
+    assert detail == "No space left on device"
+    assert os.fstat(1).st_ino == before
+
+
+def test_a_full_disk_under_the_text_of_a_card(tmp_path: Path) -> None:
+    """The text is named, and has what there was room for."""
+    with small_disk(tmp_path / "disk", 64) as folder:
+        file = folder / "first-card.txt"
+        with (
+            pytest.raises(SettingsError, match=r"first-card\.txt: cannot be written: No space"),
+            first_card._new_file(file) as text_file,
+        ):
+            for number in range(100):
+                first_card._write(text_file, file, f"{number:999}")
+        assert file.stat().st_size == 64 * 1024
+
+
+@pytest.mark.parametrize("error", ["TimeoutError()", "ConnectionError('so')"])
+@pytest.mark.parametrize("module", ["service.cli", "model_build.cli"])
+def test_an_error_that_the_system_has_not_made(error: str, module: str) -> None:
+    """It is a mistake in a program, not a file's: a traceback."""
+    code = f"""
+import sys
+from {module} import cli, main
+@cli.command("fail")
+def fail(): raise {error}
+sys.argv = ["topfive", "fail"]
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" in done.stderr
+
+
+def test_an_error_without_words() -> None:
+    """Its type is said."""
+    assert disk.unusable(TimeoutError())[0] == "TimeoutError"
+
+
+@pytest.mark.parametrize("encoding", ["UTF-16", "UTF-32"])
+def test_texts_in_other_encodings(encoding: str, tmp_path: Path) -> None:
+    """They are called what they are, with or without a mark."""
+    for codec in (encoding, f"{encoding}-le", f"{encoding}-be"):
+        (tmp_path / "labels.txt").write_bytes(("tench, Tinca tinca\n" * 2).encode(codec))
+        with pytest.raises(ValueError, match=f"it is {encoding}: .* iconv -f {encoding} "):
+            disk.read_text(tmp_path / "labels.txt")

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 
 from service import artifact as artifacts
-from service import settings
+from service import process, settings
 from service.cgroup import memory_limit
-from service.doctor import cards, checks, machine, process
+from service.doctor import cards, checks, machine
 from service.doctor.context import Context, Finding
 from service.doctor.scrub import scrubbed
 from tests.support.magicmind import SimulatedSdk

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from service import artifact as artifacts
-from service import settings
-from service.doctor import account, answers, experiments, process
+from service import process, settings
+from service.doctor import account, answers, experiments
 from service.doctor.builds import Build, Source
 from service.doctor.walk import Asked, Walk
 from service.sdk import Sdk
@@ -432,7 +432,7 @@ def test_an_interrupted_walk(sdk: SimulatedSdk, network: list[str], tmp_path: Pa
     [
         (["--prototxt", "net.prototxt"], "a network is its text, its weights and its preproc"),
         (["--devices", "7"], "the SDK sees 1 devices, so no device 7"),
-        (["--output", "/nonexistent/text"], "/nonexistent/text: No such file or directory"),
+        (["--output", "/nonexistent/text"], "/nonexistent/text: cannot be written: No such file"),
     ],
 )
 def test_a_walk_that_cannot_begin(

@@ -1,6 +1,7 @@
 """Label files and name files: their forms, and what is said of wrong ones."""
 
 import csv
+import os
 from pathlib import Path
 
 import pytest
@@ -244,3 +245,21 @@ def test_wnids_follow_the_models_class_order(data_folder: Path) -> None:
     with (labels / "order2015_to_2012.csv").open(newline="") as file:
         to_2012 = {int(row[0]): int(row[1]) for row in csv.reader(file) if row[0].isdecimal()}
     assert {name: to_2012[number] for name, number in by_wnid[2015].items()} == by_wnid[2012]
+
+
+def test_a_look_for_an_example_ends_at_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a million images a thousandth is listed; a folder that is closed is passed over."""
+    write_images(tmp_path, *(f"{number}/{number}.jpg" for number in range(9)))
+    listed, scandir = [], os.scandir
+
+    def scanned(path: str) -> object:
+        listed.append(path)
+        if len(listed) == 2:
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", scanned)
+    assert "; an image there is called " in why_not_there(tmp_path, "absent/x.jpg")
+    assert len(listed) == 3

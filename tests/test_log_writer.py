@@ -306,3 +306,16 @@ def test_a_dump_of_a_crash_comes_through() -> None:
     code, lines = written(CRASH, env={**os.environ, "PYTHONFAULTHANDLER": "1"})
     assert code == -signal.SIGSEGV
     assert lines[0] == "Fatal Python error: Segmentation fault"
+
+
+ENDS_LIKE_THE_LAST_LINE = """
+logs.configure("json", "info")
+os.write(2, b"bytes of a library\\0\\n")
+os.write(2, b"a traceback\\n")
+"""
+
+
+def test_a_line_that_looks_like_the_last() -> None:
+    """Whatever writes a zero byte before the end of a line, the lines after it are read."""
+    code, lines = written(ENDS_LIKE_THE_LAST_LINE)
+    assert code == 0 and lines == ["bytes of a library\0", "a traceback"]

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from service import artifact as artifacts
+from service import sdk
 from service.artifact import Artifact
 from service.bench import mm_run
 from service.errors import SdkError
@@ -143,7 +144,7 @@ def test_a_tool_that_hangs(tool: Path, artifact: Artifact, monkeypatch: pytest.M
 
 def test_where_it_is(tool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """MM_RUN_PATH as a folder or the file, then $NEUWARE_HOME/bin, then the path."""
-    monkeypatch.setattr(mm_run, "SDK_FOLDER", Path("/no/neuware"))
+    monkeypatch.setattr(sdk, "FOLDER", Path("/no/neuware"))
     monkeypatch.setenv("PATH", "/no/bin")
     with pytest.raises(SdkError, match="no mm_run: not on the path, nor ") as failed:
         mm_run.find()

@@ -6,7 +6,6 @@ that Caffe does not have gets the complaint as its `fault`: it counts if the lay
 that nothing that the network depends on is skipped in silence.
 """
 
-import codecs
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,15 +40,6 @@ _TOKEN = re.compile(
     r"""\#[^\n]*+ | "(?:[^"\\\n]|\\.)*+"?+ | '(?:[^'\\\n]|\\.)*+'?+ | [{}<>] | [A-Za-z_]\w*+""",
     re.VERBOSE,
 )
-# Texts of other encodings than UTF-8: by their mark, or by sixteen characters of ASCII in a row.
-_ENCODINGS = {
-    "UTF-32": (
-        codecs.BOM_UTF32_LE,
-        codecs.BOM_UTF32_BE,
-        rb"(?:[\t\n\r -~]\0\0\0|\0\0\0[\t\n\r -~])",
-    ),
-    "UTF-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, rb"(?:[\t\n\r -~]\0|\0[\t\n\r -~])"),
-}
 
 
 def read(path: Path) -> Any:
@@ -100,14 +90,9 @@ def _check_kind(data: bytes, file: str) -> None:
     """Raise BuildError for the bytes of another kind of file, or in another encoding."""
     if what := stranger(data):
         raise BuildError("not a prototxt", f"it is {what}", file=file)
-    for encoding, (little, big, character) in _ENCODINGS.items():
-        if data.startswith((little, big)) or re.search(character + rb"{16}", data):
-            detail = f"a text in {encoding}; a prototxt is UTF-8"
-            remedy = (
-                f"save it as UTF-8: iconv -f {encoding} -t UTF-8; in Windows PowerShell "
-                "use | Out-File -Encoding utf8 in place of >"
-            )
-            raise BuildError(detail, remedy, file=file)
+    if encoding := disk.encoding(data):
+        detail = f"a text in {encoding}; a prototxt is UTF-8"
+        raise BuildError(detail, disk.to_utf_8(encoding), file=file)
     if b"\0" in data:
         remedy = "give the prototxt; the caffemodel is the other file"
         raise BuildError("binary data, not a prototxt", remedy, file=file)

@@ -50,8 +50,6 @@ def compile_job(
     if "failed" in answer:
         remedy = sdk.remedy_for(answer["failed"]) or _TRY.get(step, "")
         raise BuildError(f"MagicMind failed to {step}: {answer['failed']}", remedy)
-    if code:  # in the SDK's own clearing up: the model had been read back
-        say(f"note: the SDK's process ended with {code} after its work was done")
     return answer
 
 

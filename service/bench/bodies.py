@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from service import photos
+from service import disk, photos
 
 MEMORY_BYTES = 256 * 2**20
 
@@ -36,7 +36,7 @@ def _files(place: Path) -> list[Path]:
     try:
         found = photos.in_folder(place)
     except OSError as error:
-        raise ValueError(f"{error.filename or place}: cannot be read: {error.strerror}") from error
+        raise _unreadable(Path(error.filename or place), error) from error
     if not found:
         endings = ", ".join(sorted(photos.ENDINGS))
         raise ValueError(f"{place}: no image in this folder ({endings})")
@@ -49,10 +49,14 @@ def _fitting(files: Iterable[Path]) -> Iterable[bytes]:
         try:
             image = file.read_bytes()
         except OSError as error:
-            raise ValueError(f"{file}: cannot be read: {error.strerror}") from error
+            raise _unreadable(file, error) from error
         if not image:
             raise ValueError(f"{file}: empty")
         if len(image) > room and room < MEMORY_BYTES:
             return
         room -= len(image)
         yield image
+
+
+def _unreadable(path: Path, error: OSError) -> ValueError:
+    return ValueError(f"{path}: cannot be read: {disk.unreadable_in_words(path, error)}")

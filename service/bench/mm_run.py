@@ -8,17 +8,15 @@ tool's own words.
 import os
 import re
 import shutil
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from service import sdk
+from service import process, sdk
 from service.artifact import Artifact
 from service.errors import SdkError
 
 # Some releases print the number alone, others go on with " with total batch sizes: ...".
 THROUGHPUT = re.compile(r"^Throughput \(qps\):\s+([0-9.eE+-]+)", re.MULTILINE)
-SDK_FOLDER = Path("/usr/local/neuware")
 START_TIMEOUT_S = 120.0
 """For the tool to load the model and make room on the card, before and after what it measures."""
 
@@ -26,7 +24,7 @@ START_TIMEOUT_S = 120.0
 def find() -> Path:
     """Where mm_run is; SdkError names the places that were looked at."""
     folder = os.environ.get("MM_RUN_PATH", "")
-    homes = [Path(os.environ.get("NEUWARE_HOME") or SDK_FOLDER), SDK_FOLDER]
+    homes = [Path(os.environ.get("NEUWARE_HOME") or sdk.FOLDER), sdk.FOLDER]
     # The samples use MM_RUN_PATH as a folder; its name suggests the file.
     places = [Path(folder), Path(folder, "mm_run")] if folder else []
     places += [home / "bin/mm_run" for home in homes]
@@ -66,9 +64,9 @@ def output(
     failures = []
     for option in _sizes(artifact, batch_size):
         done = _run([*command, *option], warmup_s + duration_s + START_TIMEOUT_S)
-        if not done.returncode and THROUGHPUT.search(done.stdout):
-            return done.stdout
-        failures.append(f"with {option[0]} it ended with {done.returncode}: {_end(done.stdout)}")
+        if not done.code and THROUGHPUT.search(done.output):
+            return done.output
+        failures.append(f"with {option[0]} it ended with {done.code}: {_end(done.output)}")
     said = "; ".join(failures)
     raise SdkError(f"{' '.join(command)}: {said}", sdk.remedy_for(said) or _BY_HAND)
 
@@ -97,23 +95,13 @@ def _sizes(artifact: Artifact, batch_size: int) -> list[tuple[str, str]]:
     return spellings if static else [("--input_dims", dims), *spellings]
 
 
-def _run(command: Sequence[str], timeout_s: float) -> subprocess.CompletedProcess[str]:
-    try:
-        return subprocess.run(  # noqa: S603 - no shell; the tool is the SDK's
-            command,
-            env=sdk.environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            timeout=timeout_s,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise SdkError(f"{' '.join(command)}: no end within {timeout_s:g} s", _BY_HAND) from error
-    except OSError as error:
-        raise SdkError(f"{command[0]}: {error.strerror}", _BY_HAND) from error
+def _run(command: Sequence[str], timeout_s: float) -> process.Ended:
+    ended = process.run(command, timeout_s, sdk.environment())
+    if not ended.started:
+        raise SdkError(ended.how, _BY_HAND)
+    if ended.code is None:
+        raise SdkError(f"{' '.join(command)}: no end within {timeout_s:g} s", _BY_HAND)
+    return ended
 
 
 def _only(found: Sequence[float]) -> float:

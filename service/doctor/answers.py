@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+from service import process
 from service.bench import mm_run
-from service.doctor import process
 from service.doctor.walk import Walk
 from service.errors import SdkError, TopfiveError
-from service.sdk import FACTS, answer_in
+from service.sdk import FACTS, answer_in, environment
 
 Answer = Callable[[Walk], list[str]]
 CLUSTERS = (1, 2, 4, 6, 8, 16)
@@ -46,7 +46,9 @@ def put(*names: str) -> Answer:
 
 def _pythons(walk: Walk) -> list[str]:
     own = process.run(
-        [sys.executable, "-E", "-s", str(FACTS)], walk.asked.settings.import_timeout_s
+        [sys.executable, "-E", "-s", str(FACTS)],
+        walk.asked.settings.import_timeout_s,
+        environment(),
     )
     if facts := answer_in(own.output):
         why = facts["why_not"]

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from service import artifact as artifacts
+from service import process
 from service.artifact import Artifact
-from service.doctor import process
 from service.errors import INSTALL, SettingsError
 
 PRECISIONS = ("force_float32", "force_float16", "qint8_mixed_float16")

@@ -9,10 +9,10 @@ import re
 import shutil
 from pathlib import Path
 
-from service.doctor import process
+from service import process
 from service.doctor.context import Context, Finding
 from service.errors import SdkError
-from service.sdk import overridden
+from service.sdk import environment, overridden
 
 OLDEST_DRIVER = (4, 20, 6)  # README of magicmind_cloud
 KNOWN_SDKS = ((0, 13), (1, 7))
@@ -77,7 +77,7 @@ def driver(context: Context) -> Finding:
         said = "not looked at: no cnmon on the path"
         # A machine that has no card has nothing to be looked at.
         return Finding("driver", "skip" if context.target is None else "warn", said, remedy)
-    ended = process.run([cnmon, "version"], DRIVER_TIMEOUT_S)
+    ended = process.run([cnmon, "version"], DRIVER_TIMEOUT_S, environment())
     version = driver_version(ended.output)
     if ended.code != 0 or version is None:
         said = f"cnmon version: {ended.how}: {ended.last_line[:200] or 'nothing at all'}"
@@ -113,7 +113,7 @@ def clusters_here() -> int:
 def _cnmon() -> str:
     """The table that cnmon prints, whose form is not documented; empty without one."""
     cnmon = shutil.which("cnmon")
-    return process.run([cnmon], DRIVER_TIMEOUT_S).output if cnmon else ""
+    return process.run([cnmon], DRIVER_TIMEOUT_S, environment()).output if cnmon else ""
 
 
 def devices(context: Context) -> Finding:

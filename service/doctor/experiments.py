@@ -13,9 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from service import sdk
+from service import process, sdk
 from service.artifact import Artifact
-from service.doctor import process
 from service.doctor.builds import Source
 
 QUESTIONS = Path(__file__).resolve().parent.parent / "card" / "questions.py"
@@ -62,7 +61,8 @@ def ask(
 ) -> Any:
     """The answer to the question `name`, or in words how its process ended instead."""
     limit = timeout_s or (BUILD_TIMEOUT_S if name in _BUILDS else TIMEOUT_S)
-    ended = process.run(_command(python, job, name), limit, environment)
+    own = {**sdk.environment(), **(environment or {})}
+    ended = process.run(_command(python, job, name), limit, own)
     answer = sdk.answer_in(ended.output)
     if answer is not None:
         return answer

@@ -8,9 +8,10 @@ import contextlib
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from importlib.metadata import version
+from io import FileIO
 from pathlib import Path
-from typing import TextIO
 
 from service import disk, sdk
 from service.doctor import account, builds, cards
@@ -36,35 +37,42 @@ def first_hour(asked: Asked) -> bool:
         walk = Walk(asked, found, count, ordinal, Path(folder), source, reference, clusters)
         words = {Path(folder): "WORK", source.prototxt.parent: "NETWORK", Path.cwd(): "HERE"}
         words |= {source.image_dir: "PHOTOS"} if asked.image_dir else {}
-        file.write(f"topfive {version('topfive')} doctor --card\n")
+        _write(file, asked.output, f"topfive {version('topfive')} doctor --card")
         try:
             for line in account.told(walk):
                 # At once: an hour on a card is worth what it has found, whatever ends it.
-                file.write(f"{scrubbed(line, words)}\n")
-                file.flush()
+                _write(file, asked.output, scrubbed(line, words))
         except KeyboardInterrupt:
-            file.write("interrupted here\n")
+            _write(file, asked.output, "interrupted here")
             raise
     print(asked.output, flush=True)
     return not walk.faults
 
 
 @contextlib.contextmanager
-def _new_file(path: Path) -> Iterator[TextIO]:
+def _new_file(path: Path) -> Iterator[FileIO]:
     """`path` opened for writing, and removed if nothing was written; it must not be there."""
-    try:
-        file = path.open("x", encoding="utf-8")
-    except FileExistsError:
-        raise SettingsError(f"{path} is there already", "name another --output") from None
-    except OSError as error:
-        detail, remedy = disk.unwritable(path, error, "name another --output")
-        raise SettingsError(f"{path}: {detail}", remedy) from error
+    with _writing(path):
+        try:
+            # Without a buffer: what a full disk does not take is not tried again at the end.
+            file = path.open("xb", buffering=0)
+        except FileExistsError:
+            raise SettingsError(f"{path} is there already", "name another --output") from None
     with file:
         try:
             yield file
         finally:
             if not file.tell():
                 path.unlink()
+
+
+def _write(file: FileIO, path: Path, line: str) -> None:
+    with _writing(path):
+        disk.write_whole(file, f"{line}\n".encode())
+
+
+def _writing(path: Path) -> AbstractContextManager[None]:
+    return disk.writing(path, SettingsError, "name another --output")
 
 
 def _source(asked: Asked, folder: Path) -> Source:

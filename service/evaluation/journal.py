@@ -7,7 +7,7 @@ dropped. A journal of another run is never mixed in.
 
 import contextlib
 import json
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -18,14 +18,9 @@ from service.errors import EvaluationError
 NAME = "journal.jsonl"
 
 
-@contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
+def writing(path: Path) -> AbstractContextManager[None]:
     """Raise EvaluationError if the block cannot write the file or folder `path`."""
-    try:
-        yield
-    except OSError as error:
-        detail, remedy = disk.unwritable(path, error, "give another --output")
-        raise EvaluationError(f"{path}: cannot be written: {detail}", remedy) from error
+    return disk.writing(path, EvaluationError, "give another --output")
 
 
 @dataclass(frozen=True)
@@ -79,11 +74,9 @@ class Journal:
 
     def _append(self, fields: dict[str, Any]) -> None:
         line = _line(fields)
-        left = memoryview(line)
         try:
             with writing(self.path):
-                while left:
-                    left = left[self._file.write(left) :]
+                disk.write_whole(self._file, line)
         except EvaluationError:
             with contextlib.suppress(OSError):  # the next run drops half a line, too
                 self._file.truncate(self._size)

@@ -7,6 +7,7 @@ is an EvaluationError with its number; whether the images are there is not looke
 
 import csv
 import hashlib
+import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -86,15 +87,23 @@ def why_not_there(folder: Path, name: str) -> str:
     """Return in words that the image `name` of a label file is not in `folder`, and what is there
     that the name is like."""
     words = f"{name!r} is not in {folder}"
-    if "\\" in name and (folder / name.replace("\\", "/")).parent.is_dir():
+    if "\\" in name and os.path.isdir((folder / name.replace("\\", "/")).parent):  # noqa: PTH112
         return f"{words}: the name has backslashes where it needs slashes"
     file = folder / name
-    for other in sorted(file.parent.iterdir()) if file.parent.is_dir() else []:
+    for other in _beside(file):
         if photos.is_image(other.name) and (likeness := _likeness(file.name, other)):
             return f"{words}, but {str(other.relative_to(folder))!r} is: {likeness}"
-    if found := next(iter(photos.in_folder(folder)), None):
+    if found := photos.any_in_folder(folder):
         return f"{words}; an image there is called {str(found.relative_to(folder))!r}"
     return f"{words}, and no other image is"
+
+
+def _beside(file: Path) -> list[Path]:
+    """Return what is in the folder of `file`; nothing if it cannot be read."""
+    try:
+        return sorted(file.parent.iterdir())
+    except OSError:
+        return []
 
 
 def _likeness(name: str, other: Path) -> str:

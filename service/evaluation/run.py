@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from service import disk
 from service.errors import EvaluationError, Unreachable
 from service.evaluation import results as files
 from service.evaluation.journal import NAME as JOURNAL
@@ -204,7 +205,7 @@ async def _ask(source: Source, file: Path, retry_for_s: float) -> Answered | Fai
     try:
         image = await asyncio.to_thread(file.read_bytes)
     except OSError as error:
-        return Failed("unreadable", str(error.strerror))
+        return Failed("unreadable", disk.unreadable_in_words(file, error))
     give_up_at = time.monotonic() + retry_for_s
     while True:
         begun = time.monotonic()

@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from service import sdk, signals
+from service import signals
 
 REAP_TIMEOUT_S = 5.0
 
@@ -18,9 +18,13 @@ class Ended:
 
     code: int | None
     output: str
-    """Of both streams; of a process that was killed, what it had said by then."""
+    """Of both streams, or of standard output alone (`apart`); of a process that was killed, what it
+    had said by then."""
     how: str
     """In words: `ended with 1`, `abort: signal 6`, `hang: no end in 60 s`."""
+    errors: str = ""
+    """Of standard error, if it is kept apart."""
+    started: bool = True
 
     @property
     def last_line(self) -> str:
@@ -28,39 +32,48 @@ class Ended:
 
 
 def run(
-    command: Sequence[str], timeout_s: float, environment: Mapping[str, str] | None = None
+    command: Sequence[str],
+    timeout_s: float,
+    environment: Mapping[str, str] | None = None,
+    *,
+    apart: bool = False,
 ) -> Ended:
-    """Run `command`, with `environment` over that of `sdk.environment`; it has no input."""
+    """Run `command` without input for at most `timeout_s`, in `environment` or else this process's.
+
+    Standard error goes where standard output does, unless it is kept `apart`.
+    """
     try:
         process = subprocess.Popen(  # noqa: S603 - no shell; what is run is ours or a setting
             command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stderr=subprocess.PIPE if apart else subprocess.STDOUT,
             text=True,
             errors="replace",
-            env={**sdk.environment(), **(environment or {})},
+            env=environment,
         )
     except OSError as error:
-        return Ended(127, "", f"{command[0]}: {error.strerror}")
+        return Ended(127, "", f"{command[0]}: {error.strerror}", started=False)
     try:
-        output, _ = process.communicate(timeout=timeout_s)
+        output, errors = process.communicate(timeout=timeout_s)
     except subprocess.TimeoutExpired:
         return _kill(process, timeout_s)
     except BaseException:
         process.kill()
         raise
-    return Ended(process.returncode, output, _words(process.returncode))
+    return Ended(process.returncode, output, _words(process.returncode), errors or "")
 
 
 def _kill(process: subprocess.Popen[str], timeout_s: float) -> Ended:
     process.kill()
     how = f"hang: no end in {timeout_s:g} s"
     try:
-        output, _ = process.communicate(timeout=REAP_TIMEOUT_S)
+        output, errors = process.communicate(timeout=REAP_TIMEOUT_S)
     except subprocess.TimeoutExpired:
+        for pipe in filter(None, (process.stdout, process.stderr)):
+            pipe.close()
         return Ended(None, "", f"{how}, and it cannot be killed")
-    return Ended(None, output, how)
+    return Ended(None, output, how, errors or "")
 
 
 def _words(code: int) -> str:
