@@ -18,6 +18,7 @@ LEAVES = {
 # What a leaf may import beside the errors; of the artifact only its types.
 BESIDE_ERRORS = {
     "service.sdk": {"service.process"},
+    "service.process": {"service.signals"},
     "service.command": {"service.disk"},
     "service.images": {"service.artifact", "service.resampling"},
     "service.resampling": {"service.artifact"},
