@@ -271,8 +271,6 @@ class Options:
         else:
             of_int8 = precision not in recipe.INT8
             idle, where = [one for one in said if of_int8 and one in _OF_INT8], precision
-            if self.card.opset and self.card.frontend == "caffe":
-                print("note: --opset plays no part for --frontend caffe", file=sys.stderr)
         for option in idle:
             print(f"note: {option} plays no part for {where}", file=sys.stderr)
 

@@ -93,16 +93,17 @@ def verified(artifact: Artifact, asked: Asked, say: Say) -> Verdict:
         raise BuildError(detail, "leave it out", file=str(artifact.path))
     not_done = verify.why_not(artifact, asked.ordinal or 0, asked.python)
     if not_done and asked.ordinal is not None:
-        detail = f"device {asked.ordinal} cannot be run: {not_done}"
-        raise BuildError(detail, "topfive doctor says more")
+        detail = f"device {asked.ordinal} cannot be run: {not_done.detail}"
+        raise BuildError(detail, f"{not_done.remedy}; topfive doctor says more")
     compared = None if not_done else _compared(artifact, asked, say)
     recipe = _scored(artifact, asked, say) if asked.label_file else None
-    verdict = Verdict(artifact, compared, not_done, recipe, None)
+    reason = not_done.detail if not_done else ""
+    verdict = Verdict(artifact, compared, reason, recipe, None)
     if asked.ordinal is None or not verdict.holds:
         return verdict
     say(f"golden answers of device {asked.ordinal}")
     manifest = verify.replace_golden(artifact, asked.ordinal, asked.python)
-    return Verdict(artifact, compared, not_done, recipe, manifest.version)
+    return Verdict(artifact, compared, reason, recipe, manifest.version)
 
 
 def print_lines(verdict: Verdict) -> None:

@@ -110,13 +110,13 @@ def compare(
     )
 
 
-def why_not(artifact: Artifact, ordinal: int, python: str | None) -> str:
-    """Why the device cannot be run here, in words; empty if it can."""
+def why_not(artifact: Artifact, ordinal: int, python: str | None) -> SdkError | None:
+    """Why the device cannot be run here; None if it can."""
     try:
         sdk.chosen_devices(artifact.manifest.target, str(ordinal), python)
     except SdkError as error:
-        return error.detail
-    return ""
+        return error
+    return None
 
 
 def after_build(artifact: Artifact, python: str, ordinal: int, say: Say) -> None:
@@ -127,7 +127,8 @@ def after_build(artifact: Artifact, python: str, ordinal: int, say: Say) -> None
     """
     missing = why_not(artifact, ordinal, python)
     if missing:
-        say(f"device against reference: not done: {missing}; topfive-build verify does it later")
+        later = "topfive-build verify does it later"
+        say(f"device against reference: not done: {missing.detail}; {later}")
         return
     try:
         compared = compare(artifact, artifact.golden.rows[:0], ordinal, python)

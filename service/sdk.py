@@ -18,13 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from service import process
-from service.errors import SdkError
+from service.errors import SdkError, SettingsError
 
 FACTS = Path(__file__).resolve().parent / "device" / "facts.py"
 TRIED = ("python3.7", "/usr/bin/python3.7", "/usr/local/bin/python3.7", "python3", "python")
 MARK = "[topfive:answer] "
 IMPORT_TIMEOUT_S = 180.0
 """Seconds for an interpreter to load the SDK and, if asked, count its devices."""
+IMPORT_TIMEOUT = "TOPFIVE_IMPORT_TIMEOUT_S"
+"""The variable that says otherwise, for commands that do not take the settings."""
 FOLDER = Path("/usr/local/neuware")
 """Where the SDK is unless NEUWARE_HOME says otherwise."""
 _LIBRARIES = ("lib64", "lib/llvm-mm/lib", "lib/llvm-mm-cxx11-old-abi/lib")
@@ -51,10 +53,11 @@ class Devices:
     ordinals: tuple[int, ...]
 
 
-def find(asked: str | None, timeout_s: float = IMPORT_TIMEOUT_S) -> Sdk:
+def find(asked: str | None, timeout_s: float | None = None) -> Sdk:
     """The interpreter `asked`, or the first of TRIED that can load MagicMind.
 
-    SdkError says why each one that was tried cannot; none has longer than `timeout_s`.
+    SdkError says why each one that was tried cannot; none has longer than `timeout_s`, which is
+    the variable IMPORT_TIMEOUT's if None. SettingsError if that is no number of seconds.
     """
     reasons = {}
     for python in [asked] if asked else _on_this_machine():
@@ -73,8 +76,8 @@ def find(asked: str | None, timeout_s: float = IMPORT_TIMEOUT_S) -> Sdk:
     )
 
 
-def device_count(python: str, timeout_s: float = IMPORT_TIMEOUT_S) -> int:
-    """How many devices the SDK under `python` sees; SdkError if it cannot tell in `timeout_s`."""
+def device_count(python: str, timeout_s: float | None = None) -> int:
+    """How many devices the SDK under `python` sees; SdkError if it cannot tell in time."""
     facts = _ask(python, timeout_s, "--devices")
     if facts["why_not"]:
         raise SdkError(
@@ -85,12 +88,12 @@ def device_count(python: str, timeout_s: float = IMPORT_TIMEOUT_S) -> int:
 
 
 def chosen_devices(
-    target: str, devices: str, device_python: str | None, timeout_s: float = IMPORT_TIMEOUT_S
+    target: str, devices: str, device_python: str | None, timeout_s: float | None = None
 ) -> Devices:
     """What the settings `devices` and `device_python` mean here, for an artifact of `target`.
 
-    For cards two short-lived processes are waited for, `timeout_s` each; SdkError if the SDK cannot
-    be found, or does not see a device that is asked for.
+    For cards two short-lived processes are waited for, each as by `find`; SdkError if the SDK
+    cannot be found, or does not see a device that is asked for.
     """
     asked = () if devices == "all" else tuple(dict.fromkeys(map(int, devices.split(","))))
     if target == "cpu":
@@ -151,12 +154,17 @@ def remedy_for(failure: str) -> str:
     if re.search(r"\bactive(:| answered)|\bexclusive\b", failure):
         return (
             "another process may have the card: cnmon lists the processes and the compute mode, "
-            "and in an exclusive mode a card takes one process only; end the other one, or set "
-            "the mode to default"
+            "and in an exclusive mode a card takes one process group only; end the other one, or "
+            "set the mode to default"
         )
-    return ""
+    return _MORE_TIME if _NO_ANSWER in failure else ""
 
 
+_NO_ANSWER = "no answer within"
+_MORE_TIME = (
+    f"a driver that hangs needs its host's attention: try cnmon; {IMPORT_TIMEOUT} gives an "
+    "SDK that loads slowly more time, in every command"
+)
 _INSTALL = (
     "install the MagicMind wheel into a CPython 3.7 by that interpreter's own pip, and name the "
     "interpreter; PYTHONPATH and packages of one user (pip install --user) are not looked at"
@@ -172,17 +180,27 @@ def _on_this_machine() -> list[str]:
     return list(dict.fromkeys(path for path in found if path != sys.executable))
 
 
-def _ask(python: str, timeout_s: float, *options: str) -> dict[str, Any]:
+def _import_timeout_s() -> float:
+    said = os.environ.get(IMPORT_TIMEOUT)
+    try:
+        seconds = float(said) if said else IMPORT_TIMEOUT_S
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= 86_400:
+        detail = f"{IMPORT_TIMEOUT}: seconds up to a day expected, not {said!r}"
+        raise SettingsError(detail, f"leave it out for {IMPORT_TIMEOUT_S:g} s")
+    return seconds
+
+
+def _ask(python: str, timeout_s: float | None, *options: str) -> dict[str, Any]:
+    if timeout_s is None:
+        timeout_s = _import_timeout_s()
     command = (python, "-E", "-s", str(FACTS), *options)
     ended = process.run(command, timeout_s, environment(), apart=True)
     if not ended.started:
         raise SdkError(ended.how, "name the SDK's interpreter")
     if ended.code is None:
-        raise SdkError(
-            f"{python}: no answer within {timeout_s:g} s",
-            "a driver that hangs needs its host's attention: try cnmon; the setting "
-            "import_timeout_s gives an SDK that loads slowly more time",
-        )
+        raise SdkError(f"{python}: {_NO_ANSWER} {timeout_s:g} s", _MORE_TIME)
     facts: dict[str, Any] | None = answer_in(ended.output)
     if facts is None:
         last = " ".join(ended.errors.strip().splitlines()[-1:])

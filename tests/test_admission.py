@@ -2,8 +2,6 @@
 
 import asyncio
 import base64
-import json
-import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from service.core.request import Request
 from service.errors import Deadline, Overloaded
 from service.routes.exchange import Exchange
 from service.routes.problem import problem
+from tests.support.faulty import faulty_python
 from tests.support.pictures import encoded
 from tests.support.running import Running, assert_right, running, until
 from tests.support.serving import serving
@@ -134,22 +133,13 @@ def test_the_self_test_tells_a_rate(artifact: Path) -> None:
     run(steps)
 
 
-def slow_python(folder: Path, seconds_a_row: float) -> str:
-    """An interpreter for a host that takes so long for each row."""
-    control, wrapper = folder / "control.json", folder / "python"
-    control.write_text(json.dumps({"0": {"slow_s": seconds_a_row}}))
-    wrapper.write_text(f'#!/bin/sh\nexec {sys.executable} {FAULTY_HOST} {control} "$@"\n')
-    wrapper.chmod(0o755)
-    return str(wrapper)
-
-
 def test_many_images_that_cannot_be_finished(artifact: Path, tmp_path: Path) -> None:
     """Four clients with 32 images each, of which 25 a second are computed, and 2.5 s: the first is
     answered, the others are refused at once, and nothing expires. By form, then by JSON."""
     images = [encoded(seed=seed) for seed in range(32)]
     document = {"images": [base64.b64encode(image).decode() for image in images]}
     bodies: list[Any] = [{"files": [("image", each) for each in images]}, {"json": document}]
-    flags = ("--device-python", slow_python(tmp_path, 0.04))
+    flags = ("--device-python", faulty_python(tmp_path, slow_s=0.04))
 
     async def clients(url: str, body: Any) -> list[httpx.Response]:
         own = {"X-Request-Timeout-Ms": "2500"}
@@ -170,7 +160,7 @@ def test_many_images_that_cannot_be_finished(artifact: Path, tmp_path: Path) -> 
 
 def test_a_deadline_that_the_caller_made_impossible(artifact: Path, tmp_path: Path) -> None:
     """504 that names the deadline: before and after the rate is known, and not the load."""
-    flags = ("--device-python", slow_python(tmp_path, 0.2))
+    flags = ("--device-python", faulty_python(tmp_path, slow_s=0.2))
     with serving(artifact, *flags) as service:
         for _ in range(2):
             reply = service.http.post(

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import json
 import subprocess
-import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,10 @@ from service.artifact import Batch
 from service.bench import device
 from service.bench.device import PERCENTILES, STAGES, Measured, batch_sizes, measure, measure_each
 from service.errors import DeviceError
+from tests.support.faulty import faulty_python
 from tests.support.serving import COMMAND, plain_environment
 from tests.support.tiny import write_tiny_artifact
 
-FAULTY_HOST = Path(__file__).resolve().parent / "support" / "faulty_host.py"
 SHORT_S = 0.3
 
 
@@ -48,15 +47,6 @@ def results(artifact: Path, *options: str, **environment: str) -> list[dict[str,
     assert (done.returncode, done.stderr) == (0, "")
     found: list[dict[str, Any]] = json.loads(done.stdout)["results"]
     return found
-
-
-def faulty_python(folder: Path, **fault: object) -> str:
-    """An interpreter for hosts that fail as faulty_host.py says."""
-    control, wrapper = folder / "faults.json", folder / "python"
-    control.write_text(json.dumps({"0": fault}))
-    wrapper.write_text(f"#!/bin/sh\nexec '{sys.executable}' '{FAULTY_HOST}' '{control}' \"$@\"\n")
-    wrapper.chmod(0o755)
-    return str(wrapper)
 
 
 def assert_consistent(one: Measured) -> None:

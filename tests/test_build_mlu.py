@@ -282,10 +282,17 @@ def test_the_onnx_parser_gets_opset_11_by_default(
     np.testing.assert_allclose(by_onnxruntime(stub, images), answers, atol=1e-5)
 
 
-def test_opset_plays_no_part_for_the_caffe_parser(build: Run, stub: Path) -> None:
-    """A note says so."""
-    code, _, err = build("--frontend", "caffe", *RGB, "--opset", 13)
-    assert code == 0 and "note: --opset plays no part for --frontend caffe" in err
+@pytest.mark.parametrize("frontend", [None, "caffe", "onnx"])
+def test_opset_plays_no_part_for_the_caffe_parser(
+    build: Run, stub: Path, frontend: str | None
+) -> None:
+    """A note says so, by default too: then it is Caffe's parser that reads Caffe's files."""
+    asked = ["--frontend", frontend] if frontend else []
+    code, _, err = build(*asked, *RGB, "--opset", 13)
+    assert code == 0 and job_of(stub)["frontend"] == (frontend or "caffe")
+    assert ("note: --opset plays no part for MagicMind's Caffe parser" in err) is (
+        frontend != "onnx"
+    )
 
 
 def test_an_operator_that_opset_11_has_not_is_refused(

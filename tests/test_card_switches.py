@@ -1,8 +1,9 @@
 """What an SDK may do around its calls, switch by switch of the simulator, and each command on it.
 
 A command does its work, or ends with an error whose remedy names what to change. Processes are
-real. What `make test` has of this is one run of all switches at once and the questions that each
-command asks first; `make cards` runs each command under each switch.
+real. What `make test` has of this is one run of all switches at once, with one of the two ways to
+end, and the questions that each command asks first; `make cards` runs each command under each
+switch.
 """
 
 import os
@@ -17,7 +18,7 @@ import pytest
 
 from service import process, sdk
 from service.core import host
-from service.errors import SdkError
+from service.errors import SdkError, SettingsError
 from tests.support.magicmind import SimulatedSdk
 from tests.support.pictures import encoded
 from tests.support.serving import COMMAND, serving
@@ -56,7 +57,7 @@ class Simulated:
     def environment(self, switches: dict[str, str]) -> dict[str, str]:
         """This process's, with the simulator's `switches`."""
         named = {name: value.replace("LOCKS", str(self.locks)) for name, value in switches.items()}
-        return self.sdk.environment(**named)
+        return self.sdk.environment(TOPFIVE_DEVICE_PYTHON=self.sdk.python, **named)
 
     def build(self, folder: Path, *options: str) -> list[str]:
         """`topfive-build` in int8, which calibrates on the card and ends with its golden rows."""
@@ -73,6 +74,16 @@ class Simulated:
     def _on_card(self, *words: str) -> list[str]:
         files = ["--artifact", str(self.artifact), "--device-python", self.sdk.python]
         return [*COMMAND, *words, *files]
+
+    def verify(self, *options: str) -> list[str]:
+        return [BUILD, "verify", str(self.artifact), "--sdk-python", self.sdk.python, *options]
+
+    def eval(self, folder: Path) -> list[str]:
+        """`topfive eval` on the artifact, of the three photos; its hosts' Python is a variable."""
+        (folder / "labels.txt").write_text("cat.png 1\ncoffee.png 2\nrocket.jpg 3\n")
+        asked = ["--image-dir", str(PHOTOS), "--label-file", str(folder / "labels.txt")]
+        asked += ["--artifact", str(self.artifact), "--output", str(folder / "eval")]
+        return [*COMMAND, "eval", *asked]
 
     def walk(self, folder: Path) -> list[str]:
         """`topfive doctor --card`."""
@@ -169,9 +180,17 @@ def test_an_sdk_that_loads_slowly(tmp_path: Path) -> None:
 # All switches at once, and one by one.
 
 
-def test_all_switches_at_once(simulated: Simulated) -> None:
-    """A measurement, by the host that serves: batch sizes that are warm and that are not."""
-    switches = {name: value for each in SWITCHES.values() for name, value in each.items()}
+@pytest.mark.parametrize(
+    "other", ["a crash at exit", pytest.param("a hang at exit", marks=pytest.mark.large)]
+)
+def test_all_switches_at_once(other: str, simulated: Simulated) -> None:
+    """A measurement, by the host that serves: batch sizes that are warm and that are not.
+
+    All but the `other` way to end: a process has one.
+    """
+    switches = {}
+    for name in SWITCHES.keys() - {other}:
+        switches |= SWITCHES[name]
     done = simulated.run(simulated.bench(), switches)
     assert done.returncode == 0, done.stderr
 
@@ -217,6 +236,23 @@ def test_a_measurement(name: str, simulated: Simulated) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.large
+@pytest.mark.parametrize("name", SWITCHES)
+def test_a_verification(name: str, simulated: Simulated) -> None:
+    done = simulated.run(simulated.verify(), SWITCHES[name])
+    assert done.returncode == 0, done.stderr
+    assert "device against reference: right" in done.stdout
+
+
+@pytest.mark.large
+@pytest.mark.parametrize("name", SWITCHES)
+def test_an_evaluation(name: str, simulated: Simulated, tmp_path: Path) -> None:
+    """On the artifact, by hosts of its own."""
+    done = simulated.run(simulated.eval(tmp_path), SWITCHES[name])
+    assert done.returncode == 0, done.stderr
+    assert "of 3;" in done.stdout
+
+
 TOGETHER = {
     "all but a hang": [name for name in SWITCHES if name != "a hang at exit"],
     "a hang at exit": ["a hang at exit", "exclusive mode"],
@@ -234,7 +270,10 @@ def test_the_walk(names: list[str], simulated: Simulated, tmp_path: Path) -> Non
     cnmon.write_text("#!/bin/sh\necho '| 0     /   MLU370-S4    v1.1.6 |'\n")
     cnmon.chmod(0o755)
     path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    done = simulated.run(simulated.walk(tmp_path), switches | path)
+    # The flag is what its builds get, too.
+    short = {"TOPFIVE_IMPORT_TIMEOUT_S": "0.001"}
+    command = [*simulated.walk(tmp_path), "--import-timeout-s", "60"]
+    done = simulated.run(command, switches | path | short)
     assert done.returncode == 0, done.stderr
     text = (tmp_path / "first-card.txt").read_text()
     assert "clusters that models are compiled for: 6, the card's own" in text
@@ -246,13 +285,15 @@ def test_the_walk(names: list[str], simulated: Simulated, tmp_path: Path) -> Non
 # What a command cannot live through.
 
 
-COMMANDS = ("build", "serve", "doctor", "bench", "walk")
+COMMANDS = ("build", "verify", "serve", "eval", "doctor", "bench", "walk")
 
 
 def ended(simulated: Simulated, command: str, folder: Path, switches: dict[str, str]) -> str:
     """What `command` prints under `switches`; it does not end well."""
     words = {
         "build": simulated.build(folder),
+        "verify": simulated.verify("--device-id", "0"),
+        "eval": simulated.eval(folder),
         "serve": simulated._on_card("serve", "--port", "0", "--start-timeout-s", "2"),
         "doctor": simulated.doctor(),
         "bench": simulated.bench(),
@@ -271,6 +312,32 @@ def test_a_missing_library_is_named(command: str, simulated: Simulated, tmp_path
     """With the folders that the library path is to have."""
     said = ended(simulated, command, tmp_path, {"MAGICMIND_SIM_MISSING": LIBRARY})
     assert f"{LIBRARY} belongs to the SDK: set LD_LIBRARY_PATH=" in said
+
+
+@pytest.mark.parametrize(
+    "command",
+    [pytest.param(c, marks=[] if c in ("build", "eval") else pytest.mark.large) for c in COMMANDS],
+)
+def test_the_time_to_load_is_a_variable(command: str, simulated: Simulated, tmp_path: Path) -> None:
+    """That of the setting, in the commands that do not take settings, too; the remedy names it."""
+    said = ended(simulated, command, tmp_path, {"TOPFIVE_IMPORT_TIMEOUT_S": "0.001"})
+    assert "no answer within 0.001 s" in said
+    assert "TOPFIVE_IMPORT_TIMEOUT_S gives an SDK that loads slowly more time" in said
+
+
+@pytest.mark.parametrize("value", ["soon", "0", "-1", "nan", "1e9"])
+def test_a_time_to_load_that_is_none(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The variable is named, with what it says."""
+    monkeypatch.setenv("TOPFIVE_IMPORT_TIMEOUT_S", value)
+    with pytest.raises(SettingsError, match=f"TOPFIVE_IMPORT_TIMEOUT_S: .* not '{value}'"):
+        sdk.find("python3.7")
+
+
+def test_the_time_to_load_as_a_flag(simulated: Simulated) -> None:
+    """It goes before the variable, for the golden rows too."""
+    words = [*simulated.doctor(), "--import-timeout-s", "60"]
+    done = simulated.run(words, {"TOPFIVE_IMPORT_TIMEOUT_S": "0.001"})
+    assert "ok    golden " in done.stdout, done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -294,7 +361,8 @@ def test_a_second_process_is_refused(
     command: str, simulated: Simulated, beside: dict[str, str], tmp_path: Path
 ) -> None:
     """While a service has the card: the remedy names the mode and the other process."""
-    said = ended(simulated, command, tmp_path, beside)
+    switches = beside | {"TOPFIVE_START_TIMEOUT_S": "2"}
+    said = ended(simulated, command, tmp_path, switches)
     assert "another process may have the card: cnmon lists the processes and the compute" in said
 
 

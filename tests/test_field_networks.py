@@ -120,7 +120,7 @@ def test_names_that_are_made_are_no_layers_own(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["conv", ""])
 def test_weights_of_several_layers_of_one_name_are_refused(name: str, tmp_path: Path) -> None:
-    """Caffe copies them to the first of the name alone, or stops: nobody trained that network."""
+    """Caffe copies them to the first of the name alone, or stops: there is no such training."""
     second = CONV.replace("8", "10").replace('"data"', '"conv"').replace('top: "conv"', 'top: "c"')
     text = HEAD + CONV + second + GAP.replace('bottom: "conv"', 'bottom: "c"') + TAIL
     text = text.replace('name: "conv"', f'name: "{name}"')
@@ -461,4 +461,16 @@ def test_the_same_outside_of_training_is_taken(what: str, tmp_path: Path) -> Non
     onnx.save(model, tmp_path / "net.onnx")
     ours, _ = onnx_model.load(tmp_path / "net.onnx")
     theirs = run_onnx(model, IMAGES[:1], "prob")
+    np.testing.assert_allclose(run_onnx(ours.model, IMAGES[:1], "prob"), theirs, atol=1e-6)
+
+
+def test_batch_normalization_of_opset_6(tmp_path: Path) -> None:
+    """With `is_test` its further outputs do not mean training, which from opset 7 on they do."""
+    tail = [node("GlobalMaxPool", "y", "seen"), *TAIL_OF_SEEN]
+    factors = {**VECTORS, "scale": np.linspace(0.5, 1.5, 8, dtype=np.float32)}
+    more = [node("BatchNormalization", NORM, "y a b c d", is_test=1), *tail]
+    seven = network([node("BatchNormalization", NORM, "y"), *tail], factors, opset=7)
+    onnx.save(network(more, factors, opset=6), tmp_path / "net.onnx")
+    ours, _ = onnx_model.load(tmp_path / "net.onnx")
+    theirs = run_onnx(seven, IMAGES[:1], "prob")  # ONNX Runtime begins with opset 7
     np.testing.assert_allclose(run_onnx(ours.model, IMAGES[:1], "prob"), theirs, atol=1e-6)

@@ -1,17 +1,14 @@
 """What callers are told when devices fail: device_failed, not_ready, and the reason of health."""
 
-import json
 import os
 import signal
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.support import pictures, tiny
+from tests.support.faulty import faulty_python
 from tests.support.serving import serving
-
-FAULTY_HOST = Path(__file__).resolve().parent / "support" / "faulty_host.py"
 
 
 @pytest.fixture(scope="module")
@@ -22,11 +19,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def python(tmp_path: Path) -> str:
     """An interpreter whose hosts fail at the first batch after they are proven."""
-    control, wrapper = tmp_path / "control.json", tmp_path / "python"
-    control.write_text(json.dumps({"0": {"run": "raise", "after": 1}}))
-    wrapper.write_text(f'#!/bin/sh\nexec {sys.executable} {FAULTY_HOST} {control} "$@"\n')
-    wrapper.chmod(0o755)
-    return str(wrapper)
+    return faulty_python(tmp_path, run="raise", after=1)
 
 
 def test_a_device_that_fails_twice(artifact: Path, python: str) -> None:
@@ -63,5 +56,6 @@ def test_the_grace_without_a_device_has_an_end(artifact: Path) -> None:
     """Past no_device_grace_s the service ends with 1, so that whatever supervises it acts."""
     with serving(artifact, "--restart-delay-s", "30", "--no-device-grace-s", "0.5") as service:
         os.kill(service.hosts()[0], signal.SIGKILL)
-        assert "no device was ready for 0.5 s" in service.await_event("fatal")["detail"]
+        detail = service.await_event("fatal")["detail"]
+        assert "no device was ready for 0.5 s" in detail and "by SIGKILL" in detail
         assert service.await_end() == 1

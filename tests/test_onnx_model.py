@@ -339,6 +339,35 @@ NEWER = {
         FACTORS,
     ),
     "axes as an input": (18, [node("ReduceMean", "bent axes", "x")], {"axes": ints(2, 3)}),
+    "a mean over no axes": (
+        18,
+        [node("ReduceMean", "pooled none", "x", noop_with_empty_axes=1)],
+        {"none": ints()},
+    ),
+    "a mean of the same without a list": (
+        18,
+        [node("ReduceMean", "pooled", "x", noop_with_empty_axes=1)],
+        {},
+    ),
+    "a mean over axes that are listed": (
+        18,
+        [node("ReduceMean", "bent axes", "x", noop_with_empty_axes=1)],
+        {"axes": ints(2, 3)},
+    ),
+    "a mean over all axes": (
+        18,
+        [node("ReduceMean", "numbers none", "mean"), node("Mul", "pooled mean", "x")],
+        {"none": ints(), "numbers": np.float32([1, 2, 6])},
+    ),
+    "dilations of one": (
+        19,
+        [
+            node("AveragePool", "bent", "y", kernel_shape=[3, 3], dilations=[1, 1]),
+            node("LpPool", "y", "z", kernel_shape=[2, 2], dilations=[1, 1]),
+            node("GlobalMaxPool", "z", "x"),
+        ],
+        {},
+    ),
     "num_outputs": (
         18,
         [node("Split", "pooled", "a b", axis=1, num_outputs=2), node("Concat", "b a", "x", axis=1)],
@@ -370,9 +399,15 @@ NODES = {
         node("GridSample", "bent grid", "odd"),
         {"grid": np.zeros((1, 8, 8, 2), np.float32)},
     ),
-    "ReduceMean has no attribute noop_with_empty_axes": (
+    # Over no axes it still takes absolute values.
+    "ReduceL1 has no attribute noop_with_empty_axes": (
         18,
-        node("ReduceMean", "bent", "odd", noop_with_empty_axes=1),
+        node("ReduceL1", "bent none", "odd", noop_with_empty_axes=1),
+        {"none": ints()},
+    ),
+    "AveragePool has no attribute dilations": (
+        19,
+        node("AveragePool", "bent", "odd", kernel_shape=[2, 2], dilations=[2, 2]),
         {},
     ),
     "Pad has 4 inputs": (
@@ -407,6 +442,16 @@ def test_operators_that_targets_do_not_take_are_named(said: str, tmp_path: Path)
     assert error.layer == ("" if odd.op_type == "Det" else "odd")
 
 
+@pytest.mark.parametrize("newest", [11, 13])
+def test_an_operator_that_onnx_does_not_spell_out(newest: int, tmp_path: Path) -> None:
+    """It is named; with its attribute ONNX does."""
+    tail = [node("Swish", "scores", "soft"), node("Softmax", "soft", "prob", axis=1)]
+    model = network([FLAT, SCORES, *tail], opset=24)
+    error = refused(model, tmp_path, newest=newest)
+    assert f"ONNX does not write Swish in operators of opset {newest}: " in str(error)
+    assert f"opset_version={newest}" in error.remedy
+
+
 # Opset 11: what each operator that has changed since is, in the words of the opset named.
 ELEVEN = {
     "Squeeze and Unsqueeze": (
@@ -420,6 +465,19 @@ ELEVEN = {
         {},
     ),
     "ReduceSum": (13, [node("ReduceSum", "bent axes", "x")], {"axes": ints(2, 3)}),
+    "ReduceSum over no axes": (
+        13,
+        [node("ReduceSum", "pooled none", "x", noop_with_empty_axes=1)],
+        {"none": ints()},
+    ),
+    "ReduceSum over all axes": (
+        13,
+        [node("ReduceSum", "numbers none", "sum"), node("Mul", "pooled sum", "x")],
+        {"none": ints(), "numbers": np.float32([1, 2, 6])},
+    ),
+    "Unsqueeze by an empty list": (13, [node("Unsqueeze", "maximum none", "most"),
+                                        node("Mul", "pooled most", "x")],
+                                   {"none": ints(), "maximum": np.float32(3)}),
     "ReduceSum of all but the batch, twice": (
         13,
         [node("ReduceSum", "bent axes", "y", keepdims=0), node("Unsqueeze", "y axes", "x")],
@@ -459,7 +517,7 @@ ELEVEN = {
         ],
         {"pairs": ints(1, 4, 2), "back": ints(1, 8)},
     ),
-    "Dropout": (13, [node("Dropout", "pooled ratio mode", "x")],
+    "Dropout": (13, [node("Dropout", "pooled ratio mode", "x", seed=3)],
                 {"ratio": np.float32(0.5), "mode": np.array(False)}),
     "Constant of numbers": (
         13,

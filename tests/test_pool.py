@@ -23,12 +23,12 @@ from service.core.host import Host
 from service.core.request import Request
 from service.errors import ArtifactError, DeviceError, DeviceFailed, NotReady
 from service.metrics import DEVICE_STATES
+from tests.support.faulty import CONTROL, faulty_python
 from tests.support.pictures import pixels
 from tests.support.running import Running, assert_right, running, until
 from tests.support.serving import children
 from tests.support.tiny import probabilities, write_tiny_artifact
 
-FAULTY_HOST = Path(__file__).resolve().parent / "support" / "faulty_host.py"
 HUNG_MS = 600
 """A batch_timeout_ms that costs a test little and a healthy host on a busy machine nothing."""
 
@@ -42,13 +42,8 @@ class Faults:
     """What the device hosts of a test are told to do wrong; `python` is their interpreter."""
 
     def __init__(self, folder: Path) -> None:
-        self._control = folder / "faults.json"
-        self.heal()
-        command = " ".join(f"'{part}'" for part in (sys.executable, FAULTY_HOST, self._control))
-        wrapper = folder / "python"
-        wrapper.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
-        wrapper.chmod(0o755)
-        self.python = str(wrapper)
+        self._control = folder / CONTROL
+        self.python = faulty_python(folder)
 
     def tell(self, device: int = 0, **fault: object) -> None:
         """As faulty_host.py has it: open="hang", or run="wrong", after=1."""

@@ -69,6 +69,8 @@ def prepare(recipe: Recipe, network: Network, tools: Tools, folder: Path, say: S
     """Write what the compiler is given to the new folder `folder`."""
     folder.mkdir()
     given = source.prepare(recipe, tools.card.frontend, network, folder, say)
+    if given.frontend == "caffe" and tools.card.opset != Card.opset:
+        say("note: --opset plays no part for MagicMind's Caffe parser, which reads the network")
     size = (network.height, network.width)
     images = folder / "calibration.npy" if tools.photos else None
     if images:

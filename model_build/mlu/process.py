@@ -1,7 +1,7 @@
 """The compiler script as a process: a job goes in, the model's inputs and outputs come out.
 
 The process has this one's environment, without what would change the chosen card
-(`sdk.environment`), and its log is told as it comes. It lives no
+(`sdk.environment`), and its log is printed line by line. It lives no
 longer than the build, however that ends. Whatever it ends with but a result is a
 BuildError that says at which step, what the SDK said, and what to try.
 """

@@ -196,6 +196,6 @@ def _of_training(node: onnx.NodeProto, version: int, stored: Mapping[str, Tensor
         mode = stored.get(node.input[2]) if len(node.input) > 2 else None
         trains = trains or (mode is not None and bool(numpy_helper.to_array(mode).any()))
         return "Dropout drops numbers" if trains else ""
-    # Until opset 13 it is the further outputs that say so.
-    trains = trains or bool(flags.get("training_mode")) or any(node.output[1:])
+    # From opset 7 to 13 it is the further outputs that say so.
+    trains = trains or bool(flags.get("training_mode")) or (version > 6 and any(node.output[1:]))
     return "BatchNormalization takes the mean of each batch" if trains else ""

@@ -29,12 +29,15 @@ from service.errors import BuildError
 
 OLDEST, NEWEST = OPSETS.start, OPSETS.stop - 1
 IR_VERSION = 7
-# They say what holds anyway for shapes without zeros, even parts and float32.
-_IDLE = {("Reshape", "allowzero"), ("Split", "num_outputs"), ("Cast", "saturate")}
-_REDUCERS = {
-    *("ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean"),
-    *("ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare"),
+# They say what holds anyway for shapes without zeros, even parts, float32 and outside of training.
+_IDLE = {
+    *(("Reshape", "allowzero"), ("Split", "num_outputs"), ("Dropout", "seed")),
+    *(("Cast", "saturate"), ("Cast", "round_mode")),
 }
+# Over no axes at all these give back what they get; the other reducers still take a root or so.
+_IDENTITIES = {"ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum"}
+_REDUCERS = {*_IDENTITIES, "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceSumSquare"}
+_NOOP = "noop_with_empty_axes"
 # What became the second input in a later opset.
 _LISTS = dict.fromkeys((*_REDUCERS, "Squeeze", "Unsqueeze"), "axes") | {"Split": "split"}
 # Until opset 12 they are over all sides from `axis` on.
@@ -81,6 +84,10 @@ def _remedy(newest: int) -> str:
 def _newer(model: onnx.ModelProto, version: int, file: str) -> onnx.ModelProto:
     # The converter wants more of older formats than we left in the graph.
     model.ir_version = IR_VERSION
+    for node in model.graph.node:
+        if node.op_type == "BatchNormalization" and version < 7:
+            # From opset 7 on further outputs mean training; here `is_test` says that it is over.
+            del node.output[1:]
     try:
         return version_converter.convert_version(model, OLDEST)
     except (RuntimeError, ValueError) as error:
@@ -89,7 +96,7 @@ def _newer(model: onnx.ModelProto, version: int, file: str) -> onnx.ModelProto:
 
 
 def _older(model: onnx.ModelProto, version: int, newest: int, file: str) -> onnx.ModelProto:
-    model = _spelled_out(model, newest)
+    model = _spelled_out(model, newest, file)
     known = _known(model.graph)
     nodes = list(model.graph.node)
     del model.graph.node[:]
@@ -103,7 +110,7 @@ def _older(model: onnx.ModelProto, version: int, newest: int, file: str) -> onnx
     return model
 
 
-def _spelled_out(model: onnx.ModelProto, newest: int) -> onnx.ModelProto:
+def _spelled_out(model: onnx.ModelProto, newest: int, file: str) -> onnx.ModelProto:
     """The model with newer operators as the functions of older ones that ONNX defines them by."""
     newer = {node.op_type for node in model.graph.node if not _exists(node.op_type, newest)}
     if not newer:
@@ -116,7 +123,11 @@ def _spelled_out(model: onnx.ModelProto, newest: int) -> onnx.ModelProto:
         )
     # CastLike is what ONNX writes constants with in those definitions.
     operators = [("", name) for name in (*sorted(newer), "CastLike")]
-    inlined = inliner.inline_selected_functions(typed, operators, inline_schema_functions=True)
+    try:
+        inlined = inliner.inline_selected_functions(typed, operators, inline_schema_functions=True)
+    except (RuntimeError, ValueError) as error:
+        detail = f"ONNX does not write {', '.join(sorted(newer))} in operators of opset {newest}"
+        raise BuildError(f"{detail}: {error}", _remedy(newest), file=file) from error
     return shape_inference.infer_shapes(inlined)
 
 
@@ -173,11 +184,23 @@ def _attributes(operator: str, version: int) -> set[str]:
 
 
 def _with_list_inside(node: onnx.NodeProto, lists: Mapping[str, NDArray[np.int64]]) -> None:
-    """Turn the second input, where its numbers are stored, into an attribute."""
-    if len(node.input) == 2 and node.input[1] in lists:
-        name = _LISTS[node.op_type]
-        node.attribute.append(helper.make_attribute(name, lists[node.input[1]].tolist()))
-        del node.input[1:]
+    """Turn the second input, where its numbers are stored, into an attribute.
+
+    An attribute cannot be empty: without numbers the node has none, or changes nothing.
+    """
+    second = "".join(node.input[1:])
+    if second and second not in lists:  # refused later
+        return
+    numbers = lists[second].tolist() if second else []
+    [noop] = [each for each in node.attribute if each.name == _NOOP] or [None]
+    del node.input[1:]
+    if noop and (numbers or not noop.i):
+        node.attribute.remove(noop)
+    if numbers:
+        node.attribute.append(helper.make_attribute(_LISTS[node.op_type], numbers))
+    elif node.op_type == "Unsqueeze" or (noop and noop.i and node.op_type in _IDENTITIES):
+        node.op_type = "Identity"
+        del node.attribute[:]
 
 
 def _part_of_a_shape(node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
@@ -250,7 +273,7 @@ def _modernity(node: onnx.NodeProto, version: int, newest: int) -> str:
         if attribute.name in known.attributes:
             continue
         default = newer.attributes[attribute.name].default_value
-        if (operator, attribute.name) not in _IDLE and attribute != default:
+        if attribute != default and not _is_idle(operator, attribute):
             return f"{operator} has no attribute {attribute.name} in opset {newest}"
         node.attribute.remove(attribute)
     if len(node.input) > known.max_input:
@@ -258,6 +281,11 @@ def _modernity(node: onnx.NodeProto, version: int, newest: int) -> str:
     if operator in _OVER_A_SIDE and newest < 13 <= version and _axis(node) != -1:
         return f"{operator} is over axis {_axis(node)} of a value of unknown rank"
     return ""
+
+
+def _is_idle(operator: str, attribute: onnx.AttributeProto) -> bool:
+    undilated = attribute.name == "dilations" and set(attribute.ints) == {1}
+    return undilated or (operator, attribute.name) in _IDLE
 
 
 def _axis(node: onnx.NodeProto) -> int:

@@ -66,6 +66,7 @@ class Device:
         self._ordinal = ordinal
         self._kept = kept
         self._shared = shared
+        self.failure: DeviceError | None = None
         self._failures = 0
         self._unproven_images = 0
         self.rate = Rate()
@@ -105,7 +106,7 @@ class Device:
     async def live(self) -> None:
         """One host after another, for ever."""
         while True:
-            failure = await self._serve_until_failure()
+            self.failure = failure = await self._serve_until_failure()
             self._failures += 1
             quarantined = self._failures >= self._shared.settings.quarantine_failures
             delay = self._delay_s(quarantined)

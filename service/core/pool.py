@@ -127,12 +127,12 @@ class Pool:
 
     def _give_up(self, waited_s: float) -> None:
         states = ", ".join(f"{device.name} {device.state}" for device in self.devices)
-        self._fatal(
-            DeviceError(
-                f"no device was ready for {waited_s:g} s ({states})",
-                "see the log lines 'device_state' above for the reason of each",
-            )
-        )
+        detail = f"no device was ready for {waited_s:g} s ({states})"
+        remedy = "see the log lines 'device_state' above for the reason of each"
+        # A command that has the devices in its own process, as topfive eval, prints no reasons.
+        if failure := next((each.failure for each in self.devices if each.failure), None):
+            detail, remedy = f"{detail}: {failure.detail}", failure.remedy or remedy
+        self._fatal(DeviceError(detail, remedy))
 
     def _life_ended(self, life: asyncio.Task[None]) -> None:
         if not life.cancelled():

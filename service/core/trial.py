@@ -69,15 +69,17 @@ async def opened(
     python: str | None = None,
     largest_batch: int = 0,
     timeout_s: float = 120.0,
+    import_timeout_s: float | None = None,
 ) -> AsyncIterator[Trial]:
     """The device `ordinal` with the artifact's model on it, over `rows` rows; ended afterwards.
 
-    `python` is the hosts' interpreter, found if None; `largest_batch` 0 leaves it to the engine.
+    `python` is the hosts' interpreter, found if None; `largest_batch` 0 leaves it to the engine;
+    `import_timeout_s` is the setting of that name, as the environment has it if None.
     DeviceError if the device does not open within `timeout_s`, SdkError if it is not there.
     """
     require_linux()
     manifest = artifact.manifest
-    python = chosen_devices(manifest.target, str(ordinal), python).python
+    python = chosen_devices(manifest.target, str(ordinal), python, import_timeout_s).python
     shape = (manifest.input.height, manifest.input.width, manifest.input.channels)
     memory = Rows(rows, 0, shape, manifest.output.classes)
     try:
@@ -98,12 +100,17 @@ async def opened(
 
 
 def answers(
-    artifact: Artifact, pixels: NDArray[np.uint8], ordinal: int = 0, python: str | None = None
+    artifact: Artifact,
+    pixels: NDArray[np.uint8],
+    ordinal: int = 0,
+    python: str | None = None,
+    import_timeout_s: float | None = None,
 ) -> NDArray[np.float32]:
     """`Trial.answers` of a device that is opened for it; to be called outside an event loop."""
 
     async def ask() -> NDArray[np.float32]:
-        async with opened(artifact, min(len(pixels), 64), ordinal, python) as trial:
+        rows, time = min(len(pixels), 64), import_timeout_s
+        async with opened(artifact, rows, ordinal, python, import_timeout_s=time) as trial:
             return await trial.answers(pixels)
 
     return asyncio.run(ask())

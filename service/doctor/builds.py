@@ -6,6 +6,7 @@ A network's Caffe files enter; artifacts leave, or what the build said where it 
 import shutil
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,13 +84,14 @@ def build(
     ordinal: int,
     output: Path,
     more: tuple[str, ...] = (),
+    environment: Mapping[str, str] | None = None,
 ) -> Build:
     """Build one artifact at `output` for the card `ordinal`, with `more` options."""
     asked = [*_command(source), "--target", "mlu", "--precision", precision]
     asked += ["--frontend", frontend, "--sdk-python", python, "--device-id", str(ordinal)]
     asked += ["--image-dir", str(source.image_dir)] if precision.startswith("qint") else []
     started = time.perf_counter()
-    ended = process.run([*asked, *more, "--output", str(output)], TIMEOUT_S)
+    ended = process.run([*asked, *more, "--output", str(output)], TIMEOUT_S, environment)
     return Build(
         precision,
         frontend,

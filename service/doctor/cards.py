@@ -99,7 +99,7 @@ def mode(context: Context) -> Finding:
     word = found[0].lower()
     if word.startswith("default"):
         return Finding("mode", "ok", "the compute mode is default: a card takes several processes")
-    said = f"the compute mode is {word}: a card refuses a second process"
+    said = f"the compute mode is {word}: a card refuses another process group"
     remedy = "let one topfive have the card, with no doctor, bench or build at the same time"
     return Finding("mode", "warn", said, f"{remedy}; or set the mode to default with cnmon")
 

@@ -70,12 +70,11 @@ def golden(context: Context) -> Finding:
     ordinals = context.ordinals if found.manifest.target == "mlu" else (0,)
     if absent := _absent(context, found, ordinals):
         return Finding("golden", "skip", f"not tried: {absent}")
+    python, import_timeout_s = context.settings.device_python, context.settings.import_timeout_s
     worst = 0.0
     for ordinal in ordinals:
         try:
-            answers = trial.answers(
-                found, found.golden.rows, ordinal, context.settings.device_python
-            )
+            answers = trial.answers(found, found.golden.rows, ordinal, python, import_timeout_s)
         except (DeviceError, SdkError) as error:
             return Finding("golden", "FAIL", error.detail, error.remedy or _DEVICE)
         fault = found.golden.fault(answers)

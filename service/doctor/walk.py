@@ -71,9 +71,14 @@ class Walk:
 
     def _build(self, precision: str, frontend: str) -> Build:
         self.say(f"building {precision} by the frontend {frontend}")
-        output = self.folder / f"{precision}-{frontend}"
-        python, arch = self.sdk.python, self.arch
-        return builds.build(self.source, precision, frontend, python, self.ordinal, output, arch)
+        return self._built(precision, frontend, f"{precision}-{frontend}")
+
+    def _built(self, precision: str, frontend: str, name: str, *more: str) -> Build:
+        own = {sdk.IMPORT_TIMEOUT: str(self.asked.settings.import_timeout_s)}
+        python, more, output = self.sdk.python, (*more, *self.arch), self.folder / name
+        return builds.build(
+            self.source, precision, frontend, python, self.ordinal, output, more, own
+        )
 
     @property
     def arch(self) -> tuple[str, ...]:
@@ -83,11 +88,7 @@ class Walk:
     def newer_opset(self) -> Build:
         """Build float32 by the frontend onnx in opset 13; the other builds are in opset 11."""
         self.say("building force_float32 by the frontend onnx in opset 13")
-        python, output = self.sdk.python, self.folder / "opset-13"
-        more = ("--opset", "13", *self.arch)
-        return builds.build(
-            self.source, "force_float32", "onnx", python, self.ordinal, output, more
-        )
+        return self._built("force_float32", "onnx", "opset-13", "--opset", "13")
 
     def artifact(self, precision: str) -> Artifact | None:
         """One of this precision, of the first frontend that made one."""
@@ -120,6 +121,8 @@ class Walk:
     def golden(self, artifact: Artifact) -> NDArray[np.float32] | DeviceError | SdkError:
         """What a new host answers to the golden rows."""
         try:
-            return trial.answers(artifact, artifact.golden.rows, self.ordinal, self.sdk.python)
+            python, import_timeout_s = self.sdk.python, self.asked.settings.import_timeout_s
+            rows = artifact.golden.rows
+            return trial.answers(artifact, rows, self.ordinal, python, import_timeout_s)
         except (DeviceError, SdkError) as error:
             return error
