@@ -21,8 +21,6 @@ from tests.support.running import Running, assert_right, running, until
 from tests.support.serving import serving
 from tests.support.tiny import write_tiny_artifact
 
-FAULTY_HOST = Path(__file__).parent / "support" / "faulty_host.py"
-
 
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
