@@ -13,6 +13,7 @@ it under the answer.
 import asyncio
 import contextlib
 import logging
+import math
 import signal
 import socket
 from collections.abc import Iterator
@@ -35,7 +36,8 @@ SETTLE_S = 0.2
 LOG_INTERVAL_S = 60
 """Seconds between two log lines of one reason why connections wait to be accepted."""
 WRITING_S = 2
-"""Seconds past the drain's time, when everything is answered 503, for writing the answers."""
+"""Seconds past the drain's time, when everything is answered 503, for writing the answers. Half of
+it is for connections that had to wait for room until then."""
 
 
 class Server(uvicorn.Server):
@@ -195,8 +197,8 @@ class Server(uvicorn.Server):
         self.pause()
         self._listener.close()
         log.info("listens_no_more")
-        left_s = max(0.0, self._drained_at - self._loop.time())
-        self.config.timeout_graceful_shutdown = int(left_s) + WRITING_S
+        left_s = self._drained_at + WRITING_S - self._loop.time()
+        self.config.timeout_graceful_shutdown = math.ceil(max(WRITING_S / 2, left_s))
         await super().shutdown()
         self._sweeper.cancel()
         if self.force_exit:  # then uvicorn leaves the application as it is
@@ -205,7 +207,8 @@ class Server(uvicorn.Server):
     async def take_waiting(self) -> None:
         """Accept every connection that was attempted before now.
 
-        If there is no room for some, they wait for it until the drain's time is over.
+        If there is no room for some, they wait for it until the drain's time is over and what held
+        the room is answered.
         """
         drop_new(self._listener)
         await asyncio.sleep(SETTLE_S)
@@ -213,7 +216,7 @@ class Server(uvicorn.Server):
         while any_waits(self._listener) and not self.force_exit:
             if self.accept_one():
                 await asyncio.sleep(0)
-            elif self._loop.time() >= self._drained_at:
+            elif self._loop.time() >= self._drained_at + WRITING_S / 2:
                 break
             else:
                 await asyncio.sleep(SWEEP_S)
