@@ -40,15 +40,15 @@ class Connections(ServerState):
     def __init__(self, head_timeout_s: float, on_lost: Callable[[], None] = lambda: None) -> None:
         super().__init__()
         self.heads: dict[Connection, float] = {}
-        """Since when each has sent nothing at all, or half of a head."""
+        """Since when each connection has sent nothing at all, or half of a head."""
         self.kept: dict[Connection, float] = {}
-        """Since when each has had its last answer."""
+        """Since when each connection waits for its next request: its last answer is sent."""
         self.stalled: dict[Connection, float] = {}
-        """Since when each takes nothing of its answer."""
+        """Since when each connection has more of an answer left to send than is buffered."""
         self.half_closed: set[Connection] = set()
-        """Those whose client has ended its side and waits for an answer, or has disconnected."""
+        """The connections whose client has ended its side, and may be waiting for an answer."""
         self.ending: set[Connection] = set()
-        """Those whose side of ours is ended; each closes within a moment."""
+        """The connections of which our side has ended; each is closed within a moment."""
         self.head_timeout_s = head_timeout_s
         self.on_lost = on_lost
 
@@ -70,7 +70,7 @@ class Connections(ServerState):
         """
         oldest = heapq.merge(self.heads.items(), self.kept.items(), key=lambda entry: entry[1])
         waited = itertools.takewhile(lambda entry: entry[1] < now - IDLE_S, oldest)
-        # One with half a head may have another request in flight.
+        # One with half a head may have a request in flight, one that is kept an answer to send.
         idle = (connection for connection, _ in waited if connection.is_idle())
         chosen = list(itertools.islice(idle, max(0, most)))
         for connection in chosen:
@@ -94,6 +94,7 @@ class Connections(ServerState):
         """Abort the connections that a client has reset, and probe the others."""
         poll = select.poll()
         by_descriptor = {connection.fileno(): connection for connection in self.half_closed}
+        by_descriptor.pop(-1, None)  # of a closed socket: it is lost within a moment
         for descriptor in by_descriptor:
             poll.register(descriptor, 0)  # a reset is reported unasked
         for descriptor, _ in poll.poll(0):
@@ -103,7 +104,7 @@ class Connections(ServerState):
 
 
 def _since(waiting: dict[Connection, float], when: float) -> Iterator[Connection]:
-    """The connections that wait since before `when`; the caller removes each."""
+    """The connections that wait since before `when`, each removed from `waiting`."""
     while waiting:
         connection, since = next(iter(waiting.items()))
         if since > when:

@@ -6,6 +6,7 @@ So before the end new ones are kept out of it (`drop_new`), and what waits is ac
 
 import ctypes
 import logging
+import select
 import socket
 import struct
 
@@ -97,6 +98,13 @@ def accepted(listener: socket.socket) -> socket.socket | None:
             continue
         connection.setblocking(False)
         return connection
+
+
+def any_waits(listener: socket.socket) -> bool:
+    """Return whether a connection waits to be accepted."""
+    poll = select.poll()
+    poll.register(listener, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def waiting(listener: socket.socket) -> int:

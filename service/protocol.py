@@ -15,6 +15,7 @@ after twice the time another one. A reset makes the request one whose client has
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 from typing import Any, cast
@@ -37,7 +38,7 @@ LINGER_S = 0.5
 """Seconds from our end of a connection to its close, for the client to end it."""
 LINGER_BYTES = 1 << 20
 """Bytes that are taken in and dropped meanwhile: a close with bytes unread is a reset."""
-IDLE_S = 1.0
+LAST_REQUEST_S = 1.0
 """Seconds for a request that is on its way over an idle connection when the service stops."""
 PROBE_S = 0.5
 """Seconds from a client's end of its side to the first interim response."""
@@ -103,7 +104,7 @@ class Protocol(HttpToolsProtocol):
     """The start of the head that is being received stands in the table."""
     _upgrades = False
     """The head that was just read asks for another protocol."""
-    _deaf = False
+    _discarding = False
     """What comes is dropped."""
     _ended = False
     _stopping = False
@@ -125,7 +126,7 @@ class Protocol(HttpToolsProtocol):
         self._table.heads[self] = self.loop.time()
 
     def data_received(self, data: bytes) -> None:
-        if self._deaf:
+        if self._discarding:
             self._drop(len(data))
             return
         self._unparsed_bytes += len(data)
@@ -155,7 +156,7 @@ class Protocol(HttpToolsProtocol):
             except httptools.HttpParserUpgrade as upgrade:
                 data = data[upgrade.args[0] :]
                 self._pass_over_upgrade()
-                if self._deaf:
+                if self._discarding:
                     return
 
     def _should_upgrade(self) -> bool:
@@ -241,8 +242,16 @@ class Protocol(HttpToolsProtocol):
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
         elif self._stopping:
-            self.loop.call_later(IDLE_S, self._end_if_idle)
-        elif not self._deaf:
+            self.loop.call_later(LAST_REQUEST_S, self._end_if_idle)
+        else:
+            self._wait_for_next()
+
+    def _wait_for_next(self) -> None:
+        """From now on the connection waits for its next request, unless it waits otherwise: for
+        the rest of a head, or for its client to read the last answer."""
+        stalled = self in self._table.stalled
+        if not (self._discarding or self._receiving == _HEAD or stalled):
+            self._table.kept.pop(self, None)
             self._table.kept[self] = self.loop.time()
 
     def pause_writing(self) -> None:
@@ -252,6 +261,8 @@ class Protocol(HttpToolsProtocol):
     def resume_writing(self) -> None:
         super().resume_writing()
         self._table.stalled.pop(self, None)
+        if self._all_answered() and not (self._stopping or self.transport.is_closing()):
+            self._wait_for_next()
 
     def _refusal(self, error: httptools.HttpParserError, data: bytes) -> RequestError:
         """Return what is answered to bytes that the parser, or one of its callbacks, refuses."""
@@ -274,9 +285,9 @@ class Protocol(HttpToolsProtocol):
 
         The error of a body is its request's answer. For any other one a request is made up.
         """
-        if self._deaf:
+        if self._discarding:
             return
-        self._deaf = True
+        self._discarding = True
         self._joined.end = self.end
         if self._receiving == _BODY:
             cast(dict[str, Any], self.cycle.scope)[REFUSAL] = error
@@ -305,7 +316,7 @@ class Protocol(HttpToolsProtocol):
     def eof_received(self) -> bool:  # type: ignore[override]
         """Return whether an answer to all that came is due still: then the connection stays."""
         cycle = self.cycle
-        if cycle is None or cycle.response_complete or (cycle.more_body and not self._deaf):
+        if cycle is None or cycle.response_complete or (cycle.more_body and not self._discarding):
             return False
         cycle.keep_alive = False
         self._table.heads.pop(self, None)
@@ -335,13 +346,13 @@ class Protocol(HttpToolsProtocol):
         self._table.lost(self)
 
     def shutdown(self) -> None:
-        """The service stops: a request that is in flight or comes within IDLE_S is served; its
-        answer, like each from now on, ends the connection."""
+        """The service stops: a request that is in flight or comes within LAST_REQUEST_S is
+        served; its answer, like each from now on, ends the connection."""
         self._stopping = True
-        self.loop.call_later(IDLE_S, self._end_if_idle)
+        self.loop.call_later(LAST_REQUEST_S, self._end_if_idle)
 
     def _end_if_idle(self) -> None:
-        if not self.is_idle():
+        if not self._all_answered():
             return
         if self._joined.unwritten():  # a client that reads slowly gets all of it
             self.transport.close()
@@ -349,17 +360,21 @@ class Protocol(HttpToolsProtocol):
             self.end()
 
     def is_idle(self) -> bool:
-        """Whether no request is in flight."""
+        """Whether no request is in flight, and the kernel has taken all of the last answer."""
+        return self._all_answered() and not self._joined.unwritten()
+
+    def _all_answered(self) -> bool:
         return self.cycle is None or self.cycle.response_complete
 
     def end(self) -> None:
         """End our side first: a request that meets it finds the end of file, no reset."""
         if self._ended or self.transport.is_closing():
             return
-        self._ended = self._deaf = True
+        self._ended = self._discarding = True
         self._table.forget(self)
         self._table.ending.add(self)
-        self.transport.write_eof()
+        with contextlib.suppress(OSError):  # the client has reset the connection
+            self.transport.write_eof()
         self.loop.call_later(LINGER_S, self.abort)
 
     def end_late_head(self) -> None:

@@ -24,7 +24,7 @@ from fastapi import FastAPI
 from service import descriptors, signals
 from service.connections import SWEEP_S, Connections
 from service.core.model import Model
-from service.listener import accepted, drop_new, waiting
+from service.listener import accepted, any_waits, drop_new, waiting
 from service.protocol import Protocol
 from service.routes.body import Intake
 from service.settings import Settings
@@ -34,7 +34,10 @@ log = logging.getLogger("topfive.server")
 SETTLE_S = 0.2
 """A round trip: handshakes that began before new ones were kept out end within it."""
 LOG_INTERVAL_S = 60
-"""Seconds between two log lines on connections that wait for room."""
+"""Seconds between two log lines of one reason why connections wait to be accepted."""
+WRITING_S = 2
+"""Seconds past the drain's time, when everything is answered 503, for writing the answers. Half of
+it is for connections that had to wait for room until then."""
 
 
 class Server(uvicorn.Server):
@@ -50,8 +53,6 @@ class Server(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,
-                # Past drain_timeout_s everything is answered 503; this is for writing it.
-                timeout_graceful_shutdown=math.ceil(settings.drain_timeout_s) + 2,
             )
         )
         self._connections = Connections(settings.head_timeout_s, self._accept_again)
@@ -64,8 +65,11 @@ class Server(uvicorn.Server):
         self._full = False
         """Nothing is accepted until there is room again."""
         self._most_connections = 0
-        self._joining: set[asyncio.Task[object]] = set()
-        self._log_at = 0.0
+        self._accepting: dict[asyncio.Task[object], Protocol] = {}
+        self._log_at: dict[str, float] = {}
+        """From when on each event is logged again."""
+        self._drained_at = 0.0
+        """When what is not answered is answered 503; once it stops."""
         self._stopping = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -87,9 +91,10 @@ class Server(uvicorn.Server):
             log.warning("few_open_files", extra={**facts, "remedy": remedy})
 
     def _sweep(self) -> None:
-        self._connections.sweep(self._loop.time())
-        self._accept_again()
+        # First the timer: an error of one connection does not end the sweeps of all others.
         self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
+        self._accept_again()
+        self._connections.sweep(self._loop.time())
 
     async def accept(self) -> None:
         """Take connections from now on."""
@@ -103,9 +108,9 @@ class Server(uvicorn.Server):
 
     def take(self) -> None:
         """Accept one of the connections that wait; between two of them requests have their turn."""
-        self.join()
+        self.accept_one()
 
-    def join(self) -> bool:
+    def accept_one(self) -> bool:
         """Accept a connection; return whether one waited and there was room for it."""
         if self.connected() >= self._most_connections:
             self._wait_for_room("connections_full")
@@ -117,19 +122,17 @@ class Server(uvicorn.Server):
             return False
         if connection is None:
             return False
-        joining = self._loop.connect_accepted_socket(self.protocol, connection)
-        task = self._loop.create_task(joining)
-        self._joining.add(task)
-        task.add_done_callback(self._joining.discard)
+        protocol = Protocol(self.config, self._connections, self.lifespan.state)
+        connecting = self._loop.connect_accepted_socket(lambda: protocol, connection)
+        task = self._loop.create_task(connecting)
+        self._accepting[task] = protocol
+        task.add_done_callback(self._accepting.pop)
         return True
-
-    def protocol(self) -> Protocol:
-        """Return a new connection's protocol."""
-        return Protocol(self.config, self._connections, self.lifespan.state)
 
     def connected(self) -> int:
         """Return how many connections are open."""
-        return len(self._connections.connections) + len(self._joining)
+        made = self._connections.connections
+        return len(made) + sum(protocol not in made for protocol in self._accepting.values())
 
     def _wait_for_room(self, event: str, **facts: object) -> None:
         """Accept nothing until the next sweep, and end as many idle connections as wait."""
@@ -137,11 +140,15 @@ class Server(uvicorn.Server):
         self._loop.remove_reader(self._listener)
         now = self._loop.time()
         waits = max(1, waiting(self._listener))
-        ended = self._connections.end_idle(waits - len(self._connections.ending), now)
-        if now >= self._log_at:
-            self._log_at = now + LOG_INTERVAL_S
+        ended = self._make_room(waits - len(self._connections.ending), now)
+        if now >= self._log_at.get(event, now):
+            self._log_at[event] = now + LOG_INTERVAL_S
             counts = {"connections": self.connected(), "waiting": waits, "idle_ended": ended}
             log.warning(event, extra={**facts, **counts})
+
+    def _make_room(self, most: int, now: float) -> int:
+        """End up to `most` idle connections; return how many were ended."""
+        return self._connections.end_idle(most, now)
 
     def _accept_again(self) -> None:
         if self._full and self._accepts:
@@ -180,6 +187,7 @@ class Server(uvicorn.Server):
         intake: Intake = self._app.state.intake
         model.drain(delay_s + drain_s)
         loop = asyncio.get_running_loop()
+        self._drained_at = loop.time() + delay_s + drain_s
         loop.call_later(delay_s + drain_s, intake.end)
         loop.call_later(delay_s, setattr, self, "should_exit", True)
 
@@ -189,25 +197,28 @@ class Server(uvicorn.Server):
         self.pause()
         self._listener.close()
         log.info("listens_no_more")
+        left_s = self._drained_at + WRITING_S - self._loop.time()
+        self.config.timeout_graceful_shutdown = math.ceil(max(WRITING_S / 2, left_s))
         await super().shutdown()
         self._sweeper.cancel()
         if self.force_exit:  # then uvicorn leaves the application as it is
             await self.lifespan.shutdown()
 
     async def take_waiting(self) -> None:
-        """Accept all whose attempt to connect came before now; nothing waits after this.
+        """Accept every connection that was attempted before now.
 
-        Those for whom there is no room wait for it, `drain_timeout_s` at most.
+        If there is no room for some, they wait for it until the drain's time is over and what held
+        the room is answered.
         """
         drop_new(self._listener)
         await asyncio.sleep(SETTLE_S)
         self.pause()
-        until = self._loop.time() + self._settings.drain_timeout_s
-        while self._loop.time() < until and not self.force_exit:
-            while self.join():
-                pass
-            if not self._full:
+        while any_waits(self._listener) and not self.force_exit:
+            if self.accept_one():
+                await asyncio.sleep(0)
+            elif self._loop.time() >= self._drained_at + WRITING_S / 2:
                 break
-            await asyncio.sleep(SWEEP_S)
-        if self._joining:
-            await asyncio.wait(self._joining)
+            else:
+                await asyncio.sleep(SWEEP_S)
+        if self._accepting:
+            await asyncio.wait(self._accepting)

@@ -26,6 +26,10 @@ class Turns:
         """`worker` accepts and has so many, or is NOT_ACCEPTING."""
         self._counts[worker] = connections
 
+    def any_accepts(self) -> bool:
+        """Whether a worker accepts."""
+        return any(count != NOT_ACCEPTING for count in self._counts)
+
     def mine(self, worker: int) -> bool:
         """Whether `worker` has about as few as any that accepts."""
         fewest = min((count for count in self._counts if count != NOT_ACCEPTING), default=0)

@@ -137,13 +137,19 @@ class _Server(Server):
         return await super().on_tick(counter)
 
     def _count(self) -> None:
-        self._turns.tell(self._worker, NOT_ACCEPTING if self._full else self.connected())
+        full = self._full or self.connected() >= self._most_connections
+        self._turns.tell(self._worker, NOT_ACCEPTING if full else self.connected())
+
+    def _make_room(self, most: int, now: float) -> int:
+        """End none while another worker has room."""
+        self._count()
+        return 0 if self._turns.any_accepts() else super()._make_room(most, now)
 
     def take(self) -> None:
         """Accept one connection, or leave it for a moment to a worker that has fewer."""
         self._count()
         if self._turns.mine(self._worker):
-            self.join()
+            self.accept_one()
             return
         self._loop.remove_reader(self._listener)
         self._loop.call_later(YIELD_S, self._take_after_all)
@@ -151,7 +157,7 @@ class _Server(Server):
     def _take_after_all(self) -> None:
         if not self._accepts:
             return
-        self.join()
+        self.accept_one()
         if not self._full:
             self._loop.add_reader(self._listener, self.take)
 
@@ -159,8 +165,8 @@ class _Server(Server):
         """If all stop, the last of them to close the socket has taken what waits in it."""
         if self._accepts and self._all_stop:
             await super().take_waiting()
-        elif self._joining:
-            await asyncio.wait(self._joining)
+        elif self._accepting:
+            await asyncio.wait(self._accepting)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

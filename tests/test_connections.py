@@ -309,3 +309,34 @@ def test_room_for_connections() -> None:
     assert descriptors.connections(Settings(max_connections=5), 1, NOFILE) == 5
     assert descriptors.connections(Settings(max_connections=500), 1, NOFILE) == ROOM
     assert descriptors.needed(settings, 2) == 2 * settings.rows + 96
+
+
+def test_all_taken_and_none_waits(artifact: Path) -> None:
+    """A stop waits for room only if a connection waits for it."""
+    flags = ("--max-connections", "8", "--drain-timeout-s", "5")
+    with serving(artifact, *flags) as service:
+        service.http.close()
+        hosts = service.hosts()
+        with service.frozen_device(), clients(service, 8, POST) as busy:
+            service.process.terminate()
+            service.await_event("listens_no_more")
+            for host in hosts:
+                os.kill(host, signal.SIGCONT)
+            assert {everything(client)[:12] for client in busy} == {b"HTTP/1.1 200"}
+        assert service.await_end() == 0
+    assert events(service, "connections_full") == 0
+
+
+def test_processes_start_again_while_all_are_taken(artifact: Path) -> None:
+    """Descriptors are kept for a device host and for the decode processes."""
+    with few_files(artifact, "--restart-delay-s", "0.1") as service:
+        hosts, decoding = service.hosts(), service.decoding()
+        with clients(service, ROOM + 1):
+            service.await_event("connections_full")
+            for pid in (*hosts, decoding[0]):
+                os.kill(pid, signal.SIGKILL)
+            service.await_ready()
+            answer = httpx.post(f"{service.url}/classify", content=PNG, timeout=30, trust_env=False)
+        assert answer.status_code == 200
+        assert not {*hosts, *decoding} & {*service.hosts(), *service.decoding()}
+    assert events(service, "accept_failed") == 0

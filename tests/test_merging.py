@@ -142,3 +142,12 @@ def test_whose_turn_it_is(tmp_path: Path) -> None:
     assert [seen_by_another.mine(worker) for worker in (1, 2)] == [True, False]
     turns.tell(1, NOT_ACCEPTING)
     assert seen_by_another.mine(2)
+
+
+def test_whether_any_accepts(tmp_path: Path) -> None:
+    """A worker without room tells that it does not accept; then it may end idle connections."""
+    turns = Turns(tmp_path, 2)
+    assert turns.any_accepts()
+    for worker in range(2):
+        turns.tell(worker, NOT_ACCEPTING)
+    assert not turns.any_accepts()

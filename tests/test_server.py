@@ -1,14 +1,20 @@
-"""A body on its way from the socket to the application, piece by piece."""
+"""A server and its connections in this process: what comes piece by piece, and what goes wrong."""
 
 import asyncio
+import logging
 import os
+import socket
+from collections.abc import Awaitable, Callable
 from unittest.mock import Mock
 
+import pytest
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
-from service.connections import Connections
+from service import server
+from service.connections import IDLE_S, KEEP_ALIVE_S, Connections
 from service.protocol import WAKE_BYTES, Protocol
+from service.settings import Settings
 
 PIECE_BYTES = 65536
 
@@ -45,3 +51,157 @@ def test_pieces_that_come_before_the_application_asks_are_kept() -> None:
         assert b"".join(received) == body
 
     asyncio.run(asyncio.wait_for(steps(), 10))
+
+
+GET = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
+
+
+def config_of(app: Callable[[Scope, Receive, Send], Awaitable[None]]) -> uvicorn.Config:
+    config = uvicorn.Config(app, http=Protocol, lifespan="off", log_config=None)
+    config.load()
+    return config
+
+
+def connection_of(config: uvicorn.Config, table: Connections) -> tuple[Protocol, Mock]:
+    """A connection, and its transport, which takes all that is written."""
+    transport = Mock(spec=asyncio.Transport)
+    transport.get_extra_info.return_value = None
+    transport.is_closing.return_value = False
+    transport.get_write_buffer_size.return_value = 0
+    connection = Protocol(config, table, {})
+    connection.connection_made(transport)
+    return connection, transport
+
+
+async def until(condition: Callable[[], object]) -> None:
+    while not condition():  # noqa: ASYNC110 - nothing tells of it
+        await asyncio.sleep(0.001)
+
+
+def test_an_answer_on_its_way_is_not_cut_short() -> None:
+    """A connection whose client is slow to read is not idle; from when it has read, it is."""
+    answer = bytes(20 << 20)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        length = (b"content-length", b"%d" % len(answer))
+        await send({"type": "http.response.start", "status": 200, "headers": [length]})
+        await send({"type": "http.response.body", "body": answer})
+
+    async def steps() -> None:
+        loop = asyncio.get_running_loop()
+        config, table = config_of(app), Connections(head_timeout_s=10)
+        ours, client = socket.socketpair()
+        client.setblocking(False)
+        await loop.connect_accepted_socket(lambda: Protocol(config, table, {}), ours)
+        await loop.sock_sendall(client, GET)
+        await until(lambda: table.stalled and not table.tasks)
+        assert table.end_idle(1, loop.time() + 2 * IDLE_S) == 0
+        assert not table.kept
+        read = 0
+        while read <= len(answer):
+            read += len(await loop.sock_recv(client, 1 << 20))
+            if not table.stalled and read < len(answer):
+                assert table.kept
+        assert table.kept and not table.stalled
+        assert table.end_idle(1, loop.time() + 2 * IDLE_S) == 1
+        while rest := await loop.sock_recv(client, 1 << 20):
+            read += len(rest)
+        client.close()
+        await until(lambda: not table.connections)
+
+    asyncio.run(asyncio.wait_for(steps(), 10))
+
+
+def test_a_few_bytes_that_are_not_read() -> None:
+    """Less than the transport stops at: no room is made by them either, until they are old."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 204})
+        await send({"type": "http.response.body"})
+
+    async def steps() -> None:
+        now = asyncio.get_running_loop().time()
+        table = Connections(head_timeout_s=10)
+        connection, transport = connection_of(config_of(app), table)
+        connection.data_received(GET)
+        await asyncio.gather(*table.tasks)
+        transport.get_write_buffer_size.return_value = 1
+        assert table.end_idle(1, now + 2 * IDLE_S) == 0
+        transport.write_eof.side_effect = OSError("reset")
+        table.sweep(now + KEEP_ALIVE_S + 1)
+        assert transport.write_eof.called
+        assert table.ending == {connection}
+
+    asyncio.run(asyncio.wait_for(steps(), 10))
+
+
+def test_half_of_a_head_during_an_answer() -> None:
+    """The connection waits for that head, and not for its next request, while the second runs."""
+    answered = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await answered.wait()
+        answered.clear()
+        await send({"type": "http.response.start", "status": 204})
+        await send({"type": "http.response.body"})
+
+    async def steps() -> None:
+        table = Connections(head_timeout_s=10)
+        connection, _ = connection_of(config_of(app), table)
+        connection.data_received(GET + GET[:20])
+        answered.set()
+        await asyncio.gather(*table.tasks)
+        assert (list(table.heads), list(table.kept)) == ([connection], [])
+        connection.data_received(GET[20:])
+        assert (list(table.heads), list(table.kept)) == ([], [])
+        answered.set()
+        await asyncio.gather(*table.tasks)
+        assert (list(table.heads), list(table.kept)) == ([], [connection])
+
+    asyncio.run(asyncio.wait_for(steps(), 10))
+
+
+def test_a_closed_socket_in_the_table() -> None:
+    """It has no descriptor, and the others are still probed."""
+    table = Connections(head_timeout_s=10)
+    closed, open_ = Mock(), Mock()
+    with socket.socket() as other:
+        closed.fileno.return_value, open_.fileno.return_value = -1, other.fileno()
+        table.half_closed |= {closed, open_}
+        table.sweep(1)
+    assert open_.probe.called or open_.abort.called
+
+
+class Clocked(server.Server):
+    """A server without a loop that has no room: `now` is its time."""
+
+    def __init__(self, listener: socket.socket) -> None:
+        super().__init__(Mock(), Settings(), listener)
+        self._loop = Mock()
+        self.now = self._loop.time
+
+
+def test_each_reason_is_logged_once_a_minute(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A full table does not hide that there are no descriptors; after a minute each comes again."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        full = Clocked(listener)
+        monkeypatch.setattr(server, "accepted", Mock(side_effect=OSError("too many files")))
+        for now in (5, 6, server.LOG_INTERVAL_S + 4, server.LOG_INTERVAL_S + 6):
+            full.now.return_value = now
+            for full._most_connections in (0, 1):
+                full.take()
+    said = [record.message for record in caplog.records if record.levelno == logging.WARNING]
+    assert said == ["connections_full", "accept_failed"] * 2
+
+
+def test_an_error_does_not_end_the_sweeps() -> None:
+    """The next one is due before this one begins."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        sweeping = Clocked(listener)
+        sweeping.now.return_value = 5
+        sweeping._connections.sweep = Mock(side_effect=ConnectionError)  # type: ignore[method-assign]
+        with pytest.raises(ConnectionError):
+            sweeping._sweep()
+        assert sweeping._loop.call_later.called  # type: ignore[attr-defined]

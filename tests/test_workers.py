@@ -1,6 +1,7 @@
 """`--workers 2`: what a worker, card or parent costs when it is gone, and what /metrics adds up."""
 
 import asyncio
+import contextlib
 import os
 import select
 import signal
@@ -14,6 +15,7 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from service.cgroup import available_cores
+from service.connections import IDLE_S
 from tests.support import pictures
 from tests.support.load import Outcome, load, load_until_refused
 from tests.support.magicmind import SimulatedSdk
@@ -303,3 +305,25 @@ def test_a_worker_does_not_serve_another_artifact(tmp_path: Path) -> None:
             assert http.post("/classify", content=BODIES[0]).status_code == 200
     finally:
         assert service.stop() == 0
+
+
+def test_a_full_worker_ends_none_for_another(artifact: Path) -> None:
+    """While the other one has room, which here is slow to accept, its idle connections stay."""
+    room = 10
+    service = started(artifact, *TWO_CPUS, "--max-connections", str(room))
+    service.http.close()
+    slow = children(service.process.pid)[-1]
+    os.kill(slow, signal.SIGSTOP)
+    try:
+        with contextlib.ExitStack() as stack:
+            connections = [stack.enter_context(service.connect()) for _ in range(room + 1)]
+            service.await_event("connections_full")
+            ended, _, _ = select.select(connections, [], [], IDLE_S + 0.5)
+            os.kill(slow, signal.SIGCONT)
+            assert not ended
+            connections[-1].sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert connections[-1].recv(65536).startswith(b"HTTP/1.1 200")
+            assert not select.select(connections, [], [], 0)[0]
+    finally:
+        os.kill(slow, signal.SIGCONT)
+        service.stop()
