@@ -75,11 +75,10 @@ else
 	.venv37/bin/python -m pytest -q -c tests37/pytest.ini tests37
 endif
 
-# Tests that run side by side, each file's in one process: more than there are cores, for they wait
-# for processes and timers, too.
+# Tests run side by side: more than there are cores, for they wait for processes and timers, too.
 JOBS ?= 3
 unit: $(VENV)/.dev $(if $(PYTHON37),.venv37/.ready)
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 slow: $(VENV)/.dev .venv37/.ready ## tests that repeat, on other networks and cases, what a quicker one shows
 	$(BIN)/python -m pytest -m slow -n $(JOBS) --dist loadfile

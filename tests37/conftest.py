@@ -17,7 +17,9 @@ DEVICE = TESTS.parent / "service" / "device"
 sys.path[:0] = [str(DEVICE), str(TESTS)]
 
 # What needs the simulated SDK is for its interpreter alone.
-SIMULATED = ["test_compiler.py", "test_sim_compile.py", "test_simulator.py"]
+SIMULATED = [
+    "test_compiler.py", "test_sim_compile.py", "test_simulator.py", "test_warm_sizes.py",
+]  # fmt: skip
 collect_ignore = [] if sys.version_info < (3, 8) else SIMULATED
 
 from network import write_network  # noqa: E402
