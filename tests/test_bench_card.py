@@ -97,6 +97,7 @@ def test_the_published_throughput(
     assert best[8] == pytest.approx(published[8], rel=0.03)
 
 
+@pytest.mark.slow
 def test_a_card_that_fails_under_way(
     network: list[str | Path], magicmind: SimulatedSdk, tmp_path: Path
 ) -> None:

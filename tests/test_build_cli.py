@@ -188,6 +188,7 @@ def test_a_pixel_range_of_one_is_recorded_in_bytes(small: list[str], tmp_path: P
     assert len(versions) == 1
 
 
+@pytest.mark.slow
 def test_every_command_warns_once(
     run: Run, small: list[str], data_folder: Path, tmp_path: Path
 ) -> None:
@@ -403,6 +404,7 @@ def build_command(folder: Path, data_folder: Path) -> list[str]:
 
 
 @pytest.mark.models
+@pytest.mark.slow
 def test_a_killed_build_leaves_no_output(
     data_folder: Path, tmp_path: Path, figure: Callable[[str], None]
 ) -> None:

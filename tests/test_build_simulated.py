@@ -103,6 +103,7 @@ def test_each_precision_and_shape(
     assert (found > 1e-5) == (precision != "force_float32")
 
 
+@pytest.mark.slow
 def test_calibration_of_a_network_with_its_mean_inside(
     build: Callable[..., artifact.Artifact], off: Callable[..., float]
 ) -> None:

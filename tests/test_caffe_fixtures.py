@@ -61,6 +61,7 @@ def fixtures(data_folder: Path) -> list[Fixture]:
         ]
 
 
+@pytest.mark.slow
 def test_each_does_what_the_manifest_expects(
     fixtures: list[Fixture], tmp_path: Path, figure: Callable[[str], None]
 ) -> None:

@@ -16,9 +16,17 @@ from service.errors import BuildError
 from tests.support.caffe_numpy import run_numpy
 from tests.support.reference import Images, largest_difference, run_onnx, run_opencv
 from tests.support.seeded import write_seeded_weights
+from tests.support.slow import few
 
 TOLERANCE = 1e-4
 """Of the largest score."""
+QUICK = {
+    "senet/models/SE-BN-Inception",
+    "shicai/mobilenet_deploy",
+    "soeaver/air/deploy_air14-1x8d",
+    "soeaver/inception/deploy_inception-v1-tf",
+    "soeaver/resnet/deploy_resnet10-1x32d",
+}
 FEW = [
     "bvlc/bvlc_googlenet/deploy",
     "senet/models/SE-BN-Inception",
@@ -86,7 +94,7 @@ def run_reference(
         return run_numpy(prototxt, caffemodel, images, blob), f"numpy; OpenCV says: {said}"
 
 
-@pytest.mark.parametrize("name", FEW)
+@pytest.mark.parametrize("name", few(FEW, QUICK))
 def test_published_networks_answer_as_the_reference(
     name: str, data_folder: Path, tmp_path: Path
 ) -> None:

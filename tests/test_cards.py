@@ -97,6 +97,7 @@ async def _pull(
     return await loading, noticed_s
 
 
+@pytest.mark.slow
 def test_a_card_that_is_slow_to_open(artifact: Path, magicmind: SimulatedSdk) -> None:
     """The service is ready with the card that is, and takes the other when it comes."""
     magicmind.faults({0: {"open": "slow:2"}})

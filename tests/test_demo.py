@@ -178,6 +178,7 @@ def test_a_taken_port_is_an_error_at_once(
         assert "tiger cat" not in run.text() and "class " not in run.text()
 
 
+@pytest.mark.slow
 def test_a_port_that_is_taken_meanwhile(
     artifact: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

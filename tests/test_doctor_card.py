@@ -266,7 +266,7 @@ def test_a_card_whose_clusters_are_known(
     walked.clusters = 6
     commands: list[list[str]] = []
 
-    def note(command: list[str], timeout_s: float) -> process.Ended:
+    def note(command: list[str], *_: object) -> process.Ended:
         commands.append(command)
         return process.Ended(1, "", "ended with 1")
 

@@ -22,6 +22,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_artifact(tmp_path_factory.mktemp("artifacts") / "tiny")
 
 
+@pytest.mark.slow
 def test_a_killed_host_costs_no_request_its_answer(
     artifact: Path, figure: Callable[[str], None]
 ) -> None:

@@ -17,7 +17,6 @@ from model_build import verification
 from model_build.scoring import MARGIN, Scored, better
 from tests.support.seeded import write_seeded_weights
 from tests.support.serving import plain_environment
-from tests.support.slow import few
 from tests.support.small import CLASSES, write_small_network
 from tests.support.trained import OPTIONS
 
@@ -130,7 +129,8 @@ LABELS_OFF = {
 
 
 @pytest.mark.models
-@pytest.mark.parametrize("mistake", few(LABELS_OFF, {"labels one late"}))
+@pytest.mark.slow
+@pytest.mark.parametrize("mistake", LABELS_OFF)
 def test_labels_off(
     mistake: str,
     build: Callable[..., str],

@@ -90,6 +90,7 @@ def test_a_precision_that_fails(small: list[str], tmp_path: Path) -> None:
     assert "build with --precision force_float32" in done.stdout
 
 
+@pytest.mark.slow
 def test_what_is_there_is_not_replaced(small: list[str], tmp_path: Path) -> None:
     """Before anything is built; with --force it is."""
     arguments = (

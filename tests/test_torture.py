@@ -161,6 +161,7 @@ def test_every_file_is_answered_or_refused(
 
 
 @pytest.mark.usefixtures("unhurt")
+@pytest.mark.slow
 def test_no_file_takes_long(
     service: Service, torture: dict[str, tuple[bytes, str]], figure: Callable[[str], None]
 ) -> None:

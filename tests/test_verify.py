@@ -54,7 +54,7 @@ def telling(tmp_path: Path) -> list[str]:
     return [*options[:6], *TELLING, "--batch-range", "1", "4"]
 
 
-@pytest.mark.parametrize("mistake", few(MISTAKES, {"a right one", "the layout is not converted"}))
+@pytest.mark.parametrize("mistake", few(MISTAKES, {"the layout is not converted"}))
 def test_what_the_compiler_got_wrong(
     mistake: str, telling: list[str], magicmind: SimulatedSdk, tmp_path: Path
 ) -> None:
@@ -168,7 +168,7 @@ def chosen(models_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Cal
 
 
 @pytest.mark.models
-@pytest.mark.parametrize("choice", few(CHOICES, {"the right one", "rgb"}))
+@pytest.mark.parametrize("choice", few(CHOICES, {"rgb"}))
 def test_what_the_builder_got_wrong(
     choice: str, chosen: Callable[[str], Path], data_folder: Path, figure: Callable[[str], None]
 ) -> None:
