@@ -78,7 +78,7 @@ endif
 # Tests run side by side: more than there are cores, for they wait for processes and timers, too.
 JOBS ?= 3
 unit: $(VENV)/.dev $(if $(PYTHON37),.venv37/.ready)
-	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal --durations 20 --durations-min 1
 
 slow: $(VENV)/.dev .venv37/.ready ## tests that repeat, on other networks and cases, what a quicker one shows
 	$(BIN)/python -m pytest -m slow -n $(JOBS) --dist loadfile
