@@ -73,6 +73,8 @@ def test_other_signals_drain_too(artifact: Path, name: str, flags: tuple[str, ..
     """
     number = signal.Signals[name]
     with serving(artifact, *flags) as service:
+        if "--workers" in flags:
+            service.await_ready()  # the other worker's device
         below = descendants(service.process.pid)
         hosts = [pid for pid in below if "service/device" in command(pid)]
         send(signal.SIGSTOP, hosts)

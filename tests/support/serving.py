@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -149,8 +150,10 @@ class Service:
 
     def await_metric(self, value: float, name: str, **labels: str) -> None:
         """Ask for the metrics until it has `value`: for what happens after an answer."""
-        while self.metric(name, **labels) != value:
+        give_up_at = time.monotonic() + 60
+        while (found := self.metric(name, **labels)) != value:
             assert self.process.poll() is None
+            assert time.monotonic() < give_up_at, f"{name} {labels} is {found}, not {value}"
 
     def stop(self) -> int:
         """SIGTERM, and the exit code."""
