@@ -72,13 +72,17 @@ def _golden(walk: Walk) -> Iterator[str]:
 def _judged(artifact: Artifact, answers: np.ndarray | DeviceError | SdkError) -> tuple[bool, str]:
     """Whether it is wrong, and what is so."""
     if not isinstance(answers, np.ndarray):
-        return True, f"FAILED: {answers.detail}"
+        return True, f"FAILED: {_with_remedy(answers)}"
     right = artifact.golden
     if fault := right.fault(answers):
         return True, f"WRONG: {fault}"
     same = int((answers.argmax(1) == right.probabilities.argmax(1)).sum())
     words = f"right: off by {right.deviation(answers):.2g}, at most {right.tolerance:.2g} is right"
     return False, f"{words}; the first class is the same in {same} of {len(answers)}"
+
+
+def _with_remedy(error: DeviceError | SdkError) -> str:
+    return f"{error.detail}  -> try: {error.remedy}" if error.remedy else error.detail
 
 
 def _throughput(walk: Walk) -> Iterator[str]:
@@ -98,7 +102,7 @@ def _throughput(walk: Walk) -> Iterator[str]:
             share = ours.images_per_second / theirs
             words.append(f"mm_run {theirs:.1f}, that is {share:.2f} of it")
         except (DeviceError, SdkError) as error:
-            words.append(error.detail)
+            words.append(_with_remedy(error))
         yield " ".join(words)
 
 
