@@ -143,7 +143,8 @@ def test_the_access_log(
     }
     assert reply.status_code == status
     assert facts.items() <= line.items(), line
-    assert 0 < line["seconds"] <= reply.elapsed.total_seconds()
+    # It ends where the server has written all, which the client may have read before.
+    assert 0 < line["seconds"] < reply.elapsed.total_seconds() + 1
     assert line.get("reason", "") == ("" if status < 400 else reply.json()["code"])
     assert "203.0.113.9" not in str(line)
 

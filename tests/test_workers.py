@@ -311,6 +311,8 @@ def test_a_full_worker_ends_none_for_another(artifact: Path) -> None:
     """While the other one has room, which here is slow to accept, its idle connections stay."""
     room = 10
     service = started(artifact, *TWO_CPUS, "--max-connections", str(room))
+    # Both have gone on since they logged that they are ready, so both accept.
+    service.await_metric(2, "topfive_workers", state="answering")
     service.http.close()
     slow = children(service.process.pid)[-1]
     os.kill(slow, signal.SIGSTOP)
