@@ -1,4 +1,4 @@
-"""File descriptors: how many connections leave enough of them for everything else."""
+"""File descriptors: how many connections leave enough descriptors for devices, workers and files."""
 
 import resource
 import sys
