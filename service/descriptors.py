@@ -1,4 +1,4 @@
-"""File descriptors: how many connections leave enough descriptors for devices, workers and files."""
+"""File descriptors: how many connections leave enough for devices, decode processes and files."""
 
 import resource
 import sys
