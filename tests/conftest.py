@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.support.paths import ROOT
+
 if TYPE_CHECKING:
     from tests.support.magicmind import SimulatedSdk
 
 NOTES = pytest.StashKey[Path]()
 """A folder that all processes of a run share: `figures` and `used`, a line each."""
 
-ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 

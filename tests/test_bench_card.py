@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from tests.support.magicmind import SimulatedSdk
+from tests.support.paths import ROOT
 from tests.support.seeded import write_seeded_weights
 from tests.support.serving import COMMAND
 
-ROOT = Path(__file__).resolve().parent.parent
 # Rows and classes are those of ResNeXt-50, so copies here cost what they cost with it.
 TEXT = """
 input: "data"

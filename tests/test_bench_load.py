@@ -28,10 +28,11 @@ from service.bench.outcome import Measured, Tally
 from service.bench.sweep import PRECISION, holds, search
 from service.cli import main
 from tests.support import pictures
+from tests.support.paths import ROOT
 from tests.support.serving import COMMAND, plain_environment, serving
 from tests.support.tiny import write_tiny_artifact
 
-OBEDIENT = Path(__file__).resolve().parent / "support" / "obedient.py"
+OBEDIENT = ROOT / "tests" / "support" / "obedient.py"
 WORDS = ("good", "chunked", "once", "busy", "bare", "limited", "late", "reset", "gone", "junk")
 STATUSES = {200: ("good", "chunked", "once"), 503: ("busy", "bare"), 429: ("limited",)}
 

@@ -12,8 +12,8 @@ from bench import contenders, photos, report, wrk
 from bench.figures import Figures
 from bench.server import Recipe, Server
 from bench.verdicts import verdicts
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 # Answers every post; each is worth a process that burns CPU in a session of its own, and ends.
 BURNING = """
 import subprocess, sys

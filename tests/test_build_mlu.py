@@ -27,12 +27,13 @@ from model_build.caffe import schema, weights
 from service import artifact, images
 from tests.support.onnx_files import network as network_of
 from tests.support.onnx_files import node
+from tests.support.paths import PHOTOS
 from tests.support.seeded import write_seeded_weights
 from tests.support.small import SIDE, TEXT, write_small_network
 from tests.support.stub_sdk import ANSWER, RIGHT, ROW, job_of, write_stub
 
 COMMAND = str(Path(sys.executable).with_name("topfive-build"))
-PHOTOS = Path(cli.__file__).parent / "photos"
+
 INT8 = ["--precision", "qint8_mixed_float16", "--image-dir", str(PHOTOS)]
 RGB = ["--color", "rgb", "--mean", "110,120,130", "--std", "50,60,70", "--resize", "36"]
 BGR = ["--color", "bgr", "--mean", "130,120,110", "--std", "70,60,50", "--resize", "36"]

@@ -14,11 +14,11 @@ from model_build.recipe import FLOATS, INT8
 from service import artifact
 from service.core import trial
 from tests.support.magicmind import SimulatedSdk
+from tests.support.paths import PHOTOS
 from tests.support.seeded import write_seeded_weights
 from tests.support.slow import few
 from tests.support.small import TEXT, write_small_network
 
-PHOTOS = Path(__file__).resolve().parent.parent / "model_build" / "photos"
 RGB = ["--color", "rgb", "--mean", "110,120,130", "--std", "50,60,70", "--resize", "36"]
 BGR = ["--color", "bgr", "--mean", "90,140,100", "--std", "70,40,60", "--resize", "36"]
 NORM = """layer { name: "norm" type: "BatchNorm" bottom: "data" top: "norm" }

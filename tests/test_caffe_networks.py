@@ -11,6 +11,7 @@ import onnx
 import pytest
 
 from model_build.caffe import load
+from tests.support.paths import ROOT
 from tests.support.reference import largest_difference, run_onnx, run_opencv
 from tests.support.seeded import write_seeded_weights
 
@@ -116,7 +117,7 @@ def test_memory_of_an_import_stays_within_a_few_models(
         capture_output=True,
         text=True,
         check=True,
-        cwd=Path(__file__).parent.parent,
+        cwd=ROOT,
     )
     size = resnext[1].stat().st_size
     share = int(done.stdout) / size

@@ -20,11 +20,11 @@ from service import process, sdk
 from service.core import host
 from service.errors import SdkError, SettingsError
 from tests.support.magicmind import SimulatedSdk
+from tests.support.paths import PHOTOS
 from tests.support.pictures import encoded
 from tests.support.serving import COMMAND, serving
 from tests.support.small import write_small_network
 
-PHOTOS = Path(__file__).resolve().parent.parent / "model_build" / "photos"
 BUILD = str(Path(sys.executable).with_name("topfive-build"))
 LIBRARY = "libcnrt.so.5"
 SWITCHES = {

@@ -24,6 +24,7 @@ from service.evaluation import run
 from service.evaluation.labels import read_samples
 from service.evaluation.sources import ModelName, Top5
 from tests.support import nobody, tiny
+from tests.support.paths import PHOTOS
 from tests.support.serving import COMMAND, plain_environment
 from tests.support.stub import CLASSES
 
@@ -242,7 +243,7 @@ from model_build.recipe import PRESETS
 photo, file = map(Path, sys.argv[1:])
 calibration.write((photo,), PRESETS["resnext"], 224, 224, True, file)
 """
-PHOTO = Path(__file__).resolve().parent.parent / "model_build" / "photos" / "cat.png"
+PHOTO = PHOTOS / "cat.png"
 
 
 def test_a_full_disk_in_calibration(tmp_path: Path) -> None:

@@ -20,10 +20,10 @@ from service.doctor.builds import Build, Source
 from service.doctor.walk import Asked, Walk
 from service.sdk import Sdk
 from tests.support.magicmind import SimulatedSdk, confidences
+from tests.support.paths import PHOTOS
 from tests.support.serving import COMMAND
 from tests.support.small import write_small_network
 
-PHOTOS = Path(__file__).resolve().parent.parent / "model_build" / "photos"
 NETWORK = ["--preprocess", "resnext"]
 # Computing the small network takes no time worth a look.
 LATENCY = "1:0.2,64:40"

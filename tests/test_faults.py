@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from tests.support.load import Outcome, load
+from tests.support.paths import PHOTOS
 from tests.support.serving import Service, serving
 from tests.support.tiny import write_tiny_artifact
 
 DEADLINE_S = 10
-PHOTO = (Path(__file__).resolve().parent.parent / "model_build/photos/cat.png").read_bytes()
+PHOTO = (PHOTOS / "cat.png").read_bytes()
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from service import errors
 from service.app import create_app
 from service.settings import Settings
 from tests.support import pictures, tiny
+from tests.support.paths import ROOT
 from tests.support.serving import Service, serving
 
 PNG = pictures.encoded()
@@ -238,7 +239,7 @@ def test_a_bug_says_nothing_of_itself(artifact: Path, caplog: pytest.LogCaptureF
     assert "hidden" not in str(vars(record))
 
 
-ERRORS_PAGE = Path(__file__).resolve().parent.parent / "docs/errors.md"
+ERRORS_PAGE = ROOT / "docs/errors.md"
 
 
 def test_every_error_is_explained() -> None:

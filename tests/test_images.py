@@ -20,6 +20,7 @@ from PIL import Image, ImageOps
 from service import images, resampling
 from service.errors import TooManyPixels, Undecodable, UnsupportedMedia
 from tests.support import bombs
+from tests.support.paths import ROOT
 
 # Pillow's warnings are silenced by the module itself, but pytest puts its own filters over that.
 pytestmark = pytest.mark.filterwarnings(r"ignore:::PIL\.")
@@ -469,7 +470,7 @@ def test_huge_sizes_are_refused_before_any_pixel() -> None:
     bombs = [png_header(30_000, 30_000), GIF_BOMB, WEBP_BOMB]
     done = subprocess.run(
         [sys.executable, "-c", script, *(bomb.hex() for bomb in bombs)],
-        cwd=Path(images.__file__).parent.parent,
+        cwd=ROOT,
         capture_output=True,
         text=True,
         check=True,

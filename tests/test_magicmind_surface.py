@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.magicmind import SIMULATOR, SimulatedSdk, confidences
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 OURS = sorted(
     {
         *(ROOT / "service" / "device").glob("*.py"),

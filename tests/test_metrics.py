@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from prometheus_client import Metric
@@ -11,6 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from service.errors import RequestError
 from tests.support import pictures, tiny
+from tests.support.paths import ROOT
 from tests.support.serving import Service, serving
 
 # The project's table of metrics (conventions 3.6), copied by hand.
@@ -295,7 +295,7 @@ def test_strange_paths_make_no_labels(service: Service) -> None:
 
 def documented() -> dict[str, tuple[str, set[str]]]:
     """Name, type and labels of every row of docs/metrics.md."""
-    page = Path(__file__).resolve().parent.parent / "docs/metrics.md"
+    page = ROOT / "docs/metrics.md"
     rows = re.findall(r"^\| `(topfive_\w+)` \| (\w+) \| ([^|]*)\|", page.read_text(), re.MULTILINE)
     assert len({name for name, _, _ in rows}) == len(rows)
     return {name: (kind, set(re.findall(r"`(\w+)`", labels))) for name, kind, labels in rows}

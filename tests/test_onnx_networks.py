@@ -13,13 +13,14 @@ import pytest
 from model_build import caffe, cpu, demo, onnx_model
 from service import artifact, images
 from tests.support.onnx_files import LIGHT, light
+from tests.support.paths import PHOTOS
 from tests.support.reference import largest_difference, run_onnx
 from tests.support.slow import few
 
 Figure = Callable[[str], None]
 
 BIN = Path(sys.executable).parent
-SHIPPED = Path(onnx_model.__file__).parent.parent / "photos"
+
 BATCH = (1, 64)
 
 
@@ -84,7 +85,7 @@ def test_both_ways_of_the_demo_classify_a_photo_alike(demos: tuple[Path, Path]) 
     """By `topfive classify`, as users do it: the same five labels and scores."""
     tables = [
         subprocess.run(
-            [BIN / "topfive", "classify", path, SHIPPED / "cat.png"],
+            [BIN / "topfive", "classify", path, PHOTOS / "cat.png"],
             capture_output=True,
             text=True,
             check=True,
@@ -103,7 +104,7 @@ def test_a_squeezenet_of_2018_answers_as_onnx_runtime_does(tmp_path: Path, figur
     preprocessing = ["--color", "bgr", "--mean", "128", "--std", "64", "--resize", "256"]
     build("onnx", "--model", tmp_path / "squeezenet.onnx", *preprocessing,
           "--output", tmp_path / "made")  # fmt: skip
-    photos = rows(sorted(SHIPPED.iterdir()), 224)
+    photos = rows(sorted(PHOTOS.iterdir()), 224)
     ours = cpu.run(tmp_path / "made", photos, BATCH)
     pixels = (photos[:, :, :, ::-1].astype(np.float32) - 128) / 64
     blobs = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.support.paths import ROOT
+
 LOCKS = tuple(
     f"requirements{part}.lock"
     for part in ("", "-backend", "-cpu", "-dev", "-fuzz", "-mlu", "-sdk37")

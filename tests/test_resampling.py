@@ -24,6 +24,7 @@ from model_build.options import Options
 from service import images, resampling
 from service.artifact import Resample
 from service.errors import RequestError
+from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:::PIL\.")
 
@@ -34,7 +35,6 @@ FILTERS = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 RESIZE, CROP = 256, 224
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def whole(image: Image.Image, resample: Resample) -> np.ndarray:

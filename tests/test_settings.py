@@ -9,6 +9,7 @@ import pytest
 
 from service import settings
 from service.errors import SettingsError
+from tests.support.paths import ROOT
 from tests.support.serving import COMMAND, plain_environment
 
 # A name; a line's value in the file and how that is printed; the variable's; the flag's.
@@ -232,7 +233,7 @@ def test_settings_do_not_change() -> None:
         effective.rows = 5
 
 
-PAGE = Path(__file__).resolve().parent.parent / "docs/settings.md"
+PAGE = ROOT / "docs/settings.md"
 
 
 def test_docs_list_every_setting_with_its_default() -> None:

@@ -10,11 +10,11 @@ import pytest
 from model_build.caffe import weights
 from service import artifact
 from tests.support.magicmind import SimulatedSdk
+from tests.support.paths import PHOTOS
 from tests.support.seeded import write_weights
 from tests.support.serving import plain_environment
 from tests.support.small import write_small_network
 
-PHOTOS = Path(__file__).resolve().parent.parent / "model_build" / "photos"
 SWEEP = [str(Path(sys.executable).with_name("topfive-build")), "sweep", "caffe"]
 QUICK = ["--duration-s", "0.2"]
 

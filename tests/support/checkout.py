@@ -11,7 +11,8 @@ import sys
 import venv
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+from tests.support.paths import ROOT
+
 STAMPS = (".demo", ".dev")
 """What the Makefile touches when the environment is complete."""
 COMMANDS = {"topfive": "service.cli", "topfive-build": "model_build.cli"}

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.paths import ROOT
 from tests.support.serving import plain_environment
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 SIMULATOR = ROOT / "tests" / "magicmind_sim"
 PYTHON = ROOT / ".venv37" / "bin" / "python"
 
