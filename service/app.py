@@ -20,7 +20,7 @@ from prometheus_client.registry import Collector
 from starlette.exceptions import HTTPException
 
 from service import artifact as artifacts
-from service import logs, sdk
+from service import sdk
 from service.core.model import Model
 from service.errors import (
     DeviceError,
@@ -31,13 +31,14 @@ from service.errors import (
 )
 from service.listener import announce, announce_ready, listen
 from service.merging import Peers
-from service.metrics import Metrics
 from service.routes import about, classify, health
 from service.routes.body import Intake
 from service.routes.exchange import KEY, Edge, internal
 from service.routes.problem import problem
 from service.server import Server
 from service.settings import Settings
+from service.telemetry import logs
+from service.telemetry.metrics import Metrics
 
 log = logging.getLogger("topfive.app")
 

@@ -100,8 +100,9 @@ def serve(settings: "Settings", sources: dict[str, str]) -> None:
     """
     import logging
 
-    from service import logs, sdk, signals
+    from service import sdk, signals
     from service.settings import require_linux, unknown_variables
+    from service.telemetry import logs
 
     require_linux()
     signals.end_at_once()

@@ -175,7 +175,7 @@ async def opened_model(
     from service import artifact as artifacts
     from service import sdk, settings
     from service.core.model import Model
-    from service.metrics import Metrics
+    from service.telemetry.metrics import Metrics
 
     settings.require_linux()
     given_up: asyncio.Future[DeviceError] = asyncio.get_running_loop().create_future()

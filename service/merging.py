@@ -23,7 +23,7 @@ from prometheus_client.openmetrics import parser
 from prometheus_client.openmetrics.exposition import generate_latest
 from prometheus_client.registry import Collector
 
-from service.metrics import Metrics
+from service.telemetry.metrics import Metrics
 
 ANSWER_WITHIN_S = 1.0
 KEPT = ("counter", "histogram")

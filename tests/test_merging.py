@@ -12,7 +12,7 @@ from prometheus_client.core import Metric
 from prometheus_client.openmetrics import exposition, parser
 
 from service.merging import Peers, keep_counts
-from service.metrics import Metrics
+from service.telemetry.metrics import Metrics
 from service.turns import NOT_ACCEPTING, Turns
 
 OK = ("classify", "200")

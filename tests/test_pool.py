@@ -22,7 +22,7 @@ from service import artifact as artifacts
 from service.core.host import Host
 from service.core.request import Request
 from service.errors import ArtifactError, DeviceError, DeviceFailed, NotReady
-from service.metrics import DEVICE_STATES
+from service.telemetry.metrics import DEVICE_STATES
 from tests.support.faulty import CONTROL, faulty_python
 from tests.support.pictures import pixels
 from tests.support.running import Running, assert_right, running, until

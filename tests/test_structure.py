@@ -34,16 +34,28 @@ CHILD = "service.core.child_process"
 # all that is inside it.
 MAY_IMPORT = {
     "service.cli": {
-        *("service.app", "service.client", "service.evaluation", "service.bench", "service.logs"),
+        *(
+            "service.app",
+            "service.client",
+            "service.evaluation",
+            "service.bench",
+            "service.telemetry.logs",
+        ),
         *("service.doctor", "service.workers"),
     },
     "service.app": {
         *("service.routes", "service.core.model", "service.server", "service.listener"),
-        *("service.merging", "service.logs"),
+        *("service.merging", "service.telemetry.logs"),
     },
-    "service.workers": {"service.listener", "service.turns", "service.logs"},
+    "service.workers": {"service.listener", "service.turns", "service.telemetry.logs"},
     "service.worker": {
-        *("service.app", "service.server", "service.merging", "service.turns", "service.logs"),
+        *(
+            "service.app",
+            "service.server",
+            "service.merging",
+            "service.turns",
+            "service.telemetry.logs",
+        ),
         *("service.listener", "service.core.model", "service.device.parent"),
     },
     "service.merging": set(),
@@ -59,8 +71,8 @@ MAY_IMPORT = {
     "service.evaluation": {"service.evaluation", "service.client", "service.core.request"},
     "service.bench": {"service.bench", "service.core.trial", "service.core.host"},
     "service.doctor": {"service.doctor", "service.bench", "service.core.trial"},
-    "service.logs": {"service.log_writer"},
-    "service.log_writer": set(),
+    "service.telemetry.logs": {"service.telemetry.log_writer"},
+    "service.telemetry.log_writer": set(),
     "service.routes": {"service.routes", "service.core.model", "service.core.request"},
     "service.core.model": BELOW_DEVICE
     | {f"service.core.{name}" for name in ("pool", "device", "decoder")},

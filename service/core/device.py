@@ -27,8 +27,8 @@ from service.core.rate import Rate
 from service.core.request import Image
 from service.core.rows import Rows, State
 from service.errors import ArtifactError, DeviceError, DeviceFailed
-from service.metrics import RESTART_REASONS, Metrics
 from service.settings import Settings
+from service.telemetry.metrics import RESTART_REASONS, Metrics
 
 log = logging.getLogger("topfive.device")
 

@@ -35,9 +35,9 @@ from service.errors import (
     retry_after_ms,
     stopping,
 )
-from service.metrics import Metrics, gauge_family
 from service.sdk import Devices
 from service.settings import Settings
+from service.telemetry.metrics import Metrics, gauge_family
 
 log = logging.getLogger("topfive.model")
 

@@ -9,7 +9,7 @@ from prometheus_client.core import Metric
 
 from service.core.device import Device, Shared
 from service.errors import DeviceError
-from service.metrics import DEVICE_STATES, counter_family, gauge_family
+from service.telemetry.metrics import DEVICE_STATES, counter_family, gauge_family
 
 log = logging.getLogger("topfive.pool")
 

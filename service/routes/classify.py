@@ -12,12 +12,12 @@ from service.core.model import Model
 from service.core.request import Prediction
 from service.core.request import Request as CoreRequest
 from service.errors import ClientGone, Malformed, RequestError, Undecodable
-from service.metrics import Metrics
 from service.routes import files, openapi
 from service.routes.body import Intake
 from service.routes.exchange import CLASSIFY, KEY, Exchange, Headers
 from service.routes.problem import fields
 from service.settings import Settings
+from service.telemetry.metrics import Metrics
 
 # Splitting a larger body into files takes milliseconds: not on the event loop.
 LARGE_BODY_BYTES = 1 << 20

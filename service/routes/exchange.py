@@ -17,8 +17,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.core.model import Model
 from service.errors import Internal, RequestError
-from service.metrics import ROUTES, Metrics
 from service.routes.problem import problem
+from service.telemetry.metrics import ROUTES, Metrics
 
 log = logging.getLogger("topfive.http")
 

@@ -18,8 +18,8 @@ from service.core.host import Host
 from service.core.model import Model
 from service.core.request import Prediction, Request
 from service.errors import DeviceError
-from service.metrics import Metrics
 from service.settings import Settings
+from service.telemetry.metrics import Metrics
 from tests.support.pictures import encoded, pixels
 from tests.support.serving import children
 from tests.support.tiny import CLASSES, probabilities

@@ -2,7 +2,7 @@
 
 A record is `log.info("device_state", extra={"device": "0", ...})`: the message is the event, a
 stable word; what `extra` adds are its facts. Control characters never reach the terminal raw. A
-thread writes the lines (service/log_writer.py), so a reader that stops reading stops nothing else.
+thread writes the lines (telemetry/log_writer.py), so a reader that stops stops nothing else.
 """
 
 import atexit
@@ -16,7 +16,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from service.log_writer import LogWriter, redirect_stderr
+from service.telemetry.log_writer import LogWriter, redirect_stderr
 
 # The sentences that a console shows in place of an event and its facts.
 _SENTENCES = {
