@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from bench.peers.common import RESAMPLE
-from service.cgroup import available_cores
 from service.images import decode_into
+from service.system.cgroup import available_cores
 
 SIDE = 224
 MAX_PIXELS = 50_000_000

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from service import artifact as artifacts
-from service.cgroup import cores
+from service.system.cgroup import cores
 
 sys.path.append(str(Path(artifacts.__file__).parent / "device"))  # its modules are flat
 

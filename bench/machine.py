@@ -11,7 +11,7 @@ from typing import Any
 
 from bench import contenders, wrk
 from bench.photos import ROOT, described, photos
-from service.cgroup import available_cores
+from service.system.cgroup import available_cores
 
 OURS = ("openvino", "numpy", "pillow", "uvicorn", "fastapi")
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from bench import bare, wrk
 from bench.bare import BareDecode
 from bench.server import Server
-from service.cgroup import available_cores
+from service.system.cgroup import available_cores
 
 CORES = available_cores()
 WARMUP_S = 1

@@ -17,8 +17,9 @@ import typer
 
 from model_build import recipe, sweep_cli
 from model_build.options import Options, warn, with_options
-from service import command, disk
+from service import command
 from service.errors import INSTALL, ArtifactError, BuildError
+from service.system import disk
 
 DOES_NOT_HOLD = 3
 DEMO_NAME = "efficientnet-lite0"

@@ -15,9 +15,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from service import cgroup
 from service.artifact import Color
 from service.errors import BuildError
+from service.system import cgroup
 
 OPSETS = range(11, 14)
 MAX_IR_VERSION = 8

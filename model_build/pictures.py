@@ -10,9 +10,10 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from service import disk, images, photos
+from service import images, photos
 from service.artifact import Artifact, Resample
 from service.errors import BuildError, RequestError
+from service.system import disk
 
 MAX_PIXELS = 50_000_000
 T = TypeVar("T")

@@ -17,9 +17,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from service import artifact, disk
+from service import artifact
 from service.artifact import GOLDEN, LABELS, MANIFEST, Manifest, Sdk
 from service.errors import ArtifactError, BuildError
+from service.system import disk
 
 # All that a folder may hold to be replaced: nobody's own files are removed with it.
 _OLD = "-old"

@@ -26,8 +26,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from service import disk
 from service.errors import ArtifactError
+from service.system import disk
 
 SCHEMA = 2
 """What the build writes. Schema 1, with one resampling and only wnids, is still read."""

@@ -100,8 +100,9 @@ def serve(settings: "Settings", sources: dict[str, str]) -> None:
     """
     import logging
 
-    from service import sdk, signals
+    from service import sdk
     from service.settings import require_linux, unknown_variables
+    from service.system import signals
     from service.telemetry import logs
 
     require_linux()

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import orjson
 
-from service import disk
 from service.errors import DeviceError, RequestError, Unreachable
+from service.system import disk
 
 if TYPE_CHECKING:
     from service.core.model import Model

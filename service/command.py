@@ -8,8 +8,8 @@ import os
 import sys
 from collections.abc import Callable
 
-from service import disk
 from service.errors import TopfiveError, Unreachable
+from service.system import disk
 
 FAILED, UNREACHABLE = 1, 4
 

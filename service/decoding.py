@@ -26,10 +26,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from service import images, resampling, signals
+from service import images, resampling
 from service.device import cores
 from service.device.parent import die_with_parent
 from service.errors import Internal, RequestError
+from service.system import signals
 
 if TYPE_CHECKING:
     from service.artifact import Resample

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from service import process
 from service.errors import SdkError, SettingsError
+from service.system import process
 
 FACTS = Path(__file__).resolve().parent / "device" / "facts.py"
 TRIED = ("python3.7", "/usr/bin/python3.7", "/usr/local/bin/python3.7", "python3", "python")

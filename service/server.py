@@ -21,13 +21,13 @@ from collections.abc import Iterator
 import uvicorn
 from fastapi import FastAPI
 
-from service import descriptors, signals
 from service.connections import SWEEP_S, Connections
 from service.core.model import Model
 from service.listener import accepted, any_waits, drop_new, waiting
 from service.protocol import Protocol
 from service.routes.body import Intake
 from service.settings import Settings
+from service.system import descriptors, signals
 
 log = logging.getLogger("topfive.server")
 

@@ -19,8 +19,8 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
-from service import disk
 from service.errors import SettingsError
+from service.system import disk
 
 PREFIX = "TOPFIVE_"
 SYSTEM_FILE = Path("/etc/topfive/config.toml")

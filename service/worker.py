@@ -22,12 +22,13 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from service import app, merging, signals
+from service import app, merging
 from service.core.model import Model
 from service.device.parent import die_with_parent
 from service.errors import ArtifactError, TopfiveError
 from service.server import Server
 from service.settings import Settings
+from service.system import signals
 from service.telemetry import logs
 from service.turns import NOT_ACCEPTING, YIELD_S, Turns
 

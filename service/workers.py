@@ -21,10 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from service import artifact as artifacts
-from service import cgroup, sdk, signals
+from service import sdk
 from service.errors import SettingsError
 from service.listener import announce, announce_ready, listen
 from service.settings import Settings
+from service.system import cgroup, signals
 from service.telemetry import logs
 from service.turns import NOT_ACCEPTING, Turns
 

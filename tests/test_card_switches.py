@@ -16,9 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from service import process, sdk
+from service import sdk
 from service.core import host
 from service.errors import SdkError, SettingsError
+from service.system import process
 from tests.support.magicmind import SimulatedSdk
 from tests.support.paths import PHOTOS
 from tests.support.pictures import encoded

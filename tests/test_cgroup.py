@@ -12,11 +12,11 @@ import pytest
 from bench import bare_engine
 from model_build.network import cpu_hints
 from service import artifact as artifacts
-from service import cgroup
 from service.core.host import hello
 from service.core.rows import Rows
 from service.sdk import Devices
 from service.settings import Settings
+from service.system import cgroup
 from service.workers import deal
 from tests.support import serving as support
 from tests.support.pictures import encoded, vast_png

@@ -13,9 +13,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service import descriptors
 from service.connections import KEEP_ALIVE_S, Connections
 from service.settings import Settings
+from service.system import descriptors
 from tests.support import pictures, tiny
 from tests.support.serving import LIVE, Service, everything, serving
 

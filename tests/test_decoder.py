@@ -18,7 +18,6 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from service import cgroup
 from service.core import child_process
 from service.core.decoder import IN_HAND, LARGE_BODY_BYTES, Decoded, Decoder
 from service.core.request import Image, Request
@@ -32,6 +31,7 @@ from service.errors import (
     Undecodable,
     UnsupportedMedia,
 )
+from service.system import cgroup
 from tests.support.pictures import encoded, pixels, vast_png
 from tests.support.running import send, until
 from tests.support.serving import children

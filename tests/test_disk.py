@@ -16,13 +16,14 @@ import pytest
 from model_build import pictures, writer
 from model_build.caffe import text, weights
 from model_build.onnx_model import file as onnx_file
-from service import artifact, disk, evaluation, settings
+from service import artifact, evaluation, settings
 from service.bench import bodies
 from service.doctor import checks, first_card
 from service.errors import ArtifactError, EvaluationError, SettingsError
 from service.evaluation import run
 from service.evaluation.labels import read_samples
 from service.evaluation.sources import ModelName, Top5
+from service.system import disk
 from tests.support import nobody, tiny
 from tests.support.paths import PHOTOS
 from tests.support.serving import COMMAND, plain_environment

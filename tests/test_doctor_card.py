@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 
 from service import artifact as artifacts
-from service import process, settings
+from service import settings
 from service.doctor import account, answers, experiments
 from service.doctor.builds import Build, Source
 from service.doctor.walk import Asked, Walk
 from service.sdk import Sdk
+from service.system import process
 from tests.support.magicmind import SimulatedSdk, confidences
 from tests.support.paths import PHOTOS
 from tests.support.serving import COMMAND

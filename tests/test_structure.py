@@ -18,14 +18,14 @@ LEAVES = {
 }
 # What a leaf may import beside the errors; of the artifact only its types.
 BESIDE_ERRORS = {
-    "service.sdk": {"service.process"},
-    "service.process": {"service.signals"},
-    "service.command": {"service.disk"},
+    "service.sdk": {"service.system.process"},
+    "service.system.process": {"service.system.signals"},
+    "service.command": {"service.system.disk"},
     "service.images": {"service.artifact", "service.resampling"},
     "service.resampling": {"service.artifact"},
-    "service.artifact": {"service.disk"},
-    "service.settings": {"service.disk"},
-    "service.descriptors": {"service.settings"},
+    "service.artifact": {"service.system.disk"},
+    "service.settings": {"service.system.disk"},
+    "service.system.descriptors": {"service.settings"},
 }
 BELOW_DEVICE = {f"service.core.{name}" for name in ("batcher", "host", "rate", "rows", "request")}
 CHILD = "service.core.child_process"
@@ -195,12 +195,12 @@ def test_the_build_imports_the_contract_alone(file: Path) -> None:
     cores there are."""
     contract = {
         "model_build",
-        "service.cgroup",
+        "service.system.cgroup",
         "service.artifact",
         "service.images",
         "service.errors",
         "service.sdk",
-        "service.disk",
+        "service.system.disk",
         "service.photos",
         "service.command",
     }

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.cgroup import available_cores, cores
 from service.images import decode_into
+from service.system.cgroup import available_cores, cores
 
 LARGEST_BATCH = 8
 CORES = available_cores()

@@ -16,8 +16,8 @@ from google.protobuf import text_format
 from model_build.caffe import schema
 from model_build.caffe.upgrade import upgrade
 from model_build.strangers import stranger
-from service import disk
 from service.errors import BuildError
+from service.system import disk
 
 MAX_TEXT_BYTES = 1 << 19
 """Twice the largest published text."""

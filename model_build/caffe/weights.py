@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from model_build.caffe import schema
 from model_build.strangers import stranger
-from service import disk
 from service.errors import BuildError
+from service.system import disk
 
 Blob = NDArray[np.float32]
 Weights = dict[str, list[Blob]]

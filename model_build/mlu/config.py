@@ -11,8 +11,8 @@ from typing import Any
 
 from model_build.mlu.keys import checked
 from model_build.recipe import Card, Preprocessing, Recipe, Triple
-from service import disk
 from service.errors import BuildError
+from service.system import disk
 
 # What the manifest says too, and what says it.
 _OWNED = {

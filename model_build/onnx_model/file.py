@@ -16,8 +16,8 @@ from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_t
 
 from model_build.onnx_model.cut import to_output
 from model_build.strangers import stranger
-from service import disk
 from service.errors import BuildError
+from service.system import disk
 
 # The limit of protobuf itself, so of the weights of a model that is in one piece.
 MAX_BYTES = (2 << 30) - 1

@@ -4,7 +4,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from service import disk, photos
+from service import photos
+from service.system import disk
 
 MEMORY_BYTES = 256 * 2**20
 

@@ -11,9 +11,10 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from service import process, sdk
+from service import sdk
 from service.artifact import Artifact
 from service.errors import SdkError
+from service.system import process
 
 # Some releases print the number alone, others go on with " with total batch sizes: ...".
 THROUGHPUT = re.compile(r"^Throughput \(qps\):\s+([0-9.eE+-]+)", re.MULTILINE)

@@ -5,7 +5,7 @@ import signal
 import subprocess
 from pathlib import Path
 
-from service import cgroup, signals
+from service.system import cgroup, signals
 
 
 def how_it_ended(code: int, oom_kills_before: int) -> str:

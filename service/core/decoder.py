@@ -25,7 +25,6 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
-from service import cgroup
 from service.artifact import Resample
 from service.core import child_process
 from service.core.request import Image
@@ -40,6 +39,7 @@ from service.errors import (
     UnsupportedMedia,
     out_of_memory,
 )
+from service.system import cgroup
 
 log = logging.getLogger("topfive.decoder")
 

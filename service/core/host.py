@@ -20,13 +20,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from service import cgroup, sdk
+from service import sdk
 from service.artifact import Artifact
 from service.core import child_process
 from service.core.request import Image
 from service.core.rows import Rows
 from service.device import wire
 from service.errors import DeviceError
+from service.system import cgroup
 
 log = logging.getLogger("topfive.host")
 

@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 from prometheus_client.core import Metric
 
-from service import cgroup
 from service.artifact import Artifact
 from service.core.batcher import Batcher
 from service.core.decoder import Decoded, Decoder
@@ -37,6 +36,7 @@ from service.errors import (
 )
 from service.sdk import Devices
 from service.settings import Settings
+from service.system import cgroup
 from service.telemetry.metrics import Metrics, gauge_family
 
 log = logging.getLogger("topfive.model")

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from service import process
 from service.bench import mm_run
 from service.doctor.walk import Walk
 from service.errors import SdkError, TopfiveError
 from service.sdk import FACTS, answer_in, environment
+from service.system import process
 
 Answer = Callable[[Walk], list[str]]
 CLUSTERS = (1, 2, 4, 6, 8, 16)

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from service import artifact as artifacts
-from service import process
 from service.artifact import Artifact
 from service.errors import INSTALL, SettingsError
+from service.system import process
 
 PRECISIONS = ("force_float32", "force_float16", "qint8_mixed_float16")
 FRONTENDS = ("caffe", "onnx")

@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from service import process, sdk
+from service import sdk
 from service.artifact import Artifact
 from service.doctor.builds import Source
+from service.system import process
 
 QUESTIONS = Path(__file__).resolve().parent.parent / "card" / "questions.py"
 TIMEOUT_S = 60.0

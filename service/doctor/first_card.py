@@ -13,12 +13,13 @@ from importlib.metadata import version
 from io import FileIO
 from pathlib import Path
 
-from service import disk, sdk
+from service import sdk
 from service.doctor import account, builds, cards
 from service.doctor.builds import Source
 from service.doctor.scrub import scrubbed
 from service.doctor.walk import Asked, Walk
 from service.errors import SettingsError
+from service.system import disk
 
 
 def first_hour(asked: Asked) -> bool:

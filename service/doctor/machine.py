@@ -5,9 +5,9 @@ import resource
 import socket
 from pathlib import Path
 
-from service import cgroup, descriptors
 from service.artifact import Artifact
 from service.doctor.context import Context, Finding
+from service.system import cgroup, descriptors
 
 PROCESS_BYTES = 256 << 20
 """A service or a host in idle, but for its model: 170 and 200 MB were measured, on the CPU."""

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from service import disk
 from service.errors import EvaluationError
+from service.system import disk
 
 NAME = "journal.jsonl"
 

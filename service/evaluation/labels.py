@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
-from service import disk, photos
+from service import photos
 from service.artifact import Label
 from service.errors import EvaluationError
+from service.system import disk
 
 _LINE_FORM = (
     "give lines of an image's name, a space, its class (a number, a wnid, or a name of one word)"

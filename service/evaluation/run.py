@@ -17,7 +17,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from service import disk
 from service.errors import EvaluationError, Unreachable
 from service.evaluation import results as files
 from service.evaluation.journal import NAME as JOURNAL
@@ -33,6 +32,7 @@ from service.evaluation.labels import (
 from service.evaluation.progress import Progress
 from service.evaluation.results import MISSING, Results
 from service.evaluation.sources import Failed, Source, Top5
+from service.system import disk
 
 
 @dataclass(frozen=True)

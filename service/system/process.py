@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from service import signals
+from service.system import signals
 
 REAP_TIMEOUT_S = 5.0
 
