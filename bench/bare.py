@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from bench.peers.common import RESAMPLE
-from service.images import decode_into
+from service.decoding.images import decode_into
 from service.system.cgroup import available_cores
 
 SIDE = 224

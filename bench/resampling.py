@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from bench.photos import described, photos
-from service import images, resampling
 from service.artifact import Resample
+from service.decoding import images, resampling
 
 SIDE, RESIZE, MAX_PIXELS = 224, 256, 50_000_000
 FITTED = resampling.fitted

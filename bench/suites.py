@@ -24,7 +24,7 @@ from bench.measurement import Ceiling, bare_decode
 from bench.peers.common import RESAMPLE
 from bench.photos import ROW_SIDE, nearly_rows, photos
 from bench.server import Recipe
-from service.images import decode_into
+from service.decoding.images import decode_into
 
 SUITES = ("no-time", "resnext50", "lite0", "cards", "growth")
 CLIENTS = (1, 8, 32, 128)

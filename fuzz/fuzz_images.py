@@ -7,8 +7,8 @@ from typing import get_args
 import atheris
 
 with atheris.instrument_imports(include=["PIL", "python_multipart", "service"]):
-    from service import images
     from service.artifact import Resample
+    from service.decoding import images
     from service.errors import (
         Malformed,
         RequestError,

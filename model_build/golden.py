@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_build.recipe import INT8, Preprocessing
-from service import images
 from service.artifact import GOLDEN, Precision, Target
+from service.decoding import images
 from service.errors import BuildError
 
 PHOTOS = ("cat.png", "coffee.png", "rocket.jpg")

@@ -10,8 +10,8 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from service import images, photos
 from service.artifact import Artifact, Resample
+from service.decoding import image_files, images
 from service.errors import BuildError, RequestError
 from service.system import disk
 
@@ -27,10 +27,10 @@ def spread(found: Sequence[T], count: int) -> list[T]:
 
 def in_folder(folder: Path) -> list[Path]:
     """Return the images in the folder and below; raise BuildError if there is none."""
-    endings = ", ".join(sorted(photos.ENDINGS))
+    endings = ", ".join(sorted(image_files.ENDINGS))
     remedy = f"name a folder that has {endings} in it as --image-dir"
     try:
-        found = photos.in_folder(folder)
+        found = image_files.in_folder(folder)
     except OSError as error:
         place = Path(error.filename or folder)
         detail, remedy = disk.unreadable(place, error, remedy)

@@ -120,7 +120,7 @@ class Preprocessing(_Part):
     crop: tuple[int, int]
     """Height, width: those of the input."""
     resample: Resample
-    """See service/resampling.py. In schema 1 it is always "bilinear"."""
+    """See service/decoding/resampling.py. In schema 1 it is always "bilinear"."""
     color: Literal["rgb"] = "rgb"
     inside: Inside
 

@@ -24,7 +24,8 @@ from onnx import version_converter
 
 from model_build import cli
 from model_build.caffe import schema, weights
-from service import artifact, images
+from service import artifact
+from service.decoding import images
 from tests.support.onnx_files import network as network_of
 from tests.support.onnx_files import node
 from tests.support.paths import PHOTOS

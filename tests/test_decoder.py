@@ -22,7 +22,7 @@ from service.core import child_process
 from service.core.decoder import IN_HAND, LARGE_BODY_BYTES, Decoded, Decoder
 from service.core.request import Image, Request
 from service.core.rows import Rows
-from service.decoding import CLAIM, NO_CLAIM
+from service.decoding.worker import CLAIM, NO_CLAIM
 from service.errors import (
     ClientGone,
     DeviceError,

@@ -16,7 +16,7 @@ import pytest
 
 from model_build import demo
 from model_build.demo import efficientnet_lite0, torch_file
-from service import images
+from service.decoding import images
 from service.errors import BuildError
 
 PHOTOS = resources.files("model_build") / "photos"

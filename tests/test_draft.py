@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 
 from model_build import reference
-from service import artifact, images
+from service import artifact
 from service.artifact import Resample
+from service.decoding import images
 
 NETWORKS = ("mobilenet_v2", "efficientnet_lite0")
 MAX_PIXELS = 50_000_000

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from service import images, resampling
+from service.decoding import images, resampling
 from service.errors import TooManyPixels, Undecodable, UnsupportedMedia
 from tests.support import bombs
 from tests.support.paths import ROOT

@@ -93,7 +93,7 @@ class Piped:
         while todo:
             pid = todo.pop()
             todo += children(pid)
-            if "service.decoding" in command(pid):
+            if "service.decoding.worker" in command(pid):
                 found += children(pid)
         return found
 
@@ -147,7 +147,7 @@ FAIL_ON_SIGNAL = """
 import signal, sys
 def fail(*_):
     raise RuntimeError("a long reason " * 4000)
-if "service.decoding" in sys.orig_argv:
+if "service.decoding.worker" in sys.orig_argv:
     signal.signal(signal.SIGUSR2, fail)
 """
 

@@ -11,7 +11,8 @@ import onnxruntime
 import pytest
 
 from model_build import caffe, cpu, demo, onnx_model
-from service import artifact, images
+from service import artifact
+from service.decoding import images
 from tests.support.onnx_files import LIGHT, light
 from tests.support.paths import PHOTOS
 from tests.support.reference import largest_difference, run_onnx

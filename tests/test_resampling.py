@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from model_build.options import Options
-from service import images, resampling
 from service.artifact import Resample
+from service.decoding import images, resampling
 from service.errors import RequestError
 from tests.support.paths import ROOT
 

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from service import images
+from service.decoding import images
 from service.settings import Settings
 from tests.support import bombs, pictures, tiny
 from tests.support.serving import Service, serving

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.images import decode_into
+from service.decoding.images import decode_into
 from service.system.cgroup import available_cores, cores
 
 LARGEST_BATCH = 8

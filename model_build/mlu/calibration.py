@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from model_build import pictures
 from model_build.mlu.config import rgb
 from model_build.recipe import Calibration, Preprocessing
-from service import images
+from service.decoding import images
 from service.errors import BuildError, RequestError
 
 MAX_PIXELS = 50_000_000

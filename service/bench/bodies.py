@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from service import photos
+from service.decoding import image_files
 from service.system import disk
 
 MEMORY_BYTES = 256 * 2**20
@@ -35,11 +35,11 @@ def _files(place: Path) -> list[Path]:
     if not place.is_dir():
         return [place]
     try:
-        found = photos.in_folder(place)
+        found = image_files.in_folder(place)
     except OSError as error:
         raise _unreadable(Path(error.filename or place), error) from error
     if not found:
-        endings = ", ".join(sorted(photos.ENDINGS))
+        endings = ", ".join(sorted(image_files.ENDINGS))
         raise ValueError(f"{place}: no image in this folder ({endings})")
     return found
 

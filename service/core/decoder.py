@@ -1,7 +1,7 @@
 """The decode processes seen from here: images wait for a slot, a slot's body becomes a row.
 
 A body is copied into a free slot of shared memory; whichever process is free takes it from there
-(service/decoding.py). What the processes have finished is collected, and handed on at once. No more
+(decoding/worker.py). What the processes have finished is collected, and handed on at once. No more
 is decoded than the devices want soon, and nothing of a request that is over.
 
 When a process ends, by a file that its decoder cannot bear or by somebody's hand, the image that it
@@ -29,7 +29,7 @@ from service.artifact import Resample
 from service.core import child_process
 from service.core.request import Image
 from service.core.rows import Rows, memory_file
-from service.decoding import CLAIM, END, ENDED, NO_CLAIM, REQUEST, RESULT, STARTED, Job
+from service.decoding.worker import CLAIM, END, ENDED, NO_CLAIM, REQUEST, RESULT, STARTED, Job
 from service.errors import (
     DeviceError,
     Internal,
@@ -314,7 +314,7 @@ class Decoder:
 def _spawn(job: Job) -> subprocess.Popen[bytes]:
     descriptors = (job.requests, job.results, job.wake, job.bodies, job.rows)
     return subprocess.Popen(  # noqa: S603 - no shell, nobody's words
-        [sys.executable, "-P", "-m", "service.decoding", json.dumps(asdict(job))],
+        [sys.executable, "-P", "-m", "service.decoding.worker", json.dumps(asdict(job))],
         stdin=subprocess.DEVNULL,
         pass_fds=descriptors,
         env=os.environ | _ENVIRONMENT,

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
-from service import photos
 from service.artifact import Label
+from service.decoding import image_files
 from service.errors import EvaluationError
 from service.system import disk
 
@@ -92,9 +92,9 @@ def why_not_there(folder: Path, name: str) -> str:
         return f"{words}: the name has backslashes where it needs slashes"
     file = folder / name
     for other in _beside(file):
-        if photos.is_image(other.name) and (likeness := _likeness(file.name, other)):
+        if image_files.is_image(other.name) and (likeness := _likeness(file.name, other)):
             return f"{words}, but {str(other.relative_to(folder))!r} is: {likeness}"
-    if found := photos.any_in_folder(folder):
+    if found := image_files.any_in_folder(folder):
         return f"{words}; an image there is called {str(found.relative_to(folder))!r}"
     return f"{words}, and no other image is"
 
@@ -174,7 +174,7 @@ def _of_csv(path: Path) -> Iterator[Entry]:
 def _of_folder(path: Path) -> Iterator[Entry]:
     for folder in _class_folders(path):
         for image in _inside(folder):
-            if photos.is_leftover(image.name):
+            if image_files.is_leftover(image.name):
                 continue
             if image.is_dir():
                 detail = f"{image} is a folder inside the folder of a class, as tiny-imagenet has"
@@ -183,7 +183,7 @@ def _of_folder(path: Path) -> Iterator[Entry]:
 
 
 def _class_folders(path: Path) -> list[Path]:
-    return [one for one in _inside(path) if one.is_dir() and not photos.is_leftover(one.name)]
+    return [one for one in _inside(path) if one.is_dir() and not image_files.is_leftover(one.name)]
 
 
 def _inside(folder: Path) -> list[Path]:
@@ -199,7 +199,7 @@ def _leftovers(path: Path) -> int:
     if not path.is_dir():
         return 0
     names = (file.name for folder in _class_folders(path) for file in _inside(folder))
-    return sum(map(photos.is_leftover, names))
+    return sum(map(image_files.is_leftover, names))
 
 
 def _text(path: Path) -> Iterable[str]:

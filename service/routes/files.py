@@ -9,7 +9,7 @@ from urllib.parse import quote
 import orjson
 from python_multipart.multipart import parse_options_header
 
-from service import images
+from service.decoding import images
 from service.errors import Malformed, TooLarge, Undecodable, UnsupportedMedia
 
 RAW = frozenset({"application/octet-stream", ""})

@@ -9,7 +9,7 @@ from typing import Any
 
 from fastapi import APIRouter, Response
 
-from service import images
+from service.decoding import images
 from service.errors import (
     BodyTimeout,
     Deadline,

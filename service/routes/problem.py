@@ -9,7 +9,7 @@ import orjson
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from service import images
+from service.decoding import images
 from service.errors import Draining, RequestError, UnsupportedMedia
 
 MEDIA_TYPE = "application/problem+json"

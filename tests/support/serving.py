@@ -115,7 +115,9 @@ class Service:
 
     def decoding(self) -> list[int]:
         """The process ids of the decode processes, after that of the one that starts them."""
-        leaders = (pid for pid in children(self.process.pid) if "service.decoding" in command(pid))
+        leaders = (
+            pid for pid in children(self.process.pid) if "service.decoding.worker" in command(pid)
+        )
         return [pid for leader in leaders for pid in (leader, *children(leader))]
 
     def cpu_seconds(self) -> float:

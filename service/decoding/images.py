@@ -2,7 +2,7 @@
 
 In go the bytes of a JPEG, PNG, WebP, BMP or GIF; out comes a row, uint8 (height, width, 3) RGB: the
 short side scaled to `resize`, the long side in proportion and truncated, by the recipe's
-resampling (service/resampling.py), the middle cut out. Serving, calibration, golden answers and
+resampling (decoding/resampling.py), the middle cut out. Serving, calibration, golden answers and
 evaluation all call this; mean, variance and colour order are inside the network. The row belongs
 to the caller and is written once, whole, at the end.
 
@@ -39,7 +39,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from service import resampling
+from service.decoding import resampling
 from service.errors import (
     RequestError,
     TooManyPixels,

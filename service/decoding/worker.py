@@ -1,6 +1,6 @@
 """The processes that decode images: bodies in shared memory become rows in shared memory.
 
-    python -P -m service.decoding JOB
+    python -P -m service.decoding.worker JOB
 
 The service starts one process, which forks those that decode and then only waits for them: what
 they have imported they share, and when one ends they all do. Whoever is free takes the next request
@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from service import images, resampling
+from service.decoding import images, resampling
 from service.device import cores
 from service.device.parent import die_with_parent
 from service.errors import Internal, RequestError
