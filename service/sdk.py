@@ -1,7 +1,7 @@
 """The SDK's own interpreter, seen from here: which one it is, and which cards it sees.
 
 MagicMind exists for CPython 3.7 only, so everything that touches it runs in processes of another
-interpreter. Each question here is a short-lived process of that interpreter (device/facts.py):
+interpreter. Each question here is a short-lived process of that interpreter (device_host/facts.py):
 nothing of the SDK is ever loaded into this one.
 
 The SDK may print on stdout when it is imported and when the interpreter ends, and may crash then:
@@ -206,6 +206,6 @@ def _ask(python: str, timeout_s: float | None, *options: str) -> dict[str, Any]:
         last = " ".join(ended.errors.strip().splitlines()[-1:])
         raise SdkError(
             f"{python}: {ended.how} and no answer: {last}",
-            remedy_for(last) or "run it by hand with device/facts.py of this package",
+            remedy_for(last) or "run it by hand with device_host/facts.py of this package",
         )
     return facts

@@ -24,7 +24,7 @@ from fastapi import FastAPI
 
 from service import app, merging
 from service.core.model import Model
-from service.device.parent import die_with_parent
+from service.device_host.parent import die_with_parent
 from service.errors import ArtifactError, TopfiveError
 from service.server import Server
 from service.settings import Settings

@@ -76,7 +76,7 @@ def test_other_signals_drain_too(artifact: Path, name: str, flags: tuple[str, ..
         if "--workers" in flags:
             service.await_ready()  # the other worker's device
         below = descendants(service.process.pid)
-        hosts = [pid for pid in below if "service/device" in command(pid)]
+        hosts = [pid for pid in below if "service/device_host" in command(pid)]
         send(signal.SIGSTOP, hosts)
         with service.connect() as client:
             client.sendall(POST)

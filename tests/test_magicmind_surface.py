@@ -12,7 +12,7 @@ from tests.support.paths import ROOT
 
 OURS = sorted(
     {
-        *(ROOT / "service" / "device").glob("*.py"),
+        *(ROOT / "service" / "device_host").glob("*.py"),
         *(ROOT / "service" / "card").glob("*.py"),
         *(ROOT / "model_build" / "sdk").glob("*.py"),
     }

@@ -56,7 +56,7 @@ MAY_IMPORT = {
             "service.turns",
             "service.telemetry.logs",
         ),
-        *("service.listener", "service.core.model", "service.device.parent"),
+        *("service.listener", "service.core.model", "service.device_host.parent"),
     },
     "service.merging": set(),
     "service.turns": set(),
@@ -79,14 +79,14 @@ MAY_IMPORT = {
     "service.core.pool": {"service.core.device"},
     "service.core.device": BELOW_DEVICE,
     "service.core.host": {
-        *("service.core.rows", "service.core.request", "service.device.wire", CHILD),
+        *("service.core.rows", "service.core.request", "service.device_host.wire", CHILD),
     },
     "service.core.trial": {"service.core.host", "service.core.rows"},
     "service.core.decoder": {
         *("service.core.rows", "service.core.request", "service.decoding.worker", CHILD),
     },
     "service.core.child_process": set(),
-    "service.decoding.worker": {"service.device.cores", "service.device.parent"},
+    "service.decoding.worker": {"service.device_host.cores", "service.device_host.parent"},
     "service.core.batcher": {"service.core.request"},
     "service.core.rate": set(),
     "service.core.rows": set(),
@@ -100,9 +100,9 @@ HOMES = {
     "uvicorn": {"service.server", "service.protocol", "service.connections"},
     "python_multipart": {"service.routes"},
     "PIL": {"service.decoding.images", "service.decoding.resampling"},
-    "openvino": {"service.device.engine_openvino", "model_build"},
+    "openvino": {"service.device_host.engine_openvino", "model_build"},
     "magicmind": {
-        *("service.device.engine_magicmind", "service.device.facts", "service.card"),
+        *("service.device_host.engine_magicmind", "service.device_host.facts", "service.card"),
         "model_build.sdk",
     },
     "onnx": {"model_build"},
@@ -122,7 +122,7 @@ HOMES = {
     "torch": set(),
     "pickle": {"model_build.demo"},
 }
-DEVICE = ROOT / "service" / "device"
+DEVICE = ROOT / "service" / "device_host"
 CARD = ROOT / "service" / "card"
 
 
@@ -250,7 +250,9 @@ def test_no_module_of_a_flat_folder_hides_a_library(flat: list[Path]) -> None:
     assert not names & ({"numpy", "openvino", "magicmind"} | sys.stdlib_module_names)
 
 
-@pytest.mark.parametrize("folder", ["service/device", "service/card", "model_build/sdk", "tests37"])
+@pytest.mark.parametrize(
+    "folder", ["service/device_host", "service/card", "model_build/sdk", "tests37"]
+)
 def test_python_3_7_can_read_it(folder: str) -> None:
     """The SDK's interpreter runs it: vermin finds nothing newer than 3.7."""
     vermin = str(Path(sys.executable).with_name("vermin"))

@@ -25,13 +25,13 @@ from service.artifact import Artifact
 from service.core import child_process
 from service.core.request import Image
 from service.core.rows import Rows
-from service.device import wire
+from service.device_host import wire
 from service.errors import DeviceError
 from service.system import cgroup
 
 log = logging.getLogger("topfive.host")
 
-FOLDER = Path(__file__).resolve().parent.parent / "device"
+FOLDER = Path(__file__).resolve().parent.parent / "device_host"
 
 Timings = tuple[int, int, int]
 """Nanoseconds, on the host's clock: copy in, compute, copy out."""
@@ -49,7 +49,7 @@ class Sent:
 def hello(
     artifact: Artifact, rows: Rows, ordinal: int, largest_batch: int = 0
 ) -> dict[str, object]:
-    """What a host is told: the model, the device, the shared rows; see Job in device/engine.py."""
+    """What a host is told: the model, the device, the shared rows; see Job in engine.py."""
     manifest = artifact.manifest
     return {
         "engine": manifest.engine,

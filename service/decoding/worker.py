@@ -27,8 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.decoding import images, resampling
-from service.device import cores
-from service.device.parent import die_with_parent
+from service.device_host import cores
+from service.device_host.parent import die_with_parent
 from service.errors import Internal, RequestError
 from service.system import signals
 

@@ -1,6 +1,6 @@
 """A device host with faults on demand, under the interpreter that the service's own run under.
 
-    python faulty_host.py CONTROL -E -s service/device --socket ...
+    python faulty_host.py CONTROL -E -s service/device_host --socket ...
 
 CONTROL is a JSON file: {"<ordinal>": {"open" or "run": fault, "after": runs that are still well}}.
 It is read when the engine opens and before each run, so a test may change it under way. Faults:

@@ -1,6 +1,6 @@
 """An interpreter in the place of the SDK's: it says what is asked of it, and keeps the job it gets.
 
-It answers the two questions that a build has: what device/facts.py asks, and what the compiler is
+It answers the two questions of a build: what device_host/facts.py asks, and what the compiler is
 given. `write_stub` makes one that says what a test wants.
 """
 

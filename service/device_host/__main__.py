@@ -1,6 +1,6 @@
 """A device host: one process for one device. Takes a batch, runs it, answers; until told to stop.
 
-    python -E -s service/device --socket FD --memory FD --parent PID
+    python -E -s service/device_host --socket FD --memory FD --parent PID
 
 Started by path, so that this folder is first on the path and nothing else of the service can be
 imported. The socket carries the messages of wire.py, the memory file the rows. The host lives no

@@ -1,6 +1,6 @@
 """Print what this interpreter has, as one marked line of JSON on stdout.
 
-    python -E -s service/device/facts.py [--devices]
+    python -E -s service/device_host/facts.py [--devices]
 
     [topfive:answer] {"python": "3.7.16", "magicmind": "1.7.0" or null, "why_not": "", "devices": 2}
 
