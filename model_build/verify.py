@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from model_build import reference, writer
 from service import sdk
 from service.artifact import GOLDEN, Artifact, Manifest, Precision, facts
-from service.core import trial
+from service.core import device_session
 from service.errors import BuildError, DeviceError, SdkError
 
 Say = Callable[[str], None]
@@ -94,7 +94,7 @@ def compare(
     golden, manifest = artifact.golden, artifact.manifest
     rows = np.concatenate([golden.rows, rows])
     right = reference.opened(artifact)(rows)
-    found = trial.answers(artifact, rows, ordinal, python)
+    found = device_session.answers(artifact, rows, ordinal, python)
     bound = ON_CPU if manifest.target == "cpu" else BOUNDS[manifest.precision]
     # A network that is sure of nothing has small probabilities, and small differences.
     scale = float(right.max())
@@ -154,7 +154,7 @@ def replace_golden(artifact: Artifact, ordinal: int, python: str | None) -> Mani
     one of each alone. The folder is what it was, or the whole new artifact.
     """
     rows = artifact.golden.rows
-    first = trial.answers(artifact, rows, ordinal, python)
+    first = device_session.answers(artifact, rows, ordinal, python)
     second = asyncio.run(_one_by_one(artifact, ordinal, python))
     tolerance = LEAST_TOLERANCE + 2 * float(np.abs(first - second).max())
     with writer.aside(artifact.path, force=True) as folder:
@@ -176,5 +176,5 @@ def replace_golden(artifact: Artifact, ordinal: int, python: str | None) -> Mani
 
 
 async def _one_by_one(artifact: Artifact, ordinal: int, python: str | None) -> Answers:
-    async with trial.opened(artifact, 1, ordinal, python) as opened:
+    async with device_session.opened(artifact, 1, ordinal, python) as opened:
         return await opened.answers(artifact.golden.rows)

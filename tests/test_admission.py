@@ -9,9 +9,9 @@ from typing import Any
 import httpx
 import pytest
 
-from service.core import rate
-from service.core.rate import Rate
+from service.core import throughput
 from service.core.request import Request
+from service.core.throughput import Rate
 from service.errors import Deadline, Overloaded
 from service.routes.exchange import Exchange
 from service.routes.problem import problem
@@ -262,7 +262,7 @@ def test_batches_in_flight_are_a_setting(artifact: Path) -> None:
 def test_the_rate_is_that_of_a_busy_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two batches of 8 in 0.1 s each, with a second of nothing between them: 80 a second."""
     now = 0.0
-    monkeypatch.setattr(rate.time, "perf_counter", lambda: now)
+    monkeypatch.setattr(throughput.time, "perf_counter", lambda: now)
     measured = Rate()
     assert measured.images_per_second == 0
     for start in (0.0, 1.0, 2.0):
@@ -276,7 +276,7 @@ def test_the_rate_is_that_of_a_busy_device(monkeypatch: pytest.MonkeyPatch) -> N
 def test_overlapping_batches_share_their_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three sent at once, answered each 0.1 s after the one before; 0.02 s of it beside another."""
     now = 0.0
-    monkeypatch.setattr(rate.time, "perf_counter", lambda: now)
+    monkeypatch.setattr(throughput.time, "perf_counter", lambda: now)
     measured = Rate()
     for _ in range(3):
         measured.begin()
@@ -291,7 +291,7 @@ def test_an_answer_that_the_event_loop_comes_late_to_is_not_the_devices_time(
 ) -> None:
     """0.1 s in the host each; a second later both answers are read."""
     now = 0.0
-    monkeypatch.setattr(rate.time, "perf_counter", lambda: now)
+    monkeypatch.setattr(throughput.time, "perf_counter", lambda: now)
     measured = Rate()
     measured.begin()
     measured.begin()

@@ -12,7 +12,7 @@ import pytest
 
 from model_build.recipe import FLOATS, INT8
 from service import artifact
-from service.core import trial
+from service.core import device_session
 from tests.support.magicmind import SimulatedSdk
 from tests.support.paths import PHOTOS
 from tests.support.seeded import write_seeded_weights
@@ -63,7 +63,7 @@ def off(magicmind: SimulatedSdk, monkeypatch: pytest.MonkeyPatch) -> Callable[..
         monkeypatch.setenv(name, value)
 
     def difference(made: artifact.Artifact) -> float:
-        answers = trial.answers(made, made.golden.rows, python=magicmind.python)
+        answers = device_session.answers(made, made.golden.rows, python=magicmind.python)
         assert np.abs(answers.sum(axis=1) - 1).max() < 1e-2
         assert made.golden.fault(answers) == ""
         return made.golden.deviation(answers)

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from service import sdk
-from service.core import host
+from service.core import host_process
 from service.errors import SdkError, SettingsError
 from service.system import process
 from tests.support.magicmind import SimulatedSdk
@@ -397,7 +397,7 @@ def test_a_host_works_where_it_can_write(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     monkeypatch.setattr(os, "access", lambda *_: writable)
     with script.open() as file:
-        process = host._spawn("./python", file.fileno(), file.fileno())
+        process = host_process._spawn("./python", file.fileno(), file.fileno())
     said, _ = process.communicate(timeout=10)
     folder = tmp_path / ("here" if writable else "temporary")
     assert Path(said.decode().strip()) == folder.resolve()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from service.core.host import Host
+from service.core.host_process import Host
 from service.errors import DeviceFailed
 from tests.support.load import Outcome, load
 from tests.support.magicmind import SimulatedSdk

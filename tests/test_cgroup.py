@@ -12,7 +12,7 @@ import pytest
 from bench import bare_engine
 from model_build.network import cpu_hints
 from service import artifact as artifacts
-from service.core.host import hello
+from service.core.host_process import hello
 from service.core.rows import Rows
 from service.sdk import Devices
 from service.settings import Settings

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from service.core import child_process
-from service.core.decoder import IN_HAND, LARGE_BODY_BYTES, Decoded, Decoder
+from service.core.decode_pool import IN_HAND, LARGE_BODY_BYTES, Decoded, Decoder
 from service.core.request import Image, Request
 from service.core.rows import Rows
 from service.decoding.worker import CLAIM, NO_CLAIM

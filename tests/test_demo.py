@@ -22,7 +22,7 @@ import pytest
 import demo
 from service import artifact as artifacts
 from service import cli, client
-from service.core import trial
+from service.core import device_session
 from service.errors import SettingsError, TopfiveError
 from service.settings import Settings
 from tests.support.checkout import copy_checkout
@@ -271,7 +271,7 @@ def test_a_model_is_run_on_linux_only(monkeypatch: pytest.MonkeyPatch, tmp_path:
     for asked in (
         lambda: cli.serve(Settings(), {}),
         lambda: client.classify_on_artifact(tmp_path, [], 5, 1.0),
-        lambda: trial.answers(artifact, artifact.golden.rows),
+        lambda: device_session.answers(artifact, artifact.golden.rows),
     ):
         with pytest.raises(SettingsError, match="Linux only; this is darwin") as refused:
             asked()

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from service.core.decoder import IN_HAND
+from service.core.decode_pool import IN_HAND
 from service.core.model import top_k
 from service.core.request import Prediction
 from service.errors import (

@@ -19,7 +19,7 @@ import pytest
 import uvloop
 
 from service import artifact as artifacts
-from service.core.host import Host
+from service.core.host_process import Host
 from service.core.request import Request
 from service.errors import ArtifactError, DeviceError, DeviceFailed, NotReady
 from service.telemetry.metrics import DEVICE_STATES

@@ -69,26 +69,26 @@ MAY_IMPORT = {
     "service.listener": set(),
     "service.client": {"service.core.model", "service.core.request"},
     "service.evaluation": {"service.evaluation", "service.client", "service.core.request"},
-    "service.bench": {"service.bench", "service.core.trial", "service.core.host"},
-    "service.doctor": {"service.doctor", "service.bench", "service.core.trial"},
+    "service.bench": {"service.bench", "service.core.device_session", "service.core.host_process"},
+    "service.doctor": {"service.doctor", "service.bench", "service.core.device_session"},
     "service.telemetry.logs": {"service.telemetry.log_writer"},
     "service.telemetry.log_writer": set(),
     "service.routes": {"service.routes", "service.core.model", "service.core.request"},
     "service.core.model": BELOW_DEVICE
     | {f"service.core.{name}" for name in ("pool", "device", "decoder")},
-    "service.core.pool": {"service.core.device"},
+    "service.core.device_pool": {"service.core.device"},
     "service.core.device": BELOW_DEVICE,
-    "service.core.host": {
+    "service.core.host_process": {
         *("service.core.rows", "service.core.request", "service.device_host.wire", CHILD),
     },
-    "service.core.trial": {"service.core.host", "service.core.rows"},
-    "service.core.decoder": {
+    "service.core.device_session": {"service.core.host_process", "service.core.rows"},
+    "service.core.decode_pool": {
         *("service.core.rows", "service.core.request", "service.decoding.worker", CHILD),
     },
     "service.core.child_process": set(),
     "service.decoding.worker": {"service.device_host.cores", "service.device_host.parent"},
     "service.core.batcher": {"service.core.request"},
-    "service.core.rate": set(),
+    "service.core.throughput": set(),
     "service.core.rows": set(),
     "service.core.request": set(),
 }
@@ -183,7 +183,7 @@ def test_the_service_imports_downwards(file: Path) -> None:
 
 # What runs a device, measures it, or reads label files.
 MEASURING = {
-    "model_build.verify": {"service.core.trial"},
+    "model_build.verify": {"service.core.device_session"},
     "model_build.scoring": {"service.evaluation.labels", "service.evaluation.results"},
     "model_build.sweep": {"service.bench.device", "service.evaluation"},
 }

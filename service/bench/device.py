@@ -17,8 +17,8 @@ from functools import partial
 import numpy as np
 
 from service.artifact import Artifact, Batch
-from service.core.host import Timings
-from service.core.trial import Trial, opened
+from service.core.device_session import Trial, opened
+from service.core.host_process import Timings
 
 LIKELY_SIZES = (1, 2, 4, 8, 16)
 STAGES = ("round_trip", "copy_in", "compute", "copy_out")

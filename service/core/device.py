@@ -22,10 +22,10 @@ import numpy as np
 
 from service.artifact import Artifact
 from service.core.batcher import Batcher
-from service.core.host import Host, Timings, hello
-from service.core.rate import Rate
+from service.core.host_process import Host, Timings, hello
 from service.core.request import Image
 from service.core.rows import Rows, State
+from service.core.throughput import Rate
 from service.errors import ArtifactError, DeviceError, DeviceFailed
 from service.settings import Settings
 from service.telemetry.metrics import RESTART_REASONS, Metrics

@@ -17,10 +17,10 @@ from prometheus_client.core import Metric
 
 from service.artifact import Artifact
 from service.core.batcher import Batcher
-from service.core.decoder import Decoded, Decoder
+from service.core.decode_pool import Decoded, Decoder
 from service.core.device import Shared
-from service.core.host import Timings
-from service.core.pool import BATCHES_AHEAD, Pool
+from service.core.device_pool import BATCHES_AHEAD, Pool
+from service.core.host_process import Timings
 from service.core.request import Image, Prediction, Request
 from service.core.rows import Rows, State
 from service.errors import (

@@ -7,7 +7,7 @@ Each is a function of a Context that returns one Finding. A check that needs wha
 from collections.abc import Callable
 
 from service.artifact import Artifact
-from service.core import trial
+from service.core import device_session
 from service.doctor import cards, machine
 from service.doctor.context import Context, Finding
 from service.errors import ArtifactError, DeviceError, SdkError, TopfiveError
@@ -74,7 +74,9 @@ def golden(context: Context) -> Finding:
     worst = 0.0
     for ordinal in ordinals:
         try:
-            answers = trial.answers(found, found.golden.rows, ordinal, python, import_timeout_s)
+            answers = device_session.answers(
+                found, found.golden.rows, ordinal, python, import_timeout_s
+            )
         except (DeviceError, SdkError) as error:
             return Finding("golden", "FAIL", error.detail, error.remedy or _DEVICE)
         fault = found.golden.fault(answers)

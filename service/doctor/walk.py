@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from service import sdk
 from service.artifact import Artifact
-from service.core import trial
+from service.core import device_session
 from service.doctor import builds, experiments
 from service.doctor.builds import FRONTENDS, PRECISIONS, Build, Source
 from service.errors import DeviceError, SdkError
@@ -123,6 +123,6 @@ class Walk:
         try:
             python, import_timeout_s = self.sdk.python, self.asked.settings.import_timeout_s
             rows = artifact.golden.rows
-            return trial.answers(artifact, rows, self.ordinal, python, import_timeout_s)
+            return device_session.answers(artifact, rows, self.ordinal, python, import_timeout_s)
         except (DeviceError, SdkError) as error:
             return error

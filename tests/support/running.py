@@ -14,7 +14,7 @@ import numpy as np
 from service import artifact as artifacts
 from service import sdk
 from service.core.device import Device
-from service.core.host import Host
+from service.core.host_process import Host
 from service.core.model import Model
 from service.core.request import Prediction, Request
 from service.errors import DeviceError

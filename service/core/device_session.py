@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.artifact import Artifact
-from service.core.host import Host, Timings, hello
+from service.core.host_process import Host, Timings, hello
 from service.core.rows import Rows
 from service.sdk import chosen_devices
 from service.settings import require_linux
