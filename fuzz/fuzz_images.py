@@ -7,6 +7,7 @@ from typing import get_args
 import atheris
 
 with atheris.instrument_imports(include=["PIL", "python_multipart", "service"]):
+    from service.api.http import payload
     from service.artifact import Resample
     from service.decoding import images
     from service.errors import (
@@ -17,7 +18,6 @@ with atheris.instrument_imports(include=["PIL", "python_multipart", "service"]):
         Undecodable,
         UnsupportedMedia,
     )
-    from service.routes import files
 
 import numpy as np
 
@@ -36,7 +36,7 @@ def take(data: bytes) -> None:
     decode(data)
     for content_type in TYPES:
         try:
-            found = files.split(data, content_type, 4)
+            found = payload.split(data, content_type, 4)
         except RequestError as error:
             assert type(error) in REFUSALS
         else:

@@ -21,6 +21,10 @@ from starlette.exceptions import HTTPException
 
 from service import artifact as artifacts
 from service import sdk
+from service.api.http import admin, classify, health
+from service.api.http.body import Intake
+from service.api.http.middleware import KEY, Edge, internal
+from service.api.http.problem import problem
 from service.core.model import Model
 from service.errors import (
     DeviceError,
@@ -31,10 +35,6 @@ from service.errors import (
 )
 from service.listener import announce, announce_ready, listen
 from service.merging import Peers
-from service.routes import about, classify, health
-from service.routes.body import Intake
-from service.routes.exchange import KEY, Edge, internal
-from service.routes.problem import problem
 from service.server import Server
 from service.settings import Settings
 from service.telemetry import logs
@@ -129,7 +129,7 @@ def _add_doors(app: FastAPI, settings: Settings, metrics: Metrics, peers: Peers 
     app.state.edge.open(model, classify.door(model, intake, settings, metrics))
     app.include_router(classify.documentation(model, settings))
     app.include_router(health.router(model))
-    app.include_router(about.router(model, intake, collected))
+    app.include_router(admin.router(model, intake, collected))
 
 
 def serve(settings: Settings) -> int:

@@ -25,9 +25,9 @@ from uvicorn._types import ASGI3Application
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from service.api.http.middleware import KEY, REFUSAL, Exchange, internal
 from service.connections import Connections
 from service.errors import HeadTimeout, HeadTooLarge, HttpVersion, Malformed, RequestError
-from service.routes.exchange import KEY, REFUSAL, Exchange, internal
 
 log = logging.getLogger("topfive.protocol")
 

@@ -9,12 +9,12 @@ from typing import Any
 import httpx
 import pytest
 
+from service.api.http.middleware import Exchange
+from service.api.http.problem import problem
 from service.core import throughput
 from service.core.request import Request
 from service.core.throughput import Rate
 from service.errors import Deadline, Overloaded
-from service.routes.exchange import Exchange
-from service.routes.problem import problem
 from tests.support.faulty import faulty_python
 from tests.support.pictures import encoded
 from tests.support.running import Running, assert_right, running, until

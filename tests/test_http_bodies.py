@@ -19,10 +19,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.types import Message
 
+from service.api.http import payload
+from service.api.http.body import Intake
+from service.api.http.middleware import Headers
 from service.errors import BodyTimeout, Malformed, TooLarge, Undecodable, UnsupportedMedia
-from service.routes import files
-from service.routes.body import Intake
-from service.routes.exchange import Headers
 from tests.support import pictures, tiny
 from tests.support.serving import Service, serving
 
@@ -291,7 +291,7 @@ def test_bytes_that_look_like_a_boundary_stay_in_the_image() -> None:
     """Only at the beginning of a line is it one."""
     image = b"x--b\n--b--\r--b\r\n-b\r\n--"
     body = form(DISPOSITION + b"\r\n\r\n" + image)
-    assert files.split(body, FORM, 1) == [image]
+    assert payload.split(body, FORM, 1) == [image]
 
 
 @pytest.mark.parametrize(
@@ -333,8 +333,8 @@ def test_unknown_part_is_named(service: Service) -> None:
 
 def test_a_field_of_a_form_is_no_setting(service: Service) -> None:
     """top_k as a part is refused with the place where it belongs, not left aside."""
-    files = [("image", ("x", pictures.encoded()))]
-    reply = service.http.post("/classify", files=files, data={"top_k": "3"})
+    payload = [("image", ("x", pictures.encoded()))]
+    reply = service.http.post("/classify", files=payload, data={"top_k": "3"})
     assert "?top_k=3" in assert_problem(reply, 400, "malformed", "'top_k'")["remedy"]
 
 
@@ -560,8 +560,8 @@ def test_one_bad_image_among_several_fails_alone(
     service: Service, file: bytes, status: int, code: str
 ) -> None:
     """200, its place has the error, the others their predictions."""
-    files = [pictures.encoded(seed=1), file, pictures.encoded(seed=2)]
-    reply = service.http.post("/classify", files=[("file", ("x", data)) for data in files])
+    payload = [pictures.encoded(seed=1), file, pictures.encoded(seed=2)]
+    reply = service.http.post("/classify", files=[("file", ("x", data)) for data in payload])
     assert reply.status_code == 200
     first, second, third = reply.json()["results"]
     assert set(second) == {"error"}
@@ -572,8 +572,8 @@ def test_one_bad_image_among_several_fails_alone(
 
 def test_several_images_all_bad(service: Service) -> None:
     """422, with the error of each under its pointer."""
-    files = [("image", ("x", data)) for data, _, _ in bad_images()]
-    said = assert_problem(service.http.post("/classify", files=files), 422, "undecodable")
+    payload = [("image", ("x", data)) for data, _, _ in bad_images()]
+    said = assert_problem(service.http.post("/classify", files=payload), 422, "undecodable")
     assert [error["pointer"] for error in said["errors"]] == [f"#/images/{i}" for i in range(3)]
     assert [error["status"] for error in said["errors"]] == [
         status for _, status, _ in bad_images()
@@ -607,7 +607,7 @@ def test_images_are_counted_before_they_are_read(content_type: str, body: bytes)
     that could be no images are made: a small body can ask for very many.
     """
     with pytest.raises(TooLarge):
-        files.split(body, content_type, 4)
+        payload.split(body, content_type, 4)
 
 
 FRAGMENTS = st.sampled_from(
@@ -629,7 +629,7 @@ CONTENT_TYPES = st.one_of(
 def test_any_bytes_are_files_or_refused(body: bytes, content_type: str) -> None:
     """Whatever a body and its type are, they are split into files, or said to be wrong."""
     try:
-        found = files.split(body, content_type, MAX_IMAGES)
+        found = payload.split(body, content_type, MAX_IMAGES)
     except (Malformed, TooLarge, Undecodable, UnsupportedMedia) as error:
         assert error.detail
     else:

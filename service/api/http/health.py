@@ -9,9 +9,9 @@ from typing import Any
 import orjson
 from fastapi import APIRouter, Response
 
+from service.api.http.openapi import get
 from service.core.model import Model
 from service.errors import LONGEST_RETRY_S
-from service.routes.openapi import get
 
 
 def router(model: Model) -> APIRouter:

@@ -8,9 +8,9 @@ from fastapi import APIRouter, Request, Response
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
+from service.api.http.body import Intake
+from service.api.http.openapi import get
 from service.core.model import Model
-from service.routes.body import Intake
-from service.routes.openapi import get
 
 
 def router(

@@ -8,14 +8,14 @@ import orjson
 from fastapi import APIRouter, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from service.api.http import openapi, payload
+from service.api.http.body import Intake
+from service.api.http.middleware import CLASSIFY, KEY, Exchange, Headers
+from service.api.http.problem import fields
 from service.core.model import Model
 from service.core.request import Prediction
 from service.core.request import Request as CoreRequest
 from service.errors import ClientGone, Malformed, RequestError, Undecodable
-from service.routes import files, openapi
-from service.routes.body import Intake
-from service.routes.exchange import CLASSIFY, KEY, Exchange, Headers
-from service.routes.problem import fields
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
 
@@ -47,7 +47,7 @@ def door(model: Model, intake: Intake, settings: Settings, metrics: Metrics) -> 
         headers = Headers(scope)
         # What the caller must change comes before what time may change; all of it before the body.
         content_type = headers.get("content-type", "")
-        files.media_type(content_type)
+        payload.media_type(content_type)
         top_k = _top_k(scope["query_string"], len(labels))
         deadline_s = _deadline_ms(headers, settings.default_deadline_ms) / 1000
         intake.check_head(headers)
@@ -98,9 +98,9 @@ def documentation(model: Model, settings: Settings) -> APIRouter:
 async def _split(exchange: Exchange, body: bytes, content_type: str, model: Model) -> list[bytes]:
     limit = model.largest_request
     if len(body) < LARGE_BODY_BYTES:
-        found = files.split(body, content_type, limit)
+        found = payload.split(body, content_type, limit)
     else:
-        found = await asyncio.to_thread(files.split, body, content_type, limit)
+        found = await asyncio.to_thread(payload.split, body, content_type, limit)
     exchange.images = len(found)
     return found
 

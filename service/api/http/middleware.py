@@ -15,9 +15,9 @@ from typing import Any
 from prometheus_client import Counter
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.api.http.problem import problem
 from service.core.model import Model
 from service.errors import Internal, RequestError
-from service.routes.problem import problem
 from service.telemetry.metrics import ROUTES, Metrics
 
 log = logging.getLogger("topfive.http")

@@ -7,6 +7,8 @@ from typing import Self
 
 from starlette.types import Receive
 
+from service.api.http.middleware import Headers
+from service.api.http.problem import CODINGS
 from service.errors import (
     BodyTimeout,
     ClientGone,
@@ -19,8 +21,6 @@ from service.errors import (
     retry_after_ms,
     stopping,
 )
-from service.routes.exchange import Headers
-from service.routes.problem import CODINGS
 
 _ALIASES = {"x-gzip": "gzip"}
 _INFLATE = {"gzip": zlib.MAX_WBITS | 16, "deflate": zlib.MAX_WBITS}
