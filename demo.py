@@ -23,7 +23,7 @@ import httpx
 from service import client
 from service.artifact import read_manifest
 from service.errors import SettingsError, TopfiveError, Unreachable
-from service.listener import listen
+from service.server.listener import listen
 
 BIN = Path(sys.executable).parent
 PHOTOS = Path(__file__).resolve().parent / "model_build" / "photos"

@@ -116,10 +116,10 @@ def serve(settings: "Settings", sources: dict[str, str]) -> None:
         facts = {"variable": sdk.OVERRIDE, "detail": ignored}
         logging.getLogger("topfive").warning("ignored_variable", extra=facts)
     if settings.workers > 1:
-        from service import workers
+        from service.server import supervisor
 
-        sys.exit(workers.serve(settings))
-    from service import app
+        sys.exit(supervisor.serve(settings))
+    from service.server import app
 
     sys.exit(app.serve(settings))
 

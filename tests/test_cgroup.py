@@ -15,9 +15,9 @@ from service import artifact as artifacts
 from service.core.host_process import hello
 from service.core.rows import Rows
 from service.sdk import Devices
+from service.server.supervisor import deal
 from service.settings import Settings
 from service.system import cgroup
-from service.workers import deal
 from tests.support import serving as support
 from tests.support.pictures import encoded, vast_png
 from tests.support.serving import COMMAND, serving

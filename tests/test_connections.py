@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.connections import KEEP_ALIVE_S, Connections
+from service.server.connections import KEEP_ALIVE_S, Connections
 from service.settings import Settings
 from service.system import descriptors
 from tests.support import pictures, tiny

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.listener import accepted, drop_new, listen
+from service.server.listener import accepted, drop_new, listen
 from tests.support import pictures
 from tests.support.load import Outcome, load_until_refused
 from tests.support.running import send

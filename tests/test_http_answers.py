@@ -10,7 +10,7 @@ import pytest
 from fastapi import FastAPI
 
 from service import errors
-from service.app import create_app
+from service.server.app import create_app
 from service.settings import Settings
 from tests.support import pictures, tiny
 from tests.support.paths import ROOT

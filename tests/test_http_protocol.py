@@ -13,7 +13,7 @@ from typing import NamedTuple
 import orjson
 import pytest
 
-from service.protocol import PROBE_S
+from service.server.uvicorn_protocol import PROBE_S
 from tests.support import pictures, tiny
 from tests.support.serving import LIVE, Service, everything, serving
 

@@ -11,9 +11,9 @@ from prometheus_client import values
 from prometheus_client.core import Metric
 from prometheus_client.openmetrics import exposition, parser
 
-from service.merging import Peers, keep_counts
+from service.server.metrics_merge import Peers, keep_counts
+from service.server.turns import NOT_ACCEPTING, Turns
 from service.telemetry.metrics import Metrics
-from service.turns import NOT_ACCEPTING, Turns
 
 OK = ("classify", "200")
 
@@ -122,7 +122,7 @@ def test_one_that_does_not_answer_is_not_waited_for(
     tmp_path: Path, life: Callable[[int], Metrics], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It listens and says nothing: after the time that it has, its counts are those of the file."""
-    monkeypatch.setattr("service.merging.ANSWER_WITHIN_S", 0.1)
+    monkeypatch.setattr("service.server.metrics_merge.ANSWER_WITHIN_S", 0.1)
     asked, stuck = life(0), life(1)
     stuck.http_requests.labels(*OK).inc(7)
     with socket.socket(socket.AF_UNIX) as silent:

@@ -11,9 +11,9 @@ import pytest
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
-from service import server
-from service.connections import IDLE_S, KEEP_ALIVE_S, Connections
-from service.protocol import WAKE_BYTES, Protocol
+from service.server import uvicorn_server
+from service.server.connections import IDLE_S, KEEP_ALIVE_S, Connections
+from service.server.uvicorn_protocol import WAKE_BYTES, Protocol
 from service.settings import Settings
 
 PIECE_BYTES = 65536
@@ -172,7 +172,7 @@ def test_a_closed_socket_in_the_table() -> None:
     assert open_.probe.called or open_.abort.called
 
 
-class Clocked(server.Server):
+class Clocked(uvicorn_server.Server):
     """A server without a loop that has no room: `now` is its time."""
 
     def __init__(self, listener: socket.socket) -> None:
@@ -187,8 +187,8 @@ def test_each_reason_is_logged_once_a_minute(
     """A full table does not hide that there are no descriptors; after a minute each comes again."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         full = Clocked(listener)
-        monkeypatch.setattr(server, "accepted", Mock(side_effect=OSError("too many files")))
-        for now in (5, 6, server.LOG_INTERVAL_S + 4, server.LOG_INTERVAL_S + 6):
+        monkeypatch.setattr(uvicorn_server, "accepted", Mock(side_effect=OSError("too many files")))
+        for now in (5, 6, uvicorn_server.LOG_INTERVAL_S + 4, uvicorn_server.LOG_INTERVAL_S + 6):
             full.now.return_value = now
             for full._most_connections in (0, 1):
                 full.take()

@@ -35,38 +35,52 @@ CHILD = "service.core.child_process"
 MAY_IMPORT = {
     "service.cli": {
         *(
-            "service.app",
+            "service.server.app",
             "service.client",
             "service.evaluation",
             "service.bench",
             "service.telemetry.logs",
         ),
-        *("service.doctor", "service.workers"),
+        *("service.doctor", "service.server.supervisor"),
     },
-    "service.app": {
-        *("service.routes", "service.core.model", "service.server", "service.listener"),
-        *("service.merging", "service.telemetry.logs"),
-    },
-    "service.workers": {"service.listener", "service.turns", "service.telemetry.logs"},
-    "service.worker": {
+    "service.server.app": {
         *(
-            "service.app",
-            "service.server",
-            "service.merging",
-            "service.turns",
+            "service.routes",
+            "service.core.model",
+            "service.server.uvicorn_server",
+            "service.server.listener",
+        ),
+        *("service.server.metrics_merge", "service.telemetry.logs"),
+    },
+    "service.server.supervisor": {
+        "service.server.listener",
+        "service.server.turns",
+        "service.telemetry.logs",
+    },
+    "service.server.worker": {
+        *(
+            "service.server.app",
+            "service.server.uvicorn_server",
+            "service.server.metrics_merge",
+            "service.server.turns",
             "service.telemetry.logs",
         ),
-        *("service.listener", "service.core.model", "service.device_host.parent"),
+        *("service.server.listener", "service.core.model", "service.device_host.parent"),
     },
-    "service.merging": set(),
-    "service.turns": set(),
-    "service.server": {
-        *("service.routes", "service.core.model", "service.listener", "service.protocol"),
-        "service.connections",
+    "service.server.metrics_merge": set(),
+    "service.server.turns": set(),
+    "service.server.uvicorn_server": {
+        *(
+            "service.routes",
+            "service.core.model",
+            "service.server.listener",
+            "service.server.uvicorn_protocol",
+        ),
+        "service.server.connections",
     },
-    "service.protocol": {"service.routes", "service.connections"},
-    "service.connections": set(),
-    "service.listener": set(),
+    "service.server.uvicorn_protocol": {"service.routes", "service.server.connections"},
+    "service.server.connections": set(),
+    "service.server.listener": set(),
     "service.client": {"service.core.model", "service.core.request"},
     "service.evaluation": {"service.evaluation", "service.client", "service.core.request"},
     "service.bench": {"service.bench", "service.core.device_session", "service.core.host_process"},
@@ -94,10 +108,19 @@ MAY_IMPORT = {
 }
 # The only places of what is large, or what would turn a room into another one.
 HOMES = {
-    "fastapi": {"service.app", "service.server", "service.worker", "service.routes"},
-    "fastapi_offline": {"service.app"},
-    "starlette": {"service.app", "service.routes"},
-    "uvicorn": {"service.server", "service.protocol", "service.connections"},
+    "fastapi": {
+        "service.server.app",
+        "service.server.uvicorn_server",
+        "service.server.worker",
+        "service.routes",
+    },
+    "fastapi_offline": {"service.server.app"},
+    "starlette": {"service.server.app", "service.routes"},
+    "uvicorn": {
+        "service.server.uvicorn_server",
+        "service.server.uvicorn_protocol",
+        "service.server.connections",
+    },
     "python_multipart": {"service.routes"},
     "PIL": {"service.decoding.images", "service.decoding.resampling"},
     "openvino": {"service.device_host.engine_openvino", "model_build"},
@@ -113,7 +136,7 @@ HOMES = {
         *("service.cli", "model_build.cli", "model_build.options"),
         *("model_build.sweep_cli", "service.bench.cli"),
     },
-    "httptools": {"service.bench.connection", "service.protocol"},
+    "httptools": {"service.bench.connection", "service.server.uvicorn_protocol"},
     "uvloop": {"service.bench.sweep"},
     "matplotlib": {"service.bench.load_plot"},
     "cv2": {"service.decoding.resampling"},
@@ -275,7 +298,7 @@ print(*sys.modules, file=sys.stderr)
 """
 HEAVY = {
     *("numpy", "openvino", "onnx", "google.protobuf", "PIL", "cv2", "fastapi", "starlette"),
-    *("uvicorn", "httpx", "rich.table", "prometheus_client", "service.app"),
+    *("uvicorn", "httpx", "rich.table", "prometheus_client", "service.server.app"),
     *("httptools", "uvloop", "matplotlib"),
 }
 

@@ -14,7 +14,7 @@ import httpx
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from service.connections import IDLE_S
+from service.server.connections import IDLE_S
 from service.system.cgroup import available_cores
 from tests.support import pictures
 from tests.support.load import Outcome, load, load_until_refused

@@ -33,9 +33,9 @@ from service.errors import (
     NotFound,
     RequestError,
 )
-from service.listener import announce, announce_ready, listen
-from service.merging import Peers
-from service.server import Server
+from service.server.listener import announce, announce_ready, listen
+from service.server.metrics_merge import Peers
+from service.server.uvicorn_server import Server
 from service.settings import Settings
 from service.telemetry import logs
 from service.telemetry.metrics import Metrics

@@ -1,6 +1,6 @@
 """`topfive serve --workers N`: the parent of N whole services on one listening socket.
 
-It opens the socket, deals out the devices, starts the workers (`service/worker.py`, each a process
+It opens the socket, deals out the devices, starts the workers (`server/worker.py`, each a process
 that inherits the socket) and starts those again that end. A worker says over its channel whether it
 is ready, and the parent answers whether to accept: those that are ready do, and while none is, all
 do, since a refusal must be answered too. A signal drains all of them, a second one ends them at
@@ -23,11 +23,11 @@ from pathlib import Path
 from service import artifact as artifacts
 from service import sdk
 from service.errors import SettingsError
-from service.listener import announce, announce_ready, listen
+from service.server.listener import announce, announce_ready, listen
+from service.server.turns import NOT_ACCEPTING, Turns
 from service.settings import Settings
 from service.system import cgroup, signals
 from service.telemetry import logs
-from service.turns import NOT_ACCEPTING, Turns
 
 log = logging.getLogger("topfive.workers")
 
@@ -162,7 +162,7 @@ class _Worker:
         listener = self._shared.listener.fileno()
         with ours, theirs:
             self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-P", "-m", "service.worker"),
+                *(sys.executable, "-P", "-m", "service.server.worker"),
                 *("--channel", str(theirs.fileno()), "--parent", str(os.getpid())),
                 stdin=asyncio.subprocess.DEVNULL,
                 stderr=logs.inherited_stderr(),

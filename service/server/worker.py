@@ -1,6 +1,6 @@
 """One worker of `topfive serve --workers N`: a whole service on a socket that its parent opened.
 
-    python -m service.worker --channel FD --parent PID
+    python -m service.server.worker --channel FD --parent PID
 
 The first message of the channel is its job as JSON; then it says `ready` and `unready`, and is told
 `accept`, `pause`, `stop` (drain) and `hurry`. A worker that pauses leaves the socket open for the
@@ -22,15 +22,15 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from service import app, merging
 from service.core.model import Model
 from service.device_host.parent import die_with_parent
 from service.errors import ArtifactError, TopfiveError
-from service.server import Server
+from service.server import app, metrics_merge
+from service.server.turns import NOT_ACCEPTING, YIELD_S, Turns
+from service.server.uvicorn_server import Server
 from service.settings import Settings
 from service.system import signals
 from service.telemetry import logs
-from service.turns import NOT_ACCEPTING, YIELD_S, Turns
 
 log = logging.getLogger("topfive.worker")
 
@@ -59,7 +59,7 @@ def main() -> int:
 
 def _serve(job: dict[str, Any], settings: Settings, channel: socket.socket) -> int:
     folder, worker = Path(job["folder"]), int(job["worker"])
-    merging.keep_counts(folder, worker)
+    metrics_merge.keep_counts(folder, worker)
 
     def server(made: FastAPI) -> Server:
         _check_version(made, settings, job["version"])
@@ -67,7 +67,7 @@ def _serve(job: dict[str, Any], settings: Settings, channel: socket.socket) -> i
             made.state.metrics.worker_restarts.inc()
         return _Server(made, settings, job, channel)
 
-    return app.run(settings, server, merging.Peers(folder, worker, settings.workers))
+    return app.run(settings, server, metrics_merge.Peers(folder, worker, settings.workers))
 
 
 def _check_version(made: FastAPI, settings: Settings, version: str) -> None:

@@ -26,8 +26,8 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from service.api.http.middleware import KEY, REFUSAL, Exchange, internal
-from service.connections import Connections
 from service.errors import HeadTimeout, HeadTooLarge, HttpVersion, Malformed, RequestError
+from service.server.connections import Connections
 
 log = logging.getLogger("topfive.protocol")
 

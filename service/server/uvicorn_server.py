@@ -22,10 +22,10 @@ import uvicorn
 from fastapi import FastAPI
 
 from service.api.http.body import Intake
-from service.connections import SWEEP_S, Connections
 from service.core.model import Model
-from service.listener import accepted, any_waits, drop_new, waiting
-from service.protocol import Protocol
+from service.server.connections import SWEEP_S, Connections
+from service.server.listener import accepted, any_waits, drop_new, waiting
+from service.server.uvicorn_protocol import Protocol
 from service.settings import Settings
 from service.system import descriptors, signals
 
