@@ -20,10 +20,10 @@ from pathlib import Path
 
 import httpx
 
-from service import client
 from service.artifact import read_manifest
 from service.errors import SettingsError, TopfiveError, Unreachable
 from service.server.listener import listen
+from service.tools import client
 
 BIN = Path(sys.executable).parent
 PHOTOS = Path(__file__).resolve().parent / "model_build" / "photos"

@@ -21,8 +21,8 @@ from model_build.reference import Normalisation
 from service import artifact as artifacts
 from service.artifact import Artifact, Inside, Resample
 from service.errors import BuildError
-from service.evaluation.labels import NAME_REMEDY, Sample, read_samples, why_not_there
-from service.evaluation.results import wilson
+from service.tools.evaluation.labels import NAME_REMEDY, Sample, read_samples, why_not_there
+from service.tools.evaluation.results import wilson
 
 MARGIN = 3.0
 """Points of top-1 by which another choice has to win to be called the right one."""

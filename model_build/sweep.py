@@ -12,12 +12,13 @@ from pathlib import Path
 
 from model_build.build import build
 from model_build.recipe import Recipe
-from service import artifact, evaluation, sdk
+from service import artifact, sdk
 from service.artifact import Manifest
-from service.bench.device import Measured, measure
 from service.errors import BuildError, TopfiveError
-from service.evaluation.results import Results
 from service.system import disk
+from service.tools import evaluation
+from service.tools.bench.device import Measured, measure
+from service.tools.evaluation.results import Results
 
 TABLE = "sweep.md"
 COLUMNS = ("Model", "Precision", "Batch_Size", "TOP1", "TOP5", "images/s", "ms a batch")

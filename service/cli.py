@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from service import command
-from service.bench.cli import bench
 from service.command import FAILED, UNREACHABLE
 from service.errors import Unreachable
+from service.tools.bench.cli import bench
 
 if TYPE_CHECKING:
     from service.settings import Settings
@@ -166,12 +166,12 @@ def doctor(
 
     Example: topfive doctor --artifact models/resnext50 --port 8080
     """
-    from service.doctor import checks, report
-    from service.doctor.context import Context
+    from service.tools.doctor import checks, report
+    from service.tools.doctor.context import Context
 
     if card:
-        from service.doctor.first_card import first_hour
-        from service.doctor.walk import Asked
+        from service.tools.doctor.first_card import first_hour
+        from service.tools.doctor.walk import Asked
 
         asked = Asked(settings, output, prototxt, caffemodel, preprocess, labels, image_dir)
         sys.exit(0 if first_hour(asked) else UNFIT)
@@ -202,7 +202,7 @@ def classify(
 
     Example: topfive classify http://127.0.0.1:8080 model_build/photos/cat.png
     """
-    from service import client
+    from service.tools import client
 
     if server.startswith(("http://", "https://")):
         answers = client.classify_over_http(server, images, top_k, timeout_s)
@@ -265,7 +265,7 @@ def evaluate(
     """
     if bool(url) is (artifact is not None):
         raise typer.BadParameter("give one of the two", param_hint="--url / --artifact")
-    from service import evaluation
+    from service.tools import evaluation
 
     folder = label_file if label_file.is_dir() else label_file.parent
     results = evaluation.evaluate(
@@ -299,7 +299,7 @@ def health(
 
     Example: topfive health --wait-s 60
     """
-    from service import client
+    from service.tools import client
 
     try:
         said = client.ask_ready(url or client.own_url(), wait_s)

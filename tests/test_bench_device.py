@@ -13,9 +13,16 @@ import pytest
 
 from service import artifact as artifacts
 from service.artifact import Batch
-from service.bench import device
-from service.bench.device import PERCENTILES, STAGES, Measured, batch_sizes, measure, measure_each
 from service.errors import DeviceError
+from service.tools.bench import device
+from service.tools.bench.device import (
+    PERCENTILES,
+    STAGES,
+    Measured,
+    batch_sizes,
+    measure,
+    measure_each,
+)
 from tests.support.faulty import faulty_python
 from tests.support.serving import COMMAND, plain_environment
 from tests.support.tiny import write_tiny_artifact

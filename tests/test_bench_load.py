@@ -20,13 +20,13 @@ import pytest
 import uvloop
 from PIL import Image
 
-from service.bench import bodies
-from service.bench.arrivals import offsets
-from service.bench.connection import target
-from service.bench.load import Load, Run
-from service.bench.outcome import Measured, Tally
-from service.bench.sweep import PRECISION, holds, search
 from service.cli import main
+from service.tools.bench import bodies
+from service.tools.bench.arrivals import offsets
+from service.tools.bench.connection import target
+from service.tools.bench.load import Load, Run
+from service.tools.bench.outcome import Measured, Tally
+from service.tools.bench.sweep import PRECISION, holds, search
 from tests.support import pictures
 from tests.support.paths import ROOT
 from tests.support.serving import COMMAND, plain_environment, serving

@@ -101,7 +101,7 @@ class Simulated:
 def simulated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Simulated]:
     made = Simulated(tmp_path_factory.mktemp("switches"))
     yield made
-    questions = {line for line in made.sdk.wrong_uses() if "/service/card/" in line}
+    questions = {line for line in made.sdk.wrong_uses() if "/doctor/card/" in line}
     assert set(made.sdk.wrong_uses()) == questions, "misused by others than the walk's questions"
 
 

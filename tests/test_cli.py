@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from service.client import Answer, print_table
 from service.settings import Settings
+from service.tools.client import Answer, print_table
 from tests.support import pictures, tiny
 from tests.support.serving import COMMAND, Service, plain_environment, receive_all, serving
 

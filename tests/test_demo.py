@@ -21,10 +21,11 @@ import pytest
 
 import demo
 from service import artifact as artifacts
-from service import cli, client
+from service import cli
 from service.core import device_session
 from service.errors import SettingsError, TopfiveError
 from service.settings import Settings
+from service.tools import client
 from tests.support.checkout import copy_checkout
 from tests.support.serving import children, command, plain_environment, serving
 from tests.support.tiny import write_tiny_artifact

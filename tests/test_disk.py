@@ -16,14 +16,15 @@ import pytest
 from model_build import pictures, writer
 from model_build.caffe import text, weights
 from model_build.onnx_model import file as onnx_file
-from service import artifact, evaluation, settings
-from service.bench import bodies
-from service.doctor import checks, first_card
+from service import artifact, settings
 from service.errors import ArtifactError, EvaluationError, SettingsError
-from service.evaluation import run
-from service.evaluation.labels import read_samples
-from service.evaluation.sources import ModelName, Top5
 from service.system import disk
+from service.tools import evaluation
+from service.tools.bench import bodies
+from service.tools.doctor import checks, first_card
+from service.tools.evaluation import run
+from service.tools.evaluation.labels import read_samples
+from service.tools.evaluation.sources import ModelName, Top5
 from tests.support import nobody, tiny
 from tests.support.paths import PHOTOS
 from tests.support.serving import COMMAND, plain_environment

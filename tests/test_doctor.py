@@ -18,11 +18,11 @@ import pytest
 
 from service import artifact as artifacts
 from service import settings
-from service.doctor import cards, checks, machine
-from service.doctor.context import Context, Finding
-from service.doctor.scrub import scrubbed
 from service.system import process
 from service.system.cgroup import memory_limit
+from service.tools.doctor import cards, checks, machine
+from service.tools.doctor.context import Context, Finding
+from service.tools.doctor.scrub import scrubbed
 from tests.support.magicmind import SimulatedSdk
 from tests.support.serving import COMMAND, plain_environment
 from tests.support.small import write_small_network

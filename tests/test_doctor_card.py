@@ -15,11 +15,11 @@ import pytest
 
 from service import artifact as artifacts
 from service import settings
-from service.doctor import account, answers, experiments
-from service.doctor.builds import Build, Source
-from service.doctor.walk import Asked, Walk
 from service.sdk import Sdk
 from service.system import process
+from service.tools.doctor import account, answers, experiments
+from service.tools.doctor.builds import Build, Source
+from service.tools.doctor.walk import Asked, Walk
 from tests.support.magicmind import SimulatedSdk, confidences
 from tests.support.paths import PHOTOS
 from tests.support.serving import COMMAND

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 
 from service.errors import EvaluationError
-from service.evaluation import results as files
-from service.evaluation.journal import Answered, Journal
-from service.evaluation.labels import Sample
-from service.evaluation.results import wilson
-from service.evaluation.sources import Failed, Later, Top5, over_http
+from service.tools.evaluation import results as files
+from service.tools.evaluation.journal import Answered, Journal
+from service.tools.evaluation.labels import Sample
+from service.tools.evaluation.results import wilson
+from service.tools.evaluation.sources import Failed, Later, Top5, over_http
 from tests.support import pictures, tiny
 from tests.support.serving import COMMAND, plain_environment
 from tests.support.stub import BUSY, REFUSED, Reply, Stub, ranking

@@ -9,7 +9,7 @@ import pytest
 from service import artifact
 from service.artifact import Label
 from service.errors import EvaluationError
-from service.evaluation.labels import read_names, read_samples, why_not_there
+from service.tools.evaluation.labels import read_names, read_samples, why_not_there
 from tests.support.stub import CLASSES
 
 FORMS = {

@@ -13,7 +13,7 @@ from tests.support.paths import ROOT
 OURS = sorted(
     {
         *(ROOT / "service" / "device_host").glob("*.py"),
-        *(ROOT / "service" / "card").glob("*.py"),
+        *(ROOT / "service" / "tools" / "doctor" / "card").glob("*.py"),
         *(ROOT / "model_build" / "sdk").glob("*.py"),
     }
 )

@@ -7,8 +7,8 @@ import pytest
 from service import artifact as artifacts
 from service import sdk
 from service.artifact import Artifact
-from service.bench import mm_run
 from service.errors import SdkError
+from service.tools.bench import mm_run
 from tests.support.tiny import write_tiny_artifact
 
 # The forms of the README of 0.11, and of the releases whose parsers took the rest of the line.

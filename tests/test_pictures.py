@@ -9,8 +9,8 @@ from model_build import pictures
 from model_build.mlu import calibration
 from model_build.recipe import Calibration
 from service import artifact
-from service.bench import bodies
 from service.errors import BuildError
+from service.tools.bench import bodies
 from tests.support import tiny
 from tests.support.pictures import encoded
 

@@ -36,12 +36,12 @@ MAY_IMPORT = {
     "service.cli": {
         *(
             "service.server.app",
-            "service.client",
-            "service.evaluation",
-            "service.bench",
+            "service.tools.client",
+            "service.tools.evaluation",
+            "service.tools.bench",
             "service.telemetry.logs",
         ),
-        *("service.doctor", "service.server.supervisor"),
+        *("service.tools.doctor", "service.server.supervisor"),
     },
     "service.server.app": {
         *(
@@ -81,10 +81,22 @@ MAY_IMPORT = {
     "service.server.uvicorn_protocol": {"service.routes", "service.server.connections"},
     "service.server.connections": set(),
     "service.server.listener": set(),
-    "service.client": {"service.core.model", "service.core.request"},
-    "service.evaluation": {"service.evaluation", "service.client", "service.core.request"},
-    "service.bench": {"service.bench", "service.core.device_session", "service.core.host_process"},
-    "service.doctor": {"service.doctor", "service.bench", "service.core.device_session"},
+    "service.tools.client": {"service.core.model", "service.core.request"},
+    "service.tools.evaluation": {
+        "service.tools.evaluation",
+        "service.tools.client",
+        "service.core.request",
+    },
+    "service.tools.bench": {
+        "service.tools.bench",
+        "service.core.device_session",
+        "service.core.host_process",
+    },
+    "service.tools.doctor": {
+        "service.tools.doctor",
+        "service.tools.bench",
+        "service.core.device_session",
+    },
     "service.telemetry.logs": {"service.telemetry.log_writer"},
     "service.telemetry.log_writer": set(),
     "service.routes": {"service.routes", "service.core.model", "service.core.request"},
@@ -125,20 +137,24 @@ HOMES = {
     "PIL": {"service.decoding.images", "service.decoding.resampling"},
     "openvino": {"service.device_host.engine_openvino", "model_build"},
     "magicmind": {
-        *("service.device_host.engine_magicmind", "service.device_host.facts", "service.card"),
+        *(
+            "service.device_host.engine_magicmind",
+            "service.device_host.facts",
+            "service.tools.doctor.card",
+        ),
         "model_build.sdk",
     },
     "onnx": {"model_build"},
     "google": {"model_build"},
-    "httpx": {"service.client", "service.evaluation"},
-    "rich": {"service.cli", "service.client", "service.bench", "model_build"},
+    "httpx": {"service.tools.client", "service.tools.evaluation"},
+    "rich": {"service.cli", "service.tools.client", "service.tools.bench", "model_build"},
     "typer": {
         *("service.cli", "model_build.cli", "model_build.options"),
-        *("model_build.sweep_cli", "service.bench.cli"),
+        *("model_build.sweep_cli", "service.tools.bench.cli"),
     },
-    "httptools": {"service.bench.connection", "service.server.uvicorn_protocol"},
-    "uvloop": {"service.bench.sweep"},
-    "matplotlib": {"service.bench.load_plot"},
+    "httptools": {"service.tools.bench.connection", "service.server.uvicorn_protocol"},
+    "uvloop": {"service.tools.bench.sweep"},
+    "matplotlib": {"service.tools.bench.load_plot"},
     "cv2": {"service.decoding.resampling"},
     "cykooz_resizer": {"service.decoding.resampling"},
     "onnxruntime": set(),
@@ -146,7 +162,7 @@ HOMES = {
     "pickle": {"model_build.demo"},
 }
 DEVICE = ROOT / "service" / "device_host"
-CARD = ROOT / "service" / "card"
+CARD = ROOT / "service" / "tools" / "doctor" / "card"
 
 
 def name_of(file: Path) -> str:
@@ -207,8 +223,8 @@ def test_the_service_imports_downwards(file: Path) -> None:
 # What runs a device, measures it, or reads label files.
 MEASURING = {
     "model_build.verify": {"service.core.device_session"},
-    "model_build.scoring": {"service.evaluation.labels", "service.evaluation.results"},
-    "model_build.sweep": {"service.bench.device", "service.evaluation"},
+    "model_build.scoring": {"service.tools.evaluation.labels", "service.tools.evaluation.results"},
+    "model_build.sweep": {"service.tools.bench.device", "service.tools.evaluation"},
 }
 
 
@@ -274,7 +290,7 @@ def test_no_module_of_a_flat_folder_hides_a_library(flat: list[Path]) -> None:
 
 
 @pytest.mark.parametrize(
-    "folder", ["service/device_host", "service/card", "model_build/sdk", "tests37"]
+    "folder", ["service/device_host", "service/tools/doctor/card", "model_build/sdk", "tests37"]
 )
 def test_python_3_7_can_read_it(folder: str) -> None:
     """The SDK's interpreter runs it: vermin finds nothing newer than 3.7."""

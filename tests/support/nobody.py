@@ -17,7 +17,7 @@ UID = 65534
 _COMMAND = """
 import os, sys
 from service import app, cli, doctor, workers
-from service.doctor import checks, report
+from service.tools.doctor import checks, report
 os.setgroups([]), os.setgid({uid}), os.setuid({uid})
 sys.argv = ["topfive", *sys.argv[1:]]
 cli.main()

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 
-from service.doctor.context import Finding
+from service.tools.doctor.context import Finding
 
 
 def lines(findings: Sequence[Finding]) -> list[str]:

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from service import sdk
 from service.artifact import Artifact
 from service.core import device_session
-from service.doctor import builds, experiments
-from service.doctor.builds import FRONTENDS, PRECISIONS, Build, Source
 from service.errors import DeviceError, SdkError
 from service.settings import Settings
+from service.tools.doctor import builds, experiments
+from service.tools.doctor.builds import FRONTENDS, PRECISIONS, Build, Source
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class Walk:
         return job | ({"own_archs": [{"mtp_372": [self.clusters]}]} if self.clusters else {})
 
     def ask(self, name: str, environment: dict[str, str] | None = None, **fields: Any) -> Any:
-        """The card's answer to the question `name` of service/card; for the same fields once."""
+        """The card's answer to the question `name` of doctor/card; for the same fields once."""
         told = {**fields, **(environment or {})}
         key = " ".join([name, *(f"{each}={value}" for each, value in told.items())])
         if key not in self.answers:

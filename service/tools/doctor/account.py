@@ -5,14 +5,14 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from service.artifact import Artifact
-from service.bench import mm_run
-from service.bench.device import measure
-from service.doctor import checks, report
-from service.doctor.answers import QUESTIONS
-from service.doctor.builds import PRECISIONS
-from service.doctor.context import Context
-from service.doctor.walk import Walk
 from service.errors import DeviceError, SdkError
+from service.tools.bench import mm_run
+from service.tools.bench.device import measure
+from service.tools.doctor import checks, report
+from service.tools.doctor.answers import QUESTIONS
+from service.tools.doctor.builds import PRECISIONS
+from service.tools.doctor.context import Context
+from service.tools.doctor.walk import Walk
 
 MEASURED_S = 1.0
 BATCH = 8

@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from service.bench.load import Run
+from service.tools.bench.load import Run
 
 TERMINAL_S, LOG_S = 0.5, 5.0
 

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from service.bench.outcome import KINDS, PERCENTILES, Measured
 from service.errors import TopfiveError
 from service.system import disk
+from service.tools.bench.outcome import KINDS, PERCENTILES, Measured
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from service.errors import EvaluationError, Unreachable
-from service.evaluation import results as files
-from service.evaluation.journal import NAME as JOURNAL
-from service.evaluation.journal import Answered, Journal, writing
-from service.evaluation.labels import (
+from service.system import disk
+from service.tools.evaluation import results as files
+from service.tools.evaluation.journal import NAME as JOURNAL
+from service.tools.evaluation.journal import Answered, Journal, writing
+from service.tools.evaluation.labels import (
     NAME_REMEDY,
     Sample,
     Samples,
@@ -29,10 +30,9 @@ from service.evaluation.labels import (
     read_samples,
     why_not_there,
 )
-from service.evaluation.progress import Progress
-from service.evaluation.results import MISSING, Results
-from service.evaluation.sources import Failed, Source, Top5
-from service.system import disk
+from service.tools.evaluation.progress import Progress
+from service.tools.evaluation.results import MISSING, Results
+from service.tools.evaluation.sources import Failed, Source, Top5
 
 
 @dataclass(frozen=True)

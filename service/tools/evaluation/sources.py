@@ -17,10 +17,10 @@ from typing import Any, Protocol
 
 import httpx
 
-from service import client
 from service.artifact import Label
 from service.core.request import Prediction
 from service.errors import EvaluationError, RequestError, Unreachable
+from service.tools import client
 
 TOP = 5
 RETRY_S = 1.0

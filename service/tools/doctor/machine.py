@@ -6,8 +6,8 @@ import socket
 from pathlib import Path
 
 from service.artifact import Artifact
-from service.doctor.context import Context, Finding
 from service.system import cgroup, descriptors
+from service.tools.doctor.context import Context, Finding
 
 PROCESS_BYTES = 256 << 20
 """A service or a host in idle, but for its model: 170 and 200 MB were measured, on the CPU."""

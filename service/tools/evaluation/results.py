@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from service.evaluation.journal import Answered, writing
-from service.evaluation.labels import Sample
-from service.evaluation.sources import Failed
+from service.tools.evaluation.journal import Answered, writing
+from service.tools.evaluation.labels import Sample
+from service.tools.evaluation.sources import Failed
 
 LABELS = "eval_labels.txt"
 TOP1, TOP5 = "eval_result_1.txt", "eval_result_5.txt"

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from service.bench import mm_run
-from service.doctor.walk import Walk
 from service.errors import SdkError, TopfiveError
 from service.sdk import FACTS, answer_in, environment
 from service.system import process
+from service.tools.bench import mm_run
+from service.tools.doctor.walk import Walk
 
 Answer = Callable[[Walk], list[str]]
 CLUSTERS = (1, 2, 4, 6, 8, 16)
@@ -34,7 +34,7 @@ class Question:
 
 
 def put(*names: str) -> Answer:
-    """Put these questions of service/card; with several, each answer has its name before it."""
+    """Put these questions of doctor/card; with several, each answer has its name before it."""
 
     def answer(walk: Walk) -> list[str]:
         if len(names) == 1:

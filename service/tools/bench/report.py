@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from service.artifact import Artifact
-from service.bench.device import PERCENTILES, STAGES, Measured
+from service.tools.bench.device import PERCENTILES, STAGES, Measured
 
 
 def print_json(artifact: Artifact, ordinal: int, measured: Sequence[Measured]) -> None:

@@ -9,10 +9,10 @@ import re
 import shutil
 from pathlib import Path
 
-from service.doctor.context import Context, Finding
 from service.errors import SdkError
 from service.sdk import environment, overridden
 from service.system import process
+from service.tools.doctor.context import Context, Finding
 
 OLDEST_DRIVER = (4, 20, 6)  # README of magicmind_cloud
 KNOWN_SDKS = ((0, 13), (1, 7))

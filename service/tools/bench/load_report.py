@@ -6,8 +6,8 @@ from typing import Any
 import orjson
 from rich.console import Console
 
-from service.bench.outcome import KINDS, PERCENTILES, Measured
-from service.bench.report import empty_table
+from service.tools.bench.outcome import KINDS, PERCENTILES, Measured
+from service.tools.bench.report import empty_table
 
 Facts = Mapping[str, Any]
 

@@ -13,10 +13,10 @@ from dataclasses import replace
 
 import uvloop
 
-from service.bench import progress
-from service.bench.connection import Target
-from service.bench.load import Load, Run, reached
-from service.bench.outcome import Measured
+from service.tools.bench import progress
+from service.tools.bench.connection import Target
+from service.tools.bench.load import Load, Run, reached
+from service.tools.bench.outcome import Measured
 
 Plan = Generator[Load, Measured, None]
 

@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 from service.artifact import Artifact
 from service.core import device_session
-from service.doctor import cards, machine
-from service.doctor.context import Context, Finding
 from service.errors import ArtifactError, DeviceError, SdkError, TopfiveError
+from service.tools.doctor import cards, machine
+from service.tools.doctor.context import Context, Finding
 
 Check = Callable[[Context], Finding]
 

@@ -1,4 +1,4 @@
-"""The questions of service/card, put to a card: each a process of the SDK's interpreter.
+"""The questions of doctor/card, put to a card: each a process of the SDK's interpreter.
 
 A process that crashes, hangs or says nothing has answered, too: in words that tell so.
 """
@@ -15,10 +15,10 @@ import numpy as np
 
 from service import sdk
 from service.artifact import Artifact
-from service.doctor.builds import Source
 from service.system import process
+from service.tools.doctor.builds import Source
 
-QUESTIONS = Path(__file__).resolve().parent.parent / "card" / "questions.py"
+QUESTIONS = Path(__file__).resolve().parent / "card" / "questions.py"
 TIMEOUT_S = 60.0
 BUILD_TIMEOUT_S = 600.0
 """For those that build a model."""

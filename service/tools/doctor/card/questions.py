@@ -1,6 +1,6 @@
 """The open questions about MagicMind, each put to a real card: a process of its own for each.
 
-    python -E -s service/card/questions.py JOB NAME
+    python -E -s service/tools/doctor/card/questions.py JOB NAME
 
 NAME is one of QUESTIONS below, JOB a JSON file:
 

@@ -14,12 +14,12 @@ from io import FileIO
 from pathlib import Path
 
 from service import sdk
-from service.doctor import account, builds, cards
-from service.doctor.builds import Source
-from service.doctor.scrub import scrubbed
-from service.doctor.walk import Asked, Walk
 from service.errors import SettingsError
 from service.system import disk
+from service.tools.doctor import account, builds, cards
+from service.tools.doctor.builds import Source
+from service.tools.doctor.scrub import scrubbed
+from service.tools.doctor.walk import Asked, Walk
 
 
 def first_hour(asked: Asked) -> bool:

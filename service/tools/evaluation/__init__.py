@@ -4,8 +4,8 @@
 files, `run` goes from one to the next.
 """
 
-from service.evaluation.results import print_summary
-from service.evaluation.run import Plan, evaluate
-from service.evaluation.sources import on_artifact, over_http
+from service.tools.evaluation.results import print_summary
+from service.tools.evaluation.run import Plan, evaluate
+from service.tools.evaluation.sources import on_artifact, over_http
 
 __all__ = ["Plan", "evaluate", "on_artifact", "over_http", "print_summary"]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from service.bench.load import Load
+    from service.tools.bench.load import Load
 
 bench = typer.Typer(help="Measure a device alone, or a server under load.", no_args_is_help=True)
 
@@ -43,9 +43,9 @@ def bench_device(
     """
     from service import artifact as artifacts
     from service import settings
-    from service.bench import report
-    from service.bench.device import batch_sizes as sizes_of
-    from service.bench.device import measure_each
+    from service.tools.bench import report
+    from service.tools.bench.device import batch_sizes as sizes_of
+    from service.tools.bench.device import measure_each
 
     found = artifacts.read(artifact)
     try:
@@ -109,9 +109,9 @@ def bench_load(
 
     Example: topfive bench load photos --rate 50,100,200 --plot latency.png
     """
-    from service.bench import bodies, load_plot, load_report, sweep
-    from service.bench.connection import target as target_of
-    from service.bench.load import Load
+    from service.tools.bench import bodies, load_plot, load_report, sweep
+    from service.tools.bench.connection import target as target_of
+    from service.tools.bench.load import Load
 
     load = Load(
         poisson=not constant,

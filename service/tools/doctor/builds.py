@@ -18,7 +18,7 @@ from service.system import process
 PRECISIONS = ("force_float32", "force_float16", "qint8_mixed_float16")
 FRONTENDS = ("caffe", "onnx")
 TIMEOUT_S = 3600.0
-PHOTOS = Path(__file__).resolve().parents[2] / "model_build" / "photos"
+PHOTOS = Path(__file__).resolve().parents[3] / "model_build" / "photos"
 _KEPT_LINES = 12
 
 

@@ -15,10 +15,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from service.bench.arrivals import Arrivals, offsets
-from service.bench.connection import Connection, Target
-from service.bench.outcome import Measured, Tally
 from service.errors import Unreachable
+from service.tools.bench.arrivals import Arrivals, offsets
+from service.tools.bench.connection import Connection, Target
+from service.tools.bench.outcome import Measured, Tally
 
 CONNECT_TIMEOUT_S = 5.0
 RETRY_S = 0.1
