@@ -119,13 +119,13 @@ bench_env = $(1:%=build/bench-envs/%/.ready)
 ROUNDS ?= 5
 SECONDS ?= 3
 SUITES ?= no-time,resnext50,lite0,cards,growth
-bench: $(VENV)/.dev .venv37/.ready $(call bench_env,$(PEERS)) ## beside other servers, in bench/RESULTS.md: two hours
-	$(BIN)/python -m bench --rounds $(ROUNDS) --seconds $(SECONDS) --suites $(SUITES)
+bench: $(VENV)/.dev .venv37/.ready $(call bench_env,$(PEERS)) ## beside other servers, in benchmarks/RESULTS.md: two hours
+	$(BIN)/python -m benchmarks --rounds $(ROUNDS) --seconds $(SECONDS) --suites $(SUITES)
 
 bench-all: $(VENV)/.dev .venv37/.ready $(call bench_env,$(PEERS) bentoml ray_serve) ## with BentoML and Ray Serve, too
-	$(BIN)/python -m bench --rounds $(ROUNDS) --seconds $(SECONDS) --suites $(SUITES) --all
+	$(BIN)/python -m benchmarks --rounds $(ROUNDS) --seconds $(SECONDS) --suites $(SUITES) --all
 
-build/bench-envs/%/.ready: bench/peers/%.lock
+build/bench-envs/%/.ready: benchmarks/peers/%.lock
 	$(BIN)/python -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r $<
 	@touch $@
@@ -134,7 +134,7 @@ bench-lock: $(VENV)/.dev ## resolve the peers' dependencies anew
 	grep -E '^(pillow|openvino|opencv-python-headless|cykooz-resizer)==' requirements-cpu.lock | sed 's/ .*//' > build/bench-constraints
 	for peer in $(PEERS) bentoml ray_serve; do \
 		$(BIN)/uv pip compile $(LOCK) --upgrade --python-version 3.11 --python-platform x86_64-manylinux_2_35 \
-			$$(test $$peer = triton && echo --no-deps) -c build/bench-constraints bench/peers/$$peer.in -o bench/peers/$$peer.lock; \
+			$$(test $$peer = triton && echo --no-deps) -c build/bench-constraints benchmarks/peers/$$peer.in -o benchmarks/peers/$$peer.lock; \
 	done
 
 lock: $(VENV)/.dev ## resolve the dependencies anew

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from bench import contenders, photos, report, wrk
-from bench.figures import Figures
-from bench.server import Recipe, Server
-from bench.verdicts import verdicts
+from benchmarks import contenders, photos, report, wrk
+from benchmarks.figures import Figures
+from benchmarks.server import Recipe, Server
+from benchmarks.verdicts import verdicts
 from tests.support.paths import ROOT
 
 # Answers every post; each is worth a process that burns CPU in a session of its own, and ends.
@@ -77,7 +77,7 @@ def test_without_wrk_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 @pytest.mark.parametrize("name", contenders.PEERS + contenders.MORE_PEERS)
 def test_every_peer_is_pinned_with_our_decode_and_engine(name: str) -> None:
     """The lock has hashes, and the very Pillow and OpenVINO that we serve with."""
-    lock = (ROOT / "bench/peers" / f"{contenders.environment(name)}.lock").read_text()
+    lock = (ROOT / "benchmarks/peers" / f"{contenders.environment(name)}.lock").read_text()
     ours = (ROOT / "requirements-cpu.lock").read_text().splitlines()
     same = [line.split()[0] for line in ours if line.startswith(("pillow==", "openvino=="))]
     assert len(same) == 2
@@ -95,8 +95,8 @@ def test_the_shipped_photos_stand_in(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 
 def test_the_command_is_there() -> None:
-    """`python -m bench --help` answers."""
-    command = [sys.executable, "-m", "bench", "--help"]
+    """`python -m benchmarks --help` answers."""
+    command = [sys.executable, "-m", "benchmarks", "--help"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "--rounds" in done.stdout
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import bare_engine
+from benchmarks import bare_engine
 from model_build.network import cpu_hints
 from service import artifact as artifacts
 from service.core.host_process import hello

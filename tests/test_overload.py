@@ -21,9 +21,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from bench.ours import S4_SLOWER, on_cards
-from bench.photos import photos
-from bench.server import Server, running
+from benchmarks.ours import S4_SLOWER, on_cards
+from benchmarks.photos import photos
+from benchmarks.server import Server, running
 from tests.support.serving import COMMAND, plain_environment
 
 DEADLINE_MS = 10_000

@@ -13,7 +13,7 @@ from ray import serve
 from starlette.requests import Request
 from starlette.responses import Response
 
-from bench.peers.common import CORES, LARGEST_BATCH, Engine, Probabilities, answer, decode
+from benchmarks.peers.common import CORES, LARGEST_BATCH, Engine, Probabilities, answer, decode
 
 
 @serve.deployment(

@@ -12,7 +12,15 @@ import litserve
 import numpy as np
 from fastapi import Body, Response
 
-from bench.peers.common import CORES, LARGEST_BATCH, Engine, Probabilities, Rows, answer, decode
+from benchmarks.peers.common import (
+    CORES,
+    LARGEST_BATCH,
+    Engine,
+    Probabilities,
+    Rows,
+    answer,
+    decode,
+)
 
 BATCH_TIMEOUT_S = 0.001
 

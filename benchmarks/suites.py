@@ -16,14 +16,14 @@ from functools import partial
 
 import numpy as np
 
-from bench import contenders, ours
-from bench.artifacts import built
-from bench.bare import MAX_PIXELS, SIDE
-from bench.bare_engine import BareEngine
-from bench.measurement import Ceiling, bare_decode
-from bench.peers.common import RESAMPLE
-from bench.photos import ROW_SIDE, nearly_rows, photos
-from bench.server import Recipe
+from benchmarks import contenders, ours
+from benchmarks.artifacts import built
+from benchmarks.bare import MAX_PIXELS, SIDE
+from benchmarks.bare_engine import BareEngine
+from benchmarks.measurement import Ceiling, bare_decode
+from benchmarks.peers.common import RESAMPLE
+from benchmarks.photos import ROW_SIDE, nearly_rows, photos
+from benchmarks.server import Recipe
 from service.decoding.images import decode_into
 
 SUITES = ("no-time", "resnext50", "lite0", "cards", "growth")

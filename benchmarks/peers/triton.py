@@ -17,7 +17,7 @@ import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
-from bench.peers.common import CORES, LARGEST_BATCH
+from benchmarks.peers.common import CORES, LARGEST_BATCH
 
 CONFIG = """
 name: "classifier"

@@ -1,7 +1,8 @@
 """The figures of a comparison: of many rounds the median, with its range.
 
-Rows enter as `python -m bench` keeps them. A comparison of two servers divides what each had of the
-ceilings around it, round by round: the machine's speed drifts, and so does each figure alone.
+The rows are those that `python -m benchmarks` keeps. A comparison of two servers divides their
+shares of the ceilings measured around them, round by round: the machine's speed drifts, and so does
+each figure alone.
 """
 
 import statistics

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from bench.peers.common import RESAMPLE
+from benchmarks.peers.common import RESAMPLE
 from service.decoding.images import decode_into
 from service.system.cgroup import available_cores
 

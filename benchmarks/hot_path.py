@@ -1,6 +1,6 @@
 """What our own path costs: a card that takes no time, beside the bare decode of the same seconds.
 
-    python -m bench.hot_path [--clients 32] [--seconds 5] [--rounds 3] [-- FLAGS OF topfive serve]
+    python -m benchmarks.hot_path [--clients 32] [--seconds 5] [--rounds 3] [-- FLAGS]
 
 For a quick look while the hot path is worked on; `make bench` measures the same and the others too.
 """
@@ -8,10 +8,10 @@ For a quick look while the hot path is worked on; `make bench` measures the same
 import argparse
 import statistics
 
-from bench import ours
-from bench.measurement import Ceiling, Measurement, bare_decode, measure
-from bench.photos import described, photos
-from bench.server import running
+from benchmarks import ours
+from benchmarks.measurement import Ceiling, Measurement, bare_decode, measure
+from benchmarks.photos import described, photos
+from benchmarks.server import running
 
 
 def main() -> None:

@@ -19,14 +19,7 @@ import numpy as np
 import uvicorn
 from fastapi import FastAPI, UploadFile
 
-from bench.peers.common import (
-    LARGEST_BATCH,
-    Engine,
-    Probabilities,
-    Rows,
-    decode,
-    predictions,
-)
+from benchmarks.peers.common import LARGEST_BATCH, Engine, Probabilities, Rows, decode, predictions
 
 waiting: queue.Queue[tuple[Rows, Future[Probabilities]]] = queue.Queue()
 

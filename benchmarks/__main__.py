@@ -1,9 +1,9 @@
 """`make bench`: ourselves, the others and the ceilings, round after round, into RESULTS.md.
 
-    python -m bench [--rounds 5] [--seconds 3] [--all] [--suites no-time,cards] [--clients 32]
+    python -m benchmarks [--rounds 5] [--seconds 3] [--all] [--suites no-time,cards] [--clients 32]
 
 Each round goes through all cases once, so that a figure's rounds lie far apart. What was measured
-is kept as it comes, in build/bench/measured.json, of which bench/report.py makes the report after
+is kept as it comes, in build/bench/measured.json, of which report.py makes the report after
 each round: a run that is cut short leaves one of the rounds that it finished.
 """
 
@@ -15,12 +15,12 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from bench import contenders, machine, report
-from bench.measurement import Measurement, measure
-from bench.report import MEASURED
-from bench.server import running
-from bench.suites import SUITES, Case, cases
-from bench.wrk import BenchError, program
+from benchmarks import contenders, machine, report
+from benchmarks.measurement import Measurement, measure
+from benchmarks.report import MEASURED
+from benchmarks.server import running
+from benchmarks.suites import SUITES, Case, cases
+from benchmarks.wrk import BenchError, program
 
 
 def main() -> None:
@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="bench", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=int, default=3, help="of each measurement, or more")
     parser.add_argument("--all", action="store_true", help="BentoML and Ray Serve, too")

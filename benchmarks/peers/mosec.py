@@ -10,7 +10,7 @@ import sys
 import numpy as np
 from mosec import Server, Worker
 
-from bench.peers.common import CORES, LARGEST_BATCH, Engine, answer, decode
+from benchmarks.peers.common import CORES, LARGEST_BATCH, Engine, answer, decode
 
 
 class Classifier(Worker):

@@ -15,7 +15,15 @@ import numpy as np
 import uvicorn
 from fastapi import FastAPI, Request, Response
 
-from bench.peers.common import CORES, LARGEST_BATCH, Engine, Probabilities, Rows, answer, decode
+from benchmarks.peers.common import (
+    CORES,
+    LARGEST_BATCH,
+    Engine,
+    Probabilities,
+    Rows,
+    answer,
+    decode,
+)
 
 waiting: asyncio.Queue[tuple[Rows, asyncio.Future[Probabilities]]] = asyncio.Queue()
 decoders = ThreadPoolExecutor(CORES)

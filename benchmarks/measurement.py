@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
-from bench import bare, wrk
-from bench.bare import BareDecode
-from bench.server import Server
+from benchmarks import bare, wrk
+from benchmarks.bare import BareDecode
+from benchmarks.server import Server
 from service.system.cgroup import available_cores
 
 CORES = available_cores()

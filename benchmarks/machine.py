@@ -9,8 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from bench import contenders, wrk
-from bench.photos import ROOT, described, photos
+from benchmarks import contenders, wrk
+from benchmarks.photos import ROOT, described, photos
 from service.system.cgroup import available_cores
 
 OURS = ("openvino", "numpy", "pillow", "uvicorn", "fastapi")

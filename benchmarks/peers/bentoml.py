@@ -11,7 +11,7 @@ from pathlib import Path
 import bentoml
 import numpy as np
 
-from bench.peers.common import CORES, LARGEST_BATCH, Engine, answer, decode
+from benchmarks.peers.common import CORES, LARGEST_BATCH, Engine, answer, decode
 
 
 @bentoml.service(
@@ -34,6 +34,6 @@ if __name__ == "__main__":
     home = tempfile.mkdtemp(prefix="bench-bentoml-")
     environment = {**os.environ, "BENTOML_HOME": home, "BENTOML_DO_NOT_TRACK": "True"}
     program = str(Path(sys.executable).with_name("bentoml"))
-    command = [program, "serve", "bench.peers.bentoml:Classifier"]
+    command = [program, "serve", "benchmarks.peers.bentoml:Classifier"]
     command += ["--host", "127.0.0.1", "--port", sys.argv[1]]
     os.execve(program, command, environment)

@@ -1,6 +1,6 @@
 """What each resampling costs: decode and scaling of photos, beside Pillow's one-step bilinear.
 
-    python -m bench.resampling [--passes 15]
+    python -m benchmarks.resampling [--passes 15]
 
 One thread. Each pass decodes all photos in each way, one way after the other, and has one ratio for
 each way; the machine's speed may change from pass to pass. Pillow's bilinear with a box is what
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from bench.photos import described, photos
+from benchmarks.photos import described, photos
 from service.artifact import Resample
 from service.decoding import images, resampling
 

@@ -24,9 +24,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.peers.common import RESAMPLE
-from bench.photos import ROOT
-from bench.wrk import BenchError
+from benchmarks.peers.common import RESAMPLE
+from benchmarks.photos import ROOT
+from benchmarks.wrk import BenchError
 from service.artifact import SCHEMA
 from tests.support.seeded import write_seeded_weights, write_weights
 

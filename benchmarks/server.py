@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.wrk import BenchError
+from benchmarks.wrk import BenchError
 
 MARK = "BENCH_SERVER"
 START_TIMEOUT_S = 120

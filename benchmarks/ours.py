@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.artifacts import SDK_PYTHON, built
-from bench.server import Recipe, plain_environment
-from bench.wrk import BenchError
+from benchmarks.artifacts import SDK_PYTHON, built
+from benchmarks.server import Recipe, plain_environment
+from benchmarks.wrk import BenchError
 
 TOPFIVE = str(Path(sys.executable).with_name("topfive"))
 RESIZE = 256

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from bench.figures import Figure, Figures, Key
+from benchmarks.figures import Figure, Figures, Key
 
 OURS = "topfive"
 FRONTS = ("triton", "mosec")

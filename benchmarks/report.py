@@ -1,6 +1,6 @@
 """RESULTS.md and its plots, of what was measured.
 
-python -m bench.report      the report anew, of build/bench/measured.json
+python -m benchmarks.report      the report anew, of build/bench/measured.json
 """
 
 import json
@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bench.contenders import ENVIRONMENTS
-from bench.figures import Figures, Key
-from bench.photos import ROOT
-from bench.verdicts import verdicts
+from benchmarks.contenders import ENVIRONMENTS
+from benchmarks.figures import Figures, Key
+from benchmarks.photos import ROOT
+from benchmarks.verdicts import verdicts
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 MEASURED = ROOT / "build" / "bench" / "measured.json"

@@ -5,10 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bench.artifacts import built
-from bench.photos import ROOT
-from bench.server import Recipe
-from bench.wrk import BenchError
+from benchmarks.artifacts import built
+from benchmarks.photos import ROOT
+from benchmarks.server import Recipe
+from benchmarks.wrk import BenchError
 
 ENVIRONMENTS = ROOT / "build" / "bench-envs"
 PEERS = ("triton", "mosec", "litserve", "fastapi_plain", "fastapi_tuned")
@@ -66,7 +66,7 @@ def peer(name: str, artifact: str | None) -> Recipe:
     variables = {"PYTHONPATH": str(ROOT)}
     if artifact:
         variables["BENCH_MODEL"] = str(built(artifact) / "model.xml")
-    recipe = Recipe(name, [str(python), "-m", f"bench.peers.{name}", "{port}"])
+    recipe = Recipe(name, [str(python), "-m", f"benchmarks.peers.{name}", "{port}"])
     recipe = replace(recipe, environment=variables, spins=name == "litserve")
     return replace(recipe, **_POSTED.get(name, {}))
 

@@ -11,7 +11,7 @@ sys.path[:0] = os.environ["BENCH_PATH"].split(":")
 import numpy as np  # noqa: E402
 import triton_python_backend_utils as pb_utils  # noqa: E402
 
-from bench.peers.common import CORES, Engine, answer, decode  # noqa: E402
+from benchmarks.peers.common import CORES, Engine, answer, decode  # noqa: E402
 
 # The only instance, or one of as many as there are cores: see triton.py.
 THREADS = CORES if "BENCH_MODEL" in os.environ else 1
