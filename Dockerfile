@@ -16,10 +16,10 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 ENV PIP_CONFIG_FILE=/run/secrets/pip.conf PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 WORKDIR /build
-COPY requirements-backend.lock ./
+COPY requirements/backend.lock ./
 RUN --mount=type=secret,id=pip.conf --mount=type=secret,id=ca.pem \
     python3 -m venv /opt/pip \
-    && /opt/pip/bin/pip install --require-hashes --only-binary=:all: -r requirements-backend.lock
+    && /opt/pip/bin/pip install --require-hashes --only-binary=:all: -r backend.lock
 COPY pyproject.toml README.md LICENSE NOTICE ./
 COPY service service
 COPY model_build model_build
@@ -32,12 +32,12 @@ FROM ${PYTHON_IMAGE} AS cpu-environment
 ENV PIP_CONFIG_FILE=/run/secrets/pip.conf PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 RUN python3 -m venv /opt/pip && python3 -m venv --without-pip /opt/topfive/venv
 WORKDIR /build
-COPY requirements-cpu.lock ./
+COPY requirements/cpu.lock ./
 # What no engine of ours opens goes: OpenVINO's plugins for GPUs and NPUs and all its readers but that
 # of its own format, and numpy's tests.
 RUN --mount=type=secret,id=pip.conf --mount=type=secret,id=ca.pem \
     /opt/pip/bin/pip --python /opt/topfive/venv/bin/python3 install \
-        --no-deps --require-hashes --only-binary=:all: -r requirements-cpu.lock \
+        --no-deps --require-hashes --only-binary=:all: -r cpu.lock \
     && find /opt/topfive/venv/lib -path '*/openvino/libs/*' \( -name '*_gpu_plugin.so' -o -name '*_npu_plugin.so' \
         -o -name cache.json -o -name '*_frontend.so*' ! -name '*_ir_frontend.so*' \) -delete \
     && find /opt/topfive/venv/lib -path '*/numpy/*' -name tests -prune -exec rm -r {} +
@@ -59,10 +59,10 @@ ENV PYTHONPATH=
 RUN /opt/topfive/python/bin/python3 -m venv /opt/pip \
     && /opt/topfive/python/bin/python3 -m venv --without-pip /opt/topfive/venv
 WORKDIR /build
-COPY requirements-mlu.lock ./
+COPY requirements/mlu.lock ./
 RUN --mount=type=secret,id=pip.conf --mount=type=secret,id=ca.pem \
     /opt/pip/bin/pip --python /opt/topfive/venv/bin/python3 install \
-        --no-deps --require-hashes --only-binary=:all: -r requirements-mlu.lock \
+        --no-deps --require-hashes --only-binary=:all: -r mlu.lock \
     && find /opt/topfive/venv/lib -path '*/openvino/libs/*' \( -name '*_gpu_plugin.so' -o -name '*_npu_plugin.so' \
         -o -name cache.json \) -delete
 COPY --from=package /wheel /wheel

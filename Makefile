@@ -17,7 +17,7 @@ help: ## list the targets
 	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 demo: linux $(VENV)/.demo ## build the demo artifact, serve it, classify the shipped photos
-	@$(BIN)/python demo.py --artifact $(DEMO) --host $(HOST) --port $(PORT)
+	@$(BIN)/python scripts/demo.py --artifact $(DEMO) --host $(HOST) --port $(PORT)
 
 linux:
 	@test "$$(uname -s)" = Linux || { printf 'error: topfive serves on Linux only; this is %s\n  try: a container, as docs/docker.md says\n' "$$(uname -s)" >&2; exit 1; }
@@ -30,22 +30,22 @@ $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: topfive needs Python 3.11 or newer; try: make PYTHON=python3.11 $(MAKECMDGOALS)")'
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.demo: requirements.lock pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+$(VENV)/.demo: requirements/install.lock pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/install.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-$(VENV)/.dev: requirements-dev.lock $(VENV)/.demo
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
+$(VENV)/.dev: requirements/dev.lock $(VENV)/.demo
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.lock
 	@touch $@
 
-$(VENV)/.fuzz: requirements-fuzz.lock $(VENV)/.dev
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-fuzz.lock
+$(VENV)/.fuzz: requirements/fuzz.lock $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/fuzz.lock
 	@touch $@
 
-.venv37/.ready: requirements-sdk37.lock
+.venv37/.ready: requirements/sdk37.lock
 	$(PYTHON37) -m venv .venv37
-	.venv37/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-sdk37.lock
+	.venv37/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/sdk37.lock
 	echo '$(CURDIR)/tests/magicmind_sim' > .venv37/lib/python3.7/site-packages/magicmind_sim.pth
 	@touch $@
 
@@ -131,7 +131,7 @@ build/bench-envs/%/.ready: benchmarks/peers/%.lock
 	@touch $@
 
 bench-lock: $(VENV)/.dev ## resolve the peers' dependencies anew
-	grep -E '^(pillow|openvino|opencv-python-headless|cykooz-resizer)==' requirements-cpu.lock | sed 's/ .*//' > build/bench-constraints
+	grep -E '^(pillow|openvino|opencv-python-headless|cykooz-resizer)==' requirements/cpu.lock | sed 's/ .*//' > build/bench-constraints
 	for peer in $(PEERS) bentoml ray_serve; do \
 		$(BIN)/uv pip compile $(LOCK) --upgrade --python-version 3.11 --python-platform x86_64-manylinux_2_35 \
 			$$(test $$peer = triton && echo --no-deps) -c build/bench-constraints benchmarks/peers/$$peer.in -o benchmarks/peers/$$peer.lock; \
@@ -139,13 +139,13 @@ bench-lock: $(VENV)/.dev ## resolve the peers' dependencies anew
 
 lock: $(VENV)/.dev ## resolve the dependencies anew
 	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip compile $(LOCK) --upgrade --universal --python-version 3.11 --group backend --extra cpu --extra build --extra demo pyproject.toml -o requirements.lock
-	$(BIN)/uv pip compile $(LOCK) --universal --python-version 3.11 --group backend --group dev --extra cpu --extra build --extra demo --extra plot -c requirements.lock pyproject.toml -o requirements-dev.lock
-	$(BIN)/uv pip compile $(LOCK) --universal --python-version 3.11 --extra cpu -c requirements.lock pyproject.toml -o requirements-cpu.lock
-	$(BIN)/uv pip compile $(LOCK) --universal --python-version 3.11 --group backend -c requirements.lock -o requirements-backend.lock
-	$(BIN)/uv pip compile $(LOCK) --upgrade --python-version 3.11 --python-platform x86_64-manylinux_2_28 --only-binary :all: --group mlu --extra cpu --extra build pyproject.toml -o requirements-mlu.lock
-	$(BIN)/uv pip compile $(LOCK) --python-version 3.11 --python-platform linux --group fuzz -o requirements-fuzz.lock
-	$(BIN)/uv pip compile $(LOCK) --python-version 3.7 --python-platform linux --group sdk37 -o requirements-sdk37.lock
+	$(BIN)/uv pip compile $(LOCK) --upgrade --universal --python-version 3.11 --group backend --extra cpu --extra build --extra demo pyproject.toml -o requirements/install.lock
+	$(BIN)/uv pip compile $(LOCK) --universal --python-version 3.11 --group backend --group dev --extra cpu --extra build --extra demo --extra plot -c requirements/install.lock pyproject.toml -o requirements/dev.lock
+	$(BIN)/uv pip compile $(LOCK) --universal --python-version 3.11 --extra cpu -c requirements/install.lock pyproject.toml -o requirements/cpu.lock
+	$(BIN)/uv pip compile $(LOCK) --universal --python-version 3.11 --group backend -c requirements/install.lock -o requirements/backend.lock
+	$(BIN)/uv pip compile $(LOCK) --upgrade --python-version 3.11 --python-platform x86_64-manylinux_2_28 --only-binary :all: --group mlu --extra cpu --extra build pyproject.toml -o requirements/mlu.lock
+	$(BIN)/uv pip compile $(LOCK) --python-version 3.11 --python-platform linux --group fuzz -o requirements/fuzz.lock
+	$(BIN)/uv pip compile $(LOCK) --python-version 3.7 --python-platform linux --group sdk37 -o requirements/sdk37.lock
 LOCK := --quiet --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate
 
 lines: ## the size of the code

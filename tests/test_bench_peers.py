@@ -78,7 +78,7 @@ def test_without_wrk_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 def test_every_peer_is_pinned_with_our_decode_and_engine(name: str) -> None:
     """The lock has hashes, and the very Pillow and OpenVINO that we serve with."""
     lock = (ROOT / "benchmarks/peers" / f"{contenders.environment(name)}.lock").read_text()
-    ours = (ROOT / "requirements-cpu.lock").read_text().splitlines()
+    ours = (ROOT / "requirements/cpu.lock").read_text().splitlines()
     same = [line.split()[0] for line in ours if line.startswith(("pillow==", "openvino=="))]
     assert len(same) == 2
     assert all(f"\n{pin} " in f"\n{lock}" for pin in same)

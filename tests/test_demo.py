@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-import demo
+from scripts import demo
 from service import artifact as artifacts
 from service import cli
 from service.core import device_session

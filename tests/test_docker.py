@@ -118,16 +118,16 @@ def test_packages_are_locked_by_hash() -> None:
 
 @pytest.mark.parametrize("lock", ["cpu", "backend"])
 def test_an_image_has_the_versions_that_were_tested(lock: str) -> None:
-    """What the CPU image installs is in requirements.lock, with the same hashes."""
-    tested = (ROOT / "requirements.lock").read_text()
+    """What the CPU image installs is in requirements/install.lock, with the same hashes."""
+    tested = (ROOT / "requirements/install.lock").read_text()
     assert all(
-        line in tested for line in (ROOT / f"requirements-{lock}.lock").read_text().splitlines()
+        line in tested for line in (ROOT / f"requirements/{lock}.lock").read_text().splitlines()
     )
 
 
 def test_the_mlu_image_keeps_to_an_openvino_for_its_glibc() -> None:
     """The SDK's image has glibc 2.27; `make image-test` looks at every library."""
-    text = (ROOT / "requirements-mlu.lock").read_text()
+    text = (ROOT / "requirements/mlu.lock").read_text()
     assert re.search(r"(?m)^openvino==2025\.0\.", text)
     assert re.search(r"(?m)^onnx==", text)
 

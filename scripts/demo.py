@@ -26,7 +26,7 @@ from service.server.listener import listen
 from service.tools import client
 
 BIN = Path(sys.executable).parent
-PHOTOS = Path(__file__).resolve().parent / "model_build" / "photos"
+PHOTOS = Path(__file__).resolve().parent.parent / "model_build" / "photos"
 READY_WITHIN_S = 60.0
 """Seconds for the service to become ready."""
 END_WITHIN_S = 40.0
