@@ -70,7 +70,7 @@ RUN /opt/pip/bin/pip --python /opt/topfive/venv/bin/python3 install \
         --no-deps --no-index --no-warn-script-location --root /topfive /wheel/*.whl
 
 
-# From here on mlu and cpu differ in their base and their path alone; tests/test_docker.py sees to it.
+# From here on mlu and cpu differ in their base and their path alone; tests/project/test_docker.py sees to it.
 FROM mlu-base AS mlu
 ARG MAGICMIND_IMAGE
 LABEL org.opencontainers.image.base.name="${MAGICMIND_IMAGE}"

@@ -72,7 +72,7 @@ ifeq ($(PYTHON37),)
 	@test -z "$$CI" || { echo "error: CI must run them"; exit 1; }
 else
 	$(MAKE) --no-print-directory .venv37/.ready
-	.venv37/bin/python -m pytest -q -c tests37/pytest.ini tests37
+	.venv37/bin/python -m pytest -q -c tests/py37/pytest.ini tests/py37
 endif
 
 # Tests run side by side: more than there are cores, for they wait for processes and timers, too.
@@ -84,29 +84,29 @@ slow: $(VENV)/.dev .venv37/.ready ## tests that repeat, on other networks and ca
 	$(BIN)/python -m pytest -m slow -n $(JOBS) --dist loadfile
 
 networks: $(VENV)/.dev ## all published Caffe networks beside OpenCV's dnn: minutes
-	$(BIN)/python -m pytest -m large tests/test_caffe_published.py tests/test_evaluation_trained.py tests/test_draft.py
+	$(BIN)/python -m pytest -m large tests/model_build/test_caffe_published.py tests/tools/test_evaluation_trained.py tests/decoding/test_dct_scaling.py
 
 cards: $(VENV)/.dev .venv37/.ready ## trained networks, every fault and switch on simulated cards: minutes
-	$(BIN)/python -m pytest -m large tests/test_cards.py tests/test_card_switches.py tests/test_cards_trained.py tests/test_doctor_card.py tests/test_sweep.py tests/test_bench_card.py
+	$(BIN)/python -m pytest -m large tests/cards/test_cards.py tests/cards/test_card_switches.py tests/cards/test_cards_trained.py tests/tools/test_doctor_card.py tests/model_build/test_sweep.py tests/tools/test_bench_card.py
 
 drain: $(VENV)/.dev ## SIGTERM under full load, ten times; a thousand callers who leave: minutes
-	$(BIN)/python -m pytest -m large tests/test_drain.py tests/test_workers.py tests/test_departures.py
+	$(BIN)/python -m pytest -m large tests/server/test_drain.py tests/server/test_workers.py tests/server/test_disconnects.py
 
 overload: $(VENV)/.dev .venv37/.ready ## three and ten times what a simulated card can do: three minutes
-	$(BIN)/python -m pytest -m large tests/test_overload.py
+	$(BIN)/python -m pytest -m large tests/server/test_overload.py
 
-# Seconds a target, and where the seeds are beside those of fuzz/seeds.
+# Seconds a target, and where the seeds are beside those of tests/fuzz/seeds.
 FUZZ_SECONDS ?= 600
 FUZZ_DATA ?= $(or $(TOPFIVE_DATA),../shared/data)
 FUZZ := -max_total_time=$(FUZZ_SECONDS) -timeout=10 -rss_limit_mb=1024 -print_final_stats=1
 fuzz: $(VENV)/.fuzz ## look for inputs that hurt, FUZZ_SECONDS=600 for each kind
 	@mkdir -p build/fuzz/images build/fuzz/prototxt build/fuzz/caffemodel
-	$(BIN)/python fuzz/fuzz_images.py $(FUZZ) -max_len=20000 -artifact_prefix=build/fuzz/found-images- \
-		build/fuzz/images fuzz/seeds/images $(wildcard $(FUZZ_DATA)/torture)
-	$(BIN)/python fuzz/fuzz_prototxt.py $(FUZZ) -max_len=4000 -dict=fuzz/prototxt.dict -artifact_prefix=build/fuzz/found-prototxt- \
-		build/fuzz/prototxt fuzz/seeds/prototxt $(wildcard $(FUZZ_DATA)/parser-fixtures/ok $(FUZZ_DATA)/parser-fixtures/legacy)
-	$(BIN)/python fuzz/fuzz_caffemodel.py $(FUZZ) -max_len=20000 -artifact_prefix=build/fuzz/found-caffemodel- \
-		build/fuzz/caffemodel fuzz/seeds/caffemodel $(wildcard $(FUZZ_DATA)/parser-fixtures/ok $(FUZZ_DATA)/parser-fixtures/legacy)
+	$(BIN)/python tests/fuzz/fuzz_images.py $(FUZZ) -max_len=20000 -artifact_prefix=build/fuzz/found-images- \
+		build/fuzz/images tests/fuzz/seeds/images $(wildcard $(FUZZ_DATA)/torture)
+	$(BIN)/python tests/fuzz/fuzz_prototxt.py $(FUZZ) -max_len=4000 -dict=tests/fuzz/prototxt.dict -artifact_prefix=build/fuzz/found-prototxt- \
+		build/fuzz/prototxt tests/fuzz/seeds/prototxt $(wildcard $(FUZZ_DATA)/parser-fixtures/ok $(FUZZ_DATA)/parser-fixtures/legacy)
+	$(BIN)/python tests/fuzz/fuzz_caffemodel.py $(FUZZ) -max_len=20000 -artifact_prefix=build/fuzz/found-caffemodel- \
+		build/fuzz/caffemodel tests/fuzz/seeds/caffemodel $(wildcard $(FUZZ_DATA)/parser-fixtures/ok $(FUZZ_DATA)/parser-fixtures/legacy)
 
 image-test: $(VENV)/.dev .venv37/.ready ## build and run both Docker images on stand-in bases: minutes, as root
 	$(BIN)/topfive-build demo --output $(DEMO)

@@ -86,7 +86,7 @@ DRAFT: dict["Resample", int | None] = {
 """Least side of a JPEG decoded with DCT scaling, as a multiple of `resize`; None turns it off.
 
 DCT scaling averages pixels, and OpenCV's bilinear must get pixels that are not averaged.
-tests/test_draft.py measures what it changes, and docs/accuracy.md has the figures."""
+test_dct_scaling.py measures what it changes, and docs/accuracy.md has the figures."""
 
 _MAGIC = re.compile(
     rb"(?P<jpeg>\xff\xd8\xff)|(?P<png>\x89PNG\r\n\x1a\n)|(?P<webp>RIFF....WEBP)"

@@ -20,7 +20,7 @@ import onnx
 import pytest
 from started_host import StartedHost
 
-COMPILER = Path(__file__).resolve().parent.parent / "model_build" / "sdk" / "compiler.py"
+COMPILER = Path(__file__).resolve().parents[2] / "model_build" / "sdk" / "compiler.py"
 SIDE, CLASSES = 8, 5
 CONFIG = {
     "archs": [{"mtp_372": [4, 6]}],

@@ -290,7 +290,7 @@ def test_no_module_of_a_flat_folder_hides_a_library(flat: list[Path]) -> None:
 
 
 @pytest.mark.parametrize(
-    "folder", ["service/device_host", "service/tools/doctor/card", "model_build/sdk", "tests37"]
+    "folder", ["service/device_host", "service/tools/doctor/card", "model_build/sdk", "tests/py37"]
 )
 def test_python_3_7_can_read_it(folder: str) -> None:
     """The SDK's interpreter runs it: vermin finds nothing newer than 3.7."""

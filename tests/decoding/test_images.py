@@ -89,7 +89,7 @@ def test_one_step_gives_what_two_steps_give(
 ) -> None:
     """Photos scaled and cut at once by Pillow differ from scaled, then cut, by rounding at most.
 
-    tests/test_resampling.py has the same of each resampling, and of the fast way.
+    tests/decoding/test_resampling.py has the same of each resampling, and of the fast way.
     """
     monkeypatch.setattr(resampling, "FAST", False)
     worst, mean = 0, []

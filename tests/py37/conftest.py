@@ -12,7 +12,7 @@ from typing import Iterator
 import pytest
 
 TESTS = Path(__file__).resolve().parent
-DEVICE = TESTS.parent / "service" / "device_host"
+DEVICE = TESTS.parent.parent / "service" / "device_host"
 # First on the path, as in the host itself, whose modules import each other flat.
 sys.path[:0] = [str(DEVICE), str(TESTS)]
 

@@ -66,7 +66,7 @@ def test_nothing_says_to_install_what_is_not_published() -> None:
 def test_every_campaign_has_a_target() -> None:
     """Each file with tests marked `large` is named in the Makefile, so some target runs them."""
     targets = (ROOT / "Makefile").read_text()
-    files = [file.name for file in (ROOT / "tests").glob("test_*.py") if file != Path(__file__)]
-    marked = [name for name in files if "mark.large" in (ROOT / "tests" / name).read_text()]
+    files = [file for file in (ROOT / "tests").rglob("test_*.py") if file != Path(__file__)]
+    marked = [str(file.relative_to(ROOT)) for file in files if "mark.large" in file.read_text()]
     assert marked
-    assert [name for name in marked if f"tests/{name}" not in targets] == []
+    assert [name for name in marked if name not in targets] == []
