@@ -11,6 +11,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -215,12 +216,15 @@ def test_a_server_that_stands_still_cannot_hide_it(
 def test_waiting_for_a_connection_counts(server: Obedient) -> None:
     """Two connections of 50 ms a request, asked for twice what they can: the wait grows."""
     load = Load(rate=80, poisson=False, duration_s=0.3, warmup_s=0, connections=2)
+    begun = time.perf_counter()
     found, tally = measure(server, load, "slow")
+    took_s = time.perf_counter() - begun
     assert found.limit_reached
     assert server.account()["connections"]["most"] == found.connections_most == 2
     assert found.statuses == {200: 24}
-    # The last is due after 0.2875 s, and 11 pairs are answered before it, from 0 on.
-    assert tally.seconds[-1] == pytest.approx(12 * 0.05 - 0.2875, abs=0.1)
+    # The last is due after 0.2875 s, and 11 pairs are answered before it, from 0 on. A busy machine
+    # makes that longer, but not longer than the whole measurement.
+    assert 12 * 0.05 - 0.2875 - 0.01 < tally.seconds[-1] < took_s - 0.2875
     assert found.per_second["good"] < 45
 
 
