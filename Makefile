@@ -148,8 +148,8 @@ lock: $(VENV)/.dev ## resolve the dependencies anew
 	$(BIN)/uv pip compile $(LOCK) --python-version 3.7 --python-platform linux --group sdk37 -o requirements/sdk37.lock
 LOCK := --quiet --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate
 
-lines: ## the size of the code
-	@for part in service model_build tests; do printf '%-12s %6s\n' $$part $$(git ls-files $$part | grep '\.py$$' | xargs cat | wc -l); done
+lines: $(VENV)/.dev ## the structure in figures: rooms, arrows, sizes
+	@$(BIN)/python scripts/structure.py
 
 clean: ## remove environments and built artifacts
 	rm -rf $(VENV) .venv37 artifacts build *.egg-info

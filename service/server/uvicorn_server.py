@@ -82,9 +82,10 @@ class Server(uvicorn.Server):
     def _bound_connections(self) -> None:
         model: Model = self._app.state.model
         devices = len(model.pool.devices)
-        needed = descriptors.needed(self._settings, devices)
+        most = self._settings.max_connections
+        needed = descriptors.needed(most, self._settings.rows, devices)
         limit = descriptors.raise_limit(needed)
-        self._most_connections = descriptors.connections(self._settings, devices, limit)
+        self._most_connections = descriptors.connections(most, devices, limit)
         if limit < needed:
             facts = {"limit": limit, "needed": needed, "connections": self._most_connections}
             remedy = f"raise the limit: ulimit -n {needed}, LimitNOFILE= or docker run --ulimit"

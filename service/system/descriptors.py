@@ -3,18 +3,19 @@
 import resource
 import sys
 
-from service.settings import Settings
-
 RESERVED, RESERVED_FOR_DEVICE = 64, 16
 """Descriptors kept for the process with its decode workers, and for each device."""
 LEAST_CONNECTIONS = 8
 """Connections that may be open however few descriptors there are."""
 
 
-def needed(settings: Settings, devices: int) -> int:
-    """Return how many descriptors the settings need: for `max_connections`, or without it for as
-    many clients as there are rows and as many again to refuse."""
-    return (settings.max_connections or 2 * settings.rows) + _reserved(devices)
+def needed(max_connections: int, rows: int, devices: int) -> int:
+    """Return how many descriptors these settings need.
+
+    Without `max_connections` (0) they are enough for as many clients as there are rows, and for as
+    many again that are refused.
+    """
+    return (max_connections or 2 * rows) + _reserved(devices)
 
 
 def raise_limit(wanted: int) -> int:
@@ -31,10 +32,10 @@ def raise_limit(wanted: int) -> int:
     return soft
 
 
-def connections(settings: Settings, devices: int, limit: int) -> int:
+def connections(max_connections: int, devices: int, limit: int) -> int:
     """Return how many connections may be open where `limit` files may be."""
     room = max(LEAST_CONNECTIONS, limit - _reserved(devices))
-    return min(settings.max_connections or room, room)
+    return min(max_connections or room, room)
 
 
 def _reserved(devices: int) -> int:

@@ -1,122 +1,36 @@
 """Who may import whom, held by walking the source; and what must not be loaded for a --help."""
 
-import ast
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.support.paths import ROOT
+from scripts import structure
+from scripts.structure import ROOT, imports, name_of
 
-LEAVES = {
-    f"service.{name}"
-    for name in (
-        *("errors", "settings", "images", "resampling", "metrics", "artifact", "sdk", "disk"),
-        *("cgroup", "photos", "signals", "descriptors", "process", "command"),
-    )
-}
-# What a leaf may import beside the errors; of the artifact only its types.
-BESIDE_ERRORS = {
-    "service.sdk": {"service.system.process"},
-    "service.system.process": {"service.system.signals"},
-    "service.command": {"service.system.disk"},
-    "service.decoding.images": {"service.artifact", "service.decoding.resampling"},
-    "service.decoding.resampling": {"service.artifact"},
-    "service.artifact": {"service.system.disk"},
-    "service.settings": {"service.system.disk"},
-    "service.system.descriptors": {"service.settings"},
-}
-BELOW_DEVICE = {f"service.core.{name}" for name in ("batcher", "host", "rate", "rows", "request")}
-CHILD = "service.core.child_process"
-
-# Down only: beside the leaves, what each module of the service may import of it. A name stands for
-# all that is inside it.
+# Down only: what each room at the top of service/ may import of it, beside itself.
+FOR_ALL = {"errors", "settings", "artifact", "sdk", "system", "telemetry"}
 MAY_IMPORT = {
-    "service.cli": {
-        *(
-            "service.server.app",
-            "service.tools.client",
-            "service.tools.evaluation",
-            "service.tools.bench",
-            "service.telemetry.logs",
-        ),
-        *("service.tools.doctor", "service.server.supervisor"),
-    },
-    "service.server.app": {
-        *(
-            "service.routes",
-            "service.core.model",
-            "service.server.uvicorn_server",
-            "service.server.listener",
-        ),
-        *("service.server.metrics_merge", "service.telemetry.logs"),
-    },
-    "service.server.supervisor": {
-        "service.server.listener",
-        "service.server.turns",
-        "service.telemetry.logs",
-    },
-    "service.server.worker": {
-        *(
-            "service.server.app",
-            "service.server.uvicorn_server",
-            "service.server.metrics_merge",
-            "service.server.turns",
-            "service.telemetry.logs",
-        ),
-        *("service.server.listener", "service.core.model", "service.device_host.parent"),
-    },
-    "service.server.metrics_merge": set(),
-    "service.server.turns": set(),
-    "service.server.uvicorn_server": {
-        *(
-            "service.routes",
-            "service.core.model",
-            "service.server.listener",
-            "service.server.uvicorn_protocol",
-        ),
-        "service.server.connections",
-    },
-    "service.server.uvicorn_protocol": {"service.routes", "service.server.connections"},
-    "service.server.connections": set(),
-    "service.server.listener": set(),
-    "service.tools.client": {"service.core.model", "service.core.request"},
-    "service.tools.evaluation": {
-        "service.tools.evaluation",
-        "service.tools.client",
-        "service.core.request",
-    },
-    "service.tools.bench": {
-        "service.tools.bench",
-        "service.core.device_session",
-        "service.core.host_process",
-    },
-    "service.tools.doctor": {
-        "service.tools.doctor",
-        "service.tools.bench",
-        "service.core.device_session",
-    },
-    "service.telemetry.logs": {"service.telemetry.log_writer"},
-    "service.telemetry.log_writer": set(),
-    "service.routes": {"service.routes", "service.core.model", "service.core.request"},
-    "service.core.model": BELOW_DEVICE
-    | {f"service.core.{name}" for name in ("pool", "device", "decoder")},
-    "service.core.device_pool": {"service.core.device"},
-    "service.core.device": BELOW_DEVICE,
-    "service.core.host_process": {
-        *("service.core.rows", "service.core.request", "service.device_host.wire", CHILD),
-    },
-    "service.core.device_session": {"service.core.host_process", "service.core.rows"},
-    "service.core.decode_pool": {
-        *("service.core.rows", "service.core.request", "service.decoding.worker", CHILD),
-    },
-    "service.core.child_process": set(),
-    "service.decoding.worker": {"service.device_host.cores", "service.device_host.parent"},
-    "service.core.batcher": {"service.core.request"},
-    "service.core.throughput": set(),
-    "service.core.rows": set(),
-    "service.core.request": set(),
+    "errors": set(),
+    "system": {"errors"},
+    "telemetry": {"errors"},
+    "settings": {"errors", "system"},
+    "artifact": {"errors", "system"},
+    "sdk": {"errors", "system"},
+    "command": {"errors", "system"},
+    "decoding": {"errors", "system", "artifact", "device_host"},
+    "core": FOR_ALL | {"decoding", "device_host"},
+    "api": FOR_ALL | {"core", "decoding"},
+    "server": FOR_ALL | {"api", "core", "device_host"},
+    "tools": FOR_ALL | {"core", "decoding"},
+    "cli": FOR_ALL | {"command", "server", "tools"},
+}
+# What the service's interpreter may know of the device host's folder.
+SHARED_WITH_THE_HOST = {
+    "service.device_host.wire",
+    "service.device_host.parent",
+    "service.device_host.cores",
 }
 # The only places of what is large, or what would turn a room into another one.
 HOMES = {
@@ -124,16 +38,16 @@ HOMES = {
         "service.server.app",
         "service.server.uvicorn_server",
         "service.server.worker",
-        "service.routes",
+        "service.api.http",
     },
     "fastapi_offline": {"service.server.app"},
-    "starlette": {"service.server.app", "service.routes"},
+    "starlette": {"service.server.app", "service.api.http"},
     "uvicorn": {
         "service.server.uvicorn_server",
         "service.server.uvicorn_protocol",
         "service.server.connections",
     },
-    "python_multipart": {"service.routes"},
+    "python_multipart": {"service.api.http"},
     "PIL": {"service.decoding.images", "service.decoding.resampling"},
     "openvino": {"service.device_host.engine_openvino", "model_build"},
     "magicmind": {
@@ -165,59 +79,39 @@ DEVICE = ROOT / "service" / "device_host"
 CARD = ROOT / "service" / "tools" / "doctor" / "card"
 
 
-def name_of(file: Path) -> str:
-    parts = file.relative_to(ROOT).with_suffix("").parts
-    return ".".join(part for part in parts if part != "__init__")
+SERVICE = [file for file in structure.modules() if ROOT / "service" in file.parents]
+BUILD = [file for file in structure.modules() if ROOT / "model_build" in file.parents]
+HOST = sorted(DEVICE.glob("*.py"))
+QUESTIONS = sorted(CARD.glob("*.py"))
+COMPILER = sorted((ROOT / "model_build" / "sdk").glob("*.py"))
 
 
 def inside(name: str, rooms: set[str]) -> bool:
     return any(name == room or name.startswith(f"{room}.") for room in rooms)
 
 
-def imports(file: Path) -> set[str]:
-    """The modules that are imported anywhere in `file`, inside functions too."""
-    found = set()
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert not node.level and node.module, f"{file}:{node.lineno}: a relative import"
-            found |= {_module(node.module, alias.name) for alias in node.names}
-    return found
-
-
-def _module(package: str, name: str) -> str:
-    """The module `package.name` where that is one of ours, else `package`."""
-    path = ROOT.joinpath(*package.split("."), name)
-    return f"{package}.{name}" if path.with_suffix(".py").is_file() or path.is_dir() else package
-
-
-SERVICE = sorted(
-    file for file in (ROOT / "service").rglob("*.py") if not {DEVICE, CARD} & set(file.parents)
-)
-BUILD = sorted((ROOT / "model_build").rglob("*.py"))
-HOST = sorted(DEVICE.glob("*.py"))
-QUESTIONS = sorted(CARD.glob("*.py"))
-
-
 def ours(file: Path) -> set[str]:
-    return {name for name in imports(file) if name.split(".")[0] in ("service", "model_build")}
+    return {name for name in imports(file) if structure.is_ours(name)}
 
 
 @pytest.mark.parametrize("file", SERVICE, ids=name_of)
 def test_the_service_imports_downwards(file: Path) -> None:
-    """A leaf imports errors alone; any other module leaves and what stands below it."""
-    name = name_of(file)
-    if file.stat().st_size == 0:
+    """Each room imports itself and the rooms that stand below it."""
+    room = name_of(file).partition(".")[2].partition(".")[0]
+    if not room:
+        assert file.read_text() == ""
         return
-    if name in LEAVES:
-        assert ours(file) <= {"service.errors"} | BESIDE_ERRORS.get(name, set())
-        return
-    rooms = [room for room in MAY_IMPORT if inside(name, {room})]
-    assert rooms, f"{name} has no place in MAY_IMPORT"
-    allowed = LEAVES.union(*(MAY_IMPORT[room] for room in rooms))
+    assert room in MAY_IMPORT, f"{room} has no place in MAY_IMPORT"
+    allowed = {f"service.{name}" for name in MAY_IMPORT[room] | {room}}
     strays = {imported for imported in ours(file) if not inside(imported, allowed)}
-    assert not strays, f"{name} may not import {strays}"
+    assert not strays, f"{name_of(file)} may not import {strays}"
+    host = {imported for imported in ours(file) if inside(imported, {"service.device_host"})}
+    assert host <= SHARED_WITH_THE_HOST
+
+
+def test_no_module_imports_itself_over_others() -> None:
+    """There is no import cycle in our packages."""
+    assert structure.cycle() == []
 
 
 # What runs a device, measures it, or reads label files.
@@ -247,7 +141,7 @@ def test_the_build_imports_the_contract_alone(file: Path) -> None:
     assert {name for name in ours(file) if not inside(name, contract)} == set()
 
 
-@pytest.mark.parametrize("file", SERVICE + BUILD + HOST + QUESTIONS, ids=name_of)
+@pytest.mark.parametrize("file", SERVICE + BUILD + HOST + QUESTIONS + COMPILER, ids=name_of)
 def test_every_library_has_its_home(file: Path) -> None:
     """No FastAPI in the core, no Pillow but in the one preprocessing, no OpenVINO but for hosts."""
     for imported in imports(file):
@@ -277,7 +171,7 @@ def test_the_questions_to_a_card_stand_alone(file: Path) -> None:
 
 def test_the_compiler_stands_alone() -> None:
     """It knows the standard library, numpy and the SDK, and nothing is beside it to be imported."""
-    [file] = (ROOT / "model_build" / "sdk").glob("*.py")
+    [file] = COMPILER
     tops = {imported.split(".")[0] for imported in imports(file)}
     assert tops - sys.stdlib_module_names == {"numpy", "magicmind"}
 

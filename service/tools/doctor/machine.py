@@ -88,7 +88,8 @@ _PORT_REMEDIES = {
 def files(context: Context) -> Finding:
     """As many files may be open as the settings need; `serve` raises the soft limit itself."""
     _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = descriptors.needed(context.settings, len(context.ordinals))
+    most, rows = context.settings.max_connections, context.settings.rows
+    needed = descriptors.needed(most, rows, len(context.ordinals))
     said = f"{limit} may be open; {needed} are enough for {context.settings.rows} rows"
     if 0 <= limit < needed:
         remedy = f"LimitNOFILE={needed} in systemd; docker run --ulimit nofile={needed}"
