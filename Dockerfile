@@ -1,7 +1,8 @@
 # syntax=docker/dockerfile:1
-# Two images out of one file: `--target cpu`, which is the default, and `--target mlu`; docs/docker.md
-# says how. Only what BuildKit and buildah 1.28 both know is used. What a machine has to say about
-# package indexes comes as the secrets pip.conf and ca.pem, both optional, and stays in no layer.
+# One file makes two images: `--target cpu`, which is the default, and `--target mlu`. docs/docker.md
+# describes the builds. The file uses only features of both BuildKit and buildah 1.28. A machine's
+# own settings for package indexes are the secrets pip.conf and ca.pem. Both are optional, and no
+# layer keeps them.
 
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 ARG MAGICMIND_IMAGE=yellow.hub.cambricon.com/magicmind/release/x86_64/magicmind:1.7.0-x86_64-ubuntu18.04-py_3_7
@@ -9,7 +10,7 @@ ARG MAGICMIND_IMAGE=yellow.hub.cambricon.com/magicmind/release/x86_64/magicmind:
 ARG RELOCATABLE_PYTHON_IMAGE=topfive-python:3.11
 
 
-# What both images take: an init that needs no libc, and topfive as a wheel.
+# The common parts of both images: an init that needs no libc, and topfive as a wheel.
 FROM ${PYTHON_IMAGE} AS package
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends tini=0.19.0-* \
@@ -26,15 +27,15 @@ COPY model_build model_build
 RUN /opt/pip/bin/pip wheel --no-index --no-deps --no-build-isolation --wheel-dir /wheel .
 
 
-# The CPU image's environment in /opt/topfive/venv; topfive, which changes oftener, beside it in
-# /topfive, to be laid over it.
+# The CPU image's environment is in /opt/topfive/venv. topfive itself changes more often, so it is
+# installed in /topfive and copied over the environment in a layer of its own.
 FROM ${PYTHON_IMAGE} AS cpu-environment
 ENV PIP_CONFIG_FILE=/run/secrets/pip.conf PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 RUN python3 -m venv /opt/pip && python3 -m venv --without-pip /opt/topfive/venv
 WORKDIR /build
 COPY requirements/cpu.lock ./
-# What no engine of ours opens goes: OpenVINO's plugins for GPUs and NPUs and all its readers but that
-# of its own format, and numpy's tests.
+# Delete the files that no engine of this project opens: OpenVINO's plugins for GPUs and NPUs, all
+# its readers except the one of its own format, and numpy's tests.
 RUN --mount=type=secret,id=pip.conf --mount=type=secret,id=ca.pem \
     /opt/pip/bin/pip --python /opt/topfive/venv/bin/python3 install \
         --no-deps --require-hashes --only-binary=:all: -r cpu.lock \
@@ -46,7 +47,8 @@ RUN /opt/pip/bin/pip --python /opt/topfive/venv/bin/python3 install \
         --no-deps --no-index --no-warn-script-location --root /topfive /wheel/*.whl
 
 
-# The SDK's own Python stays where it is and stays the one on the path; the service's stands apart.
+# The SDK's own Python is not moved and stays first on the path. The service's Python is in a folder
+# of its own.
 FROM ${RELOCATABLE_PYTHON_IMAGE} AS relocatable-python
 
 FROM ${MAGICMIND_IMAGE} AS mlu-base
@@ -54,7 +56,7 @@ COPY --from=relocatable-python /python /opt/topfive/python
 
 FROM mlu-base AS mlu-environment
 ENV PIP_CONFIG_FILE=/run/secrets/pip.conf PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
-# An SDK's PYTHONPATH is for another Python.
+# Clear an SDK's PYTHONPATH, which is for another Python.
 ENV PYTHONPATH=
 RUN /opt/topfive/python/bin/python3 -m venv /opt/pip \
     && /opt/topfive/python/bin/python3 -m venv --without-pip /opt/topfive/venv
@@ -70,17 +72,17 @@ RUN /opt/pip/bin/pip --python /opt/topfive/venv/bin/python3 install \
         --no-deps --no-index --no-warn-script-location --root /topfive /wheel/*.whl
 
 
-# From here on mlu and cpu differ in their base and their path alone; tests/project/test_docker.py sees to it.
+# From here on, mlu and cpu differ only in their base and their path; tests/project/test_docker.py checks that.
 FROM mlu-base AS mlu
 ARG MAGICMIND_IMAGE
 LABEL org.opencontainers.image.base.name="${MAGICMIND_IMAGE}"
 COPY --from=package /usr/bin/tini-static /usr/bin/tini
 COPY --from=mlu-environment /opt/topfive/venv /opt/topfive/venv
 COPY --from=mlu-environment /topfive /
-# Last on the path: `python3` remains the SDK's.
+# The environment is last on the path, so `python3` is still the SDK's.
 ENV PATH=$PATH:/opt/topfive/venv/bin PYTHONPATH=
-# The processes that load the SDK find its libraries in NEUWARE_HOME; no others get them on their
-# path. HOME is a folder that can be written to.
+# The processes that load the SDK find its libraries in NEUWARE_HOME. No other process has them on its
+# library path. HOME is a writable folder.
 ENV NEUWARE_HOME=/usr/local/neuware HOME=/tmp
 
 ARG ARTIFACT=docker/no-artifact

@@ -1,4 +1,4 @@
-# What people and CI run. `make help` lists it.
+# The targets for developers and CI. `make help` lists them.
 
 PYTHON ?= python3
 VENV := .venv
@@ -24,7 +24,7 @@ linux:
 
 install: $(VENV)/.demo ## an environment with the service, the build and the demo network
 
-develop: $(VENV)/.dev ## the same, with what the tests need
+develop: $(VENV)/.dev ## the same, with the dependencies of the tests
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: topfive needs Python 3.11 or newer; try: make PYTHON=python3.11 $(MAKECMDGOALS)")'
@@ -49,7 +49,7 @@ $(VENV)/.fuzz: requirements/fuzz.lock $(VENV)/.dev
 	echo '$(CURDIR)/tests/magicmind_sim' > .venv37/lib/python3.7/site-packages/magicmind_sim.pth
 	@touch $@
 
-test: check python37 unit ## checks, then what people run again and again, under both Pythons
+test: check python37 unit ## checks, then the quick tests, under both Pythons
 
 test-all: test slow networks cards drain overload ## all tests but those of the images: an hour
 
@@ -75,31 +75,31 @@ else
 	.venv37/bin/python -m pytest -q -c tests/py37/pytest.ini tests/py37
 endif
 
-# Tests run side by side: more than there are cores, for they wait for processes and timers, too.
+# Tests run in parallel, more than there are cores, since they also wait for processes and timers.
 JOBS ?= 3
 unit: $(VENV)/.dev $(if $(PYTHON37),.venv37/.ready)
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal --durations 20 --durations-min 1
 
-slow: $(VENV)/.dev .venv37/.ready ## tests that repeat, on other networks and cases, what a quicker one shows
+slow: $(VENV)/.dev .venv37/.ready ## tests that repeat a quicker test on other networks and cases
 	$(BIN)/python -m pytest -m slow -n $(JOBS) --dist loadfile
 
-networks: $(VENV)/.dev ## all published Caffe networks beside OpenCV's dnn: minutes
+networks: $(VENV)/.dev ## all published Caffe networks compared with OpenCV's dnn: minutes
 	$(BIN)/python -m pytest -m large tests/model_build/test_caffe_published.py tests/tools/test_evaluation_trained.py tests/decoding/test_dct_scaling.py
 
 cards: $(VENV)/.dev .venv37/.ready ## trained networks, every fault and switch on simulated cards: minutes
 	$(BIN)/python -m pytest -m large tests/cards/test_cards.py tests/cards/test_card_switches.py tests/cards/test_cards_trained.py tests/tools/test_doctor_card.py tests/model_build/test_sweep.py tests/tools/test_bench_card.py
 
-drain: $(VENV)/.dev ## SIGTERM under full load, ten times; a thousand callers who leave: minutes
+drain: $(VENV)/.dev ## SIGTERM under full load, ten times; a thousand clients that disconnect: minutes
 	$(BIN)/python -m pytest -m large tests/server/test_drain.py tests/server/test_workers.py tests/server/test_disconnects.py
 
-overload: $(VENV)/.dev .venv37/.ready ## three and ten times what a simulated card can do: three minutes
+overload: $(VENV)/.dev .venv37/.ready ## three and ten times the throughput of a simulated card: three minutes
 	$(BIN)/python -m pytest -m large tests/server/test_overload.py
 
-# Seconds a target, and where the seeds are beside those of tests/fuzz/seeds.
+# Seconds for each target, and the folder of seeds in addition to those of tests/fuzz/seeds.
 FUZZ_SECONDS ?= 600
 FUZZ_DATA ?= $(or $(TOPFIVE_DATA),../shared/data)
 FUZZ := -max_total_time=$(FUZZ_SECONDS) -timeout=10 -rss_limit_mb=1024 -print_final_stats=1
-fuzz: $(VENV)/.fuzz ## look for inputs that hurt, FUZZ_SECONDS=600 for each kind
+fuzz: $(VENV)/.fuzz ## fuzz the decoders and parsers, FUZZ_SECONDS=600 for each target
 	@mkdir -p build/fuzz/images build/fuzz/prototxt build/fuzz/caffemodel
 	$(BIN)/python tests/fuzz/fuzz_images.py $(FUZZ) -max_len=20000 -artifact_prefix=build/fuzz/found-images- \
 		build/fuzz/images tests/fuzz/seeds/images $(wildcard $(FUZZ_DATA)/torture)
@@ -112,17 +112,17 @@ image-test: $(VENV)/.dev .venv37/.ready ## build and run both Docker images on s
 	$(BIN)/topfive-build demo --output $(DEMO)
 	$(BIN)/python docker/test_images.py --artifact $(DEMO) --sdk-environment .venv37
 
-# The environments of the servers that we are compared with, and of the plot.
+# The environments of the servers in the comparison, and of the plot.
 PEERS := triton mosec litserve fastapi plot
 bench_env = $(1:%=build/bench-envs/%/.ready)
-# Rounds, and seconds of each measurement: ROUNDS=1 SUITES=no-time for a look.
+# Rounds, and seconds of each measurement. ROUNDS=1 SUITES=no-time is a quick run.
 ROUNDS ?= 5
 SECONDS ?= 3
 SUITES ?= no-time,resnext50,lite0,cards,growth
-bench: $(VENV)/.dev .venv37/.ready $(call bench_env,$(PEERS)) ## beside other servers, in benchmarks/RESULTS.md: two hours
+bench: $(VENV)/.dev .venv37/.ready $(call bench_env,$(PEERS)) ## compare with other servers, into benchmarks/RESULTS.md: two hours
 	$(BIN)/python -m benchmarks --rounds $(ROUNDS) --seconds $(SECONDS) --suites $(SUITES)
 
-bench-all: $(VENV)/.dev .venv37/.ready $(call bench_env,$(PEERS) bentoml ray_serve) ## with BentoML and Ray Serve, too
+bench-all: $(VENV)/.dev .venv37/.ready $(call bench_env,$(PEERS) bentoml ray_serve) ## the same, with BentoML and Ray Serve
 	$(BIN)/python -m benchmarks --rounds $(ROUNDS) --seconds $(SECONDS) --suites $(SUITES) --all
 
 build/bench-envs/%/.ready: benchmarks/peers/%.lock
@@ -130,14 +130,14 @@ build/bench-envs/%/.ready: benchmarks/peers/%.lock
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r $<
 	@touch $@
 
-bench-lock: $(VENV)/.dev ## resolve the peers' dependencies anew
+bench-lock: $(VENV)/.dev ## resolve the peers' dependencies again
 	grep -E '^(pillow|openvino|opencv-python-headless|cykooz-resizer)==' requirements/cpu.lock | sed 's/ .*//' > build/bench-constraints
 	for peer in $(PEERS) bentoml ray_serve; do \
 		$(BIN)/uv pip compile $(LOCK) --upgrade --python-version 3.11 --python-platform x86_64-manylinux_2_35 \
 			$$(test $$peer = triton && echo --no-deps) -c build/bench-constraints benchmarks/peers/$$peer.in -o benchmarks/peers/$$peer.lock; \
 	done
 
-lock: $(VENV)/.dev ## resolve the dependencies anew
+lock: $(VENV)/.dev ## resolve the dependencies again
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip compile $(LOCK) --upgrade --universal --python-version 3.11 --group backend --extra cpu --extra build --extra demo pyproject.toml -o requirements/install.lock
 	$(BIN)/uv pip compile $(LOCK) --universal --python-version 3.11 --group backend --group dev --extra cpu --extra build --extra demo --extra plot -c requirements/install.lock pyproject.toml -o requirements/dev.lock
