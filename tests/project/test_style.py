@@ -10,8 +10,7 @@ import typer
 
 from model_build.cli import cli as topfive_build
 from service.cli import cli as topfive
-
-ROOT = Path(__file__).resolve().parent.parent
+from tests.support.paths import ROOT
 
 INSTEAD = {
     "all the same": "'still', or 'the same for all'",
