@@ -87,7 +87,7 @@ def test_no_request_is_told_by_default(artifact: Path, level: str) -> None:
         "device_state",
         "ready",
         "stopping",
-        "listens_no_more",
+        "listener_closed",
     }
 
 
