@@ -55,8 +55,9 @@ def check_model_name(value: str) -> str:
     """`value`, if it can name a model in a URL and a metric; else ValueError."""
     if not NAME.fullmatch(value) or value in RESERVED_NAMES:
         raise ValueError(
-            f"{value!r} cannot name a model: 1 to 63 letters, digits, '.', '_' or '-', "
-            f"beginning with a letter or digit, and none of {', '.join(sorted(RESERVED_NAMES))}"
+            f"{value!r} cannot name a model: a name has 1 to 63 letters, digits, '.', "
+            "'_' or '-', begins with a letter or digit, and is none of "
+            f"{', '.join(sorted(RESERVED_NAMES))}"
         )
     return value
 
@@ -172,20 +173,21 @@ class Manifest(_Part):
         if self.schema_version > 1:
             return ""
         return (
-            "schema 1: images are scaled with antialiased bilinear, which the artifact was "
-            "verified with; a rebuild with the network's own --preprocess may gain points of top-1"
+            "schema 1: images are scaled by antialiased bilinear, with which the artifact was "
+            "verified; "
+            "a rebuild with the network's own --preprocess may gain points of top-1"
         )
 
     @model_validator(mode="after")
     def _resample_of_schema_1(self) -> Self:
         if self.schema_version == 1 and self.preprocessing.resample != "bilinear":
-            raise ValueError("schema 1 has the resampling 'bilinear' alone")
+            raise ValueError("schema 1 has only the resampling 'bilinear'")
         return self
 
     @model_validator(mode="after")
     def _sdk_of_cards(self) -> Self:
         if (self.target == "mlu", self.engine == "magicmind") != (self.sdk is not None,) * 2:
-            raise ValueError("target mlu, engine magicmind and 'sdk' go together")
+            raise ValueError("target mlu, engine magicmind and 'sdk' must be used together")
         return self
 
 
@@ -223,15 +225,18 @@ class Golden:
         """
         deviation = self.deviation(answers)
         if np.isnan(deviation):
-            return "some answers are not numbers"
+            return "some outputs are not numbers"
         if deviation > self.tolerance:
-            return f"off by {deviation:.2g}, at most {self.tolerance:.2g} is right"
+            return (
+                f"the largest difference is {deviation:.2g} and the tolerance is "
+                f"{self.tolerance:.2g}"
+            )
         places = np.arange(len(answers))
         found, right = answers.argmax(axis=1), self.probabilities.argmax(axis=1)
         lost = self.probabilities[places, right] - self.probabilities[places, found]
         if self.same_top1 and (lost > self.tolerance).any():
             row = int(lost.argmax())
-            return f"the first class of row {row} is {found[row]}, not {right[row]}"
+            return f"the first class of row {row} is {found[row]} instead of {right[row]}"
         return ""
 
 
@@ -261,9 +266,10 @@ class Artifact:
             if found != expected:
                 manifest = self.manifest
                 raise ArtifactError(
-                    f"the files of {self.path} are not those of the manifest that was read "
-                    f"({manifest.name} {manifest.version}): {_mismatch(file, found, expected)}",
-                    "restart the service to serve the artifact that is there now",
+                    f"The files of {self.path} do not match the manifest that was read "
+                    f"({manifest.name} {manifest.version}): "
+                    f"{_mismatch(file, found, expected)}",
+                    "Restart the service to serve the artifact that is in the folder now.",
                 )
 
 
@@ -301,12 +307,13 @@ def read(path: Path) -> Artifact:
     missing = {manifest.model, LABELS, GOLDEN} - manifest.files.keys()
     if missing:
         raise ArtifactError(
-            f"{path / MANIFEST}: 'files' does not list {', '.join(sorted(missing))}", _REBUILD
+            f"{path / MANIFEST}: 'files' does not list {', '.join(sorted(missing))}.", _REBUILD
         )
     labels = read_labels(path / LABELS)
     if len(labels) != manifest.output.classes:
         raise ArtifactError(
-            f"{path / LABELS}: {len(labels)} labels for {manifest.output.classes} classes", _REBUILD
+            f"{path / LABELS} has {len(labels)} labels for {manifest.output.classes} classes.",
+            _REBUILD,
         )
     return Artifact(path, manifest, labels, _read_golden(path / GOLDEN, manifest), marks)
 
@@ -317,16 +324,17 @@ def read_manifest(path: Path) -> Manifest:
     try:
         text = file.read_bytes()
     except OSError as error:
-        name_it = "name the folder that topfive-build wrote (its --output)"
+        name_it = "Name the folder that topfive-build wrote (its --output)."
         raise _unreadable(file, error, name_it) from error
     try:
         schema = json.loads(text)["schema"]
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise ArtifactError(f"{file}: not an artifact's manifest", _REBUILD) from error
+        raise ArtifactError(f"{file} is not the manifest of an artifact.", _REBUILD) from error
     if schema not in (1, SCHEMA):
         raise ArtifactError(
-            f"{file}: schema {schema!r}; this topfive reads schemas 1 and {SCHEMA}",
-            "build it again with this topfive's topfive-build, or serve it with the one it is from",
+            f"{file} has schema {schema!r}; this version of topfive reads schemas 1 and {SCHEMA}.",
+            "Build the artifact again with the topfive-build of this version, or serve "
+            "it with the version that built it.",
         )
     try:
         manifest = Manifest.model_validate_json(text)
@@ -337,8 +345,8 @@ def read_manifest(path: Path) -> Manifest:
         raise ArtifactError(f"{file}: {said}", _REBUILD) from error
     if manifest.version != content_version(manifest):
         raise ArtifactError(
-            f"{file}: the version {manifest.version} is not that of its content "
-            f"({content_version(manifest)}): the manifest was changed",
+            f"{file}: the version {manifest.version} does not match the content "
+            f"({content_version(manifest)}): the manifest was changed.",
             _REBUILD,
         )
     return manifest
@@ -351,13 +359,13 @@ def read_labels(file: Path) -> tuple[Label, ...]:
         lines = disk.read_text(file).rstrip().splitlines()
     except OSError as error:
         detail, remedy = disk.unreadable(file, error, LABEL_FORM)
-        raise ArtifactError(f"{file}: no labels can be read: {detail}", remedy) from error
+        raise ArtifactError(f"Cannot read labels from {file}: {detail}", remedy) from error
     except ValueError as error:
-        raise ArtifactError(f"{file}: no labels can be read: {error}", LABEL_FORM) from error
+        raise ArtifactError(f"Cannot read labels from {file}: {error}", LABEL_FORM) from error
     labels = []
     for number, line in enumerate(lines, 1):
         if (label := _label(line.strip())) is None:
-            raise ArtifactError(f"{file}: line {number}: {line[:60]!r} is not a label", LABEL_FORM)
+            raise ArtifactError(f"{file}: line {number}: {line[:60]!r} is not a label.", LABEL_FORM)
         labels.append(label)
     return tuple(labels)
 
@@ -371,10 +379,10 @@ def _label(line: str) -> Label | None:
 
 
 LABEL_FORM = (
-    "give a text with a line for each class: its names alone, or its wnid (n and eight digits), a "
-    "space, its names"
+    "Give a text file with one line for each class: its names, or its wnid (n and eight "
+    "digits), a space and its names."
 )
-_REBUILD = "copy the artifact again, or build it again with topfive-build"
+_REBUILD = "Copy the artifact again, or build it again with topfive-build."
 
 
 def _unreadable(path: Path, error: OSError, remedy: str) -> ArtifactError:
@@ -394,7 +402,7 @@ def _read_file(path: Path) -> tuple[_Mark | None, FileFacts]:
     """Return what the file at `path` is; ArtifactError if it cannot be read, or is none."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # another kind may have no end
-            raise ArtifactError(f"{path}: not a file", _REBUILD)
+            raise ArtifactError(f"{path} is not a regular file.", _REBUILD)
         return _mark(path), facts(path)
     except OSError as error:
         raise _unreadable(path, error, _REBUILD) from error
@@ -402,8 +410,8 @@ def _read_file(path: Path) -> tuple[_Mark | None, FileFacts]:
 
 def _mismatch(path: Path, found: FileFacts, expected: FileFacts) -> str:
     return (
-        f"{path}: {found.size} bytes with SHA-256 {found.sha256}; "
-        f"the manifest says {expected.size} bytes with {expected.sha256}"
+        f"{path} has {found.size} bytes with SHA-256 {found.sha256}; the manifest lists "
+        f"{expected.size} bytes with {expected.sha256}."
     )
 
 
@@ -415,7 +423,7 @@ def _read_golden(path: Path, manifest: Manifest) -> Golden:
             tolerance = float(arrays["tolerance"])
             same_top1 = bool(arrays["same_top1"]) if "same_top1" in arrays else False
     except (OSError, ValueError, KeyError, TypeError, BadZipFile) as error:
-        raise ArtifactError(f"{path}: not golden rows: {error}", _REBUILD) from error
+        raise ArtifactError(f"{path} does not contain golden rows: {error}", _REBUILD) from error
     right = (
         rows.dtype == np.uint8
         and rows.shape[1:] == row_shape
@@ -428,8 +436,8 @@ def _read_golden(path: Path, manifest: Manifest) -> Golden:
     if not right:
         raise ArtifactError(
             f"{path}: rows {rows.dtype}{rows.shape} and probabilities "
-            f"{probabilities.dtype}{probabilities.shape} (tolerance {tolerance}) do not fit "
-            f"a model that takes {row_shape} and answers {manifest.output.classes} classes",
+            f"{probabilities.dtype}{probabilities.shape} (tolerance {tolerance}) do not "
+            f"fit a model with rows of {row_shape} and {manifest.output.classes} classes.",
             _REBUILD,
         )
     return Golden(rows, probabilities, tolerance, same_top1)

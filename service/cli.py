@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 UNFIT, PARTLY, INTERRUPTED = 3, 5, 130
 
 cli = typer.Typer(
-    help="Serve a trained image classifier, and talk to it.",
+    help="Serve a trained image classifier, and classify, evaluate and measure with it.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,  # it would shorten the names of options and take [...] for markup
@@ -70,7 +70,7 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
         inspect.Parameter(
             "config",
             inspect.Parameter.KEYWORD_ONLY,
-            annotation=Annotated[Path | None, typer.Option(help="A TOML file of settings.")],
+            annotation=Annotated[Path | None, typer.Option(help="TOML file of settings.")],
             default=None,
         )
     ]
@@ -110,7 +110,11 @@ def serve(settings: "Settings", sources: dict[str, str]) -> None:
     logs.configure(settings.log_format, settings.log_level)
     for name in unknown_variables():
         logging.getLogger("topfive").warning(
-            "unknown_variable", extra={"variable": name, "detail": "no setting; see topfive config"}
+            "unknown_variable",
+            extra={
+                "variable": name,
+                "detail": "This variable is not a setting. topfive config lists all settings.",
+            },
         )
     if ignored := sdk.overridden():
         facts = {"variable": sdk.OVERRIDE, "detail": ignored}
@@ -138,24 +142,40 @@ def doctor(
     sources: dict[str, str],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of lines.")] = False,
     card: Annotated[
-        bool, typer.Option("--card", help="Walk through what only a real card can tell: minutes.")
+        bool,
+        typer.Option(
+            "--card", help="Run every experiment that needs a real card. This takes minutes."
+        ),
     ] = False,
     output: Annotated[
-        Path, typer.Option(metavar="FILE", help="--card: the text that is written.")
+        Path, typer.Option(metavar="FILE", help="With --card: file to write the report to.")
     ] = Path("first-card.txt"),
     prototxt: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="--card: a network in place of the demo's.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="With --card: prototxt of a network to use instead of the demo's."
+        ),
     ] = None,
     caffemodel: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="--card: and its weights.")
+        Path | None, typer.Option(metavar="FILE", help="With --card: weights of that network.")
     ] = None,
     preprocess: Annotated[
-        str, typer.Option(help="--card: and its preprocessing, as topfive-build caffe takes it.")
+        str,
+        typer.Option(
+            help="With --card: preprocessing of that network, as for topfive-build caffe."
+        ),
     ] = "",
-    labels: Annotated[str, typer.Option(help="--card: and its class order, likewise.")] = "2012",
+    labels: Annotated[
+        str,
+        typer.Option(help="With --card: class order of that network, as for topfive-build caffe."),
+    ] = "2012",
     image_dir: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="--card: photos to calibrate with; default: shipped."),
+        typer.Option(
+            metavar="DIR",
+            help="With --card: folder of photos for calibration. "
+            "Default: the photos that come with topfive.",
+        ),
     ] = None,
 ) -> None:
     """Look for what would keep `topfive serve`, given the same flags, from serving.
@@ -191,12 +211,18 @@ cli.command("doctor")(with_settings(doctor))
 def classify(
     server: Annotated[
         str,
-        typer.Argument(metavar="URL|ARTIFACT", help="A running server's URL, or an artifact."),
+        typer.Argument(
+            metavar="URL|ARTIFACT", help="URL of a running server, or folder of an artifact."
+        ),
     ],
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Files; - is stdin.")],
-    top_k: Annotated[int, typer.Option(min=1, help="Labels for each image.")] = 5,
+    images: Annotated[
+        list[Path], typer.Argument(metavar="IMAGE...", help="Image files. - reads standard input.")
+    ],
+    top_k: Annotated[int, typer.Option(min=1, help="Number of labels for each image.")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
-    timeout_s: Annotated[float, typer.Option(help="For each image's answer.")] = 30.0,
+    timeout_s: Annotated[
+        float, typer.Option(help="Seconds to wait for the answer to each image.")
+    ] = 30.0,
 ) -> None:
     """Classify images: over HTTP, or straight on an artifact's device.
 
@@ -223,37 +249,48 @@ def evaluate(
         typer.Option(
             "--label-file",
             "--label_file",
-            help="Lines `name class`; a .csv with columns file and wnid, class_id or label; "
-            "or a folder with a folder for each class.",
+            help="File of labels: lines `name class`; or a .csv file with the columns file "
+            "and wnid, class_id or label; or a folder with one folder for each class.",
         ),
     ],
-    output: Annotated[Path, typer.Option(metavar="DIR", help="Where the files go.")],
-    url: Annotated[str, typer.Option(help="The server.")] = "",
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write the results to.")],
+    url: Annotated[str, typer.Option(help="URL of the server.")] = "",
     artifact: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="An artifact's folder, in place of --url.")
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder of an artifact to evaluate instead of --url."),
     ] = None,
     image_dir: Annotated[
         Path | None,
         typer.Option(
-            "--image-dir", "--image_dir", metavar="DIR", help="Default: the label file's folder."
+            "--image-dir",
+            "--image_dir",
+            metavar="DIR",
+            help="Folder of the images. Default: the folder of the label file.",
         ),
     ] = None,
     image_num: Annotated[
         int | None,
-        typer.Option("--image-num", "--image_num", min=1, help="Only the first so many."),
+        typer.Option("--image-num", "--image_num", min=1, help="Evaluate only the first N images."),
     ] = None,
     name_file: Annotated[
         Path | None,
         typer.Option(
-            "--name-file", "--name_file", help="Lines `id names`; default: the model's labels."
+            "--name-file",
+            "--name_file",
+            help="File of class names: lines `id names`. Default: the model's labels.",
         ),
     ] = None,
-    concurrency: Annotated[int, typer.Option(min=1, max=1024, help="Images under way.")] = 16,
-    timeout_s: Annotated[float, typer.Option(min=0.1, help="For each image's answer.")] = 30.0,
+    concurrency: Annotated[int, typer.Option(min=1, max=1024, help="Images in flight.")] = 16,
+    timeout_s: Annotated[
+        float, typer.Option(min=0.1, help="Seconds to wait for the answer to each image.")
+    ] = 30.0,
     retry_for_s: Annotated[
-        float, typer.Option(min=0, help="How long an image waits for a server that cannot now.")
+        float,
+        typer.Option(min=0, help="Seconds to retry an image while the server is unavailable."),
     ] = 300.0,
-    force: Annotated[bool, typer.Option("--force", help="Begin anew, over older files.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Start over and overwrite existing results.")
+    ] = False,
 ) -> None:
     """Measure accuracy: top-1 and top-5 over labelled images, and the sample's files.
 
@@ -264,7 +301,9 @@ def evaluate(
     --output eval
     """
     if bool(url) is (artifact is not None):
-        raise typer.BadParameter("give one of the two", param_hint="--url / --artifact")
+        raise typer.BadParameter(
+            "exactly one of the two is required", param_hint="--url / --artifact"
+        )
     from service.tools import evaluation
 
     folder = label_file if label_file.is_dir() else label_file.parent
@@ -289,9 +328,13 @@ def evaluate(
 
 @cli.command()
 def health(
-    url: Annotated[str, typer.Option(help="The server.", envvar="TOPFIVE_URL")] = "",
-    wait_s: Annotated[float, typer.Option(help="Ask again until ready, this long.")] = 0.0,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only the exit code.")] = False,
+    url: Annotated[str, typer.Option(help="URL of the server.", envvar="TOPFIVE_URL")] = "",
+    wait_s: Annotated[
+        float, typer.Option(help="Seconds to wait for the server to become ready.")
+    ] = 0.0,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Print nothing. Only set the exit code.")
+    ] = False,
 ) -> None:
     """Ask a server whether it is ready: exit 0, else 4. For container health checks.
 

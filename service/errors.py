@@ -37,7 +37,7 @@ the project's HTTP conventions; `docs/errors.md` explains each for users.
 
 import random
 
-INSTALL = "run make install in topfive's checkout, and take the commands of its .venv"
+INSTALL = "Run make install in topfive's checkout, and use the commands of its .venv."
 """The remedy where a package is missing: topfive is not published, its lock has the packages."""
 
 
@@ -49,6 +49,11 @@ def retry_after_ms(wait_s: float) -> int:
     """Return `wait_s` and up to a third more by chance, so that callers do not all return at one
     time, in milliseconds: the member of an error that may pass by itself."""
     return max(1, round(min(wait_s, LONGEST_RETRY_S) * (1000 + random.random() * 1000 / 3)))  # noqa: S311
+
+
+def clause(sentence: str) -> str:
+    """Return `sentence` as a part of another one: with a small first letter, without full stop."""
+    return sentence[:1].lower() + sentence[1:].removesuffix(".")
 
 
 class TopfiveError(Exception):
@@ -143,23 +148,27 @@ class DeviceFailed(RequestError):
 
 def stopping() -> Draining:
     """Return the error of a request that comes, or is still open, when the service ends."""
-    return Draining("the server is stopping", "send it to another", retry_after_ms=1000)
+    return Draining(
+        "The server is stopping.", "Send the request to another server.", retry_after_ms=1000
+    )
 
 
 def more_time(shortened: bool, less: str = "") -> str:
     """Return the remedy of a request whose deadline is too short: `shortened` by its caller, or the
     default. `less` is what the caller could send instead, if anything."""
     if shortened:
-        return "send a longer X-Request-Timeout-Ms" + (f", or {less}" if less else "")
-    return (f"send {less}; " if less else "") + "the operator can raise --default-deadline-ms"
+        return "Send a longer X-Request-Timeout-Ms" + (f", or {less}." if less else ".")
+    if less:
+        return f"Send {less}, or ask the operator to raise --default-deadline-ms."
+    return "Ask the operator to raise --default-deadline-ms."
 
 
 def out_of_memory(detail: str) -> Internal:
     """Return the error of an image that took more memory than there is: no bug, and not broken."""
     return Internal(
         detail,
-        "send a smaller image; the operator can give the service more memory (the container's "
-        "limit), or set a smaller --max-pixels or fewer --decode-processes",
+        "Send a smaller image. The operator can give the service more memory (the limit "
+        "of the container), or set a smaller --max-pixels or fewer --decode-processes.",
     )
 
 

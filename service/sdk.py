@@ -71,7 +71,7 @@ def find(asked: str | None, timeout_s: float | None = None) -> Sdk:
         reasons[python] = f"{python}: Python {facts['python']}: {facts['why_not']}"
     tried = "; ".join(reasons.values())
     raise SdkError(
-        f"no interpreter can load MagicMind ({tried or 'there is no Python on the path'})",
+        f"No interpreter can load MagicMind ({tried or 'there is no Python on the path'}).",
         remedy_for(tried) or _INSTALL,
     )
 
@@ -103,8 +103,10 @@ def chosen_devices(
     missing = [ordinal for ordinal in asked if ordinal >= count]
     if missing or not count:
         raise SdkError(
-            f"the SDK sees {count} devices" + (f", so no device {missing[0]}" if missing else ""),
-            "count them from 0; give a container the cards' nodes; look at MLU_VISIBLE_DEVICES",
+            f"The SDK sees {count} device{'s' * (count != 1)}"
+            + (f"; device {missing[0]} does not exist." if missing else "."),
+            "Count devices from 0. Give a container the device nodes of the cards. "
+            "Check MLU_VISIBLE_DEVICES.",
         )
     return Devices(python, asked or tuple(range(count)))
 
@@ -128,7 +130,10 @@ def overridden() -> str:
     """Return a sentence that OVERRIDE is set here and has no effect; empty if it is not set."""
     if OVERRIDE not in os.environ:
         return ""
-    return f"{OVERRIDE}={os.environ[OVERRIDE]} has no effect: it would override the chosen devices"
+    return (
+        f"{OVERRIDE}={os.environ[OVERRIDE]} has no effect, because it would override the "
+        "chosen devices."
+    )
 
 
 def answer_in(output: str) -> Any:
@@ -147,31 +152,31 @@ def remedy_for(failure: str) -> str:
     if library:
         home = os.environ.get("NEUWARE_HOME") or FOLDER
         return (
-            f"{library[1]} belongs to the SDK: set LD_LIBRARY_PATH={home}/lib64:"
-            f"{home}/lib/llvm-mm/lib (for a wheel of the old C++ ABI "
-            f"{home}/lib/llvm-mm-cxx11-old-abi/lib), and NEUWARE_HOME where the SDK is elsewhere"
+            f"{library[1]} belongs to the SDK. Set "
+            f"LD_LIBRARY_PATH={home}/lib64:{home}/lib/llvm-mm/lib (for a wheel of the "
+            f"old C++ ABI {home}/lib/llvm-mm-cxx11-old-abi/lib), and NEUWARE_HOME if the "
+            "SDK is in another folder."
         )
-    if re.search(r"\bactive(:| answered)|\bexclusive\b", failure):
+    if re.search(r"\bactive(:| answered| returned)|\bexclusive\b", failure):
         return (
-            "another process may have the card: cnmon lists the processes and the compute mode, "
-            "and in an exclusive mode a card takes one process group only; end the other one, or "
-            "set the mode to default"
+            "Another process may use the card. cnmon lists the processes and the "
+            "compute mode; in an exclusive mode a card accepts one process group only. "
+            "Stop the other process, or set the mode to default."
         )
     return _MORE_TIME if _NO_ANSWER in failure else ""
 
 
-_NO_ANSWER = "no answer within"
+_NO_ANSWER = "did not answer within"
 _MORE_TIME = (
-    f"a driver that hangs needs its host's attention: try cnmon; {IMPORT_TIMEOUT} gives an "
-    "SDK that loads slowly more time, in every command"
+    "A driver that hangs needs attention on its host: try cnmon. If the SDK loads "
+    f"slowly, {IMPORT_TIMEOUT} gives it more time, in every command."
 )
 _INSTALL = (
-    "install the MagicMind wheel into a CPython 3.7 by that interpreter's own pip, and name the "
-    "interpreter; PYTHONPATH and packages of one user (pip install --user) are not looked at"
+    "Install the MagicMind wheel into a CPython 3.7 with that interpreter's own pip, "
+    "and name the interpreter. PYTHONPATH and packages of one user (pip install --user) "
+    "are ignored."
 )
-_LOOK_AT_THE_DRIVER = (
-    "look at the driver (cnmon) and at /dev/cambricon_*; topfive doctor checks both"
-)
+_LOOK_AT_THE_DRIVER = "Check the driver (cnmon) and /dev/cambricon_*; topfive doctor checks both."
 
 
 def _on_this_machine() -> list[str]:
@@ -187,8 +192,8 @@ def _import_timeout_s() -> float:
     except ValueError:
         seconds = 0.0
     if not 0 < seconds <= 86_400:
-        detail = f"{IMPORT_TIMEOUT}: seconds up to a day expected, not {said!r}"
-        raise SettingsError(detail, f"leave it out for {IMPORT_TIMEOUT_S:g} s")
+        detail = f"{IMPORT_TIMEOUT} must be a number of seconds up to one day, not {said!r}."
+        raise SettingsError(detail, f"Unset it to use {IMPORT_TIMEOUT_S:g} s.")
     return seconds
 
 
@@ -198,14 +203,14 @@ def _ask(python: str, timeout_s: float | None, *options: str) -> dict[str, Any]:
     command = (python, "-E", "-s", str(FACTS), *options)
     ended = process.run(command, timeout_s, environment(), apart=True)
     if not ended.started:
-        raise SdkError(ended.how, "name the SDK's interpreter")
+        raise SdkError(ended.how, "Name the interpreter of the SDK.")
     if ended.code is None:
-        raise SdkError(f"{python}: {_NO_ANSWER} {timeout_s:g} s", _MORE_TIME)
+        raise SdkError(f"{python} {_NO_ANSWER} {timeout_s:g} s", _MORE_TIME)
     facts: dict[str, Any] | None = answer_in(ended.output)
     if facts is None:
         last = " ".join(ended.errors.strip().splitlines()[-1:])
         raise SdkError(
-            f"{python}: {ended.how} and no answer: {last}",
-            remedy_for(last) or "run it by hand with device_host/facts.py of this package",
+            f"{python} {ended.how} and gave no answer: {last}",
+            remedy_for(last) or "Run it by hand with device_host/facts.py of this package.",
         )
     return facts

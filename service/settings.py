@@ -37,8 +37,8 @@ def require_linux() -> None:
     """Raise SettingsError if the system is not Linux: rows and device hosts need Linux."""
     if sys.platform != "linux":
         raise SettingsError(
-            f"topfive runs models on Linux only; this is {sys.platform}",
-            "use a container, as docs/docker.md says, or ask a server on another machine",
+            f"topfive runs models on Linux only; this system is {sys.platform}.",
+            "Use a container as docs/docker.md describes, or use a server on another machine.",
         )
 
 
@@ -49,110 +49,142 @@ class Settings(BaseSettings):
         env_prefix=PREFIX, env_ignore_empty=True, extra="forbid", frozen=True
     )
 
-    artifact: Path | None = Field(None, description="The artifact's folder (topfive-build's).")
+    artifact: Path | None = Field(
+        None, description="Folder of the artifact that topfive-build wrote."
+    )
     host: str = Field("127.0.0.1", description="Address to listen on.")
-    port: int = Field(8080, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    port: int = Field(8080, ge=0, le=65535, description="Port to listen on. 0 uses a free port.")
 
-    rows: int = Field(256, ge=1, le=65536, description="Images accepted at one time.")
+    rows: int = Field(256, ge=1, le=65536, description="Maximum images in the service at one time.")
     queue_images: int = Field(
-        0, ge=0, description="Images that wait for a device at one time; 0: as many as rows."
+        0, ge=0, description="Maximum images that wait for a device. 0 uses the value of rows."
     )
-    max_images: Positive = Field(32, description="Images in one request.")
-    max_body_bytes: Positive = Field(16 << 20, description="Largest body of one request.")
+    max_images: Positive = Field(32, description="Maximum images in one request.")
+    max_body_bytes: Positive = Field(
+        16 << 20, description="Maximum size of one request body, in bytes."
+    )
     max_receiving_bytes: Positive = Field(
-        256 << 20, description="Bodies in memory, all requests together."
+        256 << 20, description="Maximum size of all request bodies in memory, in bytes."
     )
-    max_pixels: Positive = Field(50_000_000, description="Largest image, width times height.")
+    max_pixels: Positive = Field(50_000_000, description="Maximum width times height of an image.")
 
     max_connections: int = Field(
-        0, ge=0, description="Connections open at one time; 0: as the limit of open files allows."
+        0, ge=0, description="Maximum open connections. 0 uses what the limit of open files allows."
     )
 
     head_timeout_s: Seconds = Field(
-        10, description="From a connection's or a head's start to the end of the head; then 408."
+        10, description="Seconds to receive the head of a request. Then the answer is 408."
     )
     default_deadline_ms: Positive = Field(
-        10_000, description="From a request's first byte to its answer; then 504."
+        10_000,
+        description="Milliseconds from a request's head to its answer. Then the answer is 504.",
     )
     body_timeout_ms: Positive = Field(
-        8_000, description="From a request's head to the end of its body; then 408."
+        8_000,
+        description="Milliseconds from a request's head to the end of its body. Then "
+        "the answer is 408.",
     )
     batch_timeout_ms: Positive = Field(
         10_000,
-        description="From sending a batch to its reply; then its device host counts as hung.",
+        description="Milliseconds from sending a batch to its reply. Then the device host "
+        "counts as hung.",
     )
     start_timeout_s: Seconds = Field(
-        120, description="Until the first device is proven; then the service ends with 1."
+        120,
+        description="Seconds until the first device has passed its self-test. Then the "
+        "service exits with 1.",
     )
     no_device_grace_s: Seconds = Field(
-        60, description="With no device ready after one was; then the service ends with 1."
+        60,
+        description="Seconds without a ready device after one was ready. Then the service "
+        "exits with 1.",
     )
     drain_delay_s: float = Field(
         0,
         ge=0,
         le=86_400,
-        description="From SIGTERM, which makes it unready, until it accepts no more connections.",
+        description="Seconds from SIGTERM, which makes the service unready, until it stops "
+        "accepting connections.",
     )
     drain_timeout_s: Seconds = Field(
-        30, description="After that, for what was accepted; then it is answered 503."
+        30,
+        description="Seconds after the drain delay to answer accepted requests. Then they "
+        "are answered with 503.",
     )
 
     workers: int = Field(
-        1, ge=1, le=64, description="Processes that serve, each with its share of the devices."
+        1,
+        ge=1,
+        le=64,
+        description="Number of serving processes. Each uses its share of the devices.",
     )
     devices: str = Field(
         "all",
         pattern=r"^(all|\d+(,\d+)*)$",
-        description="Devices to serve on: all, or ordinals such as 0,1 (on the CPU: how many).",
+        description="Devices to serve on: all, or ordinals such as 0,1. On the CPU the "
+        "ordinals only set the number.",
     )
     device_python: str | None = Field(
         None,
-        description="Interpreter of the device hosts; default: on the CPU the service's own, for "
-        "cards the first of python3.7, python3 that can load MagicMind.",
+        description="Interpreter of the device hosts. Default: for the CPU the interpreter of "
+        "the service, for cards the first of python3.7 and python3 that can load "
+        "MagicMind.",
     )
     import_timeout_s: Seconds = Field(
         180,
-        description="For an interpreter to load MagicMind and count the cards; then the next one "
-        "is tried.",
+        description="Seconds for an interpreter to load MagicMind and to count the cards. "
+        "Then the next interpreter is tried.",
     )
     decode_processes: int = Field(
-        0, ge=0, le=256, description="Processes that decode images; 0: one a core."
+        0, ge=0, le=256, description="Number of decode processes. 0 uses one for each core."
     )
     max_batch: int = Field(
-        0, ge=0, le=1024, description="Largest batch that is sent; 0: what the engine likes."
+        0, ge=0, le=1024, description="Maximum batch size. 0 uses the engine's default."
     )
     inflight_per_device: int = Field(
-        0, ge=0, le=16, description="Batches sent to a device at one time; 0: what it likes."
+        0,
+        ge=0,
+        le=16,
+        description="Maximum batches in flight per device. 0 uses the engine's default.",
     )
     probe_interval_s: Seconds = Field(
-        5, description="Between probes of a ready device, with one golden row each."
+        5, description="Seconds between probes of a ready device. A probe runs one golden row."
     )
     restart_delay_s: Seconds = Field(
-        0.5, description="Before a failed device is started again; doubles with each failure."
+        0.5,
+        description="Seconds before a failed device is restarted. The delay doubles with "
+        "each failure.",
     )
     quarantine_failures: Positive = Field(
-        5, description="Failures in a row, with no probe passed between, that quarantine a device."
+        5,
+        description="Number of consecutive failures without a passed probe that "
+        "quarantines a device.",
     )
-    quarantine_s: Seconds = Field(60, description="Until a quarantined device is tried again.")
+    quarantine_s: Seconds = Field(
+        60, description="Seconds until a quarantined device is restarted."
+    )
     reap_timeout_s: Seconds = Field(
-        5, description="For a killed device host to end; then its rows are lost until it does."
+        5,
+        description="Seconds for a killed device host to exit. Then its rows are lost "
+        "until it exits.",
     )
 
-    server_timing: bool = Field(True, description="Answer with a Server-Timing header.")
+    server_timing: bool = Field(True, description="Send a Server-Timing header with each answer.")
     access_log: bool = Field(
-        False, description="Log a line for each answer but those of health checks."
+        False, description="Log a line for each answer, except answers to health checks."
     )
     log_format: Literal["auto", "console", "json"] = Field(
-        "auto", description="Log lines: console, json, or auto (console on a terminal)."
+        "auto",
+        description="Format of the log: console, json, or auto (console on a terminal, else json).",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="The least level that is logged."
+        "info", description="Minimum log level."
     )
 
     def named_artifact(self) -> Path:
         """`artifact`; SettingsError if there is none."""
         if self.artifact is None:
-            raise SettingsError("no artifact is named", "name the folder with --artifact DIR")
+            raise SettingsError("No artifact is named.", "Name the folder with --artifact DIR.")
         return self.artifact
 
 
@@ -181,8 +213,10 @@ def load(flags: Mapping[str, object], file: Path | None = None) -> tuple[Setting
         name, value = str(first["loc"][0]), first["input"]
         service_link = str(value).startswith("tcp://")
         raise SettingsError(
-            f"{_place(name, sources[name])}: {first['msg']}, not {value!r}",
-            _SERVICE_LINK if service_link else f"topfive config --help describes {name}",
+            f"{_place(name, sources[name])}: {first['msg']}, not {value!r}.",
+            _SERVICE_LINK
+            if service_link
+            else f"Run topfive config --help, which describes {name}.",
         ) from error
 
 
@@ -212,8 +246,8 @@ def _refuse_empty(source: str, layer: Mapping[str, object]) -> None:
     this folder or every address. Of a variable it means that the variable is not set."""
     for name, value in layer.items():
         if value == "":
-            remedy = f"give it a value, or leave it out; topfive config --help describes {name}"
-            raise SettingsError(f"{_place(name, source)}: it is empty", remedy)
+            remedy = f"Give it a value or remove it. topfive config --help describes {name}."
+            raise SettingsError(f"{_place(name, source)} is empty.", remedy)
 
 
 def _named_file() -> Path | None:
@@ -229,24 +263,25 @@ def _named_file() -> Path | None:
 
 
 def _read_file(file: Path) -> dict[str, object]:
-    remedy = "name a readable TOML file with --config or TOPFIVE_CONFIG"
+    remedy = "Name a readable TOML file with --config or TOPFIVE_CONFIG."
     try:
         values = tomllib.loads(disk.read_text(file))
     except OSError as error:
         detail, remedy = disk.unreadable(file, error, remedy)
-        raise SettingsError(f"{file}: {detail}", remedy) from error
+        raise SettingsError(f"Cannot read {file}: {detail}", remedy) from error
     except ValueError as error:
-        raise SettingsError(f"{file}: {error}", remedy) from error
+        raise SettingsError(f"Cannot read {file}: {error}", remedy) from error
     for name in values.keys() - Settings.model_fields.keys():
         raise SettingsError(
-            f"{_place(name, str(file))}: no such setting", "topfive config lists them all"
+            f"{_place(name, str(file))} is not a setting.",
+            "Run topfive config, which lists all settings.",
         )
     return values
 
 
 _SERVICE_LINK = (
-    "Kubernetes sets this for a Service of that name: set enableServiceLinks: false in the pod, "
-    "or rename the Service"
+    "Kubernetes sets this variable for a Service of that name. Set enableServiceLinks: "
+    "false in the pod, or rename the Service."
 )
 
 

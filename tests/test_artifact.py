@@ -47,7 +47,7 @@ def test_a_flipped_bit_is_refused(copy: Path, name: str, place: int) -> None:
     content = bytearray((copy / name).read_bytes())
     content[place] ^= 1
     (copy / name).write_bytes(content)
-    with pytest.raises(ArtifactError, match=f"{name}: .*SHA-256"):
+    with pytest.raises(ArtifactError, match=f"{name} has .*SHA-256"):
         artifact.read(copy)
 
 
@@ -55,7 +55,7 @@ def test_a_flipped_bit_is_refused(copy: Path, name: str, place: int) -> None:
 def test_a_file_cut_short_is_refused(copy: Path, name: str) -> None:
     """By a copy that did not end."""
     (copy / name).write_bytes((copy / name).read_bytes()[:-1])
-    with pytest.raises(ArtifactError, match=f"{name}: .*SHA-256"):
+    with pytest.raises(ArtifactError, match=f"{name} has .*SHA-256"):
         artifact.read(copy)
 
 
@@ -94,9 +94,9 @@ def test_an_edited_manifest_is_refused(copy: Path, change: Callable[[dict], None
     [
         (
             lambda manifest: manifest.update(schema=3),
-            "schema 3; this topfive reads schemas 1 and 2",
+            "schema 3; this version of topfive reads schemas 1 and 2",
         ),
-        (lambda manifest: manifest.pop("schema"), "not an artifact's manifest"),
+        (lambda manifest: manifest.pop("schema"), "is not the manifest of an artifact"),
         (lambda manifest: manifest.update(surprise=1), "surprise"),
         (lambda manifest: manifest.update(name="infer"), "cannot name a model"),
         (lambda manifest: manifest.update(target="gpu"), "target"),
@@ -109,7 +109,7 @@ def test_a_manifest_of_another_kind_is_refused(
 ) -> None:
     """Another schema first of all; then what this one does not have."""
     _edit(copy, change)
-    with pytest.raises(ArtifactError, match=rf"manifest\.json: .*{said}"):
+    with pytest.raises(ArtifactError, match=rf"manifest\.json.*{said}"):
         artifact.read(copy)
 
 
@@ -169,7 +169,7 @@ def test_schema_1_has_one_resampling(tmp_path: Path) -> None:
     """An old artifact never means another."""
     changed = {**SCHEMA_1, "preprocessing": {**SCHEMA_1["preprocessing"], "resample": "bicubic"}}
     (tmp_path / artifact.MANIFEST).write_text(json.dumps(changed))
-    with pytest.raises(ArtifactError, match="schema 1 has the resampling 'bilinear' alone"):
+    with pytest.raises(ArtifactError, match="schema 1 has only the resampling 'bilinear'"):
         artifact.read_manifest(tmp_path)
 
 
@@ -185,7 +185,7 @@ def test_this_schema_names_its_resampling(copy: Path) -> None:
 def test_a_manifest_that_is_none_is_refused(copy: Path, text: bytes) -> None:
     """Not JSON, or not an object."""
     (copy / artifact.MANIFEST).write_bytes(text)
-    with pytest.raises(ArtifactError, match=r"manifest\.json: not an artifact's manifest"):
+    with pytest.raises(ArtifactError, match=r"manifest\.json is not the manifest of an artifact"):
         artifact.read(copy)
 
 
@@ -193,7 +193,9 @@ def test_pickled_golden_rows_are_refused(copy: Path) -> None:
     """Even with the right hash: reading them would run what they say."""
     np.savez(copy / artifact.GOLDEN, rows=np.array([{}], dtype=object), allow_pickle=True)
     write_manifest(copy)
-    with pytest.raises(ArtifactError, match=r"golden\.npz: .*allow_pickle"):
+    with pytest.raises(
+        ArtifactError, match=r"golden\.npz does not contain golden rows: .*allow_pickle"
+    ):
         artifact.read(copy)
 
 
@@ -215,7 +217,7 @@ def test_golden_rows_of_another_shape_are_refused(copy: Path, wrong: dict) -> No
     with np.load(copy / artifact.GOLDEN) as arrays:
         np.savez(copy / artifact.GOLDEN, **{**arrays, **wrong})
     write_manifest(copy)
-    with pytest.raises(ArtifactError, match=r"golden\.npz: "):
+    with pytest.raises(ArtifactError, match=r"golden\.npz"):
         artifact.read(copy)
 
 
@@ -233,7 +235,7 @@ def test_labels_that_do_not_fit_are_refused(copy: Path, labels: str, said: str) 
     """Even with the right hash."""
     (copy / artifact.LABELS).write_text(labels)
     write_manifest(copy)
-    with pytest.raises(ArtifactError, match=rf"labels\.txt: {said}"):
+    with pytest.raises(ArtifactError, match=rf"labels\.txt.*{said}"):
         artifact.read(copy)
 
 

@@ -112,7 +112,7 @@ def test_no_device_in_time(artifact: Path) -> None:
     service = Service(artifact, "--start-timeout-s", "1", "--device-python", "/no/python")
     failed = service.await_event("device_state", to="failed")
     assert "/no/python" in failed["detail"]
-    assert "no device was ready for 1 s" in service.await_event("fatal")["detail"]
+    assert "No device was ready for 1 s" in service.await_event("fatal")["detail"]
     assert service.await_end() == 1
 
 
@@ -131,13 +131,13 @@ def test_the_start_is_logged(service: Service, artifact: Path) -> None:
     """Artifact, devices and address; on loopback without a warning."""
     (line,) = [line for line in service.log if line["event"] == "listening"]
     assert (line["artifact"], line["devices"], line["url"]) == (str(artifact), "all", service.url)
-    assert not [line for line in service.log if line["event"] == "open_to_all"]
+    assert not [line for line in service.log if line["event"] == "public_listener"]
 
 
 def test_other_addresses_are_warned_of(artifact: Path) -> None:
     """There are no keys yet."""
     with serving(artifact, "--host", "0.0.0.0") as service:
-        (line,) = [line for line in service.log if line["event"] == "open_to_all"]
+        (line,) = [line for line in service.log if line["event"] == "public_listener"]
         assert (line["level"], line["host"]) == ("warning", "0.0.0.0")
         assert service.url.startswith("http://0.0.0.0:")
         port = service.url.rpartition(":")[2]
@@ -381,7 +381,7 @@ def test_health_finds_its_own_server(service: Service) -> None:
 
 
 def test_quiet_health_says_nothing(service: Service, nowhere: str) -> None:
-    """Only the exit code."""
+    """Print nothing. Only set the exit code."""
     for url, code in ((service.url, 0), (nowhere, 4)):
         done = topfive("health", "-q", "--url", url)
         assert (done.returncode, done.stdout, done.stderr) == (code, "", "")

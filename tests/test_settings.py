@@ -140,8 +140,8 @@ def test_an_empty_flag_or_line_is_refused(name: str, tmp_path: Path) -> None:
     """It would listen on every address, or take this folder for the artifact."""
     file = tmp_path / "config.toml"
     file.write_text(f'rows = 5\n{name} = ""\n')
-    assert complaint({name: ""}) == f"--{name.replace('_', '-')}: it is empty"
-    assert complaint({}, file) == f"{file}:2: {name}: it is empty"
+    assert complaint({name: ""}) == f"--{name.replace('_', '-')} is empty."
+    assert complaint({}, file) == f"{file}:2: {name} is empty."
 
 
 def test_empty_variables_of_other_commands() -> None:
@@ -167,7 +167,7 @@ def test_what_editors_put_into_a_file(how: str, tmp_path: Path) -> None:
     effective, _ = settings.load({}, file)
     assert (effective.port, effective.rows) == (5, 6)
     file.write_bytes(EDITED[how].replace(b"port", b"prot"))
-    assert complaint({}, file) == f"{file}:1: prot: no such setting"
+    assert complaint({}, file) == f"{file}:1: prot is not a setting."
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be"])
@@ -176,7 +176,10 @@ def test_utf_16_is_named(encoding: str, tmp_path: Path) -> None:
     file = tmp_path / "config.toml"
     mark = "\ufeff" if encoding == "utf-16-be" else ""
     file.write_bytes(f"{mark}port = 5\n".encode(encoding))
-    assert f"{file}: it is UTF-16: save it as UTF-8: iconv -f UTF-16" in complaint({}, file)
+    assert (
+        f"Cannot read {file}: the encoding is UTF-16: save the file as UTF-8: iconv -f UTF-16"
+        in complaint({}, file)
+    )
 
 
 @pytest.mark.parametrize("text", ["port = ", "\xff", "port = 1\nport = 2"])
@@ -198,14 +201,14 @@ def test_unknown_names_in_a_file_are_refused(text: str, tmp_path: Path) -> None:
     file = tmp_path / "config.toml"
     file.write_text(f"rows = 5\n{text}\n")
     name = "server" if "server" in text else "prot"
-    assert complaint({}, file) == f"{file}:2: {name}: no such setting"
+    assert complaint({}, file) == f"{file}:2: {name} is not a setting."
 
 
 def test_errors_end_the_command_with_1() -> None:
     """What and where, then what to do, on stderr; an unknown flag is 2, and the near one named."""
     done = topfive("config", "--rows", "none")
     assert (done.returncode, done.stdout) == (1, "")
-    assert re.fullmatch(r"error: --rows: .*'none'\n  try: .*\n", done.stderr)
+    assert re.fullmatch(r"error: --rows: .*'none'\.\n  try: .*\n", done.stderr)
     unknown = topfive("serve", "--max-pixel", "5")
     assert (unknown.returncode, unknown.stdout) == (2, "")
     assert "--max-pixels" in unknown.stderr

@@ -167,7 +167,7 @@ class Decoder:
                 self._open(opened, theirs)
                 self._opened = opened.pop_all()
         except OSError as error:
-            raise DeviceError(f"cannot start the decode processes: {error.strerror}") from error
+            raise DeviceError(f"Cannot start the decode processes: {error.strerror}") from error
         self._alive = True
         self._loop.add_reader(self._pidfd, self._ended)
         self._loop.add_reader(self._wake, self._woken)
@@ -280,8 +280,8 @@ class Decoder:
         log.error("decode_process_ended", extra={"number": process, "how": how})
         if slot not in self._in_hand:
             return []
-        detail = f"the process that decoded the image ended {how}"
-        report = Internal(detail, "send another picture, and report this one")
+        detail = f"The process that decoded the image ended {how}."
+        report = Internal(detail, "Send another image, and report this one.")
         error = out_of_memory(detail) if code == -signal.SIGKILL else report
         return [Decoded(self._let_go(slot), 0, 0.0, error)]
 
@@ -291,7 +291,7 @@ class Decoder:
         code = self._end()
         if not self._started:
             how = child_process.how_it_ended(code, self._oom_kills)
-            self._fatal(DeviceError(f"the decode processes ended {how} at their start"))
+            self._fatal(DeviceError(f"The decode processes ended {how} during their start."))
             return
         self._restarted()
         try:

@@ -244,8 +244,9 @@ class Device:
         if fault := golden.fault(answers):
             self._probes["fail"].inc()
             raise DeviceError(
-                f"device {self.name} answers the golden rows wrongly: {fault}",
-                "compare the device with another; build the artifact again if all are off",
+                f"Device {self.name} answered the golden rows incorrectly: {fault}.",
+                "Compare the device with another device. If all devices answer "
+                "incorrectly, build the artifact again.",
                 reason="wrong_answer",
             )
         self._probes["pass"].inc()
@@ -283,7 +284,7 @@ class Device:
         self._shared.rows.move(lost, State.RUNNING, State.LOST)
         for image in images:
             self._try_elsewhere(image, failure)
-        self._become("quarantined", detail="its host cannot be reaped", lost_rows=len(lost))
+        self._become("quarantined", detail="The device host cannot be reaped.", lost_rows=len(lost))
         await host.reaped.wait()
         self._shared.rows.give_back(lost, State.LOST)
 
@@ -335,8 +336,8 @@ def _facts(failure: DeviceError) -> dict[str, str]:
 
 def _refusal(failure: DeviceError) -> DeviceFailed:
     return DeviceFailed(
-        f"the device failed on this image's batch ({failure.reason})",
-        "try again; if it happens again the operator's log has the reason",
+        f"The device failed on the batch of this image ({failure.reason}).",
+        "Send the request again. If the error repeats, the operator finds the reason in the log.",
         reason=failure.reason,
         retry_after_ms=1000,
     )

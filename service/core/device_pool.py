@@ -105,19 +105,26 @@ class Pool:
             for device in self.devices
             for state in DEVICE_STATES
         ]
-        yield gauge_family("device_state", "1: it is in.", ("device", "state"), states)
+        yield gauge_family(
+            "device_state", "1 for the state that the device is in.", ("device", "state"), states
+        )
         in_flight = [((device.name,), float(device.batches_in_flight)) for device in self.devices]
-        yield gauge_family("device_batches_in_flight", "Sent, unanswered.", ("device",), in_flight)
+        yield gauge_family(
+            "device_batches_in_flight",
+            "Batches sent to the device and not answered yet.",
+            ("device",),
+            in_flight,
+        )
         usage = [(device.name, *device.usage()) for device in self.devices]
         yield counter_family(
             "host_cpu_seconds",
-            "CPU of the device host process.",
+            "CPU time of the device host process.",
             ("device",),
             [((name,), cpu) for name, cpu, _ in usage],
         )
         yield gauge_family(
             "host_resident_memory_bytes",
-            "Memory of the device host process.",
+            "Resident memory of the device host process.",
             ("device",),
             [((name,), memory) for name, _, memory in usage],
         )
@@ -127,14 +134,14 @@ class Pool:
 
     def _give_up(self, waited_s: float) -> None:
         states = ", ".join(f"{device.name} {device.state}" for device in self.devices)
-        detail = f"no device was ready for {waited_s:g} s ({states})"
-        remedy = "see the log lines 'device_state' above for the reason of each"
+        detail = f"No device was ready for {waited_s:g} s ({states})."
+        remedy = "See the log events 'device_state' for the reason of each device."
         # A command that has the devices in its own process, as topfive eval, prints no reasons.
         if failure := next((each.failure for each in self.devices if each.failure), None):
-            detail, remedy = f"{detail}: {failure.detail}", failure.remedy or remedy
+            detail, remedy = f"{detail} {failure.detail}", failure.remedy or remedy
         self._fatal(DeviceError(detail, remedy))
 
     def _life_ended(self, life: asyncio.Task[None]) -> None:
         if not life.cancelled():
             log.critical("device_life_ended", exc_info=life.exception())
-            self._fatal(DeviceError(f"the life of {life.get_name()} ended. This is a bug."))
+            self._fatal(DeviceError(f"The task of {life.get_name()} ended. This is a bug."))

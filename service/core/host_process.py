@@ -95,7 +95,7 @@ class Host:
         try:
             self._open(python, memory)
         except OSError as error:
-            raise DeviceError(f"cannot start a device host: {error.strerror}") from error
+            raise DeviceError(f"Cannot start a device host: {error.strerror}") from error
         self._connection.setblocking(False)
         self._loop.add_reader(self._connection, self._readable)
         self._loop.add_reader(self._pidfd, self._exited)
@@ -126,7 +126,7 @@ class Host:
                 await self._opened.wait()
         except TimeoutError:
             raise DeviceError(
-                f"device {self._name} did not open within {timeout_s:g} s", reason="hung"
+                f"Device {self._name} did not open within {timeout_s:g} s.", reason="hung"
             ) from None
 
     def send(
@@ -198,7 +198,7 @@ class Host:
             else:
                 self._greeted(message)
         except wire.WireError as error:
-            self.fail(DeviceError(f"device {self._name}: {error}"))
+            self.fail(DeviceError(f"Device {self._name}: {error}"))
         return True
 
     def _read_all(self) -> None:
@@ -212,14 +212,14 @@ class Host:
             self.facts = facts
             self._opened.set()
             return
-        detail = f"device {self._name} does not open: {facts['detail']}"
+        detail = f"Device {self._name} does not open: {facts['detail']}"
         self.fail(DeviceError(detail, sdk.remedy_for(detail), facts["reason"]))
 
     def _replied(self, message: bytes) -> None:
         batch_id, timings, failure = wire.unpack_done(message)
         if failure is not None:
             reason, detail = failure
-            self.fail(DeviceError(f"device {self._name}: {detail}", reason=reason))
+            self.fail(DeviceError(f"Device {self._name}: {detail}", reason=reason))
             return
         if self.failure.done() or batch_id not in self.unanswered:
             self._late_reply()
@@ -234,7 +234,7 @@ class Host:
             self._read_all()
         if batch_id in self.unanswered:
             limit = f"within {self._batch_timeout_s:g} s"
-            detail = f"device {self._name} did not answer batch {batch_id} {limit}"
+            detail = f"Device {self._name} did not answer batch {batch_id} {limit}."
             self.fail(DeviceError(detail, reason="hung"))
 
     def _exited(self) -> None:
@@ -248,7 +248,7 @@ class Host:
         self._connection.close()
         self._close_output()
         self.reaped.set()
-        self.fail(DeviceError(f"the host of device {self._name} ended {how}"))
+        self.fail(DeviceError(f"The host of device {self._name} ended {how}."))
 
     def _said(self) -> None:
         """Log what the host, or the SDK in it, has printed."""
@@ -288,7 +288,7 @@ def _spawn(python: str, connection: int, memory: int) -> subprocess.Popen[bytes]
         )
     except OSError as error:
         raise DeviceError(
-            f"cannot start a device host: {python}: {error.strerror}",
-            "name the interpreter with --device-python",
+            f"Cannot start a device host: {python}: {error.strerror}",
+            "Name the interpreter with --device-python.",
             reason="driver",
         ) from error

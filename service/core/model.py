@@ -30,6 +30,7 @@ from service.errors import (
     NotReady,
     Overloaded,
     TooLarge,
+    clause,
     more_time,
     retry_after_ms,
     stopping,
@@ -169,27 +170,30 @@ class Model:
     def _check_room(self, images: int) -> None:
         if images > self.largest_request:
             raise TooLarge(
-                f"{images} images in one request; this server takes {self.largest_request}",
-                "send them in several requests",
+                f"The request has {images} images; this server accepts "
+                f"{self.largest_request} in one request.",
+                "Send the images in several requests.",
                 limit_images=self.largest_request,
             )
         if not self.pool.ready:
             raise NotReady(
-                "no device is proven right now",
-                "try again after Retry-After",
+                "No device is ready.",
+                "Retry after Retry-After.",
                 retry_after_ms=retry_after_ms(self.pool.seconds_to_ready()),
             )
         if self.rows.free < images:
             raise Overloaded(
-                f"{images} rows are needed and {self.rows.free} of {self.rows.capacity} are free",
-                "try again after Retry-After",
+                f"The request needs {images} rows; {self.rows.free} of "
+                f"{self.rows.capacity} rows are free.",
+                "Retry after Retry-After.",
                 retry_after_ms=self._drain_ms(),
             )
         queued = self.rows.waiting
         if queued + images > self._queue_images:
             raise Overloaded(
-                f"{queued} images wait, and {images} more; this server queues {self._queue_images}",
-                "try again after Retry-After",
+                f"The queue has {queued} images, and the request has {images}; this "
+                f"server queues at most {self._queue_images}.",
+                "Retry after Retry-After.",
                 retry_after_ms=self._drain_ms(),
             )
 
@@ -203,11 +207,12 @@ class Model:
             return
         wait_s = self._wait_s(images)
         if wait_s * CAUTION > left_s:
-            what = f" until {_images(images)} would be answered" if images else ""
+            what = f" with the {_images(images)} of this request" if images else ""
             raise Overloaded(
-                f"the estimated queueing time of {wait_s:.2g} s{what} exceeds the {left_s:.2g} s "
-                "until the deadline",
-                f"try again after Retry-After; if it happens again, {_less(images, shortened)}",
+                f"Estimated queueing time of {wait_s:.2g} s{what} exceeds the "
+                f"{left_s:.2g} s until the request deadline.",
+                "Retry after Retry-After. If the error repeats, "
+                f"{clause(_less(images, shortened))}.",
                 retry_after_ms=self._drain_ms(),
             )
 
@@ -302,15 +307,21 @@ class Model:
         count, rate = len(request.outcomes), self.pool.images_per_second
         computing_s = count / rate if rate else 0.0
         alone_s = OVERHEAD_S + max(self._decoder.alone_s(count), computing_s)
-        detail = f"the deadline passed {max(0, request.left_s):.3g} s after the body was whole"
+        detail = (
+            f"The deadline was exceeded {max(0, request.left_s):.3g} s after the whole body "
+            "was received."
+        )
         if request.left_s < 2 * alone_s:
-            detail += f"; {_images(count)} may take {2 * alone_s:.2g} s with nothing else to do"
+            detail += f" Without any other load, {_images(count)} may take {2 * alone_s:.2g} s."
             remedy = _less(count, request.shortened)
         elif request.ahead:
-            detail += f"; {_images(request.ahead)} came before"
-            remedy = "try again; if it happens often, the server has more to do than it can"
+            detail += f" {_images(request.ahead)} came before this request."
+            remedy = "Send the request again. If the error repeats, the server is overloaded."
         else:
-            remedy = "try again; if it happens again the operator's log has the reason"
+            remedy = (
+                "Send the request again. If the error repeats, the operator finds the "
+                "reason in the log."
+            )
         return Deadline(detail, remedy)
 
     def _answer(self, batch: list[Image], sent_at: float, timings: Timings) -> None:
@@ -354,20 +365,30 @@ class Model:
         rows = self.rows.statistics()
         name = self.artifact.manifest.name
         states = [((name, state.value), rows[state.value]) for state in State]
-        yield gauge_family("rows", "Rows by state; the sum is all.", ("model", "state"), states)
+        yield gauge_family(
+            "rows", "Rows by state. The sum is the number of all rows.", ("model", "state"), states
+        )
         self._row_seconds.inc(rows["row_seconds"] - self._row_seconds_told)
         self._row_seconds_told = rows["row_seconds"]
         yield from self.pool.collect()
         yield gauge_family(
-            "decode_processes_busy", "Busy.", (), [((), self._decoder.statistics()["busy"])]
+            "decode_processes_busy",
+            "Decode processes that decode an image now.",
+            (),
+            [((), self._decoder.statistics()["busy"])],
         )
         cpu_seconds, memory = self._decoder.usage()
         self._count_decode_cpu(self._decoder.pid, cpu_seconds)
         yield gauge_family(
-            "decode_resident_memory_bytes", "Memory of the decode processes.", (), [((), memory)]
+            "decode_resident_memory_bytes",
+            "Resident memory of the decode processes.",
+            (),
+            [((), memory)],
         )
-        yield gauge_family("ready", "What /readyz says.", (), [((), float(self.ready))])
-        yield gauge_family("draining", "It is stopping.", (), [((), float(self.draining))])
+        yield gauge_family("ready", "1 if /readyz reports ready.", (), [((), float(self.ready))])
+        yield gauge_family(
+            "draining", "1 if the service is stopping.", (), [((), float(self.draining))]
+        )
 
     def _count_decode_cpu(self, pid: int, cpu_seconds: float) -> None:
         """Count what the processes that `pid` started used since the last scrape; later ones begin

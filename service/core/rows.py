@@ -107,7 +107,9 @@ class Rows:
     def move(self, numbers: Sequence[int], source: State, target: State) -> None:
         """Move the rows, none of them free before or after, from one state to another."""
         if State.FREE in (source, target):
-            raise RuntimeError(f"rows {numbers} moved past take or give_back. This is a bug.")
+            raise RuntimeError(
+                f"Rows {numbers} changed state without acquire or release. This is a bug."
+            )
         self._move(numbers, source, target)
 
     def _move(self, numbers: Sequence[int], source: State, target: State) -> None:
@@ -117,7 +119,7 @@ class Rows:
         for number in numbers:
             if self._states[number] is not source:
                 raise RuntimeError(
-                    f"row {number} is {self._states[number].value}, not {source.value}. "
+                    f"Row {number} is {self._states[number].value}, not {source.value}. "
                     "This is a bug."
                 )
         self._integrate()

@@ -215,13 +215,13 @@ def _fitted(
     except RequestError:
         raise
     except Image.DecompressionBombError as error:
-        raise _too_many("the image", max_pixels) from error
+        raise _too_many("The image", max_pixels) from error
     # Readers fail on hostile bytes in every way there is: OSError, SyntaxError, ValueError,
     # struct.error, zlib.error. All of them mean that this file has no picture for us.
     except Exception as error:
         # Pillow's codecs say it in words.
         if isinstance(error, MemoryError) or "out of memory" in str(error):
-            raise out_of_memory("there is not enough memory to decode the image") from error
+            raise out_of_memory("There is not enough memory to decode the image.") from error
         raise _undecodable(kind, _reason(error)) from error
 
 
@@ -233,14 +233,14 @@ def _open(data: bytes, kind: str, max_pixels: int, until: float) -> ImageFile:
     try:
         image = _READERS[kind](_Bounded(data, kind, max_pixels, until))
     except SyntaxError as error:
-        reason = f"its header or its size is no good ({_reason(error)})"
+        reason = f"the header or the size is not valid ({_reason(error)})"
         raise _undecodable(kind, reason) from error
     width, height = image.size
     if width * height > max_pixels or max(width, height) > MAX_SIDE:
-        raise _too_many(f"an image of {width} x {height}", max_pixels)
+        raise _too_many(f"An image of {width} x {height}", max_pixels)
     run_lengths = image.info.get("compression") in _BMP_RUN_LENGTHS
     if run_lengths and width * height > MAX_RLE_PIXELS:
-        raise _too_many(f"a run-length coded image of {width} x {height}", MAX_RLE_PIXELS)
+        raise _too_many(f"A run-length coded image of {width} x {height}", MAX_RLE_PIXELS)
     if kind == "image/jpeg":
         _check_scans(data, width * height, max_pixels)
     return image
@@ -262,9 +262,9 @@ class _Bounded(io.BytesIO):
     def read(self, size: int | None = -1, /) -> bytes:
         self._reads += 1
         if self._reads > MAX_READS:
-            raise _undecodable(self._kind, f"more than {MAX_READS} pieces")
+            raise _undecodable(self._kind, f"the file has more than {MAX_READS} pieces")
         if time.thread_time() > self._until:
-            raise _undecodable(self._kind, f"it takes more than {self._cpu_seconds:.1f} s")
+            raise _undecodable(self._kind, f"decoding takes more than {self._cpu_seconds:.1f} s")
         return super().read(size)
 
 
@@ -282,7 +282,7 @@ def _check_scans(data: bytes, pixels: int, max_pixels: int) -> None:
     scans, cost, components = 0, 1, b"none"
     for count, (marker, start) in enumerate(_jpeg_segments(data)):
         if count == MAX_JPEG_SEGMENTS:
-            raise _undecodable("image/jpeg", f"more than {MAX_JPEG_SEGMENTS} segments")
+            raise _undecodable("image/jpeg", f"the file has more than {MAX_JPEG_SEGMENTS} segments")
         if marker in (0xC0, 0xC1):
             components = data[start + 7 : start + 8]
         if marker in (0xC9, 0xCA):
@@ -290,7 +290,7 @@ def _check_scans(data: bytes, pixels: int, max_pixels: int) -> None:
         if marker == 0xDA:
             scans += cost
             if scans > most:
-                raise _undecodable("image/jpeg", f"more than {most // cost} scans")
+                raise _undecodable("image/jpeg", f"the file has more than {most // cost} scans")
             if data[start + 2 : start + 3] == components:
                 return  # sequential, all components in this scan: there can be no other
 
@@ -439,15 +439,15 @@ def _unsupported(data: bytes) -> UnsupportedMedia:
     names = (name for at, start, name in _OTHERS if data.startswith(start, at))
     what = next(names, "no known image format") if data else "missing"
     return UnsupportedMedia(
-        f"the bytes are {what}",
-        f"send one of {', '.join(MEDIA_TYPES)}",
+        f"The bytes are {what}.",
+        f"Send one of {', '.join(MEDIA_TYPES)}.",
     )
 
 
 def _too_many(what: str, max_pixels: int) -> TooManyPixels:
     return TooManyPixels(
-        f"{what} is too large: at most {max_pixels} pixels are taken, {MAX_SIDE} a side",
-        "send the picture scaled down",
+        f"{what} is too large: at most {max_pixels} pixels and {MAX_SIDE} per side are accepted.",
+        "Send the image scaled down.",
         limit_pixels=max_pixels,
     )
 
@@ -457,11 +457,12 @@ def _reason(error: Exception) -> str:
     own = isinstance(error, (OSError, SyntaxError, ValueError)) and error.args
     # Pillow wraps the errors of Python's as they are.
     said = str(error) if own and isinstance(error.args[0], str) else ""
-    return said or "its parts do not fit together"
+    return said or "the parts of the file are inconsistent"
 
 
 def _undecodable(kind: str, reason: str) -> Undecodable:
     return Undecodable(
-        f"{kind} that cannot be decoded: {reason[:200]}",
-        "send the whole file, unchanged; if it opens elsewhere, save it again as JPEG or PNG",
+        f"The {kind} cannot be decoded: {reason[:200]}",
+        "Send the whole file, unchanged. If the file opens in another program, save it "
+        "again as JPEG or PNG.",
     )

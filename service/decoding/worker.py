@@ -200,7 +200,7 @@ def _packed(error: Exception) -> bytes:
     """What the service makes the same error of."""
     said, trace = error, ""
     if not isinstance(error, RequestError):
-        said = Internal("the image could not be decoded. This is a bug.")
+        said = Internal("The image could not be decoded. This is a bug.")
         trace = "".join(traceback.format_exception(error))
     assert isinstance(said, RequestError)
     return json.dumps([said.code, said.detail, said.remedy, said.members, trace]).encode()

@@ -97,7 +97,7 @@ def open_engine(name: str, job: Job, inputs: Any, outputs: Any) -> Engine:
         from engine_magicmind import MagicMindEngine
 
         return MagicMindEngine(job, inputs, outputs)
-    raise EngineError("artifact", "this host has no engine named %r" % name)
+    raise EngineError("artifact", "The device host has no engine named %r." % name)
 
 
 def map_rows(memory: int, hello: dict[str, Any]) -> tuple[Any, Any]:
@@ -159,7 +159,7 @@ def receive(connection: socket.socket, wait: bool) -> bytes | None:
 
 def begin(engine: Engine, numbers: Sequence[int], rows: int) -> None:
     if not 1 <= len(numbers) <= engine.largest_batch or max(numbers) >= rows:
-        raise EngineError("driver", "no such batch: rows %r of %d" % (numbers, rows))
+        raise EngineError("driver", "The batch is not valid: rows %r of %d." % (numbers, rows))
     engine.begin(numbers)
 
 

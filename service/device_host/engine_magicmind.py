@@ -94,7 +94,7 @@ class MagicMindEngine(Engine):
         answers = lane.answers()
         classes = self._outputs.shape[1]
         if answers.dtype != np.float32 or answers.size % classes or len(answers) < len(numbers):
-            detail = "the model answers %s %r; float32 of %d classes a row were expected"
+            detail = "The model returned %s %r; float32 with %d classes per row was expected."
             raise EngineError("artifact", detail % (answers.dtype, answers.shape, classes))
         self._outputs[numbers] = answers.reshape(-1, classes)[: len(numbers)]
         return copy_in, compute, time.perf_counter_ns() - synced
@@ -118,7 +118,9 @@ class Lane(object):
         self._queue = checked("create_queue", device.create_queue())
         self._inputs = checked("create_inputs", self._context.create_inputs())
         if not hasattr(self._inputs, "__len__") or len(self._inputs) != 1:
-            raise EngineError("artifact", "create_inputs: %r; one was expected" % (self._inputs,))
+            raise EngineError(
+                "artifact", "create_inputs returned %r; one input was expected." % (self._inputs,)
+            )
         self._outputs: list[Any] = []
         # Contiguous, and unchanged from enqueue to sync: when the SDK reads it is not recorded.
         self.batch = np.zeros(shape, np.uint8)
@@ -140,7 +142,9 @@ class Lane(object):
     def answers(self) -> Any:
         """A copy of the first output, after `sync`: the SDK's own may be a view."""
         if len(self._outputs) != 1:
-            raise EngineError("artifact", "%d outputs; one was expected" % len(self._outputs))
+            raise EngineError(
+                "artifact", "The model has %d outputs; one was expected." % len(self._outputs)
+            )
         return np.array(self._outputs[0].asnumpy())
 
     def let_go(self) -> Any:
@@ -155,7 +159,9 @@ def activate(ordinal: int) -> Any:
     with mm.System() as system:
         count = system.device_count()
     if ordinal >= count:
-        raise EngineError("driver", "no device %d: the SDK sees %d" % (ordinal, count))
+        raise EngineError(
+            "driver", "Device %d does not exist: the SDK sees only %d." % (ordinal, count)
+        )
     device = mm.Device()
     device.id = ordinal
     acted("active", device.active())
@@ -166,9 +172,12 @@ def check_version(compiled_with: str) -> str | None:
     """This SDK's version; EngineError if its major.minor is not that of `compiled_with`."""
     here = magicmind_version()
     if here is None:
-        print("the version of MagicMind cannot be read, so it was not checked", file=sys.stderr)
+        print("The version of MagicMind cannot be read, so it was not checked.", file=sys.stderr)
     elif here.split(".")[:2] != compiled_with.split(".")[:2]:
-        detail = "compiled with MagicMind %s; this is %s: build it again with this one"
+        detail = (
+            "The model was compiled with MagicMind %s and this is MagicMind %s. Build the "
+            "artifact again with this version."
+        )
         raise EngineError("artifact", detail % (compiled_with, here))
     return here
 
@@ -176,7 +185,7 @@ def check_version(compiled_with: str) -> str | None:
 def checked(step: str, answer: Any) -> Any:
     """`answer`, unless it says in one of the SDK's ways that `step` failed: None, a bad Status."""
     if answer is None:
-        raise EngineError("driver", "%s: no answer" % step)
+        raise EngineError("driver", "%s returned nothing." % step)
     acted(step, answer)
     return answer
 
@@ -189,6 +198,9 @@ def acted(step: str, answer: Any, reason: str = "driver") -> None:
     """
     if answer is None and step not in _without_status:
         _without_status.add(step)
-        print("warning: %s answered None; the golden rows decide" % step, file=sys.stderr)
+        print(
+            "Warning: %s returned None. The golden rows decide whether it worked." % step,
+            file=sys.stderr,
+        )
     if hasattr(answer, "ok") and not answer.ok():
         raise EngineError(reason, "%s: %s" % (step, answer))

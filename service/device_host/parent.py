@@ -19,4 +19,4 @@ def die_with_parent(parent: int) -> None:
     if libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
     if os.getppid() != parent:
-        sys.exit("the process %d that started this one is gone" % parent)
+        sys.exit("The parent process %d has exited." % parent)

@@ -45,7 +45,9 @@ def pack_hello(fields: dict[str, object]) -> bytes:
     """The hello message of `fields`; WireError if it does not fit into one message."""
     message = json.dumps(dict(fields, protocol=PROTOCOL)).encode("utf-8")
     if len(message) > MAX_MESSAGE_BYTES:
-        raise WireError("a hello of %d bytes; at most %d" % (len(message), MAX_MESSAGE_BYTES))
+        raise WireError(
+            "The hello message has %d bytes; the maximum is %d." % (len(message), MAX_MESSAGE_BYTES)
+        )
     return message
 
 
@@ -55,9 +57,11 @@ def unpack_hello(message: bytes) -> dict[str, Any]:
         fields: dict[str, Any] = json.loads(message.decode("utf-8"))
         protocol = fields.pop("protocol")
     except _NOT_JSON as error:
-        raise WireError("not a hello: %r" % message[:40]) from error
+        raise WireError("The message is not a hello: %r" % message[:40]) from error
     if protocol != PROTOCOL:
-        raise WireError("the other side speaks protocol %r; this one %d" % (protocol, PROTOCOL))
+        raise WireError(
+            "The other process uses protocol %r; this one uses %d." % (protocol, PROTOCOL)
+        )
     return fields
 
 
@@ -84,11 +88,11 @@ def unpack_answer(message: bytes) -> dict[str, Any]:
     ready = fields.get("ready") is True
     types = {name: type(value) for name, value in fields.items()}
     if types != (_READY if ready else _REFUSED):
-        raise WireError("not a host's hello: %r" % message[:200])
+        raise WireError("The message is not the hello of a host: %r" % message[:200])
     if ready and min(fields["largest_batch"], fields["batches_in_flight"]) < 1:
-        raise WireError("a host that takes no batches: %r" % message[:200])
+        raise WireError("The host accepts no batches: %r" % message[:200])
     if not ready and fields["reason"] not in REASONS:
-        raise WireError("a host refuses for no known reason: %r" % message[:200])
+        raise WireError("The host refuses for an unknown reason: %r" % message[:200])
     return fields
 
 
@@ -103,9 +107,11 @@ def unpack_run(message: bytes) -> tuple[int, list[int]]:
         kind, count, batch_id = _RUN.unpack_from(message)
         numbers = list(struct.unpack("<%dI" % count, message[_RUN.size :]))
     except struct.error as error:
-        raise WireError("a run message of %d bytes: %s" % (len(message), error)) from error
+        raise WireError(
+            "The run message of %d bytes is not valid: %s" % (len(message), error)
+        ) from error
     if kind != RUN:
-        raise WireError("a message of kind %d where a run was expected" % kind)
+        raise WireError("A message of kind %d arrived instead of a run message." % kind)
     return batch_id, numbers
 
 
@@ -125,10 +131,12 @@ def unpack_done(message: bytes) -> tuple[int, tuple[int, int, int], list[str] | 
     try:
         kind, status, batch_id, copy_in, compute, copy_out = _DONE.unpack_from(message)
     except struct.error as error:
-        raise WireError("a done message of %d bytes: %s" % (len(message), error)) from error
+        raise WireError(
+            "The done message of %d bytes is not valid: %s" % (len(message), error)
+        ) from error
     text = message[_DONE.size :]
     if kind != DONE or status not in (OK, FAILED) or (status == OK and text):
-        raise WireError("not a done message: %r" % message[:40])
+        raise WireError("The message is not a done message: %r" % message[:40])
     failure = _unpack_failure(text) if status == FAILED else None
     return batch_id, (copy_in, compute, copy_out), failure
 
@@ -137,9 +145,9 @@ def _unpack_failure(text: bytes) -> list[str]:
     try:
         reason, detail = json.loads(text.decode("utf-8"))
     except _NOT_JSON as error:
-        raise WireError("a failure without its reason: %r" % text[:40]) from error
+        raise WireError("The failure has no reason: %r" % text[:40]) from error
     if reason not in REASONS or not isinstance(detail, str):
-        raise WireError("a failure for no known reason: %r" % text[:200])
+        raise WireError("The failure has an unknown reason: %r" % text[:200])
     return [reason, detail]
 
 
@@ -151,5 +159,5 @@ def pack_stop() -> bytes:
 def kind(message: bytes) -> int:
     """RUN, DONE or STOP."""
     if not message:
-        raise WireError("an empty message")
+        raise WireError("The message is empty.")
     return message[0]

@@ -85,7 +85,7 @@ def create_app(settings: Settings, fatal: Fatal, peers: Peers | None = None) -> 
         FastAPIOffline(
             title="topfive",
             version=version(),
-            summary="The most likely labels of an image.",
+            summary="Classifies images.",
             redoc_url=None,
             redirect_slashes=False,
             lifespan=lifespan,
@@ -204,8 +204,10 @@ async def _answer_http_error(http: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     path = http.url.path[:200]
     known: dict[int, RequestError] = {
-        404: NotFound(f"nothing is at {path}", "see /docs for what is"),
-        405: MethodNotAllowed(f"{path} is there, but not for this method", "see the Allow header"),
+        404: NotFound(f"No route matches {path}.", "See /docs for the routes."),
+        405: MethodNotAllowed(
+            f"The method is not allowed for {path}.", "Use a method that the Allow header lists."
+        ),
     }
     answer = problem(http.scope[KEY], known.get(error.status_code) or Malformed(str(error.detail)))
     if error.status_code == 405:

@@ -35,8 +35,8 @@ def listen(host: str, port: int) -> socket.socket:
         listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
     except (OSError, UnicodeError) as error:
         raise SettingsError(
-            f"cannot listen on {host}:{port}: {getattr(error, 'strerror', None) or error}",
-            "choose another address with --host or --port, or end what listens there",
+            f"Cannot listen on {host}:{port}: {getattr(error, 'strerror', None) or error}",
+            "Choose another address with --host or --port, or stop the process that listens there.",
         ) from error
     listener.setblocking(False)
     return listener
@@ -49,7 +49,10 @@ def announce(settings: Settings, listener: socket.socket) -> str:
     """
     host, port = listener.getsockname()[:2]
     if not host.startswith("127.") and host != "::1":
-        log.warning("open_to_all", extra={"host": host, "detail": "strangers can use it: no keys"})
+        log.warning(
+            "public_listener",
+            extra={"host": host, "detail": "Listening on a public address without authentication."},
+        )
     log.info(
         "listening",
         extra={

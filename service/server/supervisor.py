@@ -59,7 +59,8 @@ def _private_folder() -> Iterator[Path]:
         folder = tempfile.TemporaryDirectory(prefix="topfive-")
     except OSError as error:
         raise SettingsError(
-            f"no temporary folder for the workers: {error}", "name a writable one with TMPDIR"
+            f"Cannot create a temporary folder for the workers: {error}",
+            "Name a writable folder with TMPDIR.",
         ) from error
     with folder as path:
         yield Path(path)
@@ -74,8 +75,8 @@ def deal(settings: Settings, devices: sdk.Devices) -> list[Settings]:
     count = settings.workers
     if count > len(devices.ordinals):
         raise SettingsError(
-            f"{count} workers, and {len(devices.ordinals)} devices to serve on",
-            "each worker needs a device of its own; on the CPU --devices 0,1 makes two of them",
+            f"There are {count} workers and only {len(devices.ordinals)} devices to serve on.",
+            "Each worker needs its own device. On the CPU, --devices 0,1 makes two devices.",
         )
     decoding = settings.decode_processes or max(1, cgroup.available_cores() // count)
     return [
@@ -270,8 +271,8 @@ class _Parent:
         if self._stopping:
             return
         if all(worker.given_up for worker in self._workers):
-            remedy = "see the log lines 'fatal' and 'worker_ended' above for the reason of each"
-            log.error("fatal", extra={"detail": "every worker has given up", "remedy": remedy})
+            remedy = "See the log events 'fatal' and 'worker_ended' for the reason of each worker."
+            log.error("fatal", extra={"detail": "All workers have failed.", "remedy": remedy})
             self._failed = True
             self._stop(hurry=True)
             return

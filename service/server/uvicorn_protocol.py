@@ -46,7 +46,7 @@ _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _TLS_HANDSHAKE = b"\x16"  # RFC 8446 5.1: the type of the first record
 _INVALID_VERSION = "Invalid HTTP version"  # llhttp's word
 _FRAMING = (b"content-length", b"transfer-encoding")
-_HTTP_1_1 = "send HTTP/1.1 to this port, one request behind another, as RFC 9112 describes them"
+_HTTP_1_1 = "Send HTTP/1.1 requests to this port, one after another, as RFC 9112 describes."
 _NOTHING, _HEAD, _BODY = range(3)
 """What the parser is in: between two requests, in a head, in a body."""
 
@@ -138,8 +138,8 @@ class Protocol(HttpToolsProtocol):
         if self._unparsed_bytes > MAX_HEAD_BYTES:
             self._refuse(
                 HeadTooLarge(
-                    f"a head, a chunk's header or a trailer of more than {MAX_HEAD_BYTES} bytes",
-                    "send fewer and shorter headers",
+                    f"A head, a chunk header or a trailer has more than {MAX_HEAD_BYTES} bytes.",
+                    "Send fewer and shorter headers.",
                     limit_bytes=MAX_HEAD_BYTES,
                 )
             )
@@ -273,12 +273,13 @@ class Protocol(HttpToolsProtocol):
             return internal()
         if self._receiving == _HEAD and not self.url and data.startswith(_TLS_HANDSHAKE):
             return Malformed(
-                "these bytes begin a TLS handshake, and this port speaks plain HTTP",
-                "begin the URL with http://, or have a proxy that ends TLS in front of this server",
+                "The bytes begin a TLS handshake, but this port serves plain HTTP.",
+                "Begin the URL with http://, or put a proxy that terminates TLS in "
+                "front of this server.",
             )
         if str(error) == _INVALID_VERSION or self.parser.get_method() == b"PRI":
             return _other_version("another version of HTTP")
-        return Malformed(f"this is no HTTP/1.1: {error}", _HTTP_1_1)
+        return Malformed(f"The bytes are not HTTP/1.1: {error}", _HTTP_1_1)
 
     def _refuse(self, error: RequestError) -> None:
         """Have `error` answered behind what is being answered; then the connection ends.
@@ -380,8 +381,9 @@ class Protocol(HttpToolsProtocol):
     def end_late_head(self) -> None:
         self._refuse(
             HeadTimeout(
-                f"the head of a request was not whole within {self._table.head_timeout_s:g} s",
-                "send a request's head at once, or connect when there is one to send",
+                f"The head of a request was not received within {self._table.head_timeout_s:g} s.",
+                "Send the head of a request without pauses, or connect only when there "
+                "is a request to send.",
             )
         )
 
@@ -428,8 +430,8 @@ def _parser(callbacks: object) -> httptools.HttpRequestParser:
 
 def _no_path(target: bytes) -> Malformed:
     shown = target[:100].decode("latin-1")
-    return Malformed(f"the target {shown!r} is no path", "ask for a path, such as /classify")
+    return Malformed(f"The target {shown!r} is not a path.", "Request a path, such as /classify.")
 
 
 def _other_version(what: str) -> HttpVersion:
-    return HttpVersion(f"this server speaks HTTP/1.1, not {what}", _HTTP_1_1)
+    return HttpVersion(f"This server accepts HTTP/1.1, not {what}.", _HTTP_1_1)

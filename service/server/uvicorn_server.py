@@ -88,7 +88,7 @@ class Server(uvicorn.Server):
         self._most_connections = descriptors.connections(most, devices, limit)
         if limit < needed:
             facts = {"limit": limit, "needed": needed, "connections": self._most_connections}
-            remedy = f"raise the limit: ulimit -n {needed}, LimitNOFILE= or docker run --ulimit"
+            remedy = f"Raise the limit: ulimit -n {needed}, LimitNOFILE= or docker run --ulimit"
             log.warning("few_open_files", extra={**facts, "remedy": remedy})
 
     def _sweep(self) -> None:
@@ -197,7 +197,7 @@ class Server(uvicorn.Server):
             await self.take_waiting()
         self.pause()
         self._listener.close()
-        log.info("listens_no_more")
+        log.info("listener_closed")
         left_s = self._drained_at + WRITING_S - self._loop.time()
         self.config.timeout_graceful_shutdown = math.ceil(max(WRITING_S / 2, left_s))
         await super().shutdown()

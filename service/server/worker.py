@@ -74,9 +74,9 @@ def _check_version(made: FastAPI, settings: Settings, version: str) -> None:
     """Raise ArtifactError if the artifact is not the one that the other workers serve."""
     if made.state.artifact_version != version:
         raise ArtifactError(
-            f"{settings.artifact} is {made.state.artifact_version} now, and the other workers "
-            f"serve {version}: the artifact was replaced",
-            "restart the service to serve the artifact that is there now",
+            f"{settings.artifact} now has version {made.state.artifact_version}, and the "
+            f"other workers serve {version}: the artifact was replaced.",
+            "Restart the service to serve the artifact that is in the folder now.",
         )
 
 
@@ -130,7 +130,7 @@ class _Server(Server):
 
     def _become(self, accepting: bool) -> None:
         if accepting != self._accepts:
-            log.info("accepts" if accepting else "accepts_no_more")
+            log.info("accepts" if accepting else "accept_paused")
         self._accepts, self._app.state.edge.away = accepting, not accepting
 
     async def on_tick(self, counter: int) -> bool:
@@ -189,7 +189,7 @@ class _Server(Server):
             order = self._channel.recv(64).decode()
         except OSError:
             order = ""
-        log.debug("told", extra={"order": order or "the parent is gone"})
+        log.debug("command_received", extra={"order": order or "parent exited"})
         if order == "accept":
             self._resume()
         elif order == "pause":

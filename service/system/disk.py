@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
 
-from service.errors import TopfiveError
+from service.errors import TopfiveError, clause
 
 # Texts of other encodings than UTF-8: by their mark, or by sixteen characters of ASCII in a row.
 _ENCODINGS = {
@@ -40,17 +40,20 @@ def unreadable(
     why = _why(error)
     if error.errno in _FORBIDDEN:
         closed = _closed(path, os.R_OK)
-        return f"{why}: {_ownership(closed)}", f"{_open(closed, path, whole)}, or {_as(closed)}"
+        return (
+            f"{why}: {_ownership(closed)}",
+            f"Run {_open(closed, path, whole)}, or {_as(closed)}.",
+        )
     if error.errno == errno.EIO:
-        return why, "look at the disk (dmesg), then copy the file again"
+        return why, "Check the disk (dmesg), then copy the file again."
     if path.is_symlink():
-        return f"{why}: a link to {path.readlink()}", f"correct the link, or {remedy}"
+        return f"{why}: a link to {path.readlink()}", f"Correct the link{_or(remedy)}."
     return why, remedy
 
 
 def unreadable_in_words(path: Path, error: OSError) -> str:
     """Return the same in one line, for a list of files; without a remedy for a wrong path."""
-    return "; ".join(filter(None, unreadable(path, error, "")))
+    return ". ".join(filter(None, unreadable(path, error, "")))
 
 
 @contextlib.contextmanager
@@ -60,7 +63,7 @@ def writing(path: Path, failure: type[TopfiveError], remedy: str) -> Iterator[No
         yield
     except OSError as error:
         detail, remedy = unwritable(path, error, remedy)
-        raise failure(f"{path}: cannot be written: {detail}", remedy) from error
+        raise failure(f"Cannot write {path}: {detail}", remedy) from error
 
 
 def write_whole(file: FileIO, data: bytes) -> None:
@@ -75,11 +78,14 @@ def unwritable(path: Path, error: OSError, remedy: str) -> tuple[str, str]:
     why = _why(error)
     if error.errno in _FORBIDDEN:
         closed = _closed(path, os.W_OK | os.X_OK)
-        return f"{why}: {_ownership(closed)}", f"{_as(closed)}, or {remedy}"
+        return f"{why}: {_ownership(closed)}", f"To write there, {_as(closed)}{_or(remedy)}."
     if error.errno in _NO_ROOM:
-        return f"{why}{_room(path)}", f"make room on the disk and run it again, or {remedy}"
+        return (
+            f"{why}{_room(path)}",
+            f"Make room on the disk and run the command again{_or(remedy)}.",
+        )
     if error.errno == errno.EFBIG:
-        return why, "raise the limit on the size of files (ulimit -f)"
+        return why, "Raise the limit on the size of files (ulimit -f)."
     return why, remedy
 
 
@@ -89,11 +95,11 @@ def unusable(error: OSError) -> tuple[str, str]:
     What cannot be written and has no name is standard output, if that cannot be written to now. It
     is given up then: what is in its buffer would fail again at the end of the process.
     """
-    remedy = "TOPFIVE_DEBUG=1 shows which step it was"
+    remedy = "Set TOPFIVE_DEBUG=1 to see which step failed."
     named = isinstance(error.filename, str | bytes)
     if not named and error.errno in _OF_WRITING and _stdout_fails():
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return f"standard output: {_why(error)}", f"make room on the disk; {remedy}"
+        return f"Cannot write to standard output: {_why(error)}", f"Make room on the disk. {remedy}"
     if not named:
         return _why(error), remedy
     path = Path(os.fsdecode(error.filename))
@@ -113,8 +119,8 @@ def encoding(data: bytes) -> str:
 def to_utf_8(encoding: str) -> str:
     """Return what to do with a text in `encoding`."""
     return (
-        f"save it as UTF-8: iconv -f {encoding} -t UTF-8; in Windows PowerShell "
-        "use | Out-File -Encoding utf8 in place of >"
+        f"save the file as UTF-8: iconv -f {encoding} -t UTF-8; in Windows PowerShell "
+        "use | Out-File -Encoding utf8 instead of >"
     )
 
 
@@ -122,10 +128,15 @@ def read_text(path: Path) -> str:
     """Return the text of a UTF-8 file, without a byte order mark; ValueError if it is none."""
     data = path.read_bytes()
     if name := encoding(data):
-        raise ValueError(f"it is {name}: {to_utf_8(name)}")
+        raise ValueError(f"the encoding is {name}: {to_utf_8(name)}")
     if b"\0" in data:
-        raise ValueError("it has zero bytes, as UTF-16 has: save it as UTF-8")
+        raise ValueError("the file contains zero bytes, as UTF-16 does: save the file as UTF-8")
     return data.decode("utf-8-sig")
+
+
+def _or(remedy: str) -> str:
+    """Return `remedy` as the alternative at the end of a sentence; empty if there is none."""
+    return f", or {clause(remedy)}" if remedy else ""
 
 
 def _why(error: OSError) -> str:
@@ -159,8 +170,9 @@ def _closed(path: Path, mode: int) -> Path:
 def _ownership(path: Path) -> str:
     found = path.stat()
     return (
-        f"{path} is of uid {found.st_uid}, gid {found.st_gid}, mode {found.st_mode & 0o7777:04o}; "
-        f"this process is uid {os.geteuid()}, gid {os.getegid()}"
+        f"{path} has uid {found.st_uid}, gid {found.st_gid} and mode "
+        f"{found.st_mode & 0o7777:04o}; this process has uid {os.geteuid()} and gid "
+        f"{os.getegid()}"
     )
 
 
@@ -175,7 +187,7 @@ def _open(closed: Path, path: Path, whole: Path | None) -> str:
 
 def _as(path: Path) -> str:
     found = path.stat()
-    return f"run as its owner (docker run --user {found.st_uid}:{found.st_gid})"
+    return f"run as the owner (docker run --user {found.st_uid}:{found.st_gid})"
 
 
 def _room(path: Path) -> str:
@@ -184,5 +196,5 @@ def _room(path: Path) -> str:
         path = path.absolute().parent
     room = os.statvfs(path)
     if room.f_files and not room.f_favail:
-        return f": {path} has no inodes left"
+        return f": {path} has no free inodes"
     return f": {room.f_bavail * room.f_frsize / 1e6:.1f} MB are free in {path}"

@@ -66,7 +66,7 @@ def run(
 
 def _kill(process: subprocess.Popen[str], timeout_s: float) -> Ended:
     process.kill()
-    how = f"hang: no end in {timeout_s:g} s"
+    how = f"hang: no exit within {timeout_s:g} s"
     try:
         output, errors = process.communicate(timeout=REAP_TIMEOUT_S)
     except subprocess.TimeoutExpired:

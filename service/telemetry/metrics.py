@@ -62,77 +62,89 @@ class Metrics:
             return Histogram(f"topfive_{name}", help, labels, buckets=buckets, registry=registry)
 
         self.http_requests = counter(
-            "http_requests_total", "Answers by status; 499: the caller left.", "route", "code"
+            "http_requests_total",
+            "Answers by status. Status 499: the client disconnected.",
+            "route",
+            "code",
         )
         self.http_requests_in_flight = gauge(
-            "http_requests_in_flight", "Head read, answer not finished.", "route"
+            "http_requests_in_flight",
+            "Requests whose head was read and whose answer is not finished.",
+            "route",
         )
         self.http_request_duration = histogram(
             "http_request_duration_seconds",
-            "First byte in to last byte handed to the socket.",
+            "Seconds from the head of a request to the last byte of its answer handed "
+            "to the socket.",
             REQUEST_SECONDS,
             "route",
             "outcome",
         )
         self.http_request_body = histogram(
-            "http_request_body_bytes", "Bodies as received.", BODY_BYTES, "route"
+            "http_request_body_bytes", "Size of bodies as received.", BODY_BYTES, "route"
         )
         self.request_stage = histogram(
             "request_stage_duration_seconds",
-            "Per request: receive the body; encode the answer.",
+            "Per request: seconds to receive the body and to encode the answer.",
             STAGE_SECONDS,
             "route",
             "stage",
         )
         self.refusals = counter(
-            "refusals_total", "Answers from 400 up, by their code.", "route", "reason"
+            "refusals_total", "Answers from status 400 up, by error code.", "route", "reason"
         )
         self.images = counter(
-            "images_total", "Images that got a row, by how the row ended.", "model", "outcome"
+            "images_total", "Images that got a row, by outcome.", "model", "outcome"
         )
         self.image_stage = histogram(
             "image_stage_duration_seconds",
-            "Per image: decode, file to row; queue, row ready to batch sent.",
+            "Per image: seconds to decode the file into its row, and in the queue.",
             STAGE_SECONDS,
             "model",
             "stage",
         )
-        self.image_pixels = histogram("image_pixels", "Size before scaling.", PIXELS, "model")
-        self.row_seconds = counter("row_seconds_total", "Time integral of rows in use.", "model")
-        self.batches = counter(
-            "batches_total", "Batches by how they ended.", "model", "device", "outcome"
+        self.image_pixels = histogram(
+            "image_pixels", "Pixels of an image before scaling.", PIXELS, "model"
         )
+        self.row_seconds = counter(
+            "row_seconds_total", "Time integral of the rows in use.", "model"
+        )
+        self.batches = counter("batches_total", "Batches by outcome.", "model", "device", "outcome")
         self.batch_images = histogram(
             "batch_images", "Images per batch sent.", IMAGES, "model", "device"
         )
         self.batch_padding_rows = counter(
-            "batch_padding_rows_total", "Rows computed for nothing.", "model", "device"
+            "batch_padding_rows_total", "Rows computed without an image.", "model", "device"
         )
         self.batch_stage = histogram(
             "batch_stage_duration_seconds",
-            "Per batch, the host's clock: copy_in, compute, copy_out.",
+            "Per batch, on the clock of the host: seconds of copy_in, compute, copy_out.",
             STAGE_SECONDS,
             "model",
             "device",
             "stage",
         )
         self.image_retries = counter(
-            "image_retries_total", "Images tried a second time after a device failed.", "model"
+            "image_retries_total", "Images retried after a device failed.", "model"
         )
         self.late_replies = counter(
-            "late_replies_total", "Replies for a batch no longer expected.", "device"
+            "late_replies_total", "Replies for a batch that was no longer expected.", "device"
         )
         self.device_restarts = counter(
-            "device_restarts_total", "Device hosts started again.", "device", "reason"
+            "device_restarts_total", "Restarts of device hosts.", "device", "reason"
         )
         self.golden_probes = counter(
             "golden_probes_total", "Golden rows run on a device.", "device", "result"
         )
         self.golden_probe_deviation = gauge(
-            "golden_probe_deviation", "Largest difference at the last probe.", "device"
+            "golden_probe_deviation",
+            "Largest difference from the golden answers at the last probe.",
+            "device",
         )
         self.golden_probe_success = gauge(
-            "golden_probe_success_timestamp_seconds", "Last probe passed.", "device"
+            "golden_probe_success_timestamp_seconds",
+            "Unix time of the last probe that passed.",
+            "device",
         )
         self.doubtful_images = counter(
             "doubtful_images_total",
@@ -140,35 +152,41 @@ class Metrics:
             "device",
         )
         self.device_info = gauge(
-            "device_info", "1; joins with mlu-exporter.",
+            "device_info", "1. The labels join with the metrics of mlu-exporter.",
             "device", "kind", "mlu", "uuid", "sn", "card", "engine",
         )  # fmt: skip
         self.model_info = gauge(
-            "model_info", "1; what is served.",
+            "model_info", "1. The labels describe the model that is served.",
             "model", "version", "target", "precision", "batch", "input",
         )  # fmt: skip
         self.model_load_duration = gauge(
-            "model_load_duration_seconds", "Verification and load at the last start.", "model"
+            "model_load_duration_seconds",
+            "Seconds from the start to the first device that passed its self-test.",
+            "model",
         )
         self.event_loop_lag = histogram(
-            "event_loop_lag_seconds", "Lateness of a 100 ms tick.", LAG_SECONDS
+            "event_loop_lag_seconds", "Lateness of a tick that is due every 100 ms.", LAG_SECONDS
         )
         self.log_lines_lost = counter(
             "log_lines_lost_total", "Log lines that could not be written."
         )
         self.workers = gauge(
-            "workers", "Processes that serve: in this scrape, and left out of it.", "state"
+            "workers", "Processes that serve, by whether they answered this scrape.", "state"
         )
-        self.decode_restarts = counter(
-            "decode_restarts_total", "Decode processes started again, all of them."
-        )
+        self.decode_restarts = counter("decode_restarts_total", "Restarts of the decode processes.")
         self.decode_cpu_seconds = counter(
-            "decode_cpu_seconds_total", "CPU of the decode processes."
+            "decode_cpu_seconds_total", "CPU time of the decode processes."
         )
-        self.worker_restarts = counter("worker_restarts_total", "Workers started again.")
+        self.worker_restarts = counter("worker_restarts_total", "Restarts of workers.")
         self.workers.labels("answering").set(1)
         self.workers.labels("silent")
-        self.build_info = gauge("build_info", "1; this topfive.", "version", "revision", "python")
+        self.build_info = gauge(
+            "build_info",
+            "1. The labels describe this build of topfive.",
+            "version",
+            "revision",
+            "python",
+        )
         for route, code in (("classify", 200), ("admin", 200), ("admin", 503), ("other", 404)):
             self.http_requests.labels(route, str(code))
         for error in RequestError.__subclasses__():

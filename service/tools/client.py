@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from service.core.request import Prediction
 
 STDIN = Path("-")
-START_IT = "start it with topfive serve, or correct the URL"
+START_IT = "Start the server with topfive serve, or correct the URL."
 NOT_SERVING = ("not_ready", "draining")
 
 
@@ -108,7 +108,9 @@ def _ask_ready_once(url: str) -> str:
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise Unreachable(f"{url} does not answer: {error}", START_IT) from error
     if reply.status_code != 200:
-        raise Unreachable(f"{url} is not ready: {reply.text[:500]}", "wait with --wait-s")
+        raise Unreachable(
+            f"{url} is not ready: {reply.text[:500]}", "Wait for the server with --wait-s."
+        )
     return reply.text
 
 
@@ -128,9 +130,19 @@ def _ask(http: httpx.Client, file: Path, top_k: int) -> Answer:
         return Answer(file, fields["results"][0]["predictions"])
     if fields.get("code") in NOT_SERVING:
         raise Unreachable(
-            f"{http.base_url}: {fields['detail']}", "wait: topfive health --wait-s 60"
+            f"{http.base_url}: {fields['detail']}",
+            "Run topfive health --wait-s 60 to wait for the server.",
         )
-    return Answer(file, [], str(fields.get("error", f"status {reply.status_code}, not of topfive")))
+    return Answer(
+        file,
+        [],
+        str(
+            fields.get(
+                "error",
+                f"The answer has status {reply.status_code} and is not an answer of topfive.",
+            )
+        ),
+    )
 
 
 def said(reply: httpx.Response) -> dict[str, Any]:
@@ -220,7 +232,7 @@ async def _submit(opened: OpenedModel, file: Path, top_k: int, timeout_s: float)
 
 
 def _unreadable(file: Path, error: OSError) -> Answer:
-    return Answer(file, [], f"cannot be read: {disk.unreadable_in_words(file, error)}")
+    return Answer(file, [], f"The file cannot be read: {disk.unreadable_in_words(file, error)}")
 
 
 def _read(file: Path) -> bytes:

@@ -273,11 +273,11 @@ def test_forms_as_rfc_2046_has_them(service: Service, body: bytes) -> None:
 @pytest.mark.parametrize(
     ("body", "said"),
     [
-        (b"no form at all", "no boundary"),
+        (b"no form at all", "does not contain the boundary"),
         (form(part(DISPOSITION), end=b""), "before its last boundary"),
         (form(part(DISPOSITION)).replace(b"--b\r\n", b"--bad\r\n"), "not alone on its line"),
         (form(part(DISPOSITION)).replace(b"\r\n", b"\n"), "does not end in CRLF"),
-        (form(DISPOSITION), "no empty line within 4096 bytes"),
+        (form(DISPOSITION), "have no end (an empty line) within 4096 bytes"),
         (form(part(b"Content-Type image/png")), "no colon"),
     ],
 )

@@ -57,5 +57,5 @@ def test_the_grace_without_a_device_has_an_end(artifact: Path) -> None:
     with serving(artifact, "--restart-delay-s", "30", "--no-device-grace-s", "0.5") as service:
         os.kill(service.hosts()[0], signal.SIGKILL)
         detail = service.await_event("fatal")["detail"]
-        assert "no device was ready for 0.5 s" in detail and "by SIGKILL" in detail
+        assert "No device was ready for 0.5 s" in detail and "by SIGKILL" in detail
         assert service.await_end() == 1

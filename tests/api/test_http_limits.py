@@ -209,7 +209,7 @@ def test_a_deadline_shorter_than_the_body_takes(service: Service) -> None:
         connection.sendall(head("Content-Length: 1000", "X-Request-Timeout-Ms: 20") + b"abc")
         reply = read(connection)
     assert_refused(reply, 408, "body_timeout")
-    assert reply.body["detail"].endswith("within 0.02 s, the request's deadline")
+    assert reply.body["detail"].endswith("within 0.02 s, the deadline of the request.")
     assert "X-Request-Timeout-Ms" in reply.body["remedy"]
 
 
@@ -263,7 +263,7 @@ def test_a_body_longer_than_announced_is_cut(service: Service) -> None:
         everything = b"".join(iter(lambda: connection.recv(65536), b""))
     first, second = re.findall(rb"HTTP/1.1 (\d+)", everything)
     assert (first, second) == (b"422", b"400")
-    assert b"this is no HTTP/1.1" in everything
+    assert b"The bytes are not HTTP/1.1" in everything
 
 
 @pytest.mark.parametrize(

@@ -160,7 +160,7 @@ def test_a_missing_library(magicmind: SimulatedSdk, monkeypatch: pytest.MonkeyPa
         sdk.find(magicmind.python)
     assert f"ImportError: {LIBRARY}: cannot open shared object file" in raised.value.detail
     assert raised.value.remedy.startswith(
-        f"{LIBRARY} belongs to the SDK: set LD_LIBRARY_PATH=/opt/sdk/lib64:"
+        f"{LIBRARY} belongs to the SDK. Set LD_LIBRARY_PATH=/opt/sdk/lib64:"
         "/opt/sdk/lib/llvm-mm/lib (for a wheel of the old C++ ABI /opt/sdk/lib/llvm-mm-cxx11-old"
     )
 
@@ -172,10 +172,10 @@ def test_an_sdk_that_loads_slowly(tmp_path: Path) -> None:
     slow.chmod(0o755)
     with pytest.raises(SdkError) as raised:
         sdk.find(str(slow), timeout_s=0.1)
-    assert "no answer within 0.1 s" in raised.value.detail
+    assert "did not answer within 0.1 s" in raised.value.detail
     command = [*COMMAND, "doctor", "--device-python", str(slow), "--import-timeout-s", "0.1"]
     done = subprocess.run([*command, "--port", "0"], capture_output=True, text=True)
-    assert "no answer within 0.1 s" in done.stdout
+    assert "did not answer within 0.1 s" in done.stdout
 
 
 # All switches at once, and one by one.
@@ -277,10 +277,10 @@ def test_the_walk(names: list[str], simulated: Simulated, tmp_path: Path) -> Non
     done = simulated.run(command, switches | path | short)
     assert done.returncode == 0, done.stderr
     text = (tmp_path / "first-card.txt").read_text()
-    assert "clusters that models are compiled for: 6, the card's own" in text
+    assert "clusters that models are compiled for: 6, as the card has" in text
     asked = text.partition("== Open questions ==")[2].partition("\n== ")[0]
-    assert "not found out: Failed" not in asked
-    assert "its last words" not in asked
+    assert "unknown: Failed" not in asked
+    assert "its last line of output" not in asked
 
 
 # What a command cannot live through.
@@ -312,7 +312,7 @@ def ended(simulated: Simulated, command: str, folder: Path, switches: dict[str, 
 def test_a_missing_library_is_named(command: str, simulated: Simulated, tmp_path: Path) -> None:
     """With the folders that the library path is to have."""
     said = ended(simulated, command, tmp_path, {"MAGICMIND_SIM_MISSING": LIBRARY})
-    assert f"{LIBRARY} belongs to the SDK: set LD_LIBRARY_PATH=" in said
+    assert f"{LIBRARY} belongs to the SDK. Set LD_LIBRARY_PATH=" in said
 
 
 @pytest.mark.parametrize(
@@ -322,7 +322,7 @@ def test_a_missing_library_is_named(command: str, simulated: Simulated, tmp_path
 def test_the_time_to_load_is_a_variable(command: str, simulated: Simulated, tmp_path: Path) -> None:
     """That of the setting, in the commands that do not take settings, too; the remedy names it."""
     said = ended(simulated, command, tmp_path, {"TOPFIVE_IMPORT_TIMEOUT_S": "0.001"})
-    assert "no answer within 0.001 s" in said
+    assert "did not answer within 0.001 s" in said
     assert "TOPFIVE_IMPORT_TIMEOUT_S gives an SDK that loads slowly more time" in said
 
 
@@ -424,8 +424,9 @@ def test_an_interpreter_that_cannot_be_killed(
         for one in left:
             os.kill(one.pid, signal.SIGKILL)
             one.wait()
-    assert f"{hung}: no answer within 0.5 s; {other}: ended with 3 and no answer: broken" in str(
-        raised.value
+    assert (
+        f"{hung} did not answer within 0.5 s; {other} ended with 3 and gave no answer: broken"
+        in str(raised.value)
     )
 
 

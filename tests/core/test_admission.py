@@ -99,7 +99,7 @@ def test_the_images_that_came_are_counted(artifact: Path) -> None:
             service.submit(*range(5))
             known_rate(service, 10)
             service.model.admit(1.0)
-            with pytest.raises(Overloaded, match="until 5 images would be answered") as refused:
+            with pytest.raises(Overloaded, match="with the 5 images of this request") as refused:
                 service.submit(*range(5), deadline_s=1.0)
             assert "fewer images" in refused.value.remedy
             assert service.model.rows.under_way == 5
@@ -166,8 +166,8 @@ def test_a_deadline_that_the_caller_made_impossible(artifact: Path, tmp_path: Pa
             )
             said = reply.json()
             assert (reply.status_code, said["code"]) == (504, "deadline")
-            assert "with nothing else to do" in said["detail"]
-            assert said["remedy"] == "send a longer X-Request-Timeout-Ms"
+            assert "Without any other load" in said["detail"]
+            assert said["remedy"] == "Send a longer X-Request-Timeout-Ms."
             assert service.http.post("/classify", content=encoded()).status_code == 200
 
 
@@ -184,8 +184,8 @@ def test_a_deadline_that_the_load_took(artifact: Path) -> None:
             late = service.submit(3, deadline_s=0.3)
             with pytest.raises(Deadline, match="3 images came before") as expired:
                 await late.answered
-            assert "the server has more to do than it can" in expired.value.remedy
-            assert "more to do" not in unlucky.value.remedy
+            assert "the server is overloaded" in expired.value.remedy
+            assert "overloaded" not in unlucky.value.remedy
             service.thaw()
 
     run(steps)
@@ -213,10 +213,10 @@ def test_the_queue_has_a_bound(artifact: Path) -> None:
             assert service.model.largest_request == 3
             requests = await service.frozen_full()
             requests += [service.submit(7), service.submit(8)]
-            with pytest.raises(Overloaded, match="2 images wait, and 2 more"):
+            with pytest.raises(Overloaded, match="The queue has 2 images, and the request has 2"):
                 service.submit(1, 2)
             requests.append(service.submit(9))
-            with pytest.raises(Overloaded, match="this server queues 3"):
+            with pytest.raises(Overloaded, match="this server queues at most 3"):
                 service.model.admit(10)
             service.thaw()
             await asyncio.gather(*(each.answered for each in requests))
@@ -310,7 +310,7 @@ def test_a_deadline_that_has_passed(artifact: Path) -> None:
                 if busy:
                     await service.frozen_with(1)
                 free = service.model.rows.free
-                with pytest.raises(Deadline, match="0 s after the body was whole"):
+                with pytest.raises(Deadline, match="exceeded 0 s after the whole body"):
                     service.submit(1, 2, deadline_s=-0.3)
                 assert service.model.rows.free == free
             service.thaw()
@@ -321,13 +321,13 @@ def test_a_deadline_that_has_passed(artifact: Path) -> None:
 @pytest.mark.parametrize(
     ("images", "shortened", "remedy"),
     [
-        (1, True, "send a longer X-Request-Timeout-Ms"),
-        (2, True, "send a longer X-Request-Timeout-Ms, or fewer images in one request"),
-        (1, False, "the operator can raise --default-deadline-ms"),
+        (1, True, "Send a longer X-Request-Timeout-Ms."),
+        (2, True, "Send a longer X-Request-Timeout-Ms, or fewer images in one request."),
+        (1, False, "Ask the operator to raise --default-deadline-ms."),
         (
             2,
             False,
-            "send fewer images in one request; the operator can raise --default-deadline-ms",
+            "Send fewer images in one request, or ask the operator to raise --default-deadline-ms.",
         ),
     ],
 )
@@ -347,10 +347,12 @@ def test_more_time_is_whose_deadline_it_is(
             service.submit(1)
             with pytest.raises(Overloaded) as refused:
                 service.model.submit(files, 5, asyncio.get_running_loop().time() + 0.5, shortened)
-            assert refused.value.remedy.endswith(f"; if it happens again, {remedy}")
+            assert refused.value.remedy.endswith(
+                f"If the error repeats, {remedy[0].lower()}{remedy[1:]}"
+            )
             with pytest.raises(Overloaded, match="queueing") as refused:
                 service.model.admit(1.0)
-            assert refused.value.remedy.endswith("X-Request-Timeout-Ms")
+            assert refused.value.remedy.endswith("X-Request-Timeout-Ms.")
             service.thaw()
 
     run(steps)
@@ -366,6 +368,6 @@ def test_what_a_request_takes_alone(artifact: Path) -> None:
             late = service.model._too_late(Request(8, 5, 0.0, left_s=2.0, ahead=3))
             assert "3 images came before" in late.detail
             late = service.model._too_late(Request(8, 5, 0.0, left_s=1.5, ahead=3))
-            assert "8 images may take 1.6 s with nothing else to do" in late.detail
+            assert "Without any other load, 8 images may take 1.6 s." in late.detail
 
     run(steps)

@@ -279,7 +279,7 @@ def test_a_process_that_is_killed_for_memory(
             await until(lambda: begun.finished)
             error = begun.finished[0].error
             assert isinstance(error, Internal)
-            assert error.detail == f"the process that decoded the image ended {how}"
+            assert error.detail == f"The process that decoded the image ended {how}."
             assert "report" not in error.remedy and "--decode-processes" in error.remedy
             [record] = [r for r in caplog.records if r.msg == "decode_process_ended"]
             assert record.__dict__["how"] == how
@@ -306,7 +306,7 @@ def test_memory_that_runs_out_in_a_process(rows: Rows) -> None:
             await until(lambda: len(begun.finished) == 3)
             [error] = [decoded.error for decoded in begun.finished if decoded.error]
             assert isinstance(error, Internal)
-            assert error.detail == "there is not enough memory to decode the image"
+            assert error.detail == "There is not enough memory to decode the image."
             assert "--max-pixels" in error.remedy
             assert np.array_equal(rows.inputs[first.row], pixels(1))
             assert np.array_equal(rows.inputs[last.row], pixels(2))
@@ -362,7 +362,7 @@ def test_processes_that_do_not_start(rows: Rows, monkeypatch: pytest.MonkeyPatch
             begun = Decoding(rows, 2, 1_000_000)
         await until(lambda: begun.fatal)
         begun.decoder.close()
-        assert "ended with code 1 at their start" in str(begun.fatal[0])
+        assert "ended with code 1 during their start" in str(begun.fatal[0])
         assert begun.restarts == 0
 
     asyncio.run(steps())
@@ -426,7 +426,7 @@ def test_a_start_without_descriptors(
                 patched.setattr(module, name, used_up)
                 decoder._start()
             assert descriptors() <= left
-            expected = "cannot start the decode processes: Too many open files"
+            expected = "Cannot start the decode processes: Too many open files"
             assert [str(error) for error in begun.fatal] == [expected]
             assert children(os.getpid()) == []
 

@@ -152,9 +152,9 @@ def test_an_artifact_that_is_replaced(tmp_path: Path, caplog: pytest.LogCaptureF
     run(steps)
     crashed, replaced = failures()[:2]
     assert (crashed.reason, replaced.reason) == ("crashed", "artifact")
-    assert "are not those of the manifest that was read (tiny " in replaced.detail
+    assert "do not match the manifest that was read (tiny " in replaced.detail
     assert f"{served}/model." in replaced.detail
-    assert replaced.remedy == "restart the service to serve the artifact that is there now"
+    assert replaced.remedy == "Restart the service to serve the artifact that is in the folder now."
 
 
 def test_a_model_file_that_is_gone(tmp_path: Path) -> None:
@@ -529,7 +529,7 @@ def test_a_grace_that_passes_is_fatal(artifact: Path, faults: Faults) -> None:
             faults.tell(open="exit")
             service.kill_host()
             await until(lambda: service.fatal)
-            assert "no device was ready for 0.3 s" in service.fatal[0].detail
+            assert "No device was ready for 0.3 s" in service.fatal[0].detail
 
     run(steps)
 
@@ -669,7 +669,7 @@ def test_a_host_without_descriptors(
         before = descriptors()
         with monkeypatch.context() as patched:
             patched.setattr(module, name, used_up)
-            with pytest.raises(DeviceError, match="cannot start a device host: Too many open"):
+            with pytest.raises(DeviceError, match="Cannot start a device host: Too many open"):
                 Host("cpu0", sys.executable, 0, 1.0, lambda: None)
         assert descriptors() <= before
         assert children(os.getpid()) == []

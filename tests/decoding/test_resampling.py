@@ -187,7 +187,7 @@ MEMORY = """
 import resource, sys
 from pathlib import Path
 import numpy as np
-from service import images
+from service.decoding import images
 row = np.zeros((224, 224, 3), np.uint8)
 def peak(file):
     images.decode_into(Path(file).read_bytes(), row, 256, sys.argv[1], 50_000_000)

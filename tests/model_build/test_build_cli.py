@@ -254,7 +254,7 @@ def test_inspect_refuses_what_cannot_be_trusted(run: Run, small: list[str], outp
         (["--resize", "24"], "--resize 24 is smaller than the network's input"),
         (["--input-width", "40"], "--resize 36 is smaller than the network's input, 32 x 40"),
         (["--labels", "2012"], "answers 10 classes; --labels 2012 has 1000"),
-        (["--labels", "absent.txt"], "absent.txt: no labels can be read"),
+        (["--labels", "absent.txt"], "Cannot read labels from absent.txt"),
         (["--name", "a/b"], "--name: 'a/b' cannot name a model"),
         (["--prototxt", "absent.prototxt"], "absent.prototxt"),
         (["--caffemodel", "absent.caffemodel"], "absent.caffemodel"),

@@ -493,7 +493,7 @@ def test_photos_are_spread_over_the_names(build: Run, stub: Path, tmp_path: Path
         (INT8[:2], 1, "name a folder of them with --image-dir"),
         ([*INT8[:2], "--image-dir", "absent"], 1, "absent: No such file or directory"),
         ([*INT8[:2], "--image-dir", os.devnull], 1, "Not a directory"),
-        (INT8, 0, "the SDK sees 0 devices"),
+        (INT8, 0, "The SDK sees 0 devices"),
         ([*INT8, "--device-id", "3"], 1, "so no device 3"),
     ],
 )
@@ -629,7 +629,7 @@ def test_a_library_that_the_compiler_lacks(build: Run, tmp_path: Path) -> None:
     why = "libcnrt.so.5: cannot open shared object file: No such file or directory"
     write_stub(tmp_path, first=f"raise ImportError({why!r})")
     code, _, err = build()
-    assert code == 1 and "libcnrt.so.5 belongs to the SDK: set LD_LIBRARY_PATH=" in err
+    assert code == 1 and "libcnrt.so.5 belongs to the SDK. Set LD_LIBRARY_PATH=" in err
 
 
 def test_a_process_that_dies_after_its_work_has_done_it(build: Run, tmp_path: Path) -> None:

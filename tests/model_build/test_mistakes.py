@@ -199,9 +199,9 @@ def test_a_label_file_that_counts_from_one(
     assert (code, said) == (
         1,
         [
-            f"error: {whole}: line 151: the class '1000'; 0 to 999 expected: the file probably "
-            "counts classes from 1",
-            "  try: subtract 1 from each class number: the first class is 0",
+            f"error: {whole}: line 151: The class is '1000'; 0 to 999 expected: the file probably "
+            "counts classes from 1.",
+            "  try: Subtract 1 from each class number: the first class is 0.",
         ],
     )
 

@@ -163,8 +163,8 @@ def test_a_folder_that_is_no_class_is_an_error(
     images = ("--label-file", tmp_path / "photos", "--output", tmp_path / "eval")
     ended = run([*COMMAND, "eval"], "--artifact", built("plain10.txt"), *images)
     assert ended.returncode == 1
-    assert "klass1: the class 'klass1'; 0 to 9, a wnid or a name of the model's" in ended.stderr
-    assert "try: call each folder by its class" in ended.stderr
+    assert "klass1: The class is 'klass1'; 0 to 9, a wnid or a name of the model's" in ended.stderr
+    assert "try: Name each folder after its class" in ended.stderr
 
 
 @pytest.mark.models

@@ -157,4 +157,4 @@ def test_no_card(small: list[str], magicmind: SimulatedSdk, tmp_path: Path) -> N
     done = swept(*small, "--target", "mlu", "--sdk-python", magicmind.python, "--output", output,
                  environment=card)  # fmt: skip
     assert (done.returncode, output.exists()) == (1, False)
-    assert "the SDK sees 0 devices" in done.stderr
+    assert "The SDK sees 0 devices" in done.stderr

@@ -109,7 +109,7 @@ def test_no_card(telling: list[str], magicmind: SimulatedSdk, tmp_path: Path) ->
     magicmind.build("caffe", *telling, "--output", folder, MAGICMIND_SIM_CARDS="0")
     python = ("--sdk-python", magicmind.python)
     code, said = verified(folder, *python, environment=card)
-    assert (code, "not done: the SDK sees 0 devices" in said) == (0, True), said
+    assert (code, "not done: The SDK sees 0 devices" in said) == (0, True), said
     assert verified(folder, *python, "--device-id", "0", environment=card)[0] == 1
 
 

@@ -174,7 +174,7 @@ def test_a_taken_port_is_an_error_at_once(
     with others[taken_by]() as port:
         run = started(port)
         assert run.await_end(AT_ONCE_S) == 2  # make's, for any failure
-        assert f"error: cannot listen on 127.0.0.1:{port}: " in run.text()
+        assert f"error: Cannot listen on 127.0.0.1:{port}: " in run.text()
         assert "try: PORT=9000 make demo" in run.text()
         assert "tiger cat" not in run.text() and "class " not in run.text()
 

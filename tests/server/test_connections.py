@@ -319,7 +319,7 @@ def test_all_taken_and_none_waits(artifact: Path) -> None:
         hosts = service.hosts()
         with service.frozen_device(), clients(service, 8, POST) as busy:
             service.process.terminate()
-            service.await_event("listens_no_more")
+            service.await_event("listener_closed")
             for host in hosts:
                 os.kill(host, signal.SIGCONT)
             assert {everything(client)[:12] for client in busy} == {b"HTTP/1.1 200"}

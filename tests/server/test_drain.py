@@ -142,7 +142,7 @@ def test_idle_connections(artifact: Path) -> None:
         while not used.recv(65536).endswith(b"}"):
             pass
         service.process.send_signal(signal.SIGTERM)
-        service.await_event("listens_no_more")
+        service.await_event("listener_closed")
         used.sendall(POST)
         answer = receive_all(used)
         assert (status(answer), b"connection: close" in answer) == (200, True)
@@ -162,7 +162,7 @@ def test_the_delay_before_a_drain(artifact: Path) -> None:
             reply = httpx.request(method, service.url + path, content=BODIES[0], trust_env=False)
             assert (reply.status_code, reply.headers["connection"]) == (expected, "close")
         assert "topfive_draining 1.0" in httpx.get(f"{service.url}/metrics", trust_env=False).text
-        service.await_event("listens_no_more")
+        service.await_event("listener_closed")
         with pytest.raises(ConnectionRefusedError):
             service.connect()
         assert service.await_end() == 0

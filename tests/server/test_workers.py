@@ -203,7 +203,7 @@ def test_more_workers_than_devices(artifact: Path) -> None:
     command = [*COMMAND, "serve", "--artifact", str(artifact), "--workers", "3", "--devices", "0,1"]
     done = subprocess.run(command, env=plain_environment(), capture_output=True, text=True)
     assert done.returncode == 1
-    assert "3 workers, and 2 devices" in done.stderr
+    assert "There are 3 workers and only 2 devices" in done.stderr
     assert "--devices 0,1" in done.stderr
 
 
@@ -259,7 +259,7 @@ async def _pull_a_card(
     await asyncio.sleep(0.5)  # the load's own time, not an event's
     sdk.faults({0: {"sync": "bad_status"}})
     await asyncio.to_thread(service.await_event, "device_state", device="0", to="failed")
-    await asyncio.to_thread(service.await_event, "accepts_no_more", worker=0)
+    await asyncio.to_thread(service.await_event, "accept_paused", worker=0)
     refusal = await asyncio.to_thread(idle.post, "/classify", content=BODIES[0])
     assert await asyncio.to_thread(_devices_asked, service) == {"1"}
     sdk.faults({})
@@ -300,7 +300,9 @@ def test_a_worker_does_not_serve_another_artifact(tmp_path: Path) -> None:
         os.kill(children(service.process.pid)[0], signal.SIGKILL)
         line = service.await_event("fatal")
         assert f"{served} is " in line["detail"] and "was replaced" in line["detail"]
-        assert line["remedy"] == "restart the service to serve the artifact that is there now"
+        assert (
+            line["remedy"] == "Restart the service to serve the artifact that is in the folder now."
+        )
         with httpx.Client(base_url=service.url, trust_env=False) as http:
             assert http.post("/classify", content=BODIES[0]).status_code == 200
     finally:

@@ -16,7 +16,8 @@ UID = 65534
 # What is imported after the change of the user may be in a folder that this user cannot enter.
 _COMMAND = """
 import os, sys
-from service import app, cli, doctor, workers
+from service import cli
+from service.server import app, supervisor
 from service.tools.doctor import checks, report
 os.setgroups([]), os.setgid({uid}), os.setuid({uid})
 sys.argv = ["topfive", *sys.argv[1:]]

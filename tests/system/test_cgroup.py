@@ -169,7 +169,9 @@ def test_a_service_in_real_groups(
     wrapper.chmod(0o755)
     with real_groups() as groups:
         within = [str(wrapper), *map(str, groups)]
-        asked = "from service import cgroup; print(cgroup.cores().quota, cgroup.memory_limit())"
+        asked = (
+            "from service.system import cgroup; print(cgroup.cores().quota, cgroup.memory_limit())"
+        )
         said = subprocess.check_output([*within, sys.executable, "-c", asked], text=True)
         assert said == f"1.0 {MEMORY_BYTES}\n"
         monkeypatch.setattr(support, "COMMAND", [*within, *COMMAND])
@@ -180,7 +182,7 @@ def test_a_service_in_real_groups(
             refused = service.http.post("/classify", content=vast_png(7000, 7000))
             how = "by SIGKILL, because memory was used up"
             assert (refused.status_code, refused.json()["code"]) == (500, "internal")
-            assert refused.json()["detail"] == f"the process that decoded the image ended {how}"
+            assert refused.json()["detail"] == f"The process that decoded the image ended {how}."
             assert "more memory" in refused.json()["remedy"]
             assert service.await_event("decode_process_ended")["how"] == how
             assert service.http.post("/classify", content=encoded()).status_code == 200

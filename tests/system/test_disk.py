@@ -42,7 +42,7 @@ def made(open_folder: Path) -> Path:
     return tiny.write_tiny_artifact(open_folder / "tiny")
 
 
-OF_ROOT = f"of uid 0, gid 0, mode {{}}; this process is uid {nobody.UID}, gid {nobody.UID}"
+OF_ROOT = f"has uid 0, gid 0 and mode {{}}; this process has uid {nobody.UID} and gid {nobody.UID}"
 
 
 def test_an_artifact_of_another_user_is_not_served(made: Path) -> None:
@@ -51,8 +51,10 @@ def test_an_artifact_of_another_user_is_not_served(made: Path) -> None:
     done = nobody.topfive("serve", "--artifact", made, "--port", 0)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     place = made / "model.bin"
-    assert f"error: {place}: Permission denied: {place} is {OF_ROOT.format('0600')}" in done.stderr
-    assert f"try: chmod -R a+rX {made}, or run as its owner (docker run --user 0:0)" in done.stderr
+    assert f"error: {place}: Permission denied: {place} {OF_ROOT.format('0600')}" in done.stderr
+    assert (
+        f"try: Run chmod -R a+rX {made}, or run as the owner (docker run --user 0:0)" in done.stderr
+    )
 
 
 def test_the_doctor_says_whose_an_artifact_is(made: Path) -> None:
@@ -61,7 +63,7 @@ def test_the_doctor_says_whose_an_artifact_is(made: Path) -> None:
     done = nobody.topfive("doctor", "--artifact", made, "--port", 0)
     assert done.returncode == 3 and not done.stderr
     [line] = [line for line in done.stdout.splitlines() if "  artifact  " in line]
-    assert line.startswith("FAIL") and f"{made} is {OF_ROOT.format('0700')}" in line
+    assert line.startswith("FAIL") and f"{made} {OF_ROOT.format('0700')}" in line
     names = [line.split()[1] for line in done.stdout.splitlines()]
     assert names[-3:] == ["memory", "port", "files"]
     assert len(names) == len(checks.CHECKS)
@@ -97,7 +99,7 @@ def test_every_file_that_is_read_says_whose_it_is(open_folder: Path) -> None:
         said, remedy = nobody.said(read).splitlines()
         place = open_folder / name
         mode = "0750" if place.is_dir() else "0640"
-        assert f"Permission denied: {place} is {OF_ROOT.format(mode)}" in said, said
+        assert f"Permission denied: {place} {OF_ROOT.format(mode)}" in said, said
         assert said.split(":")[0] in ("SettingsError", "BuildError", "ArtifactError",
                                       "EvaluationError"), said  # fmt: skip
         assert "docker run --user 0:0" in remedy
@@ -109,7 +111,7 @@ def test_a_link_to_a_folder_of_another_user(made: Path) -> None:
     moved = made.rename(made.parent / "closed" / "tiny")
     made.symlink_to(moved)
     said = nobody.said(lambda: artifact.read(made))
-    assert f"{made}/manifest.json: Permission denied: {moved.parent} is of uid 0" in said
+    assert f"{made}/manifest.json: Permission denied: {moved.parent} has uid 0" in said
 
 
 def test_the_systems_settings_of_another_user(
@@ -119,7 +121,7 @@ def test_the_systems_settings_of_another_user(
     (open_folder / "etc").mkdir(0o700)
     monkeypatch.setattr(settings, "SYSTEM_FILE", open_folder / "etc/config.toml")
     said = nobody.said(lambda: settings.load({}))
-    assert f"config.toml: Permission denied: {open_folder}/etc is of uid 0" in said
+    assert f"config.toml: Permission denied: {open_folder}/etc has uid 0" in said
     (open_folder / "etc").chmod(0o755)
     assert nobody.said(lambda: settings.load({})) == "nothing"
 
@@ -135,9 +137,9 @@ def test_folders_that_cannot_be_written_to(open_folder: Path) -> None:
     evaluated = partial(evaluate, images, open_folder / "out")
     for name, write in (("build", build), ("evaluate", evaluated)):
         said, remedy = nobody.said(write).splitlines()
-        assert "cannot be written: Permission denied" in said, (name, said)
-        assert f"{open_folder} is {OF_ROOT.format('0755')}" in said, (name, said)
-        assert "run as its owner" in remedy and "--output" in remedy
+        assert "Cannot write" in said and "Permission denied" in said, (name, said)
+        assert f"{open_folder} {OF_ROOT.format('0755')}" in said, (name, said)
+        assert "run as the owner" in remedy and "--output" in remedy
 
 
 STRANGE = {
@@ -149,12 +151,12 @@ STRANGE = {
     "missing": lambda path: None,
 }
 SAID = {
-    "a folder": ("not a file", "copy the artifact again"),
-    "a pipe": ("not a file", "copy the artifact again"),
-    "a loop": ("Too many levels of symbolic links: a link to ", "correct the link"),
-    "a link to nothing": ("No such file or directory: a link to /nowhere/model", "the link"),
-    "a bad disk": ("Input/output error", "look at the disk (dmesg)"),
-    "missing": ("No such file or directory", "copy the artifact again"),
+    "a folder": (" is not a regular file", "Copy the artifact again"),
+    "a pipe": (" is not a regular file", "Copy the artifact again"),
+    "a loop": (": Too many levels of symbolic links: a link to ", "Correct the link"),
+    "a link to nothing": (": No such file or directory: a link to /nowhere/model", "the link"),
+    "a bad disk": (": Input/output error", "Check the disk (dmesg)"),
+    "missing": (": No such file or directory", "Copy the artifact again"),
 }
 
 
@@ -168,7 +170,7 @@ def test_files_that_are_none(what: str, name: str, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError) as caught:
         artifact.read(made)
     said, remedy = SAID[what]
-    assert caught.value.detail.startswith(f"{made / name}: {said}")
+    assert caught.value.detail.startswith(f"{made / name}{said}")
     assert remedy in caught.value.remedy
 
 
@@ -227,7 +229,7 @@ def test_a_full_disk_in_an_evaluation(tmp_path: Path) -> None:
             with pytest.raises(EvaluationError, match="No space left on device") as caught:
                 evaluate(images, output)
             assert "MB are free in" in caught.value.detail
-            assert "make room on the disk and run it again" in caught.value.remedy
+            assert "Make room on the disk and run the command again" in caught.value.remedy
             assert [file.name for file in output.iterdir()] == ["journal.jsonl"]
             lines = (output / "journal.jsonl").read_text().splitlines(keepends=True)
             assert answered <= len(lines) <= 201 and all(line.endswith("}\n") for line in lines)
@@ -268,7 +270,7 @@ def test_a_full_disk_under_standard_output() -> None:
             env=plain_environment(),
         )
     assert done.returncode == 1
-    assert done.stderr.startswith("error: standard output: No space left on device")
+    assert done.stderr.startswith("error: Cannot write to standard output: No space left on device")
     assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
 
 
@@ -278,7 +280,7 @@ def test_a_read_only_file_system(tmp_path: Path) -> None:
         subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
         with pytest.raises(EvaluationError, match="Read-only file system") as caught:
             evaluate(labelled(tmp_path / "images", 3), folder / "out")
-    assert "give another --output" in caught.value.remedy
+    assert "Give another --output." in caught.value.remedy
 
 
 def test_no_inode_is_left(tmp_path: Path) -> None:
@@ -289,7 +291,7 @@ def test_no_inode_is_left(tmp_path: Path) -> None:
         with pytest.raises(OSError, match="No space left") as caught:
             (folder / "two").touch()
         detail, _ = disk.unwritable(folder / "two", caught.value, "")
-    assert detail == f"No space left on device: {folder} has no inodes left"
+    assert detail == f"No space left on device: {folder} has no free inodes"
 
 
 def test_a_remedy_opens_no_more_than_the_file(open_folder: Path) -> None:
@@ -301,9 +303,9 @@ def test_a_remedy_opens_no_more_than_the_file(open_folder: Path) -> None:
     for file in (inside, beside):
         file.touch(0o600)
     for path, read, said in (
-        (inside, artifact.read_labels, f"chmod a+x {closed}, or "),
-        (beside, artifact.read_labels, f"chmod a+r {beside}, or "),
-        (photos, pictures.in_folder, f"chmod a+rx {photos}, or "),
+        (inside, artifact.read_labels, f"Run chmod a+x {closed}, or "),
+        (beside, artifact.read_labels, f"Run chmod a+r {beside}, or "),
+        (photos, pictures.in_folder, f"Run chmod a+rx {photos}, or "),
     ):
         _, remedy = nobody.said(partial(read, path)).splitlines()
         assert remedy.startswith(said) and "-R" not in remedy
@@ -314,7 +316,7 @@ def test_an_artifact_in_a_private_folder(made: Path) -> None:
     made.parent.joinpath("closed").mkdir(0o700)
     moved = made.rename(made.parent / "closed" / "tiny")
     _, remedy = nobody.said(partial(artifact.read, moved)).splitlines()
-    assert remedy.startswith(f"chmod a+x {moved.parent}, or ")
+    assert remedy.startswith(f"Run chmod a+x {moved.parent}, or ")
 
 
 def test_a_restarted_device_says_whose_its_model_is(made: Path) -> None:
@@ -337,7 +339,7 @@ def test_an_image_of_another_user(open_folder: Path) -> None:
 
     for read in (evaluated, partial(bodies.read, [image])):
         said = nobody.said(read)
-        assert f"Permission denied: {image} is {OF_ROOT.format('0600')}" in said
+        assert f"Permission denied: {image} {OF_ROOT.format('0600')}" in said
         assert f"chmod a+r {image}" in said
 
 
@@ -354,7 +356,7 @@ def test_a_full_disk_under_the_text_of_a_card(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", 64) as folder:
         file = folder / "first-card.txt"
         with (
-            pytest.raises(SettingsError, match=r"first-card\.txt: cannot be written: No space"),
+            pytest.raises(SettingsError, match=r"Cannot write .*first-card\.txt: No space"),
             first_card._new_file(file) as text_file,
         ):
             for number in range(100):

@@ -206,7 +206,7 @@ def test_a_full_disk(artifact: Path) -> None:
 
 def written(program: str, **options: Any) -> tuple[int, list[str]]:
     """The exit code of a program that logs, and its lines."""
-    code = f"import logging, os, sys\nfrom service import logs\n{program}"
+    code = f"import logging, os, sys\nfrom service.telemetry import logs\n{program}"
     done = subprocess.run(
         [sys.executable, "-c", code], **{"stderr": subprocess.PIPE, **options}, check=False
     )
@@ -269,7 +269,7 @@ def test_a_stderr_that_another_process_made_non_blocking() -> None:
     os.set_blocking(writing, False)
     fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
     code = 'logs.configure("json", "info")\nfor n in range(200): logging.info("x" * 100)'
-    program = f"import logging\nfrom service import logs\n{code}"
+    program = f"import logging\nfrom service.telemetry import logs\n{code}"
     with subprocess.Popen([sys.executable, "-c", program], stderr=writing):
         assert not os.get_blocking(writing)
         os.close(writing)
@@ -290,7 +290,7 @@ def test_flags_of_an_inherited_descriptor_stay() -> None:
 def test_a_closed_stderr() -> None:
     """Nothing is logged, and nothing else changes."""
     program = 'logs.configure("auto", "info")\nlogging.info("x")\nprint("done")'
-    code = f"import logging\nfrom service import logs\n{program}"
+    code = f"import logging\nfrom service.telemetry import logs\n{program}"
     closed = ["sh", "-c", 'exec "$0" -c "$1" 2>&-', sys.executable, code]
     done = subprocess.run(closed, stdout=subprocess.PIPE, check=False)
     assert (done.returncode, done.stdout) == (0, b"done\n")

@@ -87,7 +87,7 @@ def test_no_request_is_told_by_default(artifact: Path, level: str) -> None:
         "device_state",
         "ready",
         "stopping",
-        "listens_no_more",
+        "listener_closed",
     }
 
 
@@ -182,7 +182,7 @@ def test_a_hostile_path_is_one_line(lines: list[dict[str, Any]]) -> None:
 
 WRITE = r"""
 import logging
-from service import logs
+from service.telemetry import logs
 logs.configure({format!r}, "info")
 log = logging.getLogger("topfive.test")
 bad = "a\nb\x1b[31m\x07\x9b31m\x7f\u2028\udcff"

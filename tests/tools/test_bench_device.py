@@ -184,8 +184,8 @@ def test_a_static_model(static_artifact: Path) -> None:
 @pytest.mark.parametrize(
     ("sizes", "said"),
     [
-        ("1,65", "65: this model takes 1 to 64"),
-        ("0", "0: this model takes 1 to 64"),
+        ("1,65", "batch size 65 is not possible: the model accepts 1 to 64"),
+        ("0", "batch size 0 is not possible: the model accepts 1 to 64"),
         ("1,two", "'1,two' is not a list of sizes like 1,4,8"),
     ],
 )
@@ -200,7 +200,7 @@ def test_a_static_model_takes_its_own_size_only(static_artifact: Path) -> None:
     """So does the error say."""
     done = bench(static_artifact, "--batch-sizes", "1")
     assert (done.returncode, done.stdout) == (2, "")
-    assert "1: this model takes 4 only" in done.stderr
+    assert "batch size 1 is not possible: the model accepts only 4" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -225,4 +225,4 @@ def test_a_failure_as_users_see_it(artifact: Path, tmp_path: Path) -> None:
     python = faulty_python(tmp_path, run="exit", after=20)
     done = bench(artifact, "--json", "--device-python", python)
     assert (done.returncode, done.stdout) == (1, "")
-    assert json.loads(done.stderr)["error"] == "the host of device 0 ended with code 3"
+    assert json.loads(done.stderr)["error"] == "The host of device 0 ended with code 3."

@@ -353,11 +353,11 @@ def test_tables(server: Obedient, tmp_path: Path) -> None:
     folder = files(tmp_path, "good", "busy", "bare", "reset")
     done = bench(folder, "--url", server.url, "--clients", "1,2", *SHORT)
     assert (done.returncode, done.stderr) == (0, "")
-    rates, latencies = re.split(r"\n *asked ", done.stdout)[1:]
+    rates, latencies = re.split(r"\n *load ", done.stdout)[1:]
     assert "refused/s" in rates and "p99" in latencies
     assert len(re.findall(r"^ +2 clients ", done.stdout, re.MULTILINE)) == 2
     assert len(re.findall(r"refusals WITHOUT Retry-After; \d+ reset; ", latencies)) == 2
-    assert "CPU of this command" in latencies
+    assert "CPU time of this command" in latencies
     tables = [line for line in done.stdout.splitlines() if not line.startswith(("http", "1", "2"))]
     assert max(map(len, tables)) <= 80
 
@@ -410,12 +410,12 @@ def test_ctrl_c(server: Obedient, tmp_path: Path, rates: str) -> None:
     ("options", "said"),
     [
         (("--rate", "10,x"), "--rate: '10,x' is not a list of numbers like 1,8,32"),
-        (("--clients", "0"), "--clients: 0: from 1 to 60000"),
-        (("--clients", "1", "--rate", "2"), "--clients: not with --rate"),
-        (("--rate", "1,2", "--p99-ms", "9"), "--rate: a search begins with one"),
+        (("--clients", "0"), "--clients: 0 is not from 1 to 60000"),
+        (("--clients", "1", "--rate", "2"), "--clients: cannot be used together with --rate"),
+        (("--rate", "1,2", "--p99-ms", "9"), "--rate: a search begins with exactly one rate"),
         (("--url", "https://x"), "--url: 'https://x' is not a URL like http://127.0.0.1:8080"),
-        (("--plot", "/none/x.png"), "--plot: /none is no folder"),
-        (("/none.jpg",), "IMAGE...: /none.jpg: cannot be read: No such file or directory\n"),
+        (("--plot", "/none/x.png"), "--plot: the folder /none does not exist"),
+        (("/none.jpg",), "IMAGE...: /none.jpg cannot be read: No such file or directory\n"),
     ],
 )
 def test_wrong_options(
@@ -438,7 +438,7 @@ def test_wrong_options(
 def test_images_that_are_none(tmp_path: Path) -> None:
     """Told by name: a folder without any, with what an image is called, and an empty file."""
     (tmp_path / "labels.txt").write_text("x")
-    with pytest.raises(ValueError, match=rf"^{tmp_path}: no image in this folder \(.bmp, .gif, "):
+    with pytest.raises(ValueError, match=rf"^{tmp_path} contains no image \(.bmp, .gif, "):
         bodies.read([tmp_path])
     with pytest.raises(ValueError, match=rf"^{tmp_path}/0.jpg: empty$"):
         bodies.read([files(tmp_path, "")])

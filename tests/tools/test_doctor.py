@@ -129,15 +129,19 @@ def test_without_card_sdk_and_artifact(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     lines = {line.split()[1]: line for line in done.stdout.splitlines()}
     assert list(lines) == [check.__name__ for check in checks.CHECKS]
-    assert lines["sdk"].startswith("warn  sdk       no interpreter can load MagicMind (there is no")
-    assert "  -> try: install the MagicMind wheel into a CPython 3.7" in lines["sdk"]
+    assert lines["sdk"].startswith("warn  sdk       No interpreter can load MagicMind (there is no")
+    assert "  -> try: Install the MagicMind wheel into a CPython 3.7" in lines["sdk"]
     if not list(Path("/dev").glob("cambricon_dev*")):
-        assert lines["nodes"].startswith("warn  nodes     no /dev/cambricon_dev* is here (an art")
-    assert lines["driver"].startswith("skip  driver    not looked at: no cnmon on the path  -> ")
-    assert lines["devices"] == "skip  devices   not counted: there is no SDK"
-    assert lines["artifact"].startswith("skip  artifact  none is named  -> try: ")
+        assert lines["nodes"].startswith(
+            "warn  nodes     there is no /dev/cambricon_dev* on this machine (an art"
+        )
+    assert lines["driver"].startswith(
+        "skip  driver    not checked: there is no cnmon on the path  -> "
+    )
+    assert lines["devices"] == "skip  devices   not checked: there is no SDK"
+    assert lines["artifact"].startswith("skip  artifact  no artifact is named  -> try: ")
     assert lines["golden"].startswith("skip")
-    assert lines["port"] == "ok    port      127.0.0.1: one will be free"
+    assert lines["port"] == "ok    port      127.0.0.1: a free port will be chosen"
 
 
 def test_a_healthy_service_to_be(artifact: Path) -> None:
@@ -149,7 +153,7 @@ def test_a_healthy_service_to_be(artifact: Path) -> None:
     of_cards = ("sdk", "nodes", "driver", "mode", "devices")
     assert [said[name]["state"] for name in of_cards] == ["skip"] * 5
     assert said["sdk"]["found"] == "not needed: the artifact is for the CPU"
-    assert said["golden"]["found"].startswith("device 0: 3 rows right, off by at most ")
+    assert said["golden"]["found"].startswith("device 0: 3 rows correct, largest difference ")
     assert said["artifact"]["state"] == said["memory"]["state"] == said["files"]["state"] == "ok"
 
 
@@ -161,7 +165,8 @@ def test_a_check_that_failed(artifact: Path) -> None:
     assert (done.returncode, done.stderr) == (3, "")
     line = f"FAIL  port      127.0.0.1:{port}: Address already in use"
     assert [each for each in done.stdout.splitlines() if "FAIL" in each] == [
-        f"{line}  -> try: end what listens there (a topfive that runs?), or give another --port"
+        f"{line}  -> try: Stop the process that listens there (another topfive?), "
+        "or give another --port."
     ]
 
 
@@ -203,7 +208,7 @@ def test_a_changed_file(artifact: Path, tmp_path: Path, context: Callable[..., C
     broken = context(artifact=tmp_path / "net")
     finding = checks.artifact(broken)
     assert finding.state == "FAIL"
-    assert "model.bin: 5 bytes" in finding.found
+    assert "model.bin has 5 bytes" in finding.found
     assert states(checks.golden(broken), checks.compiled(broken), cards.sdk(broken)) == ["skip"] * 3
 
 
@@ -218,7 +223,7 @@ def test_wrong_answers(artifact: Path, tmp_path: Path, context: Callable[..., Co
     write_manifest(tmp_path / "net")
     finding = checks.golden(context(artifact=tmp_path / "net"))
     assert finding.state == "FAIL"
-    assert finding.found.startswith("device 0: off by ")
+    assert finding.found.startswith("device 0: the largest difference is ")
 
 
 def test_a_host_that_cannot_be_run(artifact: Path, context: Callable[..., Context]) -> None:
@@ -227,8 +232,8 @@ def test_a_host_that_cannot_be_run(artifact: Path, context: Callable[..., Contex
     assert finding == Finding(
         "golden",
         "FAIL",
-        "cannot start a device host: /nonexistent/python: No such file or directory",
-        "name the interpreter with --device-python",
+        "Cannot start a device host: /nonexistent/python: No such file or directory",
+        "Name the interpreter with --device-python.",
     )
 
 
@@ -237,8 +242,8 @@ def test_a_host_that_cannot_be_run(artifact: Path, context: Callable[..., Contex
     [
         ("1.7.0", "ok", "by MagicMind 1.7.0 for mtp_372 with 4, 6, 8 clusters; the SDK does"),
         ("1.7.9", "ok", "by MagicMind 1.7.0"),
-        ("1.6.0", "FAIL", "; the SDK here is 1.6.0"),
-        (None, "warn", "; the SDK here does not tell its version"),
+        ("1.6.0", "FAIL", "; the SDK on this machine is 1.6.0"),
+        (None, "warn", "; the version of the SDK on this machine is unknown"),
     ],
 )
 def test_compiled_by_another_sdk(
@@ -264,7 +269,9 @@ def test_an_artifact_for_a_card_without_one(
     without = context(dev(), **named)
     assert states(cards.sdk(without), cards.nodes(without)) == ["FAIL", "FAIL"]
     assert states(cards.devices(without), checks.golden(without)) == ["skip", "skip"]
-    assert checks.compiled(without).found.endswith("; there is no SDK here to compare with")
+    assert checks.compiled(without).found.endswith(
+        "; there is no SDK on this machine to compare with"
+    )
 
 
 # The cards.
@@ -275,9 +282,9 @@ def test_an_artifact_for_a_card_without_one(
     [
         ("1.7.0", "ok", "MagicMind 1.7.0 under "),
         ("0.13.1", "ok", "(Python 3.7.16)"),
-        ("1.8.0", "warn", "topfive knows 0.13 to 1.7"),
-        ("0.10.0", "warn", "topfive knows 0.13 to 1.7"),
-        (None, "warn", "MagicMind of unknown version"),
+        ("1.8.0", "warn", "topfive is tested with 0.13 to 1.7"),
+        ("0.10.0", "warn", "topfive is tested with 0.13 to 1.7"),
+        (None, "warn", "MagicMind (unknown version)"),
     ],
 )
 def test_versions_of_the_sdk(
@@ -292,10 +299,10 @@ def test_versions_of_the_sdk(
 @pytest.mark.parametrize(
     ("devices", "asked", "state", "said"),
     [
-        (2, "all", "ok", "the SDK sees 2; to serve on: 0, 1"),
-        (2, "1", "ok", "the SDK sees 2; to serve on: 1"),
-        (2, "0,2", "FAIL", "the SDK sees 2, so there is no device 2"),
-        (0, "all", "warn", "the SDK sees 0 (an artifact of the CPU needs none of it)"),
+        (2, "all", "ok", "the SDK sees 2 devices; devices to serve on: 0, 1"),
+        (2, "1", "ok", "the SDK sees 2 devices; devices to serve on: 1"),
+        (2, "0,2", "FAIL", "the SDK sees 2 devices; device 2 does not exist"),
+        (0, "all", "warn", "the SDK sees 0 devices (not needed for an artifact for the CPU)"),
     ],
 )
 def test_devices_of_the_sdk(
@@ -320,7 +327,7 @@ def test_devices_that_are_hidden(
     """The variable that hides them is told."""
     monkeypatch.setenv("MLU_VISIBLE_DEVICES", "")
     finding = cards.devices(context(device_python=str(write_stub(tmp_path, devices=0))))
-    assert finding.found.startswith("the SDK sees 0 (MLU_VISIBLE_DEVICES=)")
+    assert finding.found.startswith("the SDK sees 0 devices (MLU_VISIBLE_DEVICES=)")
 
 
 def test_nodes_that_may_be_used(dev: Callable[..., Path], context: Callable[..., Context]) -> None:
@@ -341,7 +348,7 @@ def test_nodes_of_another_group(dev: Callable[..., Path], context: Callable[...,
         finding = cards.nodes(context(root))
     assert finding.state == "FAIL"
     assert finding.found.startswith(f"user {user} may not read and write /dev/cambricon_ctl, /dev")
-    assert finding.remedy.startswith(f"give it their group: docker run --group-add {group},")
+    assert finding.remedy.startswith(f"Give the user their group: docker run --group-add {group},")
 
 
 def test_a_card_without_its_control_node(
@@ -350,18 +357,18 @@ def test_a_card_without_its_control_node(
     """A container was given half of it."""
     finding = cards.nodes(context(dev("cambricon_dev3")))
     assert finding.state == "FAIL"
-    assert finding.found == "no /dev/cambricon_ctl beside /dev/cambricon_dev3"
+    assert finding.found == "/dev/cambricon_dev3 without /dev/cambricon_ctl"
 
 
 @pytest.mark.parametrize(
     ("body", "state", "said"),
     [
-        ("echo 'cnmon version: v4.20.6'", "ok", "4.20.6, says cnmon"),
-        ("echo 'CNMON v5.10.13 Driver v4.9.9'", "FAIL", "4.9.9, says cnmon"),
-        ("echo 'v4.20.5'", "FAIL", "4.20.5, says cnmon"),
+        ("echo 'cnmon version: v4.20.6'", "ok", "4.20.6, reported by cnmon"),
+        ("echo 'CNMON v5.10.13 Driver v4.9.9'", "FAIL", "4.9.9, reported by cnmon"),
+        ("echo 'v4.20.5'", "FAIL", "4.20.5, reported by cnmon"),
         ("echo hello", "warn", "cnmon version: ended with 0: hello"),
         ("echo 4.20.6; exit 4", "warn", "cnmon version: ended with 4: 4.20.6"),
-        ("kill -9 $$", "warn", "cnmon version: abort: signal 9 (SIGKILL): nothing at all"),
+        ("kill -9 $$", "warn", "cnmon version: abort: signal 9 (SIGKILL): no output"),
     ],
 )
 def test_drivers(
@@ -384,7 +391,7 @@ def test_a_driver_that_hangs(
     finding = cards.driver(context())
     assert (finding.state, finding.found) == (
         "warn",
-        "cnmon version: hang: no end in 0.3 s: nothing at all",
+        "cnmon version: hang: no exit within 0.3 s: no output",
     )
 
 
@@ -405,10 +412,10 @@ echo "|  0%   31C        28 W/ 150 W  |     0 MiB/ 23308 MiB | N/A  {mode} |"
 @pytest.mark.parametrize(
     ("table", "state", "said"),
     [
-        (TABLE + ROWS.format(name="MLU370-X4", mode="Default"), "ok", "is default: a card takes"),
+        (TABLE + ROWS.format(name="MLU370-X4", mode="Default"), "ok", "is default: a card accepts"),
         (TABLE + ROWS.format(name="MLU370-S4", mode="Exclusive_Process"), "warn", "exclusive_proc"),
-        ("echo 'another form'", "skip", "no cnmon that shows a compute mode"),
-        ("exec sleep 60", "skip", "no cnmon that shows a compute mode"),
+        ("echo 'another form'", "skip", "no cnmon reports a compute mode"),
+        ("exec sleep 60", "skip", "no cnmon reports a compute mode"),
     ],
 )
 def test_compute_modes(
@@ -440,7 +447,7 @@ def test_compute_modes(
 def test_clusters_of_the_cards(
     names: list[str], clusters: int, cnmon: Callable[[str], None]
 ) -> None:
-    """Of one kind that is known; several kinds are built for by the build's default."""
+    """Of one kind that is known; several kinds are built for by default of the build."""
     cnmon(TABLE + "".join(ROWS.format(name=name, mode="Default") for name in names))
     assert cards.clusters_here() == clusters
 
@@ -501,7 +508,7 @@ def test_memory_limits(
         ("100000 100000", 0, "ok", "a quota of 1 (cgroup): 1 used; decode processes: 1"),
         ("150 1000", 0, "ok", "a quota of 0.15 (cgroup): 1 used; decode processes: 1"),
         ("max 100000", 0, "ok", "by affinity, no quota: "),
-        ("100000 100000", 9, "warn", "1 used; decode processes: 9, more than cores"),
+        ("100000 100000", 9, "warn", "1 used; decode processes: 9, more than there are cores"),
     ],
 )
 def test_cpu(
@@ -525,8 +532,20 @@ def test_cpu(
     [
         ("8000000", "max", 256, "ok", "the machine has 8,192 MB"),
         ("1000000", "max", 256, "warn", "the machine has 1,024 MB"),
-        ("8000000", "600000000", 256, "warn", "limit (cgroup) has 600 MB"),
-        ("8000000", "300000000", 256, "FAIL", "limit (cgroup) has 300 MB"),
+        (
+            "8000000",
+            "600000000",
+            256,
+            "warn",
+            "limit of the container or service (cgroup) has 600 MB",
+        ),
+        (
+            "8000000",
+            "300000000",
+            256,
+            "FAIL",
+            "limit of the container or service (cgroup) has 300 MB",
+        ),
         ("550000", "max", 65536, "FAIL", "(65536 rows of 1 kB, hosts: 1, "),
     ],
 )
@@ -559,8 +578,11 @@ def test_few_open_files() -> None:
     """A hard limit below what the rows need, and how to raise it."""
     shell = ["sh", "-c", 'ulimit -n 300; exec "$@"', "sh", *COMMAND, "doctor", "--port", "0"]
     done = subprocess.run(shell, capture_output=True, text=True, env=plain_environment())
-    assert "warn  files     300 may be open; 592 are enough for 256 rows; fewer" in done.stdout
-    assert "try: LimitNOFILE=592" in done.stdout
+    assert (
+        "warn  files     300 files may be open; 592 are enough for 256 rows; "
+        "the service accepts fewer" in done.stdout
+    )
+    assert "try: Raise the limit: LimitNOFILE=592" in done.stdout
 
 
 # What the checks are made of.
@@ -571,7 +593,7 @@ def test_few_open_files() -> None:
     [
         (["sh", "-c", "echo out; echo err >&2; exit 3"], 3, "ended with 3"),
         (["sh", "-c", "echo out; echo err; kill -6 $$"], -6, "abort: signal 6 (SIGABRT)"),
-        (["sh", "-c", "echo out; echo err; exec sleep 60"], None, "hang: no end in 1 s"),
+        (["sh", "-c", "echo out; echo err; exec sleep 60"], None, "hang: no exit within 1 s"),
     ],
 )
 def test_how_a_process_ends(command: list[str], code: int | None, how: str) -> None:
@@ -638,8 +660,8 @@ def test_cards_that_are_well(simulated: tuple[SimulatedSdk, Path]) -> None:
     simulated[0].faults({})
     done = doctor_of_cards(simulated, MAGICMIND_SIM_CARDS="2")
     said = found(done)
-    assert said["golden"]["found"].startswith("devices 0, 1: 3 rows right, off by at most ")
-    assert said["devices"]["found"] == "the SDK sees 2; to serve on: 0, 1"
+    assert said["golden"]["found"].startswith("devices 0, 1: 3 rows correct, largest difference ")
+    assert said["devices"]["found"] == "the SDK sees 2 devices; devices to serve on: 0, 1"
     ill = {name for name, each in said.items() if each["state"] != "ok"}
     assert ill <= {"nodes", "driver", "mode"}
     assert simulated[0].wrong_uses() == []
@@ -648,9 +670,12 @@ def test_cards_that_are_well(simulated: tuple[SimulatedSdk, Path]) -> None:
 @pytest.mark.parametrize(
     ("fault", "said"),
     [
-        ({"answers": "wrong"}, "device 1: off by "),
-        ({"open": "memory"}, "device 1 does not open: EngineError: create_i_engine: no answer"),
-        ({"sync": "abort"}, "the host of device 1 ended by SIGABRT"),
+        ({"answers": "wrong"}, "device 1: the largest difference is "),
+        (
+            {"open": "memory"},
+            "Device 1 does not open: EngineError: create_i_engine returned nothing",
+        ),
+        ({"sync": "abort"}, "The host of device 1 ended by SIGABRT."),
     ],
 )
 def test_a_card_that_is_not_well(
@@ -669,5 +694,5 @@ def test_a_card_that_is_gone(simulated: tuple[SimulatedSdk, Path]) -> None:
     simulated[0].faults({1: {"gone": True}})
     done = doctor_of_cards(simulated, "--devices", "1", MAGICMIND_SIM_CARDS="2")
     assert done.returncode == 3
-    assert found(done)["devices"]["found"] == "the SDK sees 1, so there is no device 1"
-    assert found(done)["golden"]["found"] == "not tried: the SDK sees no device 1"
+    assert found(done)["devices"]["found"] == "the SDK sees 1 device; device 1 does not exist"
+    assert found(done)["golden"]["found"] == "not checked: the SDK sees no device 1"

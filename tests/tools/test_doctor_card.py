@@ -107,17 +107,17 @@ SET = [
     (4, {}, "it returns a good Status; it is not needed"),
     (4, {"TO": "none"}, "it returns None; it is not needed"),
     (4, {"TO": "tensor"}, "it returns the same tensor; it is not needed"),
-    (5, {}, "a view: the context's next batch changed it"),
+    (5, {}, "a view: the next batch of the context changed it"),
     (5, {"ASNUMPY": "copy"}, "a copy: two calls give memory of their own"),
     (10, {}, "unknown key: refused: a bad Status: "),
     (10, {"UNKNOWN_KEYS": "ignore"}, "unknown key: ignored by the configuration, and by the build"),
-    (15, {}, "the device has 6 clusters or more, and fewer than 8"),
-    (15, {"CLUSTERS": "8"}, "the device has 8 clusters or more, and fewer than 16"),
-    (15, {"CLUSTERS": "4"}, "the device has 4 clusters or more, and fewer than 6"),
-    (17, {}, "applied as given, to the image's channels"),
-    (17, {"BN_ORDER": "reversed"}, "applied in reverse, to the image's channels"),
+    (15, {}, "the device has at least 6 clusters and fewer than 8"),
+    (15, {"CLUSTERS": "8"}, "the device has at least 8 clusters and fewer than 16"),
+    (15, {"CLUSTERS": "4"}, "the device has at least 4 clusters and fewer than 6"),
+    (17, {}, "applied in order, to the channels of the image"),
+    (17, {"BN_ORDER": "reversed"}, "applied in reverse order, to the channels of the image"),
     (17, {"IGNORE_BN": "1"}, "applied to no channel"),
-    (17, {"IGNORE_LAYOUT": "1"}, "none of the guesses fits"),
+    (17, {"IGNORE_LAYOUT": "1"}, "no guess fits"),
 ]
 
 
@@ -154,8 +154,8 @@ RAISES = {"MAGICMIND_SIM_FAILURE": "exception"}
         ({"sync": "bad_status"}, RAISES, "batch 51 failed by sync: an exception, Fault: CN_INV"),
         ({"enqueue": "exception"}, {}, "batch 51 failed by enqueue: an exception, Fault: CN_INV"),
         ({"enqueue": "memory"}, {}, "batch 51 failed by enqueue: a bad Status: INTERNAL: CN_MEM"),
-        ({"sync": "abort"}, {}, "abort: signal 6 (SIGABRT); its last words: "),
-        ({"sync": "hang"}, {}, "hang: no end in 2 s; its last words: "),
+        ({"sync": "abort"}, {}, "abort: signal 6 (SIGABRT); its last line of output: "),
+        ({"sync": "hang"}, {}, "hang: no exit within 2 s; its last line of output: "),
     ],
 )
 def test_a_fault(
@@ -169,7 +169,7 @@ def test_a_fault(
     """A Status, an exception, an abort, a hang: each is told as what it is."""
     walked = walk(**switches)
     sdk.faults({0: {**fault, "after": 50}})
-    if said.startswith("hang: no end in 2 s"):
+    if said.startswith("hang: no exit within 2 s"):
         monkeypatch.setattr(experiments, "TIMEOUT_S", 2.0)
     assert walked.ask("worked").startswith(said)
 
@@ -179,9 +179,13 @@ def test_a_card_that_is_well(walk: Callable[..., Walk]) -> None:
     walked = walk()
     assert answer(walked, 7)[0] == "200 batches were computed, and none failed"
     after, killed, faulted = answer(walked, 8)
-    assert after == "after the misuse of question 11; a new process answered rightly"
-    assert re.fullmatch(r"killed with a batch .*, it ended in .*; .* answered rightly", killed)
-    assert faulted == "a card that really faulted: not found out, see question 7"
+    assert (
+        after == "after the misuse of question 11: a new process answered the golden rows correctly"
+    )
+    assert re.fullmatch(
+        r"after a kill .*, the process exited within .*: .* the golden rows correctly", killed
+    )
+    assert faulted == "after a real fault of the card: unknown, see question 7"
 
 
 def test_a_card_that_stays_ill(sdk: SimulatedSdk, walk: Callable[..., Walk]) -> None:
@@ -190,7 +194,7 @@ def test_a_card_that_stays_ill(sdk: SimulatedSdk, walk: Callable[..., Walk]) -> 
     for name in answers._REFUSALS:
         walked.ask(name)
     sdk.faults({0: {"open": "memory"}})
-    assert "a new process did not answer the golden rows rightly: device 0" in answer(walked, 8)[0]
+    assert "a new process answered the golden rows incorrectly: Device 0" in answer(walked, 8)[0]
 
 
 def test_how_calls_fail(walk: Callable[..., Walk]) -> None:
@@ -205,7 +209,7 @@ def test_input_that_does_not_fit(walk: Callable[..., Walk]) -> None:
     """Where it is refused is told, too."""
     found = dict(line.split(": ", 1) for line in answer(walk(), 11))
     assert list(found) == [name.replace("_", " ") for name in answers._REFUSALS]
-    assert found.pop("not contiguous").startswith("refused by from_numpy: ")
+    assert found.pop("not contiguous").startswith("unknown: ")
     assert {said.split(":")[0] for said in found.values()} == {"refused by enqueue"}
 
 
@@ -222,7 +226,7 @@ def test_model_files(walk: Callable[..., Walk], tmp_path: Path) -> None:
     walked = walk()
     other, unknown = answer(walked, 13)
     assert "built, but refused by deserialize_from_file: a bad Status: INTERNAL: CN_FAT" in other
-    assert unknown.startswith("of another SDK or driver: not found out")
+    assert unknown.startswith("of another SDK or driver: unknown")
     named = walked.artifact("qint8_mixed_float16")
     assert named is not None
     walked.asked = Asked(settings.load({"artifact": named.path})[0], tmp_path / "text")
@@ -233,15 +237,15 @@ def test_two_cards(walk: Callable[..., Walk]) -> None:
     """Counted under MLU_VISIBLE_DEVICES, and compared in int8."""
     walked = walk(MAGICMIND_SIM_CARDS="2")
     untouched, *others, _ = answer(walked, 14)
-    assert untouched == "as it is here, the SDK counts 2, of which 0 opens"
+    assert untouched == "without a change of the environment the SDK counts 2, of which 0 opens"
     assert [line.partition("': ")[2] for line in others] == [
         *["1, of which 0 opens"] * 2,
         "no device",
     ]
     assert answer(walked, 19) == [
-        "ten runs in one process: the same bits",
-        "a second process: the same bits",
-        "device 1: the same bits",
+        "ten runs in one process: bitwise identical",
+        "a second process: bitwise identical",
+        "device 1: bitwise identical",
     ]  # fmt: skip
     assert "The SDK sees 2 devices here" in answer(walked, 21)[0]
 
@@ -251,7 +255,7 @@ def test_clusters(walk: Callable[..., Walk], monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(answers, "CLUSTERS", (2, 4, 8))
     found = answer(walk(), 15)
     assert found[:3] == [
-        "the device has 4 clusters or more, and fewer than 8",
+        "the device has at least 4 clusters and fewer than 8",
         "compiled for 2 clusters: runs",
         "compiled for 4 clusters: runs",
     ]
@@ -294,9 +298,9 @@ def test_without_a_float32_model(walk: Callable[..., Walk]) -> None:
     """Questions about the SDK are answered all the same; those that need a model say so."""
     walked = walk()
     walked.__dict__["builds"] = []
-    assert answer(walked, 8) == answer(walked, 20) == ["not found out: no float32 model was built"]
+    assert answer(walked, 8) == answer(walked, 20) == ["unknown: no float32 model was built"]
     assert answer(walked, 17)[0].startswith("applied as given")
-    assert answer(walked, 2)[0].startswith("not found out: Failed: deserialize_from_file: a bad St")
+    assert answer(walked, 2)[0].startswith("unknown: Failed: deserialize_from_file: a bad St")
 
 
 @pytest.mark.large
@@ -310,7 +314,7 @@ def test_a_walk_whose_questions_crash(
     said = {question.number: question.answer(walked) for question in answers.QUESTIONS}
     assert sorted(said) == list(range(1, 23))
     for number in (2, 3, 4, 5, 6, 12, 17):
-        assert said[number][0].startswith("abort: signal 6 (SIGABRT); its last words: ")
+        assert said[number][0].startswith("abort: signal 6 (SIGABRT); its last line of output: ")
 
 
 # The command.
@@ -390,7 +394,7 @@ def test_the_whole_walk(
         for frontend in ("caffe", "onnx")
     ]
     assert len(found["Golden rows"]) == 9
-    assert sum(" right: off by " in line for line in found["Golden rows"]) == 6
+    assert sum(" correct: the largest difference is " in line for line in found["Golden rows"]) == 6
     assert found["End"] == []
     for named in (str(tmp_path), str(Path(network[1]).parent), str(Path.home())):
         assert named not in text
@@ -424,7 +428,7 @@ def test_an_interrupted_walk(sdk: SimulatedSdk, network: list[str], tmp_path: Pa
         assert "Traceback" not in process.stderr.read()
     assert process.wait(20) == 130
     text = output.read_text()
-    assert text.endswith("interrupted here\n")
+    assert text.endswith("The report was The report was interrupted here..\n")
     assert "ok    sdk       MagicMind 1.7.0 under " in text
 
 
@@ -432,8 +436,8 @@ def test_an_interrupted_walk(sdk: SimulatedSdk, network: list[str], tmp_path: Pa
     ("options", "said"),
     [
         (["--prototxt", "net.prototxt"], "a network is its text, its weights and its preproc"),
-        (["--devices", "7"], "the SDK sees 1 devices, so no device 7"),
-        (["--output", "/nonexistent/text"], "/nonexistent/text: cannot be written: No such file"),
+        (["--devices", "7"], "The SDK sees 1 device; device 7 does not exist."),
+        (["--output", "/nonexistent/text"], "Cannot write /nonexistent/text: No such file"),
     ],
 )
 def test_a_walk_that_cannot_begin(
@@ -452,7 +456,7 @@ def test_a_text_that_is_there(sdk: SimulatedSdk, tmp_path: Path) -> None:
     output = tmp_path / "first-card.txt"
     output.write_text("an hour of work")
     done = first_hour(sdk, output)
-    assert done.stderr == f"error: {output} is there already\n  try: name another --output\n"
+    assert done.stderr == f"error: {output} already exists.\n  try: Name another --output.\n"
     assert output.read_text() == "an hour of work"
 
 

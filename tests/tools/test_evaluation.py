@@ -122,7 +122,7 @@ def test_folders_of_classes_from_a_desktop(artifact: Path, tmp_path: Path) -> No
         capture_output=True, text=True, env=plain_environment(), timeout=60,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "passed over 3 files of systems" in done.stderr
+    assert "Ignored 3 files of the operating system" in done.stderr
     assert "NOT COMPLETE" not in done.stdout and " of 1;" in done.stdout
 
 
@@ -146,7 +146,7 @@ def test_what_failed_is_tried_again(artifact: Path, images: Path, tmp_path: Path
     (images / "5.png").write_bytes(good)
     again = evaluate(images, tmp_path / "out", "--artifact", artifact)
     assert again.returncode == 0
-    assert "11 of 12 images are answered already" in again.stderr
+    assert "11 of 12 images are already answered" in again.stderr
     assert evaluate(images, tmp_path / "whole", "--artifact", artifact).returncode == 0
     for name in ("eval_labels.txt", "eval_result_5.txt", "infer_result.txt", "failed.csv"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
@@ -157,7 +157,7 @@ def test_a_finished_run_is_not_overwritten(artifact: Path, images: Path, tmp_pat
     assert evaluate(images, tmp_path / "out", "--artifact", artifact).returncode == 0
     again = evaluate(images, tmp_path / "out", "--artifact", artifact)
     assert again.returncode == 1
-    assert "of a run that is done" in again.stderr and "--force" in again.stderr
+    assert "of a finished run" in again.stderr and "--force" in again.stderr
     report = (tmp_path / "out" / "report.json").read_bytes()
     (images / "labels.txt").write_text("nothing")
     assert evaluate(images, tmp_path / "out", "--artifact", artifact, "--force").returncode == 1
@@ -173,7 +173,7 @@ def test_another_runs_journal_is_refused(artifact: Path, images: Path, tmp_path:
     assert evaluate(images, tmp_path / "out", "--artifact", artifact).returncode == 5
     other = tiny.write_tiny_artifact(tmp_path / "other", seed=1)
     refused = evaluate(images, tmp_path / "out", "--artifact", other)
-    assert refused.returncode == 1 and "begun with model" in refused.stderr
+    assert refused.returncode == 1 and "began with model" in refused.stderr
     write_labels(images, range(5))
     refused = evaluate(images, tmp_path / "out", "--artifact", artifact)
     assert refused.returncode == 1 and "begun with labels" in refused.stderr
@@ -183,7 +183,7 @@ def test_a_folder_without_any_of_the_images(artifact: Path, images: Path, tmp_pa
     """A wrong --image-dir is an error that leaves nothing, so the right one needs no --force."""
     wrong = evaluate(images, tmp_path / "out", "--artifact", artifact, "--image-dir", artifact)
     assert wrong.returncode == 1
-    assert "none of the 12 images is there: '0.png' is not in" in wrong.stderr
+    assert f"None of the 12 images is in {artifact}: '0.png' is not in" in wrong.stderr
     assert not (tmp_path / "out").exists()
 
 
@@ -195,7 +195,7 @@ def test_a_folder_that_another_run_writes_to(artifact: Path, images: Path, tmp_p
     refused = evaluate(images, tmp_path / "out", "--artifact", artifact, "--force")
     os.close(held)
     assert refused.returncode == 1
-    assert "another run is writing there" in refused.stderr
+    assert "Another run writes to" in refused.stderr
     assert not list((tmp_path / "out").iterdir())
 
 
@@ -204,7 +204,7 @@ def test_an_output_that_is_a_file(artifact: Path, images: Path, tmp_path: Path) 
     (tmp_path / "out").write_text("mine")
     refused = evaluate(images, tmp_path / "out", "--artifact", artifact)
     assert refused.returncode == 1
-    assert "out: cannot be written: File exists" in refused.stderr
+    assert "out: File exists" in refused.stderr
     assert (tmp_path / "out").read_text() == "mine"
 
 
@@ -273,7 +273,7 @@ def test_a_server_that_stays_away(stub: Callable[..., Stub], images: Path, tmp_p
     server.replies = [ranking()]
     done = evaluate(images, tmp_path / "out", *options)
     assert done.returncode == 0
-    assert "7 of 12 images are answered already" in done.stderr
+    assert "7 of 12 images are already answered" in done.stderr
     assert len(server.asked) == IMAGES + 1
 
 
@@ -325,7 +325,7 @@ def test_an_answer_of_another_program(
     server = stub(ranking(), (200, {"hello": 1}, {}))
     done = evaluate(images, tmp_path / "out", "--url", server.url, "--concurrency", 1)
     assert done.returncode == 4
-    assert "does not answer as topfive does" in done.stderr
+    assert "does not answer like topfive" in done.stderr
     assert len(lines(tmp_path / "out" / "journal.jsonl")) == 2
 
 

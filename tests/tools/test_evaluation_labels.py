@@ -36,13 +36,13 @@ def test_forms_of_label_files(form: str, tmp_path: Path) -> None:
 WRONG = {
     "names no image": "\n \n",
     "line 2: 'b.jpg' has no class": "a.jpg 3\nb.jpg\n",
-    "line 1: the class '10'; 0 to 9": "a.jpg 10\n",
-    "line 1: the class 'one'; 0 to 9, a wnid or a name": "a.jpg class one\n",
-    "line 1: the class '-1'": "a.jpg -1\n",
-    "line 1: the class '00000000012'": "a.jpg 00000000012\n",
-    "line 1: the model has no class n09999999": "a.jpg n09999999\n",
-    "line 3: 'a.jpg' is there a second time": "a.jpg 1\nb.jpg 1\na.jpg 2\n",
-    "line 1: '../a.jpg' is not in the image folder": "../a.jpg 1\n",
+    "line 1: The class is '10'; 0 to 9": "a.jpg 10\n",
+    "line 1: The class is 'one'; 0 to 9, a wnid or a name": "a.jpg class one\n",
+    "line 1: The class is '-1'": "a.jpg -1\n",
+    "line 1: The class is '00000000012'": "a.jpg 00000000012\n",
+    "line 1: The model has no class n09999999": "a.jpg n09999999\n",
+    "line 3: 'a.jpg' is listed twice": "a.jpg 1\nb.jpg 1\na.jpg 2\n",
+    "line 1: '../a.jpg' is not inside the image folder": "../a.jpg 1\n",
     "line 1: '/a.jpg' is not in": "/a.jpg 1\n",
 }
 
@@ -53,7 +53,7 @@ def test_wrong_label_files_are_refused_by_line(said: str, tmp_path: Path) -> Non
     (tmp_path / "labels.txt").write_text(WRONG[said])
     with pytest.raises(EvaluationError) as caught:
         read_samples(tmp_path / "labels.txt", CLASSES, None)
-    assert f"labels.txt: {said}" in str(caught.value).replace(": it names", ": names")
+    assert f"labels.txt: {said}" in str(caught.value).replace(".txt names", ".txt: names")
     assert caught.value.remedy
 
 
@@ -61,7 +61,7 @@ def test_wrong_label_files_are_refused_by_line(said: str, tmp_path: Path) -> Non
 def test_utf_16_is_named(name: str, tmp_path: Path) -> None:
     """As the editors of Windows write it."""
     (tmp_path / name).write_text("0 zero\n", encoding="utf-16")
-    with pytest.raises(EvaluationError, match="it is UTF-16: save it as UTF-8"):
+    with pytest.raises(EvaluationError, match="the encoding is UTF-16: save the file as UTF-8"):
         read_names(tmp_path / name, 1) if name == "names.txt" else read_samples(
             tmp_path / name, CLASSES, None
         )
@@ -70,9 +70,12 @@ def test_utf_16_is_named(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("name,class\na,1\n", "columns file, and wnid, class_id or label, not name, class"),
-        ("", "not nothing"),
-        ("file,class_id\na.jpg\n", "line 2: the class ''"),
+        (
+            "name,class\na,1\n",
+            "Columns file, and wnid, class_id or label, are required; found name, class",
+        ),
+        ("", "found nothing"),
+        ("file,class_id\na.jpg\n", "line 2: The class is ''"),
         (f"file,class_id\n{'a' * 200_000},1\n", "line 2: field larger"),
     ],
 )
@@ -131,20 +134,20 @@ def test_a_folder_in_the_folder_of_a_class(tmp_path: Path) -> None:
         read_samples(tmp_path, CLASSES, None)
     assert f"{inside} is a folder inside the folder of a class" in caught.value.detail
     assert "tiny-imagenet" in caught.value.detail
-    assert "move the images up" in caught.value.remedy
+    assert "Move the images up" in caught.value.remedy
 
 
 @pytest.mark.parametrize(
     ("name", "there", "said"),
     [
-        ("a", "a.JPEG", "'a' is not in {}, but 'a.JPEG' is: the name lacks its ending"),
-        ("d/a", "d/a.png", "but 'd/a.png' is: the name lacks its ending"),
-        ("d\\a.jpg", "d/a.jpg", "the name has backslashes where it needs slashes"),
-        ("d\\a", "d/a.jpg", "the name has backslashes where it needs slashes"),
-        ("a.jpg", "a.JPG", "but 'a.JPG' is: upper and lower case count"),
-        ("a.jpg", "a.png", "but 'a.png' is: it has another ending"),
-        ("x.jpg", "d/a.png", "; an image there is called 'd/a.png'"),
-        ("x.jpg", "d/.DS_Store", ", and no other image is"),
+        ("a", "a.JPEG", "'a' is not in {}, but 'a.JPEG' is: the name lacks its suffix"),
+        ("d/a", "d/a.png", "but 'd/a.png' is: the name lacks its suffix"),
+        ("d\\a.jpg", "d/a.jpg", "the name contains backslashes instead of slashes"),
+        ("d\\a", "d/a.jpg", "the name contains backslashes instead of slashes"),
+        ("a.jpg", "a.JPG", "but 'a.JPG' is: upper and lower case are different"),
+        ("a.jpg", "a.png", "but 'a.png' is: the suffix is different"),
+        ("x.jpg", "d/a.png", ". An image in that folder is named 'd/a.png'"),
+        ("x.jpg", "d/.DS_Store", ", and the folder contains no other image"),
     ],
 )
 def test_what_a_name_that_is_not_there_looks_like(
@@ -176,7 +179,7 @@ def test_a_folder_for_each_own_class(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("folder", "said"),
     [
-        ("dogs", "the class 'dogs'; 0 to 6, a wnid or a name of the model's expected"),
+        ("dogs", "The class is 'dogs'; 0 to 6, a wnid or a name of the model's classes expected"),
         ("crane", "'crane' stands for more than one class: 2 and 3"),
         ("6", "'6' stands for more than one class: 5 and 6"),
     ],
@@ -217,10 +220,10 @@ def test_a_number_that_is_a_name_too_is_refused(tmp_path: Path) -> None:
 def test_a_file_that_counts_from_one(first: int, tmp_path: Path) -> None:
     """It is recognised by its last class; where class 0 is there, the number is only too large."""
     (tmp_path / "labels.txt").write_text(f"a.jpg {first}\nb.jpg 10\n")
-    with pytest.raises(EvaluationError, match="line 2: the class '10'; 0 to 9") as caught:
+    with pytest.raises(EvaluationError, match="line 2: The class is '10'; 0 to 9") as caught:
         read_samples(tmp_path / "labels.txt", CLASSES, None)
     assert ("probably counts classes from 1" in caught.value.detail) is bool(first)
-    assert ("subtract 1" in caught.value.remedy) is bool(first)
+    assert ("Subtract 1" in caught.value.remedy) is bool(first)
 
 
 def write_images(folder: Path, *names: str) -> None:
@@ -261,5 +264,5 @@ def test_a_look_for_an_example_ends_at_the_first(
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", scanned)
-    assert "; an image there is called " in why_not_there(tmp_path, "absent/x.jpg")
+    assert ". An image in that folder is named " in why_not_there(tmp_path, "absent/x.jpg")
     assert len(listed) == 3

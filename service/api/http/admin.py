@@ -23,7 +23,7 @@ def router(
     @get(
         routes,
         "/model",
-        "What is served, and statistics of its bodies, rows, queue and devices",
+        "Describes the served model, with statistics of bodies, rows, queue and devices",
         {"model": {"name": "efficientnet-lite0"}, "ready": True, "statistics": {}},
     )
     async def about() -> Response:

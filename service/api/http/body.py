@@ -59,8 +59,8 @@ class Intake:
         """Overloaded if so many more do not fit."""
         if self._reserved_bytes + more_bytes > self._limit_bytes:
             raise Overloaded(
-                "no room for another body: those that are here fill the memory for them",
-                "try again after Retry-After",
+                "The memory for request bodies is full.",
+                "Retry after Retry-After.",
                 retry_after_ms=retry_after_ms(0.75),
             )
         self._reserved_bytes += more_bytes
@@ -85,8 +85,8 @@ class Intake:
         coding = _coding(headers)
         if coding not in CODINGS:
             raise UnsupportedMedia(
-                f"Content-Encoding {coding[:40]!r} is not taken",
-                "send the body as it is, or compressed once, with gzip or deflate",
+                f"Content-Encoding {coding[:40]!r} is not supported.",
+                "Send the body uncompressed, or compressed once with gzip or deflate.",
             )
         self._check_size(_length(headers))
 
@@ -125,12 +125,12 @@ class Intake:
             return stopping()
         if deadline_s < self._timeout_s:
             return BodyTimeout(
-                f"the body was not whole within {deadline_s:g} s, the request's deadline",
+                f"The body was not received within {deadline_s:g} s, the deadline of the request.",
                 more_time(deadline_s < self._default_deadline_s, "the body faster"),
             )
         return BodyTimeout(
-            f"the body was not whole within {self._timeout_s:g} s",
-            "send it faster, or a smaller one",
+            f"The body was not received within {self._timeout_s:g} s.",
+            "Send the body faster, or send a smaller one.",
         )
 
     async def _read(self, receive: Receive, room: "Room") -> bytes:
@@ -139,7 +139,7 @@ class Intake:
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
-                raise ClientGone("the caller left before its body was whole")
+                raise ClientGone("The client disconnected before the end of the body.")
             parts.append(message.get("body", b""))
             size += len(parts[-1])
             self._check_size(size)
@@ -150,8 +150,9 @@ class Intake:
     def _check_size(self, size_bytes: int) -> None:
         if size_bytes > self._max_body_bytes:
             raise TooLarge(
-                f"a body of {size_bytes} bytes or more; this server takes {self._max_body_bytes}",
-                "send a smaller file, or fewer in one request",
+                f"The body has {size_bytes} bytes or more; this server accepts "
+                f"{self._max_body_bytes}.",
+                "Send a smaller file, or fewer files in one request.",
                 limit_bytes=self._max_body_bytes,
             )
 
@@ -161,13 +162,14 @@ class Intake:
             inflated = inflater.decompress(body, self._max_body_bytes + 1)
         except zlib.error as error:
             raise Malformed(
-                f"the body is not {coding}: {error}", "compress it again, or send it as it is"
+                f"The body is not valid {coding}: {error}",
+                "Compress the body again, or send it uncompressed.",
             ) from error
         self._check_size(len(inflated))
         if not inflater.eof or inflater.unused_data:
             raise Malformed(
-                f"the {coding} body ends early, or there is more behind its end",
-                "send all of it, compressed in one piece",
+                f"The {coding} body is truncated, or has data after its end.",
+                "Send the whole body, compressed in one piece.",
             )
         return inflated
 

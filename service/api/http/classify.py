@@ -108,7 +108,7 @@ async def _split(exchange: Exchange, body: bytes, content_type: str, model: Mode
 async def _answered(exchange: Exchange, request: CoreRequest) -> None:
     """Until `request` has ended, by its caller's departure at the latest; what it ended with is
     raised."""
-    exchange.on_departure = lambda: request.end(ClientGone("the caller left"))
+    exchange.on_departure = lambda: request.end(ClientGone("The client disconnected."))
     if exchange.gone:
         exchange.on_departure()
     await request.answered
@@ -126,7 +126,7 @@ def _deadline_ms(headers: Headers, default_ms: int) -> int:
 def _positive(name: str, text: str) -> int:
     # Of very many digits the first tell enough: it is above any default.
     if not (text.isascii() and text.isdigit() and int(text[:18]) >= 1):
-        raise Malformed(f"{name} is {text[:40]!r}", "make it a whole number of milliseconds")
+        raise Malformed(f"{name} is {text[:40]!r}.", "Send a whole number of milliseconds.")
     return int(text[:18])
 
 
@@ -141,16 +141,16 @@ def _top_k(query: bytes, classes: int) -> int:
     texts = values.pop("top_k", [str(openapi.DEFAULT_TOP_K)])
     if values:
         raise Malformed(
-            f"there is no query parameter {next(iter(values))[:40]!r}",
-            "leave it out; the only one is top_k, as in /classify?top_k=3",
+            f"There is no query parameter {next(iter(values))[:40]!r}.",
+            "Remove it. The only parameter is top_k, as in /classify?top_k=3",
         )
     if len(texts) > 1:
-        raise Malformed(f"top_k is given {len(texts)} times", "give it once")
+        raise Malformed(f"top_k is given {len(texts)} times.", "Give top_k once.")
     [text] = texts
     # Nine digits are enough: such a number is above any number of classes.
     digits = text.lstrip("0")[:9]
     if not (text.isascii() and text.isdigit() and digits):
-        raise Malformed(f"top_k is {text[:40]!r}", f"make it an integer from 1 to {classes}")
+        raise Malformed(f"top_k is {text[:40]!r}.", f"Send an integer from 1 to {classes}.")
     return min(int(digits), classes)
 
 
@@ -164,8 +164,8 @@ def _outcomes(request: CoreRequest) -> list[Prediction | RequestError]:
     if len(errors) == 1 or ours:
         raise (ours or errors)[0]
     raise Undecodable(
-        f"none of the {len(errors)} images can be classified",
-        "see errors for the reason of each",
+        f"None of the {len(errors)} images can be classified.",
+        "See errors for the reason of each image.",
         errors=[
             {"pointer": f"#/images/{index}", **fields(error)} for index, error in enumerate(errors)
         ],

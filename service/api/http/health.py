@@ -19,19 +19,19 @@ def router(model: Model) -> APIRouter:
     routes = APIRouter()
 
     @get(routes, "/healthz", "Alias of /livez", _LIVE)
-    @get(routes, "/livez", "Is the event loop turning?", _LIVE)
-    @get(routes, "/v2/health/live", "Liveness in the words of the V2 protocol", _LIVE)
+    @get(routes, "/livez", "Reports whether the event loop runs", _LIVE)
+    @get(routes, "/v2/health/live", "Liveness of the V2 protocol", _LIVE)
     async def live() -> Response:
         return _answer(model, 200, _LIVE)
 
-    @get(routes, "/readyz", "Should traffic come?", _READY, _NOT_READY)
+    @get(routes, "/readyz", "Reports whether the service accepts traffic", _READY, _NOT_READY)
     async def ready() -> Response:
         return _answer(model, 200 if model.ready else 503, _readiness(model))
 
     @get(
         routes,
         "/v2/health/ready",
-        "Readiness in the words of the V2 protocol",
+        "Readiness of the V2 protocol",
         {"ready": True},
         {"ready": False, "error": "not ready: starting"},
     )

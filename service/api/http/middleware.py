@@ -202,7 +202,7 @@ class Edge:
 
 def internal() -> Internal:
     """What is said of a fault that nobody caught."""
-    return Internal("an error of the server's own", "report it with the request id")
+    return Internal("Internal server error.", "Report the error with the request id.")
 
 
 def _refused(exchange: Exchange, scope: Scope) -> RequestError:

@@ -81,7 +81,7 @@ _ANSWER_SCHEMA = {
         "request_id": {"type": "string"},
         "results": {
             "type": "array",
-            "description": "One for each image, in their order.",
+            "description": "One result for each image, in the order of the images.",
             "items": {
                 "oneOf": [
                     {
@@ -97,7 +97,7 @@ _ANSWER_SCHEMA = {
                                         "class_id": {"type": "integer"},
                                         "wnid": {
                                             "type": "string",
-                                            "description": "Absent if the class has none.",
+                                            "description": "Absent if the class has no wnid.",
                                         },
                                         "label": {"type": "string"},
                                         "score": {"type": "number"},
@@ -122,12 +122,13 @@ def classify(settings: Settings, largest_request: int, classes: int) -> dict[str
     """The words of POST /classify, as keyword arguments of its route."""
     return {
         "tags": ["classify"],
-        "summary": "The most likely labels of one or several images",
+        "summary": "Classifies one or several images",
         "description": (
-            f"At most {largest_request} images and {settings.max_body_bytes} bytes in a request, "
-            f"{settings.max_pixels} pixels in an image. One bad image among several fails alone. "
-            "The bytes decide what an image is, not its declared type. "
-            "Classification may be retried: it changes nothing."
+            f"A request has at most {largest_request} images and "
+            f"{settings.max_body_bytes} bytes, an image at most {settings.max_pixels} "
+            "pixels. If one of several images is invalid, only that image fails. The "
+            "bytes decide the format of an image, not its declared type. Classification "
+            "has no side effects and may be retried."
         ),
         "response_class": Response,
         "responses": {
@@ -142,15 +143,15 @@ def classify(settings: Settings, largest_request: int, classes: int) -> dict[str
                 _parameter(
                     "top_k",
                     "query",
-                    f"Labels for each image; above {classes}, the number of classes, it is "
-                    f"{classes}.",
+                    f"Number of labels for each image. The maximum is {classes}, the "
+                    f"number of classes; a larger number counts as {classes}.",
                     default=min(DEFAULT_TOP_K, classes),
                 ),
                 _parameter(
                     "X-Request-Timeout-Ms",
                     "header",
-                    "After so many milliseconds the answer is 504; at most, and without it, "
-                    f"{settings.default_deadline_ms}.",
+                    "Deadline in milliseconds, after which the answer is 504. Default "
+                    f"and maximum: {settings.default_deadline_ms}.",
                 ),
             ],
             "requestBody": {"required": True, "content": _bodies()},
@@ -165,9 +166,9 @@ def get(
 
     `refusal` is an example of its 503, if it has one; text stands for plain text.
     """
-    responses: dict[int | str, dict[str, Any]] = {200: _example("What was asked for.", example)}
+    responses: dict[int | str, dict[str, Any]] = {200: _example("The requested data.", example)}
     if refusal is not None:
-        responses[503] = _example("No, and the reason.", refusal)
+        responses[503] = _example("The service is not ready; the body has the reason.", refusal)
     return routes.get(
         path, summary=summary, tags=["operation"], responses=responses, response_class=Response
     )
@@ -208,10 +209,10 @@ def _problems() -> dict[int, dict[str, Any]]:
                             "title": error.title,
                             "status": error.status,
                             "code": error.code,
-                            "detail": "what happened, with the values that matter",
-                            "remedy": "what to do about it",
+                            "detail": "What was wrong, with the values.",
+                            "remedy": "What to do.",
                             "request_id": _ANSWER["request_id"],
-                            "error": "what happened, with the values that matter",
+                            "error": "What was wrong, with the values.",
                         },
                     }
                 },
@@ -226,8 +227,8 @@ def _bodies() -> dict[str, Any]:
     text = {
         "type": "string",
         "format": "byte",
-        "description": "Base64 of either alphabet, with or without line breaks and padding; or a "
-        "data: URL of it.",
+        "description": "Base64 of the standard or the URL alphabet, with or without line "
+        "breaks and padding, or a data: URL of base64.",
     }
     image = {
         "type": "object",

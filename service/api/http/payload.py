@@ -23,8 +23,8 @@ MAX_PART_HEAD_BYTES = 4096
 """Maximum size of the headers of a form's part."""
 
 _TAKEN = (
-    f"send an image as {', '.join(images.MEDIA_TYPES)} or application/octet-stream, "
-    f"several as {FORM} or {JSON}"
+    f"Send an image as {', '.join(images.MEDIA_TYPES)} or application/octet-stream, or "
+    f"several images as {FORM} or {JSON}."
 )
 
 
@@ -36,7 +36,7 @@ def media_type(content_type: str) -> str:
     declared = content_type.partition(";")[0].strip().lower()
     if declared in RAW or declared in (FORM, JSON, UNDECLARED) or declared.startswith("image/"):
         return declared
-    raise UnsupportedMedia(f"Content-Type {declared[:80]!r} is not taken", _TAKEN)
+    raise UnsupportedMedia(f"Content-Type {declared[:80]!r} is not supported.", _TAKEN)
 
 
 def split(body: bytes, content_type: str, limit: int) -> list[bytes]:
@@ -55,7 +55,7 @@ def split(body: bytes, content_type: str, limit: int) -> list[bytes]:
     else:
         files = [body]
     if not any(files):
-        raise Malformed("there is no image in the body", _TAKEN)
+        raise Malformed("The body contains no image.", _TAKEN)
     return files
 
 
@@ -64,17 +64,17 @@ def _check_undeclared(body: bytes) -> None:
     if not images.media_type(body):
         is_json = body.lstrip()[:1] == b"{"
         raise UnsupportedMedia(
-            f"Content-Type {UNDECLARED!r}, and the body does not begin as an image",
-            "name the type: curl -H 'Content-Type: application/json' --data-binary @FILE"
+            f"Content-Type is {UNDECLARED!r}, and the body does not begin like an image.",
+            "Set the type: curl -H 'Content-Type: application/json' --data-binary @FILE"
             if is_json
-            else "curl -H 'Content-Type: application/octet-stream' --data-binary @FILE, "
+            else "Run curl -H 'Content-Type: application/octet-stream' --data-binary @FILE, "
             "or curl -F image=@FILE",
         )
     # Every image file has zero bytes, in its lengths at least; curl -d @FILE leaves them out.
     if b"\0" not in body:
         raise Undecodable(
-            "the image has lost its zero bytes, as curl -d @FILE strips them",
-            "curl --data-binary @FILE sends every byte",
+            "The image has lost its zero bytes: curl -d @FILE removes them.",
+            "Run curl --data-binary @FILE, which sends every byte.",
         )
 
 
@@ -84,22 +84,22 @@ def _json(body: bytes, limit: int) -> list[bytes]:
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        raise Malformed(f"the body is not JSON: {error}", _JSON_FORM) from error
+        raise Malformed(f"The body is not JSON: {error}", _JSON_FORM) from error
     if not isinstance(document, dict):
-        raise _bad_member("#", "expected an object")
+        raise _bad_member("#", "An object is expected.")
     _check_members(document, "images", "#")
     items = document.get("images")
     if not isinstance(items, list):
-        raise _bad_member("#/images", "expected an array")
+        raise _bad_member("#/images", "An array is expected.")
     _check_count(len(items), limit)
     return [_file(item, f"#/images/{index}") for index, item in enumerate(items)]
 
 
 _JSON_FORM = (
-    'send {"images": ["<base64 of a file>"]} or {"images": [{"b64": "<base64 of a file>"}]}, '
-    "and top_k in the query: /classify?top_k=3"
+    'Send {"images": ["<base64 of a file>"]} or {"images": [{"b64": "<base64 of a '
+    'file>"}]}, and top_k in the query: /classify?top_k=3'
 )
-_EXPECTED = "expected a string of base64, or an object with one as b64"
+_EXPECTED = "A string of base64, or an object with such a string as b64, is expected."
 _STANDARD = bytes.maketrans(b"-_", b"+/")
 _SPACE = b" \t\r\n"
 
@@ -108,7 +108,7 @@ def _check_members(members: dict[str, Any], known: str, pointer: str) -> None:
     for name in members:
         if name != known:
             escaped = quote(name[:80].replace("~", "~0").replace("/", "~1"), safe="")
-            raise _bad_member(f"{pointer}/{escaped}", f"there is no member {name[:80]!r}")
+            raise _bad_member(f"{pointer}/{escaped}", f"There is no member {name[:80]!r}.")
 
 
 def _file(item: Any, pointer: str) -> bytes:
@@ -120,11 +120,11 @@ def _file(item: Any, pointer: str) -> bytes:
     if item[:5].lower() == "data:":
         head, comma, item = item.partition(",")
         if not (comma and head.lower().endswith(";base64")):
-            raise _bad_member(pointer, "a data: URL without ;base64,")
+            raise _bad_member(pointer, "The data: URL does not contain ;base64,")
     try:
         return _decoded(item)
     except ValueError as error:
-        raise _bad_member(pointer, f"not base64: {error}") from error
+        raise _bad_member(pointer, f"The string is not base64: {error}") from error
 
 
 def _decoded(text: str) -> bytes:
@@ -148,17 +148,17 @@ def _bad_member(pointer: str, detail: str) -> Malformed:
 def _check_count(count: int, limit: int) -> None:
     if count > limit:
         raise TooLarge(
-            f"more than {limit} images in one request",
-            "send them in several requests",
+            f"The request has more than {limit} images.",
+            "Send the images in several requests.",
             limit_images=limit,
         )
 
 
 _PART_NAMES = (
-    f"name each image's part {', '.join(PARTS[:-1])} or {PARTS[-1]}, "
-    "and send top_k in the query: /classify?top_k=3"
+    f"Name the part of each image {', '.join(PARTS[:-1])} or {PARTS[-1]}, and send top_k "
+    "in the query: /classify?top_k=3"
 )
-_BY_LIBRARY = "send all of it, as curl -F image=@FILE or an HTTP library's form does"
+_BY_LIBRARY = "Send the whole form, as curl -F image=@FILE or the form of an HTTP library does."
 # Behind the boundary: the last one's dashes, padding, the end of the line.
 _BOUNDARY_END = re.compile(rb"(--)?[ \t]*(?:\r\n|\Z)")
 _FOLD = re.compile(rb"\r\n[ \t]+")
@@ -169,12 +169,12 @@ def _form(body: bytes, content_type: str, limit: int) -> list[bytes]:
     the last one is passed over, and a header may be folded."""
     boundary = parse_options_header(content_type)[1].get(b"boundary")
     if not boundary:
-        raise Malformed(f"{FORM} without a boundary", "let the client set the Content-Type")
+        raise Malformed(f"{FORM} has no boundary.", "Let the client set the Content-Type.")
     files: list[bytes] = []
     for start, end in _parts(body, b"\r\n--" + boundary):
         _check_count(len(files) + 1, limit)
         if end == -1:
-            raise Malformed("the form ends before its last boundary", _BY_LIBRARY)
+            raise Malformed("The form ends before its last boundary.", _BY_LIBRARY)
         head_end = _head_end(body, start, end)
         _check_name(body[start:head_end])
         files.append(body[head_end + 4 : end])
@@ -187,7 +187,7 @@ def _parts(body: bytes, delimiter: bytes) -> Iterator[tuple[int, int]]:
     # Before the first boundary may be nothing, or text of another kind of line.
     at = 0 if body.startswith(delimiter[2:]) else body.find(delimiter[1:]) + 1
     if not body.startswith(delimiter[2:], at):
-        raise Malformed("there is no boundary of the form in the body", _BY_LIBRARY)
+        raise Malformed("The body does not contain the boundary of the form.", _BY_LIBRARY)
     line = _boundary_end(body, at + len(delimiter) - 2)
     while not line[1]:
         # The line's own end is enough before the next boundary.
@@ -200,7 +200,7 @@ def _boundary_end(body: bytes, at: int) -> re.Match[bytes]:
     line = _BOUNDARY_END.match(body, at)
     if line is None:
         raise Malformed(
-            "a boundary of the form is not alone on its line, or the line does not end in CRLF",
+            "A boundary of the form is not alone on its line, or the line does not end in CRLF.",
             _BY_LIBRARY,
         )
     return line
@@ -212,8 +212,8 @@ def _head_end(body: bytes, start: int, end: int) -> int:
     found = body.find(b"\r\n\r\n", start - 2, min(end, start + MAX_PART_HEAD_BYTES))
     if found == -1:
         raise Malformed(
-            f"a part of the form has no empty line within {MAX_PART_HEAD_BYTES} bytes, "
-            "which ends its headers",
+            "The headers of a part of the form have no end (an empty line) within "
+            f"{MAX_PART_HEAD_BYTES} bytes.",
             _BY_LIBRARY,
         )
     return found
@@ -225,9 +225,9 @@ def _check_name(head: bytes) -> None:
     for line in _FOLD.sub(b" ", head).split(b"\r\n") if head else ():
         header, colon, value = line.partition(b":")
         if not colon:
-            raise Malformed(f"a part's header {line[:80]!r} has no colon", _BY_LIBRARY)
+            raise Malformed(f"The header {line[:80]!r} of a part has no colon.", _BY_LIBRARY)
         if header.strip().lower() == b"content-disposition":
             disposition = value
     name = parse_options_header(disposition)[1].get(b"name", b"").decode(errors="replace")
     if name.removesuffix("[]") not in PARTS:
-        raise Malformed(f"a part is named {name[:80]!r}", _PART_NAMES)
+        raise Malformed(f"The name of a part is {name[:80]!r}.", _PART_NAMES)

@@ -40,7 +40,7 @@ def _files(place: Path) -> list[Path]:
         raise _unreadable(Path(error.filename or place), error) from error
     if not found:
         endings = ", ".join(sorted(image_files.ENDINGS))
-        raise ValueError(f"{place}: no image in this folder ({endings})")
+        raise ValueError(f"{place} contains no image ({endings})")
     return found
 
 
@@ -52,7 +52,7 @@ def _fitting(files: Iterable[Path]) -> Iterable[bytes]:
         except OSError as error:
             raise _unreadable(file, error) from error
         if not image:
-            raise ValueError(f"{file}: empty")
+            raise ValueError(f"{file} is empty")
         if len(image) > room and room < MEMORY_BYTES:
             return
         room -= len(image)
@@ -60,4 +60,4 @@ def _fitting(files: Iterable[Path]) -> Iterable[bytes]:
 
 
 def _unreadable(path: Path, error: OSError) -> ValueError:
-    return ValueError(f"{path}: cannot be read: {disk.unreadable_in_words(path, error)}")
+    return ValueError(f"{path} cannot be read: {disk.unreadable_in_words(path, error)}")

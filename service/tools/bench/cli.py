@@ -11,7 +11,7 @@ import typer
 if TYPE_CHECKING:
     from service.tools.bench.load import Load
 
-bench = typer.Typer(help="Measure a device alone, or a server under load.", no_args_is_help=True)
+bench = typer.Typer(help="Measure one device, or a server under load.", no_args_is_help=True)
 
 CLIENTS, FIRST_RATE = 32, 10.0
 """Where nothing is said: of a closed loop, and where a search begins, requests/s."""
@@ -19,21 +19,32 @@ CLIENTS, FIRST_RATE = 32, 10.0
 
 @bench.command("device")
 def bench_device(
-    artifact: Annotated[Path, typer.Option(metavar="DIR", help="An artifact's folder.")],
+    artifact: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the artifact.")],
     batch_sizes: Annotated[
-        str, typer.Option(help="Like 1,4,8. Default: 1,2,4,8,16, as far as the model takes them.")
+        str,
+        typer.Option(
+            help="Batch sizes to measure, such as 1,4,8. Default: those of "
+            "1,2,4,8,16 that the model accepts."
+        ),
     ] = "",
     duration_s: Annotated[
-        float, typer.Option(min=0.05, max=3600, help="Measured for each batch size.")
+        float, typer.Option(min=0.05, max=3600, help="Seconds to measure each batch size.")
     ] = 3.0,
-    warmup_s: Annotated[float, typer.Option(min=0, max=3600, help="Before that, each.")] = 0.2,
+    warmup_s: Annotated[
+        float, typer.Option(min=0, max=3600, help="Seconds of warm-up before each measurement.")
+    ] = 0.2,
     in_flight: Annotated[
         int,
-        typer.Option(min=0, max=64, help="Batches sent at once; 0: as many as the service sends."),
+        typer.Option(min=0, max=64, help="Batches in flight. 0 uses as many as the service."),
     ] = 0,
-    device: Annotated[int, typer.Option(min=0, help="As the engine counts devices.")] = 0,
+    device: Annotated[
+        int, typer.Option(min=0, help="Ordinal of the device, as the engine counts devices.")
+    ] = 0,
     device_python: Annotated[
-        str | None, typer.Option(help="The host's interpreter. Default: as topfive serve finds it.")
+        str | None,
+        typer.Option(
+            help="Interpreter of the device host. Default: the one that topfive serve would use."
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
@@ -63,44 +74,64 @@ def bench_device(
 @bench.command("load")
 def bench_load(
     images: Annotated[
-        list[Path], typer.Argument(metavar="IMAGE...", help="Files, and folders of them.")
+        list[Path],
+        typer.Argument(metavar="IMAGE...", help="Image files, and folders of image files."),
     ],
     url: Annotated[
         str,
-        typer.Option(help="The server; /classify unless a path is named.", envvar="TOPFIVE_URL"),
+        typer.Option(
+            help="URL of the server. A URL without a path means /classify.", envvar="TOPFIVE_URL"
+        ),
     ] = "http://127.0.0.1:8080",
     clients: Annotated[
-        str, typer.Option(help="Closed loop: so many in turns, like 1,8,32 [default: 32].")
+        str,
+        typer.Option(
+            help="Closed loop: number of concurrent clients. A list such as "
+            "1,8,32 measures each number [default: 32]."
+        ),
     ] = "",
     rate: Annotated[
-        str, typer.Option(help="Open loop: requests a second, like 100,200,400, each in turn.")
+        str,
+        typer.Option(
+            help="Open loop: requests per second. A list such as 100,200,400 measures each rate."
+        ),
     ] = "",
     p99_ms: Annotated[
         float,
         typer.Option(
             min=0,
             show_default=False,
-            help="Search the highest rate that holds it, beginning with --rate [default: 10].",
+            help="Search the highest rate with a p99 of at most this many milliseconds. The "
+            "search begins with --rate [default: 10].",
         ),
     ] = 0.0,
     constant: Annotated[
-        bool, typer.Option("--constant", help="Requests at even distances, not Poisson.")
+        bool,
+        typer.Option(
+            "--constant", help="Send requests at constant intervals instead of Poisson intervals."
+        ),
     ] = False,
-    duration_s: Annotated[float, typer.Option(min=0.05, max=3600, help="Of each load.")] = 10.0,
-    warmup_s: Annotated[float, typer.Option(min=0, max=3600, help="Before that, each.")] = 1.0,
-    requests: Annotated[int, typer.Option(min=0, help="At most so many in each; 0: any.")] = 0,
+    duration_s: Annotated[
+        float, typer.Option(min=0.05, max=3600, help="Seconds to measure each load.")
+    ] = 10.0,
+    warmup_s: Annotated[
+        float, typer.Option(min=0, max=3600, help="Seconds of warm-up before each load.")
+    ] = 1.0,
+    requests: Annotated[
+        int, typer.Option(min=0, help="Maximum requests for each load. 0 sets no maximum.")
+    ] = 0,
     connections: Annotated[
-        int, typer.Option(min=1, max=60_000, help="At most so many at a time, in an open loop.")
+        int, typer.Option(min=1, max=60_000, help="Maximum open connections of an open loop.")
     ] = 2000,
     grace_s: Annotated[
-        float, typer.Option(min=0, max=3600, help="How long the last answers are waited for.")
+        float, typer.Option(min=0, max=3600, help="Seconds to wait for the last answers.")
     ] = 10.0,
     deadline_ms: Annotated[
-        int, typer.Option(min=0, help="Sent as X-Request-Timeout-Ms; 0: none.")
+        int, typer.Option(min=0, help="Deadline to send as X-Request-Timeout-Ms. 0 sends none.")
     ] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     plot: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A PNG of latency over rate.")
+        Path | None, typer.Option(metavar="FILE", help="PNG file to write, with latency over rate.")
     ] = None,
 ) -> None:
     """Load a server with images: clients that take turns, rates, or a search for the highest rate.
@@ -160,11 +191,11 @@ def _loads(load: "Load", clients: str, rate: str, p99_ms: float) -> "list[Load]"
     """What is asked for; a search has the one that it begins with."""
     if clients and (rate or p99_ms):
         other = "--rate" if rate else "--p99-ms"
-        raise typer.BadParameter(f"not with {other}", param_hint="--clients")
+        raise typer.BadParameter(f"cannot be used together with {other}", param_hint="--clients")
     if p99_ms:
         rates = _numbers("--rate", rate or str(FIRST_RATE), 0.1, 100_000)
         if len(rates) > 1:
-            raise typer.BadParameter("a search begins with one", param_hint="--rate")
+            raise typer.BadParameter("a search begins with exactly one rate", param_hint="--rate")
         return [replace(load, rate=rates[0])]
     if rate:
         return [replace(load, rate=one) for one in _numbers("--rate", rate, 0.1, 100_000)]
@@ -181,7 +212,7 @@ def _numbers(option: str, text: str, least: float, most: float) -> list[float]:
             raise ValueError(f"{text!r} is not a list of numbers like 1,8,32") from None
         for number in numbers:
             if not least <= number <= most:
-                raise ValueError(f"{number:g}: from {least:g} to {most:g}")
+                raise ValueError(f"{number:g} is not from {least:g} to {most:g}")
     return numbers
 
 

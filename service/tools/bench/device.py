@@ -60,14 +60,14 @@ def batch_sizes(asked: str, batch: Batch) -> list[int]:
     """
     if not asked:
         return [size for size in LIKELY_SIZES if batch.min <= size <= batch.max] or [batch.min]
-    takes = f"{batch.min} to {batch.max}" if batch.min < batch.max else f"{batch.min} only"
+    takes = f"{batch.min} to {batch.max}" if batch.min < batch.max else f"only {batch.min}"
     try:
         sizes = [int(size) for size in asked.split(",")]
     except ValueError:
         raise ValueError(f"{asked!r} is not a list of sizes like 1,4,8") from None
     for size in sizes:
         if not batch.min <= size <= batch.max:
-            raise ValueError(f"{size}: this model takes {takes}")
+            raise ValueError(f"batch size {size} is not possible: the model accepts {takes}")
     return sizes
 
 

@@ -52,7 +52,7 @@ async def reached(target: Target) -> Target:
     except OSError as error:  # a TimeoutError is one
         said = error.strerror or str(error) or f"no connection within {CONNECT_TIMEOUT_S:g} s"
         raise Unreachable(
-            f"{target.url} does not answer: {said}", "start the server, or correct --url"
+            f"{target.url} does not answer: {said}", "Start the server, or correct --url."
         ) from error
     host = writer.get_extra_info("peername")[0]
     writer.close()

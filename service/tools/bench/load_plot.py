@@ -17,7 +17,7 @@ def check(file: Path) -> None:
     """ValueError if `file` has no folder; an error with its remedy if matplotlib is missing."""
     _figure_class()
     if not file.parent.is_dir():
-        raise ValueError(f"{file.parent} is no folder")
+        raise ValueError(f"the folder {file.parent} does not exist")
 
 
 def _figure_class() -> Any:
@@ -26,7 +26,7 @@ def _figure_class() -> Any:
     except ImportError as error:
         raise TopfiveError(
             f"--plot needs matplotlib: {error}",
-            f"install matplotlib: {sys.executable} -m pip install matplotlib",
+            f"Install matplotlib: {sys.executable} -m pip install matplotlib",
         ) from error
     return Figure
 
@@ -42,13 +42,17 @@ def write(file: Path, title: str, measured: Sequence[Measured], p99_limit_ms: fl
     _draw_latency(latency, points, p99_limit_ms)
     _draw_rates(came, points)
     open_loop = all(one.rate for one in points)
-    came.set_xlabel("requests/s asked for" if open_loop else "requests/s, by so many clients")
+    came.set_xlabel(
+        "requested rate, requests/s"
+        if open_loop
+        else "requests/s, labelled with the number of clients"
+    )
     latency.set_title(title, fontsize="medium")
     try:
         figure.savefig(file, dpi=120, format="png", metadata={"Software": None})
     except OSError as error:
-        detail, remedy = disk.unwritable(file, error, "name another file with --plot")
-        raise TopfiveError(f"{file}: cannot be written: {detail}", remedy) from error
+        detail, remedy = disk.unwritable(file, error, "Name another file with --plot.")
+        raise TopfiveError(f"Cannot write {file}: {detail}", remedy) from error
 
 
 def _rate(one: Measured) -> float:
@@ -66,7 +70,7 @@ def _draw_latency(axes: "Axes", points: Sequence[Measured], p99_limit_ms: float)
         if one.clients and good:
             axes.annotate(f" {one.clients}", (_rate(one), good["p50"]), fontsize="small")
     axes.set_yscale("log")
-    axes.set_ylabel("ms from when it was due")
+    axes.set_ylabel("ms since the scheduled sending time")
     axes.grid(alpha=0.3, which="both")
     axes.legend(fontsize="small")
 

@@ -69,7 +69,7 @@ def _fields(one: Measured) -> dict[str, Any]:
 
 def _rates(measured: Sequence[Measured]) -> Any:
     names = [f"{kind}/s" for kind in KINDS]
-    table = empty_table("asked", "sent/s", *names, "broken", "no answer")
+    table = empty_table("load", "sent/s", *names, "broken", "no answer")
     for one in measured:
         table.add_row(
             asked(one),
@@ -81,11 +81,11 @@ def _rates(measured: Sequence[Measured]) -> Any:
 
 
 def _latencies(measured: Sequence[Measured]) -> Any:
-    table = empty_table("asked", "ms", *PERCENTILES)
+    table = empty_table("load", "ms", *PERCENTILES)
     table.columns[1].justify = "left"
     for one in measured:
         rows = {kind: one.latency_ms[kind] for kind in KINDS}
-        rows |= {"sent late": one.lag_ms} if one.rate else {}
+        rows |= {"send lag": one.lag_ms} if one.rate else {}
         for number, (name, figures) in enumerate(rows.items()):
             if figures:
                 texts = (f"{figure:.2f}" for figure in figures.values())
@@ -101,17 +101,17 @@ def _remarks(one: Measured) -> list[str]:
     if one.refused_without_retry_after:
         remarks.append(f"{one.refused_without_retry_after} refusals WITHOUT Retry-After")
     remarks += [f"{count} {why}" for why, count in one.broken.items()]
-    reached = ": THE LIMIT, so some waited for one" if one.limit_reached else ""
+    reached = " (THE LIMIT: some requests waited for a connection)" if one.limit_reached else ""
     remarks.append(f"{one.connections_most} connections{reached}")
     if one.unsent:
-        remarks.append(f"{one.unsent} never sent")
-    cpu = f"{one.cpu_seconds:.2f} s, {one.cpu_us_per_request:.0f} us a request"
-    remarks.append(f"CPU of this command {cpu}")
+        remarks.append(f"{one.unsent} requests never sent")
+    cpu = f"{one.cpu_seconds:.2f} s, {one.cpu_us_per_request:.0f} us per request"
+    remarks.append(f"CPU time of this command: {cpu}")
     return remarks + ["interrupted"] * one.interrupted
 
 
 def _highest(facts: Facts) -> str:
     limit = f"{facts['p99_limit_ms']:g} ms"
     if facts["highest_rate"] is None:
-        return f"no rate held a p99 of {limit}"
-    return f"highest rate with a p99 of {limit}: {facts['highest_rate']:g}/s"
+        return f"No rate had a p99 of at most {limit}."
+    return f"Highest rate with a p99 of at most {limit}: {facts['highest_rate']:g}/s"

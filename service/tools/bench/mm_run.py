@@ -36,8 +36,8 @@ def find() -> Path:
             return place
     looked_at = ", ".join(str(place) for place in dict.fromkeys(places))
     raise SdkError(
-        f"no mm_run: not on the path, nor {looked_at}",
-        "install the SDK's tools, or name the file with MM_RUN_PATH",
+        f"mm_run was not found on the path or as {looked_at}.",
+        "Install the SDK's tools, or name the file with MM_RUN_PATH.",
     )
 
 
@@ -67,7 +67,7 @@ def output(
         done = _run([*command, *option], warmup_s + duration_s + START_TIMEOUT_S)
         if not done.code and THROUGHPUT.search(done.output):
             return done.output
-        failures.append(f"with {option[0]} it ended with {done.code}: {_end(done.output)}")
+        failures.append(f"with {option[0]} it exited with {done.code}: {_end(done.output)}")
     said = "; ".join(failures)
     raise SdkError(f"{' '.join(command)}: {said}", sdk.remedy_for(said) or _BY_HAND)
 
@@ -101,18 +101,18 @@ def _run(command: Sequence[str], timeout_s: float) -> process.Ended:
     if not ended.started:
         raise SdkError(ended.how, _BY_HAND)
     if ended.code is None:
-        raise SdkError(f"{' '.join(command)}: no end within {timeout_s:g} s", _BY_HAND)
+        raise SdkError(f"{' '.join(command)} did not exit within {timeout_s:g} s.", _BY_HAND)
     return ended
 
 
 def _only(found: Sequence[float]) -> float:
     if len(found) != 1:
-        raise SdkError(f"mm_run reports {len(found)} devices; one was asked for", _BY_HAND)
+        raise SdkError(f"mm_run reports {len(found)} devices; one was requested.", _BY_HAND)
     return found[0]
 
 
 def _end(text: str) -> str:
-    return " | ".join(text.strip().splitlines()[-5:])[-1000:] or "nothing at all"
+    return " | ".join(text.strip().splitlines()[-5:])[-1000:] or "no output"
 
 
-_BY_HAND = "run mm_run by hand on the artifact's model, and read what it says"
+_BY_HAND = "Run mm_run by hand on the artifact's model, and read its output."

@@ -36,7 +36,7 @@ def line(run: Run) -> str:
     """What is under way now, and the rates since the window opened."""
     now, tally, load = time.monotonic(), run.tally, run.load
     asked = f"{load.rate:g}/s" if load.rate else f"{load.clients} clients"
-    under_way = f"{run.under_way} under way, {run.connections} connections"
+    under_way = f"{run.under_way} in flight, {run.connections} connections"
     if now < tally.opens:
         return f"{asked}  warming up  {under_way}"
     if now >= tally.closes:

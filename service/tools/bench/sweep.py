@@ -73,7 +73,9 @@ def allow_connections(count: int) -> None:
     if soft == resource.RLIM_INFINITY or soft >= needed:
         return
     if hard != resource.RLIM_INFINITY and hard < needed:
-        raise ValueError(f"{count}: this process may open {hard} files (ulimit -Hn)")
+        raise ValueError(
+            f"{count} connections are not possible: this process may open {hard} files (ulimit -Hn)"
+        )
     resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 

@@ -17,18 +17,19 @@ from service.tools.doctor.walk import Walk
 MEASURED_S = 1.0
 BATCH = 8
 _ABOUT = """
-What this text holds: what topfive doctor says of this machine; which models were built of one
-network, and how they answered; the answers to the open questions about MagicMind; throughput; the
-public names of the SDK; the ends of its logs. What it does not hold, as far as a program can tell:
-names of this host and its users, home folders, network addresses, UUIDs, serial numbers. Please
-read it before you send it; docs/first-card.md says where to."""
+This report contains: the checks of topfive doctor on this machine; the models that were built of
+one network, and their answers to the golden rows; the answers to the open questions about
+MagicMind; throughput; the public names of the SDK; the last lines of the build logs. As far as a
+program can decide, it does not contain: names of this host and its users, home folders, network
+addresses, UUIDs, serial numbers. Please read the report before you send it; docs/first-card.md
+says where to send it."""
 
 
 def told(walk: Walk) -> Iterator[str]:
     """The lines, section by section; a section that fails says so, and the next one follows."""
     network, sdk = walk.source.prototxt.name, walk.sdk
     yield f"MagicMind {sdk.version or '?'} under Python {sdk.python_version}; network {network}"
-    clusters = f"{walk.clusters}, the card's own" if walk.clusters else "the build's default"
+    clusters = f"{walk.clusters}, as the card has" if walk.clusters else "default of the build"
     yield f"numbers of clusters that models are compiled for: {clusters}"
     yield _ABOUT
     for title, section in _SECTIONS.items():
@@ -38,7 +39,7 @@ def told(walk: Walk) -> Iterator[str]:
             yield from section(walk)
         except Exception as error:  # noqa: BLE001 - a section's failure is a finding, too
             walk.faults.append(title)
-            yield f"this section failed: {type(error).__name__}: {error}"
+            yield f"This section failed: {type(error).__name__}: {error}"
     yield "\n== End =="
 
 
@@ -77,8 +78,11 @@ def _judged(artifact: Artifact, answers: np.ndarray | DeviceError | SdkError) ->
     if fault := right.fault(answers):
         return True, f"WRONG: {fault}"
     same = int((answers.argmax(1) == right.probabilities.argmax(1)).sum())
-    words = f"right: off by {right.deviation(answers):.2g}, at most {right.tolerance:.2g} is right"
-    return False, f"{words}; the first class is the same in {same} of {len(answers)}"
+    words = (
+        f"correct: the largest difference is {right.deviation(answers):.2g} and the "
+        f"tolerance is {right.tolerance:.2g}"
+    )
+    return False, f"{words}; the first class is the same in {same} of {len(answers)} rows"
 
 
 def _with_remedy(error: DeviceError | SdkError) -> str:
@@ -100,7 +104,7 @@ def _throughput(walk: Walk) -> Iterator[str]:
             words.append(f"bench device {ours.images_per_second:.1f} images/s,")
             theirs = mm_run.measure(artifact, batch, MEASURED_S, 0.2, walk.ordinal)
             share = ours.images_per_second / theirs
-            words.append(f"mm_run {theirs:.1f}, that is {share:.2f} of it")
+            words.append(f"mm_run {theirs:.1f} images/s, ratio {share:.2f}")
         except (DeviceError, SdkError) as error:
             words.append(_with_remedy(error))
         yield " ".join(words)
@@ -112,7 +116,7 @@ def _questions(walk: Walk) -> Iterator[str]:
         try:
             answer = question.answer(walk)
         except Exception as error:  # noqa: BLE001 - the next question is asked all the same
-            answer = [f"not found out: {type(error).__name__}: {error}"]
+            answer = [f"unknown: {type(error).__name__}: {error}"]
         yield from (f"   {line}" for line in answer)
 
 
@@ -138,5 +142,5 @@ _SECTIONS: dict[str, Callable[[Walk], Iterator[str]]] = {
     "Throughput": _throughput,
     "Open questions": _questions,
     "Names of the SDK": _names,
-    "Ends of the build logs": _logs,
+    "Last lines of the build logs": _logs,
 }

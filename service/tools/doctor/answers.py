@@ -52,9 +52,12 @@ def _pythons(walk: Walk) -> list[str]:
     )
     if facts := answer_in(own.output):
         why = facts["why_not"]
-        other = f"Python {facts['python']}, the service's own: {why or 'can load it, too'}"
+        other = (
+            f"Python {facts['python']} (the interpreter of the service): "
+            f"{why or 'can also load MagicMind'}"
+        )
     else:
-        other = f"the service's own Python: {own.how}"
+        other = f"the interpreter of the service: {own.how}"
     return [f"found under Python {walk.sdk.python_version}; {walk.ask('tags')}", other]
 
 
@@ -64,17 +67,19 @@ def _fault(walk: Walk) -> list[str]:
     reached = [
         f"{name.replace('_', ' ')}: {answer}"
         for name, answer in answers.items()
-        if not answer.startswith(("taken", "refused by from_numpy", "not found out"))
+        if not answer.startswith(("accepted", "refused by from_numpy", "unknown"))
     ]
-    seen = reached or ["no input of question 11 got so far as to fail on the card"]
-    told = "a healthy card cannot be told to fail; what input of question 11 did to this one:"
+    seen = reached or ["no input of question 11 reached the card and failed there"]
+    told = (
+        "a healthy card cannot be made to fail; effect of the inputs of question 11 on this card:"
+    )
     return [str(walk.ask("worked")), told, *seen]
 
 
 def _after_a_fault(walk: Walk) -> list[str]:
     artifact = walk.artifact("force_float32")
     if artifact is None:
-        return ["not found out: no float32 model was built"]
+        return ["unknown: no float32 model was built"]
     right = artifact.golden
     for name in _REFUSALS:
         walk.ask(name)
@@ -82,34 +87,34 @@ def _after_a_fault(walk: Walk) -> list[str]:
     for what in ("after the misuse of question 11", walk.kill_at_work()):
         answers = walk.golden(artifact)
         wrong = answers.detail if isinstance(answers, TopfiveError) else right.fault(answers)
-        words = f"did not answer the golden rows rightly: {wrong}" if wrong else "answered rightly"
-        told.append(f"{what}; a new process {words}")
-    return [*told, "a card that really faulted: not found out, see question 7"]
+        words = f"incorrectly: {wrong}" if wrong else "correctly"
+        told.append(f"{what}: a new process answered the golden rows {words}")
+    return [*told, "after a real fault of the card: unknown, see question 7"]
 
 
 def _files(walk: Walk) -> list[str]:
     named = walk.asked.settings.artifact
     told = [f"for another architecture: {walk.ask('for_arch', archs=['mtp_592'])}"]
     if named is None:
-        return [*told, "of another SDK or driver: not found out; name an artifact with --artifact"]
+        return [*told, "of another SDK or driver: unknown; name an artifact with --artifact"]
     from service.artifact import read
 
     given = read(named).manifest
     if given.sdk is None:
-        return [*told, "the artifact that was named is for the CPU"]
+        return [*told, "the named artifact is for the CPU"]
     words = walk.ask("runs", model=str((named / given.model).absolute()))
     return [*told, f"a model of MagicMind {given.sdk.version} under {walk.sdk.version}: {words}"]
 
 
 def _ordinals(walk: Walk) -> list[str]:
-    untouched = f"as it is here, the SDK counts {walk.ask('count')}"
+    untouched = f"without a change of the environment the SDK counts {walk.ask('count')}"
     last = str(walk.count - 1)
     told = [
         f"MLU_VISIBLE_DEVICES={value!r}: {walk.ask('count', {'MLU_VISIBLE_DEVICES': value})}"
         for value in dict.fromkeys(("0", last, ""))
     ]
     nodes = sorted(path.name for path in Path("/dev").glob("cambricon_dev[0-9]*"))
-    return [untouched, *told, f"nodes here: {', '.join(nodes) or 'none'}"]
+    return [untouched, *told, f"device nodes on this machine: {', '.join(nodes) or 'none'}"]
 
 
 def _clusters(walk: Walk) -> list[str]:
@@ -117,57 +122,64 @@ def _clusters(walk: Walk) -> list[str]:
     told = [f"compiled for {n} clusters: {answer}" for n, answer in runs.items()]
     for few, many in pairwise(CLUSTERS):
         if runs[few] == "runs" and runs[many] != "runs":
-            told.insert(0, f"the device has {few} clusters or more, and fewer than {many}")
+            told.insert(0, f"the device has at least {few} clusters and fewer than {many}")
     found = walk.ask("names")
     listed = found.get("Device", []) if isinstance(found, dict) else [str(found)]
-    return [*told, f"memory and name: a Device has only {', '.join(listed)}"]
+    return [*told, f"memory and name: a Device has only the attributes {', '.join(listed)}"]
 
 
 def _colour(walk: Walk) -> list[str]:
     return [
-        "not found out: it is a question about weights, not about the card; topfive-build verify "
-        "with labelled photos (--image-dir, --label-file) answers it on any machine"
+        "unknown: this question is about the weights, not about the card; topfive-build "
+        "verify with labelled photos (--image-dir, --label-file) answers it on any "
+        "machine"
     ]
 
 
 def _repeats(walk: Walk) -> list[str]:
     artifact = walk.artifact("qint8_mixed_float16")
     if artifact is None:
-        return ["not found out: no int8 model was built"]
+        return ["unknown: no int8 model was built"]
     model = str(artifact.model_path.absolute())
     first, again = (walk.ask("repeated", model=model, run=run) for run in (1, 2))
     if not isinstance(first, dict) or not isinstance(again, dict):
         return [f"{first}", f"{again}"]
     ways = first["ways"]
-    told = [f"ten runs in one process: {'the same bits' if ways == 1 else f'{ways} answers'}"]
-    same = "the same bits" if first["digest"] == again["digest"] else "other bits"
+    told = [
+        "ten runs in one process: "
+        f"{'bitwise identical' if ways == 1 else f'{ways} different outputs'}"
+    ]
+    same = "bitwise identical" if first["digest"] == again["digest"] else "bitwise different"
     told.append(f"a second process: {same}")
     for ordinal in range(walk.count):
         if ordinal != walk.ordinal:
             other = walk.ask("repeated", model=model, device=ordinal)
             alike = isinstance(other, dict) and other["digest"] == first["digest"]
-            told.append(f"device {ordinal}: {'the same bits' if alike else 'other bits'}")
-    return told if walk.count > 1 else [*told, "from card to card: not found out, there is one"]
+            told.append(
+                f"device {ordinal}: {'bitwise identical' if alike else 'bitwise different'}"
+            )
+    return told if walk.count > 1 else [*told, "between cards: unknown, the SDK sees one device"]
 
 
 def _mm_run(walk: Walk) -> list[str]:
     artifact = walk.artifact("force_float32")
     if artifact is None:
-        return ["not found out: no float32 model was built"]
+        return ["unknown: no float32 model was built"]
     try:
         batch = min(8, artifact.manifest.input.batch.max)
         text = mm_run.output(artifact, batch, 1.0, 0.2, walk.ordinal)
         found = mm_run.throughputs(text)
     except SdkError as error:
-        return [f"not found out: {error.detail}"]
+        return [f"unknown: {error.detail}"]
     lines = [line.strip() for line in text.splitlines() if "hroughput" in line]
     return [f"read as {', '.join(f'{each:g}' for each in found)} images/s, from:", *lines]
 
 
 def _pairs(walk: Walk) -> list[str]:
     return [
-        f"not found out: it takes a card that fails. The SDK sees {walk.count} devices here; if "
-        "one of a pair goes down, the log of topfive serve tells what the other did"
+        f"unknown: this question needs a card that fails. The SDK sees {walk.count} "
+        "devices here. If one device of a pair fails, the log of topfive serve shows "
+        "how the other one behaved"
     ]
 
 
@@ -179,25 +191,29 @@ def _opsets(walk: Walk) -> list[str]:
 
 QUESTIONS = (
     Question(1, "Does the SDK support Python 3.8 or later?", _pythons),
-    Question(2, "enqueue with a list of outputs that is not empty?", put("outputs")),
-    Question(3, "Does from_numpy copy at once, or is the array read later?", put("from_numpy")),
+    Question(2, "What does enqueue do with a list of outputs that is not empty?", put("outputs")),
+    Question(3, "Does from_numpy copy the array at once, or read it later?", put("from_numpy")),
     Question(4, "Is Tensor.to needed, and what does it return?", put("to")),
-    Question(5, "Is asnumpy's array a copy or a view?", put("asnumpy")),
-    Question(6, "Is the interpreter held in enqueue and sync?", put("interpreter")),
-    Question(7, "A device fault: Status, exception, abort or hang?", _fault),
-    Question(8, "Does a new process get a card that faulted?", _after_a_fault),
-    Question(9, "What do calls return that fail?", put(*_FAILURES)),
-    Question(10, "Keys and values of the configuration that do not exist?", put(*_KEYS)),
-    Question(11, "Input outside dim_range, or of the wrong shape or type?", put(*_REFUSALS)),
-    Question(12, "What does the first run of a batch size cost?", put("first_runs")),
-    Question(13, "Do model files run under another SDK, driver, architecture?", _files),
-    Question(14, "Which ordinals are there under MLU_VISIBLE_DEVICES?", _ordinals),
-    Question(15, "Clusters, memory, name of a device through Python?", _clusters),
-    Question(16, "The colour order of the published ResNeXt-50 weights?", _colour),
-    Question(17, "Where does insert_bn apply mean and std?", put("channel_order")),
-    Question(18, "How does calibration walk through its samples?", put("calibration")),
-    Question(19, "Are int8 answers equal from run to run, card to card?", _repeats),
-    Question(20, "Which form has mm_run's line of throughput?", _mm_run),
+    Question(5, "Does asnumpy return a copy or a view?", put("asnumpy")),
+    Question(6, "Do enqueue and sync hold the interpreter lock?", put("interpreter")),
+    Question(
+        7, "How does a device fault show: as a Status, an exception, an abort or a hang?", _fault
+    ),
+    Question(8, "Can a new process use a card after a fault?", _after_a_fault),
+    Question(9, "What do calls that fail return?", put(*_FAILURES)),
+    Question(10, "How are unknown keys and values of the configuration handled?", put(*_KEYS)),
+    Question(
+        11, "How is input outside dim_range, or of a wrong shape or type, handled?", put(*_REFUSALS)
+    ),
+    Question(12, "How long does the first run of a batch size take?", put("first_runs")),
+    Question(13, "Do model files run under another SDK, driver or architecture?", _files),
+    Question(14, "Which ordinals are valid under MLU_VISIBLE_DEVICES?", _ordinals),
+    Question(15, "Can Python read the clusters, the memory and the name of a device?", _clusters),
+    Question(16, "What is the colour order of the published ResNeXt-50 weights?", _colour),
+    Question(17, "To which channels does insert_bn apply mean and std?", put("channel_order")),
+    Question(18, "How does calibration read its samples?", put("calibration")),
+    Question(19, "Are int8 outputs identical between runs and between cards?", _repeats),
+    Question(20, "Which format has mm_run's line of throughput?", _mm_run),
     Question(21, "Do the two devices of an MLU370-X8 fail together?", _pairs),
-    Question(22, "Does the ONNX parser take opset 13, too?", _opsets),
+    Question(22, "Does the ONNX parser also accept opset 13?", _opsets),
 )

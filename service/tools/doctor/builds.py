@@ -50,7 +50,7 @@ def command() -> str:
     beside = Path(sys.executable).with_name("topfive-build")
     found = str(beside) if beside.is_file() else shutil.which("topfive-build")
     if found is None:
-        raise SettingsError("there is no topfive-build to build models with", _INSTALL)
+        raise SettingsError("topfive-build was not found; it builds the models.", _INSTALL)
     return found
 
 
@@ -60,19 +60,19 @@ def write_demo(folder: Path) -> Source:
     ended = process.run(asked, TIMEOUT_S)
     prototxt, caffemodel = (sorted(folder.glob(f"*.{end}")) for end in ("prototxt", "caffemodel"))
     if ended.code or not prototxt or not caffemodel:
-        raise SettingsError(f"the demo's network cannot be written: {ended.output}", _INSTALL)
+        raise SettingsError(f"The demo's network cannot be written: {ended.output}", _INSTALL)
     return Source(prototxt[0], caffemodel[0], "efficientnet-lite", "2012", PHOTOS)
 
 
-_INSTALL = f"{INSTALL}; or give a network with --prototxt, --caffemodel and --preprocess"
+_INSTALL = f"{INSTALL} Or give a network with --prototxt, --caffemodel and --preprocess."
 
 
 def reference(source: Source, output: Path) -> Artifact:
     """The network for the CPU, at `output`; SettingsError if it cannot be built at all."""
     ended = process.run([*_command(source), "--output", str(output)], TIMEOUT_S)
     if ended.code != 0:
-        remedy = "try it alone: topfive-build caffe"
-        raise SettingsError(f"the network cannot be built: {_complaint(ended.output)}", remedy)
+        remedy = "Run topfive-build caffe alone to see the whole error."
+        raise SettingsError(f"The network cannot be built: {_complaint(ended.output)}", remedy)
     return artifacts.read(output)
 
 

@@ -22,8 +22,8 @@ CLUSTERS = {"MLU365-D2": 2, "MLU370-M8": 8, "MLU370-S4": 6, "MLU370-X4": 8, "MLU
 """Clusters of a device, as the driver's source has them by the card's name."""
 _NODES = ("cambricon_ctl", "cambricon_dev[0-9]*", "cambricon_ipcm[0-9]*")
 _GIVE_NODES = (
-    "install the driver; docker run --device /dev/cambricon_ctl --device /dev/cambricon_dev0, and "
-    "/dev/cambricon_ipcm0 where the host has it"
+    "Install the driver. For a container: docker run --device /dev/cambricon_ctl "
+    "--device /dev/cambricon_dev0, and /dev/cambricon_ipcm0 where the host has it"
 )
 
 
@@ -34,14 +34,18 @@ def sdk(context: Context) -> Finding:
     found = context.sdk
     if isinstance(found, SdkError):
         return _missing(context, "sdk", found.detail, found.remedy)
-    said = f"MagicMind {found.version or 'of unknown version'} under {found.python}"
+    said = f"MagicMind {found.version or '(unknown version)'} under {found.python}"
     said += f" (Python {found.python_version})"
     if not found.version:
-        remedy = "install it by its wheel: the version is in the package's metadata alone"
-        return Finding("sdk", "warn", f"{said}: models cannot be compared with it", remedy)
+        remedy = (
+            "Install MagicMind from its wheel: only the metadata of the package has the version."
+        )
+        return Finding(
+            "sdk", "warn", f"{said}; the version of a model cannot be compared with it", remedy
+        )
     if not KNOWN_SDKS[0] <= numbers(found.version)[:2] <= KNOWN_SDKS[1]:
-        remedy = "build and try one model first: topfive doctor --card"
-        return Finding("sdk", "warn", f"{said}: topfive knows 0.13 to 1.7", remedy)
+        remedy = "Build and try one model first: topfive doctor --card"
+        return Finding("sdk", "warn", f"{said}; topfive is tested with 0.13 to 1.7", remedy)
     return Finding("sdk", "ok", said)
 
 
@@ -53,15 +57,17 @@ def nodes(context: Context) -> Finding:
     found = [path for name in _NODES for path in sorted(folder.glob(name))]
     names = {path.name for path in found}
     if not any(name.startswith("cambricon_dev") for name in names):
-        return _missing(context, "nodes", "no /dev/cambricon_dev* is here", _GIVE_NODES)
+        return _missing(
+            context, "nodes", "there is no /dev/cambricon_dev* on this machine", _GIVE_NODES
+        )
     if "cambricon_ctl" not in names:
-        remedy = "docker run --device /dev/cambricon_ctl beside the cards"
-        return Finding("nodes", "FAIL", f"no /dev/cambricon_ctl beside {_list(found)}", remedy)
+        remedy = "Give the container the node: docker run --device /dev/cambricon_ctl"
+        return Finding("nodes", "FAIL", f"{_list(found)} without /dev/cambricon_ctl", remedy)
     mode = os.R_OK | os.W_OK
     closed = [path for path in found if not os.access(path, mode, effective_ids=True)]
     if closed:
         groups = sorted({path.stat().st_gid for path in closed})
-        remedy = f"give it their group: docker run --group-add {groups[0]}, or usermod"
+        remedy = f"Give the user their group: docker run --group-add {groups[0]}, or usermod"
         said = f"user {os.geteuid()} may not read and write {_list(closed)}"
         return Finding("nodes", "FAIL", f"{said} (group {', '.join(map(str, groups))})", remedy)
     return Finding("nodes", "ok", f"{_list(found)}: user {os.geteuid()} may read and write them")
@@ -73,19 +79,19 @@ def driver(context: Context) -> Finding:
         return _not_needed("driver")
     cnmon = shutil.which("cnmon")
     if cnmon is None:
-        remedy = "docker run -v /usr/bin/cnmon:/usr/bin/cnmon:ro, to have it looked at"
-        said = "not looked at: no cnmon on the path"
+        remedy = "To check the driver: docker run -v /usr/bin/cnmon:/usr/bin/cnmon:ro"
+        said = "not checked: there is no cnmon on the path"
         # A machine that has no card has nothing to be looked at.
         return Finding("driver", "skip" if context.target is None else "warn", said, remedy)
     ended = process.run([cnmon, "version"], DRIVER_TIMEOUT_S, environment())
     version = driver_version(ended.output)
     if ended.code != 0 or version is None:
-        said = f"cnmon version: {ended.how}: {ended.last_line[:200] or 'nothing at all'}"
-        return Finding("driver", "warn", said, "run cnmon by hand, on the host")
-    said = f"{'.'.join(map(str, version))}, says cnmon"
+        said = f"cnmon version: {ended.how}: {ended.last_line[:200] or 'no output'}"
+        return Finding("driver", "warn", said, "Run cnmon by hand on the host.")
+    said = f"{'.'.join(map(str, version))}, reported by cnmon"
     if version < OLDEST_DRIVER:
         oldest = ".".join(map(str, OLDEST_DRIVER))
-        return Finding("driver", "FAIL", said, f"install {oldest} or later on the host")
+        return Finding("driver", "FAIL", said, f"Install {oldest} or later on the host.")
     return Finding("driver", "ok", said)
 
 
@@ -95,13 +101,15 @@ def mode(context: Context) -> Finding:
         return _not_needed("mode")
     found = re.search(r"\b(?:Exclusive|Prohibited|Default)\w*", _cnmon(), re.IGNORECASE)
     if found is None:
-        return Finding("mode", "skip", "not looked at: no cnmon that shows a compute mode")
+        return Finding("mode", "skip", "not checked: no cnmon reports a compute mode")
     word = found[0].lower()
     if word.startswith("default"):
-        return Finding("mode", "ok", "the compute mode is default: a card takes several processes")
-    said = f"the compute mode is {word}: a card refuses another process group"
-    remedy = "let one topfive have the card, with no doctor, bench or build at the same time"
-    return Finding("mode", "warn", said, f"{remedy}; or set the mode to default with cnmon")
+        return Finding(
+            "mode", "ok", "the compute mode is default: a card accepts several processes"
+        )
+    said = f"the compute mode is {word}: a card refuses a second process group"
+    remedy = "Give the card to one topfive, and run no doctor, bench or build at the same time"
+    return Finding("mode", "warn", said, f"{remedy}, or set the mode to default with cnmon.")
 
 
 def clusters_here() -> int:
@@ -121,22 +129,26 @@ def devices(context: Context) -> Finding:
     if context.target == "cpu":
         return _not_needed("devices")
     if isinstance(context.sdk, SdkError):
-        return Finding("devices", "skip", "not counted: there is no SDK")
+        return Finding("devices", "skip", "not checked: there is no SDK")
     count = context.device_count
     if isinstance(count, SdkError):
         return _missing(context, "devices", count.detail, count.remedy)
     visible = os.environ.get("MLU_VISIBLE_DEVICES")
-    said = f"the SDK sees {count}"
+    said = f"the SDK sees {count} device{'s' * (count != 1)}"
     said += "" if visible is None else f" (MLU_VISIBLE_DEVICES={visible})"
     said += f" ({overridden()})" if overridden() else ""
     if not count:
-        remedy = "look at the nodes and the driver above, and at MLU_VISIBLE_DEVICES"
+        remedy = "Check the nodes and the driver above, and MLU_VISIBLE_DEVICES."
         return _missing(context, "devices", said, remedy)
     absent = [ordinal for ordinal in context.ordinals if ordinal >= count]
     if absent:
-        remedy = f"give --devices all, or some of 0 to {count - 1}: the SDK counts them from 0"
-        return Finding("devices", "FAIL", f"{said}, so there is no device {absent[0]}", remedy)
-    return Finding("devices", "ok", f"{said}; to serve on: {', '.join(map(str, context.ordinals))}")
+        remedy = (
+            f"Give --devices all, or ordinals from 0 to {count - 1}: the SDK counts devices from 0."
+        )
+        return Finding("devices", "FAIL", f"{said}; device {absent[0]} does not exist", remedy)
+    return Finding(
+        "devices", "ok", f"{said}; devices to serve on: {', '.join(map(str, context.ordinals))}"
+    )
 
 
 def driver_version(text: str) -> tuple[int, ...] | None:
@@ -154,7 +166,7 @@ def numbers(version: str) -> tuple[int, ...]:
 def _missing(context: Context, name: str, found: str, remedy: str) -> Finding:
     if context.target == "mlu":
         return Finding(name, "FAIL", found, remedy)
-    return Finding(name, "warn", f"{found} (an artifact of the CPU needs none of it)", remedy)
+    return Finding(name, "warn", f"{found} (not needed for an artifact for the CPU)", remedy)
 
 
 def _not_needed(name: str) -> Finding:

@@ -19,16 +19,21 @@ def artifact(context: Context) -> Finding:
     """Every file of the artifact is there and as its manifest says."""
     found = context.artifact
     if found is None:
-        return Finding("artifact", "skip", "none is named", "topfive doctor --artifact DIR")
+        return Finding(
+            "artifact",
+            "skip",
+            "no artifact is named",
+            "Name the artifact: topfive doctor --artifact DIR",
+        )
     if isinstance(found, ArtifactError):
         return Finding("artifact", "FAIL", found.detail, found.remedy)
     manifest = found.manifest
     megabytes = sum(file.size for file in manifest.files.values()) / 1e6
     said = f"{manifest.name} {manifest.version} for {manifest.target}, {manifest.precision}"
-    files = f"{len(manifest.files)} files, {megabytes:.1f} MB, hashes right"
+    files = f"{len(manifest.files)} files, {megabytes:.1f} MB, hashes correct"
     scaled = f"images scaled by {manifest.preprocessing.resample}"
     if manifest.resample_note:
-        remedy = "build it again with --preprocess, or --resample"
+        remedy = "Build the artifact again with --preprocess or --resample."
         return Finding("artifact", "warn", f"{said}: {files}; {manifest.resample_note}", remedy)
     return Finding("artifact", "ok", f"{said}: {files}; {scaled}")
 
@@ -37,21 +42,27 @@ def compiled(context: Context) -> Finding:
     """The model was compiled by this SDK, as far as major.minor tells; and for what."""
     found = context.artifact
     if not isinstance(found, Artifact):
-        return Finding("compiled", "skip", "no artifact to look at")
+        return Finding("compiled", "skip", "no artifact to check")
     made = found.manifest.sdk
     if made is None:
         return Finding("compiled", "skip", "not needed: the artifact is for the CPU")
     archs = ", ".join(map(_arch, made.config.get("archs", []))) or "all architectures"
     said = f"by MagicMind {made.version} for {archs}"
     if isinstance(context.sdk, SdkError):
-        return Finding("compiled", "skip", f"{said}; there is no SDK here to compare with")
+        return Finding(
+            "compiled", "skip", f"{said}; there is no SDK on this machine to compare with"
+        )
     here = context.sdk.version
     if not here:
-        return Finding("compiled", "warn", f"{said}; the SDK here does not tell its version")
+        return Finding(
+            "compiled", "warn", f"{said}; the version of the SDK on this machine is unknown"
+        )
     if made.version.split(".")[:2] != here.split(".")[:2]:
-        remedy = "build it again with this SDK, or serve it with the SDK that it is from"
-        return Finding("compiled", "FAIL", f"{said}; the SDK here is {here}", remedy)
-    return Finding("compiled", "ok", f"{said}; the SDK does not tell which of these a card is")
+        remedy = (
+            "Build the artifact again with this SDK, or serve it with the SDK that compiled it."
+        )
+        return Finding("compiled", "FAIL", f"{said}; the SDK on this machine is {here}", remedy)
+    return Finding("compiled", "ok", f"{said}; the SDK does not report the architecture of a card")
 
 
 def _arch(arch: object) -> str:
@@ -66,10 +77,10 @@ def golden(context: Context) -> Finding:
     """Each device that would be served on answers the golden rows rightly, one after another."""
     found = context.artifact
     if not isinstance(found, Artifact):
-        return Finding("golden", "skip", "no artifact to try")
+        return Finding("golden", "skip", "no artifact to run")
     ordinals = context.ordinals if found.manifest.target == "mlu" else (0,)
     if absent := _absent(context, found, ordinals):
-        return Finding("golden", "skip", f"not tried: {absent}")
+        return Finding("golden", "skip", f"not checked: {absent}")
     python, import_timeout_s = context.settings.device_python, context.settings.import_timeout_s
     worst = 0.0
     for ordinal in ordinals:
@@ -84,8 +95,8 @@ def golden(context: Context) -> Finding:
             return Finding("golden", "FAIL", f"device {ordinal}: {fault}", _WRONG)
         worst = max(worst, found.golden.deviation(answers))
     where = f"device{'s' * (len(ordinals) > 1)} {', '.join(map(str, ordinals))}"
-    bound = f"off by at most {worst:.1g} of {found.golden.tolerance:.1g}"
-    return Finding("golden", "ok", f"{where}: {len(found.golden.rows)} rows right, {bound}")
+    bound = f"largest difference {worst:.1g}, tolerance {found.golden.tolerance:.1g}"
+    return Finding("golden", "ok", f"{where}: {len(found.golden.rows)} rows correct, {bound}")
 
 
 def _absent(context: Context, artifact: Artifact, ordinals: tuple[int, ...]) -> str:
@@ -100,10 +111,10 @@ def _absent(context: Context, artifact: Artifact, ordinals: tuple[int, ...]) -> 
     return ""
 
 
-_DEVICE = "look at the lines above; run it again with TOPFIVE_LOG_LEVEL=debug topfive serve"
+_DEVICE = "Read the lines above. Run it again with TOPFIVE_LOG_LEVEL=debug topfive serve"
 _WRONG = (
-    "serve nothing with it: build it again for this SDK and card, and if it stays so compare "
-    "topfive-build verify on another card"
+    "Do not serve this artifact. Build it again for this SDK and card. If the fault "
+    "remains, compare with topfive-build verify on another card."
 )
 
 CHECKS: tuple[Check, ...] = (
@@ -134,4 +145,6 @@ def _found(check: Check, context: Context) -> Finding:
         return Finding(check.__name__, "FAIL", error.detail, error.remedy)
     except Exception as error:  # noqa: BLE001 - a check's failure is a finding, too
         found = f"the check failed: {type(error).__name__}: {error}"
-        return Finding(check.__name__, "FAIL", found, "if the text does not say why, report it")
+        return Finding(
+            check.__name__, "FAIL", found, "Report the failure if the text does not explain it."
+        )

@@ -36,7 +36,7 @@ def job(
     samples = np.random.default_rng(0).normal(0, 1, (SAMPLES, 3, shape.height, shape.width))
     np.save(folder / "rows.npy", rows)
     np.save(folder / "samples.npy", samples.astype(np.float32))
-    (folder / "text").write_text("no model of MagicMind's\n" * 100)
+    (folder / "text").write_text("This file is not a model of MagicMind.\n" * 100)
     return {
         "model": str(model.absolute()),
         "device": ordinal,
@@ -67,7 +67,7 @@ def ask(
     answer = sdk.answer_in(ended.output)
     if answer is not None:
         return answer
-    return f"{ended.how}; its last words: {ended.last_line[:300] or 'none'}"
+    return f"{ended.how}; its last line of output: {ended.last_line[:300] or 'none'}"
 
 
 def kill_at_work(python: str, job: Mapping[str, Any]) -> str:
@@ -92,11 +92,15 @@ def kill_at_work(python: str, job: Mapping[str, Any]) -> str:
     try:
         process.wait(TIMEOUT_S)
     except subprocess.TimeoutExpired:
-        return f"killed with a batch under way, it did not end in {TIMEOUT_S:g} s"
-    if "under way" not in said:
-        return f"no batch was put on the card: {said.partition(sdk.MARK)[2].strip() or 'no word'}"
+        return (
+            f"after a kill with a batch in flight, the process did not exit within {TIMEOUT_S:g} s"
+        )
+    if "in flight" not in said:
+        return (
+            f"no batch was sent to the card: {said.partition(sdk.MARK)[2].strip() or 'no output'}"
+        )
     took = time.perf_counter() - killed_at
-    return f"killed with a batch under way, it ended in {took:.1f} s"
+    return f"after a kill with a batch in flight, the process exited within {took:.1f} s"
 
 
 def _command(python: str, job: Mapping[str, Any], name: str) -> list[str]:

@@ -44,7 +44,7 @@ def first_hour(asked: Asked) -> bool:
                 # At once: an hour on a card is worth what it has found, whatever ends it.
                 _write(file, asked.output, scrubbed(line, words))
         except KeyboardInterrupt:
-            _write(file, asked.output, "interrupted here")
+            _write(file, asked.output, "The report was interrupted here.")
             raise
     print(asked.output, flush=True)
     return not walk.faults
@@ -58,7 +58,7 @@ def _new_file(path: Path) -> Iterator[FileIO]:
             # Without a buffer: what a full disk does not take is not tried again at the end.
             file = path.open("xb", buffering=0)
         except FileExistsError:
-            raise SettingsError(f"{path} is there already", "name another --output") from None
+            raise SettingsError(f"{path} already exists.", "Name another --output.") from None
     with file:
         try:
             yield file
@@ -73,7 +73,7 @@ def _write(file: FileIO, path: Path, line: str) -> None:
 
 
 def _writing(path: Path) -> AbstractContextManager[None]:
-    return disk.writing(path, SettingsError, "name another --output")
+    return disk.writing(path, SettingsError, "Name another --output.")
 
 
 def _source(asked: Asked, folder: Path) -> Source:
@@ -83,8 +83,9 @@ def _source(asked: Asked, folder: Path) -> Source:
         return Source(demo.prototxt, demo.caffemodel, demo.preprocess, demo.labels, photos)
     if asked.prototxt is None or asked.caffemodel is None or not asked.preprocess:
         raise SettingsError(
-            "a network is its text, its weights and its preprocessing",
-            "give --prototxt, --caffemodel and --preprocess, or none of them for the demo's",
+            "A network needs a prototxt, a caffemodel and a preprocessing.",
+            "Give --prototxt, --caffemodel and --preprocess, or none of them to use the "
+            "demo's network.",
         )
     # In a folder of their own, whose path is all that has to be taken out of the text.
     copies = folder / "network"
@@ -94,7 +95,7 @@ def _source(asked: Asked, folder: Path) -> Source:
         shutil.copyfile(asked.prototxt, prototxt)
         shutil.copyfile(asked.caffemodel, caffemodel)
     except OSError as error:
-        detail, remedy = disk.unreadable(Path(error.filename), error, "name a file")
-        raise SettingsError(f"{error.filename}: {detail}", remedy) from error
+        detail, remedy = disk.unreadable(Path(error.filename), error, "Name a file that exists.")
+        raise SettingsError(f"Cannot read {error.filename}: {detail}", remedy) from error
     image_dir = asked.image_dir or builds.PHOTOS
     return Source(prototxt, caffemodel, asked.preprocess, asked.labels, image_dir)

@@ -19,18 +19,22 @@ def cpu(context: Context) -> Finding:
     """The cores that decode processes and engine threads are reckoned by."""
     found, asked = cgroup.cores(context.root), context.settings.decode_processes
     quota = "no quota" if found.quota is None else f"a quota of {found.quota:g} (cgroup)"
-    said = f"{found.affinity} cores by affinity, {quota}: {found.count} used; decode processes: "
-    said += f"{asked or found.count}"
+    said = (
+        f"{found.affinity} cores by affinity, {quota}: {found.count} used; decode processes: "
+        f"{asked or found.count}"
+    )
     if asked > found.count:
-        remedy = "leave --decode-processes at 0, or give it more cores"
-        return Finding("cpu", "warn", f"{said}, more than cores", remedy)
+        remedy = "Set --decode-processes to 0, or give the service more cores."
+        return Finding("cpu", "warn", f"{said}, more than there are cores", remedy)
     return Finding("cpu", "ok", said)
 
 
 def memory(context: Context) -> Finding:
     """What the settings may take, all at once, beside what this machine and its limit have."""
     if not isinstance(context.artifact, Artifact):
-        return Finding("memory", "skip", "not reckoned: a row is as large as the artifact's")
+        return Finding(
+            "memory", "skip", "not calculated: the size of a row depends on the artifact"
+        )
     manifest, settings = context.artifact.manifest, context.settings
     row = manifest.input.height * manifest.input.width * 3 + manifest.output.classes * 4
     model = context.artifact.model_path.stat().st_size
@@ -40,13 +44,17 @@ def memory(context: Context) -> Finding:
     needed = settings.rows * row + PROCESS_BYTES * (1 + hosts) + model * hosts
     most = needed + settings.max_receiving_bytes + settings.max_pixels * BYTES_A_PIXEL
     free, whose = _room(context.root)
-    said = f"{_megabytes(needed)} and at most {_megabytes(most)} ({settings.rows} rows of "
-    said += f"{row / 1e3:.0f} kB, hosts: {hosts}, bodies, one large picture); {whose} has "
+    said = (
+        f"{_megabytes(needed)} and at most {_megabytes(most)} ({settings.rows} rows of "
+        f"{row / 1e3:.0f} kB, hosts: {hosts}, bodies, one large image); {whose} has "
+    )
     said += _megabytes(free)
     if needed > free:
-        return Finding("memory", "FAIL", said, "give it more, or fewer --rows")
+        return Finding("memory", "FAIL", said, "Give the service more memory, or set fewer --rows.")
     if most > free:
-        remedy = "give it more, or less --max-receiving-bytes and --max-pixels"
+        remedy = (
+            "Give the service more memory, or set a smaller --max-receiving-bytes and --max-pixels."
+        )
         return Finding("memory", "warn", said, remedy)
     return Finding("memory", "ok", said)
 
@@ -57,7 +65,7 @@ def _room(root: Path) -> tuple[int, str]:
     [available] = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
     free, limit = int(available) * 1024, cgroup.memory_limit(root)
     if limit is not None and limit < free:
-        return limit, "the container's or service's limit (cgroup)"
+        return limit, "the limit of the container or service (cgroup)"
     return free, "the machine"
 
 
@@ -70,18 +78,23 @@ def port(context: Context) -> Finding:
         with socket.create_server((host, number), family=family):
             pass
     except OSError as error:
-        remedy = _PORT_REMEDIES.get(error.errno or 0, "give a --host that this machine has")
+        remedy = _PORT_REMEDIES.get(
+            error.errno or 0, "Give a --host that is an address of this machine."
+        )
         # Python's own addition repeats the address.
         why = (error.strerror or str(error)).partition(" (while attempting")[0]
         return Finding("port", "FAIL", f"{where}: {why}", remedy)
     except UnicodeError:  # of a name that cannot be looked up at all
-        return Finding("port", "FAIL", f"{where}: no such host", "give an address as --host")
-    return Finding("port", "ok", f"{where} is free" if number else f"{host}: one will be free")
+        return Finding("port", "FAIL", f"{where}: no such host", "Give an address as --host.")
+    return Finding(
+        "port", "ok", f"{where} is free" if number else f"{host}: a free port will be chosen"
+    )
 
 
 _PORT_REMEDIES = {
-    errno.EADDRINUSE: "end what listens there (a topfive that runs?), or give another --port",
-    errno.EACCES: "give a --port of 1024 or more",
+    errno.EADDRINUSE: "Stop the process that listens there (another topfive?), or give "
+    "another --port.",
+    errno.EACCES: "Give a --port of 1024 or more.",
 }
 
 
@@ -90,10 +103,12 @@ def files(context: Context) -> Finding:
     _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     most, rows = context.settings.max_connections, context.settings.rows
     needed = descriptors.needed(most, rows, len(context.ordinals))
-    said = f"{limit} may be open; {needed} are enough for {context.settings.rows} rows"
+    said = f"{limit} files may be open; {needed} are enough for {context.settings.rows} rows"
     if 0 <= limit < needed:
-        remedy = f"LimitNOFILE={needed} in systemd; docker run --ulimit nofile={needed}"
-        return Finding("files", "warn", f"{said}; fewer connections are accepted", remedy)
+        remedy = (
+            f"Raise the limit: LimitNOFILE={needed} in systemd; docker run --ulimit nofile={needed}"
+        )
+        return Finding("files", "warn", f"{said}; the service accepts fewer connections", remedy)
     return Finding("files", "ok", said)
 
 

@@ -70,7 +70,7 @@ class Walk:
         return [self._build(precision, each) for precision in PRECISIONS for each in FRONTENDS]
 
     def _build(self, precision: str, frontend: str) -> Build:
-        self.say(f"building {precision} by the frontend {frontend}")
+        self.say(f"building {precision} with the frontend {frontend}")
         return self._built(precision, frontend, f"{precision}-{frontend}")
 
     def _built(self, precision: str, frontend: str, name: str, *more: str) -> Build:
@@ -87,7 +87,7 @@ class Walk:
 
     def newer_opset(self) -> Build:
         """Build float32 by the frontend onnx in opset 13; the other builds are in opset 11."""
-        self.say("building force_float32 by the frontend onnx in opset 13")
+        self.say("building force_float32 with the frontend onnx in opset 13")
         return self._built("force_float32", "onnx", "opset-13", "--opset", "13")
 
     def artifact(self, precision: str) -> Artifact | None:
@@ -108,14 +108,14 @@ class Walk:
         told = {**fields, **(environment or {})}
         key = " ".join([name, *(f"{each}={value}" for each, value in told.items())])
         if key not in self.answers:
-            self.say(f"asking the card: {key}")
+            self.say(f"question to the card: {key}")
             asked = {**self.job, **fields}
             self.answers[key] = experiments.ask(self.sdk.python, asked, name, environment)
         return self.answers[key]
 
     def kill_at_work(self) -> str:
         """See experiments."""
-        self.say("killing a process that has a batch on the card")
+        self.say("killing a process with a batch in flight")
         return experiments.kill_at_work(self.sdk.python, self.job)
 
     def golden(self, artifact: Artifact) -> NDArray[np.float32] | DeviceError | SdkError:

@@ -20,7 +20,7 @@ NAME = "journal.jsonl"
 
 def writing(path: Path) -> AbstractContextManager[None]:
     """Raise EvaluationError if the block cannot write the file or folder `path`."""
-    return disk.writing(path, EvaluationError, "give another --output")
+    return disk.writing(path, EvaluationError, "Give another --output.")
 
 
 @dataclass(frozen=True)
@@ -92,10 +92,10 @@ class Journal:
                     tuple(answer["class_ids"]), answer["seconds"]
                 )
         except (ValueError, KeyError, TypeError) as error:
-            raise EvaluationError(f"{self.path}: not a journal of ours", _ANEW) from error
+            raise EvaluationError(f"{self.path} is not a journal of topfive.", _ANEW) from error
         for name, now in about.items():
             if said[name] != now:
-                detail = f"this run was begun with {name} {said[name]}, now it is {now}"
+                detail = f"the run began with {name} {said[name]}; now it is {now}"
                 raise EvaluationError(f"{self.path}: {detail}", _ANEW)
 
 
@@ -103,4 +103,4 @@ def _line(fields: dict[str, Any]) -> bytes:
     return json.dumps(fields, separators=(",", ":")).encode() + b"\n"
 
 
-_ANEW = "give another --output, or begin anew with --force"
+_ANEW = "Give another --output, or start over with --force."

@@ -21,21 +21,23 @@ from service.errors import EvaluationError
 from service.system import disk
 
 _LINE_FORM = (
-    "give lines of an image's name, a space, its class (a number, a wnid, or a name of one word)"
+    "Give lines of an image's name, a space and its class (a number, a wnid, or a name "
+    "of one word)."
 )
-_CSV_FORM = "give a CSV whose first line names the columns: file, and wnid, class_id or label"
+_CSV_FORM = "Give a CSV whose first line names the columns: file, and wnid, class_id or label."
 _FOLDER_FORM = (
-    "call each folder by its class: the wnid, the name as in the model's labels, or the number; "
-    "move other folders away"
+    "Name each folder after its class: the wnid, the name as in the model's labels, or "
+    "the number. Move other folders away."
 )
 _NESTED = (
-    "move the images up into the folder of their class, and other files away; or give a label file "
-    "with lines of a name, such as n01443537/images/a.JPEG, and its class"
+    "Move the images up into the folder of their class, and move other files away. Or "
+    "give a label file whose lines have a name, such as n01443537/images/a.JPEG, and "
+    "its class."
 )
 _CLASS_COLUMNS = ("wnid", "class_id", "label")
 """Columns of the class. The first one that has a value counts: a wnid fits every class order."""
 _ONE = "the file probably counts classes from 1"
-_SUBTRACT = "subtract 1 from each class number: the first class is 0"
+_SUBTRACT = "Subtract 1 from each class number: the first class is 0."
 _WNID = re.compile(r"n\d{8}")
 
 
@@ -68,16 +70,16 @@ def read_samples(path: Path, classes: Sequence[Label], limit: int | None) -> Sam
     samples = {}
     for place, name, said, column in entries:
         if name in samples:
-            raise _error(path, place, f"{name!r} is there a second time", "keep one of the two")
+            raise _error(path, place, f"{name!r} is listed twice.", "Keep one of the two lines.")
         if not name or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-            raise _error(path, place, f"{name!r} is not in the image folder", _LINE_FORM)
+            raise _error(path, place, f"{name!r} is not inside the image folder.", _LINE_FORM)
         is_number = column == "class_id" or (not column and said not in words)
         if is_number and _number(said) == len(classes) and _counts_from_one(entries, len(classes)):
-            detail = f"the class '{said}'; 0 to {len(classes) - 1} expected: {_ONE}"
+            detail = f"The class is '{said}'; 0 to {len(classes) - 1} expected: {_ONE}."
             raise _error(path, place, detail, _SUBTRACT)
         samples[name] = Sample(name, _class_id(path, place, said, column, words, len(classes)))
     if not samples:
-        raise EvaluationError(f"{path}: it names no image", _LINE_FORM)
+        raise EvaluationError(f"{path} names no image.", _LINE_FORM)
     lines = "".join(f"{sample.name} {sample.class_id}\n" for sample in samples.values())
     sha256 = hashlib.sha256(lines.encode()).hexdigest()
     numbers = all(column == "class_id" or said not in words for *_, said, column in entries)
@@ -89,14 +91,14 @@ def why_not_there(folder: Path, name: str) -> str:
     that the name is like."""
     words = f"{name!r} is not in {folder}"
     if "\\" in name and os.path.isdir((folder / name.replace("\\", "/")).parent):  # noqa: PTH112
-        return f"{words}: the name has backslashes where it needs slashes"
+        return f"{words}: the name contains backslashes instead of slashes."
     file = folder / name
     for other in _beside(file):
         if image_files.is_image(other.name) and (likeness := _likeness(file.name, other)):
-            return f"{words}, but {str(other.relative_to(folder))!r} is: {likeness}"
+            return f"{words}, but {str(other.relative_to(folder))!r} is: {likeness}."
     if found := image_files.any_in_folder(folder):
-        return f"{words}; an image there is called {str(found.relative_to(folder))!r}"
-    return f"{words}, and no other image is"
+        return f"{words}. An image in that folder is named {str(found.relative_to(folder))!r}."
+    return f"{words}, and the folder contains no other image."
 
 
 def _beside(file: Path) -> list[Path]:
@@ -109,13 +111,13 @@ def _beside(file: Path) -> list[Path]:
 
 def _likeness(name: str, other: Path) -> str:
     if other.stem == name:
-        return "the name lacks its ending"
+        return "the name lacks its suffix"
     if other.name.lower() == name.lower():
-        return "upper and lower case count"
-    return "it has another ending" if other.stem == Path(name).stem else ""
+        return "upper and lower case are different"
+    return "the suffix is different" if other.stem == Path(name).stem else ""
 
 
-NAME_REMEDY = "write the names as the files are called there"
+NAME_REMEDY = "Write the names as the files are named."
 
 
 def read_names(path: Path, count: int) -> list[str]:
@@ -124,12 +126,17 @@ def read_names(path: Path, count: int) -> list[str]:
     for number, line in enumerate(_text(path), 1):
         class_id, _, name = line.strip().partition(" ")
         if (key := _number(class_id)) is None or not name:
-            raise _error(path, f"line {number}", f"{line[:60]!r}", "give lines `id names`")
+            raise _error(
+                path,
+                f"line {number}",
+                f"{line[:60]!r} is not `id names`.",
+                "Give lines `id names`.",
+            )
         names[key] = name.strip()
     missing = [class_id for class_id in range(count) if class_id not in names]
     if missing:
-        remedy = "give the names of the model's own class order"
-        raise EvaluationError(f"{path}: no name for class {missing[0]} of {count}", remedy)
+        remedy = "Give the names in the model's own class order."
+        raise EvaluationError(f"{path} has no name for class {missing[0]} of {count}.", remedy)
     return [names[class_id] for class_id in range(count)]
 
 
@@ -149,7 +156,7 @@ def _of_lines(path: Path) -> Iterator[Entry]:
             continue
         words = line.rsplit(maxsplit=1)
         if len(words) != 2:
-            raise _error(path, f"line {number}", f"{line[:60]!r} has no class", _LINE_FORM)
+            raise _error(path, f"line {number}", f"{line[:60]!r} has no class.", _LINE_FORM)
         yield f"line {number}", words[0].strip(), words[1], ""
 
 
@@ -159,7 +166,7 @@ def _of_csv(path: Path) -> Iterator[Entry]:
     chosen = [column for column in _CLASS_COLUMNS if column in columns]
     if "file" not in columns or not chosen:
         found = ", ".join(map(str, columns)) or "nothing"
-        detail = f"columns file, and wnid, class_id or label, not {found}"
+        detail = f"Columns file, and wnid, class_id or label, are required; found {found}."
         raise _error(path, "line 1", detail, _CSV_FORM)
     try:
         for row in rows:
@@ -177,8 +184,8 @@ def _of_folder(path: Path) -> Iterator[Entry]:
             if image_files.is_leftover(image.name):
                 continue
             if image.is_dir():
-                detail = f"{image} is a folder inside the folder of a class, as tiny-imagenet has"
-                raise EvaluationError(f"{detail}; images are looked for one level down", _NESTED)
+                detail = f"{image} is a folder inside the folder of a class, as in tiny-imagenet."
+                raise EvaluationError(f"{detail} Images are only read one level down.", _NESTED)
             yield folder.name, f"{folder.name}/{image.name}", folder.name, ""
 
 
@@ -191,7 +198,7 @@ def _inside(folder: Path) -> list[Path]:
         return sorted(folder.iterdir())
     except OSError as error:
         detail, remedy = disk.unreadable(folder, error, _FOLDER_FORM)
-        raise EvaluationError(f"{folder}: {detail}", remedy) from error
+        raise EvaluationError(f"Cannot read {folder}: {detail}", remedy) from error
 
 
 def _leftovers(path: Path) -> int:
@@ -206,10 +213,10 @@ def _text(path: Path) -> Iterable[str]:
     try:
         return disk.read_text(path).splitlines()
     except OSError as error:
-        detail, remedy = disk.unreadable(path, error, "name the file of the labels")
-        raise EvaluationError(f"{path}: cannot be read: {detail}", remedy) from error
+        detail, remedy = disk.unreadable(path, error, "Name the file of the labels.")
+        raise EvaluationError(f"Cannot read {path}: {detail}", remedy) from error
     except ValueError as error:
-        raise EvaluationError(f"{path}: cannot be read: {error}", _LINE_FORM) from error
+        raise EvaluationError(f"Cannot read {path}: {error}", _LINE_FORM) from error
 
 
 Words = dict[str, set[int]]
@@ -233,11 +240,16 @@ def _class_id(path: Path, place: str, said: str, column: str, words: Words, coun
         return found.pop()
     if found:
         among = " and ".join(map(str, sorted(found)[:3]))
-        remedy = "give a CSV with the column class_id, or other names in the model's labels"
-        raise _error(path, place, f"{said[:40]!r} stands for more than one class: {among}", remedy)
+        remedy = "Give a CSV with the column class_id, or other names in the model's labels."
+        raise _error(path, place, f"{said[:40]!r} stands for more than one class: {among}.", remedy)
     if _WNID.fullmatch(said):
-        raise _error(path, place, f"the model has no class {said}", "give labels of its classes")
-    detail = f"the class {said[:40]!r}; 0 to {count - 1}, a wnid or a name of the model's expected"
+        raise _error(
+            path, place, f"The model has no class {said}.", "Give labels of the model's classes."
+        )
+    detail = (
+        f"The class is {said[:40]!r}; 0 to {count - 1}, a wnid or a name of the model's "
+        "classes expected."
+    )
     raise _error(path, place, detail, _FOLDER_FORM if path.is_dir() else _LINE_FORM)
 
 

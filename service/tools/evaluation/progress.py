@@ -43,7 +43,7 @@ class Progress:
         if self._failed:
             line += f"  {self._failed} failed"
         if rate and left:
-            line += f"  {left / rate:.0f} s to go"
+            line += f"  {left / rate:.0f} s left"
         # Over the line before, whose end may stick out.
         print(f"\r{line:<78}" if self._terminal else line, end="" if self._terminal else "\n",
               file=sys.stderr, flush=True)  # fmt: skip

@@ -162,5 +162,5 @@ def print_summary(results: Results, folder: Path) -> None:
             f"95 %: {low:.2%} to {high:.2%})"
         )
     if results.failed:
-        print(f"NOT COMPLETE: {len(results.failed)} images have no answer, see {folder / FAILED}")
+        print(f"NOT COMPLETE: {len(results.failed)} images have no answer; see {folder / FAILED}")
     print(folder)

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from service.errors import EvaluationError, Unreachable
+from service.errors import EvaluationError, Unreachable, clause
 from service.system import disk
 from service.tools.evaluation import results as files
 from service.tools.evaluation.journal import NAME as JOURNAL
@@ -69,8 +69,8 @@ def _check_output(plan: Plan) -> None:
     found = _found(plan.output)
     if found and JOURNAL not in found and not plan.force:
         raise EvaluationError(
-            f"{plan.output}: it has {found[0]} of a run that is done",
-            "give another --output, or begin anew with --force",
+            f"{plan.output} contains {found[0]} of a finished run.",
+            "Give another --output, or start over with --force.",
         )
 
 
@@ -98,7 +98,7 @@ def _lock(folder: int, path: Path) -> None:
         fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise EvaluationError(
-            f"{path}: another run is writing there", "let it end, or give another --output"
+            f"Another run writes to {path}.", "Wait until that run ends, or give another --output."
         ) from error
 
 
@@ -116,11 +116,17 @@ async def _evaluate(source: Source, plan: Plan) -> Results:
     )
     if not any(_is_there(plan, sample) for sample in samples.samples):
         why = why_not_there(plan.image_dir, samples.samples[0].name)
-        detail = f"{plan.image_dir}: none of the {len(samples.samples)} images is there: {why}"
-        remedy = f"give the folder that the names begin in as --image-dir, or {NAME_REMEDY}"
+        detail = f"None of the {len(samples.samples)} images is in {plan.image_dir}: {why}"
+        remedy = (
+            "Give the folder that the names are relative to as --image-dir, or "
+            f"{clause(NAME_REMEDY)}."
+        )
         raise EvaluationError(detail, remedy)
     if samples.leftovers:
-        _say(f"passed over {samples.leftovers} files of systems, such as .DS_Store and Thumbs.db")
+        _say(
+            f"Ignored {samples.leftovers} files of the operating system, such as .DS_Store "
+            "and Thumbs.db."
+        )
     about = _about(source, plan, samples)
     with _own_output(plan), Journal(plan.output, about) as journal:
         begun, known = time.monotonic(), len(journal.answers)
@@ -150,7 +156,7 @@ async def _ask_all(
 ) -> Results:
     left = [sample for sample in samples if sample.name not in journal.answers]
     failed = {
-        sample.name: Failed(MISSING, "no such file in the image folder")
+        sample.name: Failed(MISSING, "The image folder has no such file.")
         for sample in left
         if not _is_there(plan, sample)
     }
@@ -158,7 +164,7 @@ async def _ask_all(
         words = why_not_there(plan.image_dir, next(iter(failed)))
         _say(f"{len(failed)} of {len(samples)} images are missing in {plan.image_dir}: {words}")
     if journal.resumed:
-        _say(f"going on: {len(journal.answers)} of {len(samples)} images are answered already")
+        _say(f"Resuming: {len(journal.answers)} of {len(samples)} images are already answered.")
     right = sum(
         journal.answers[sample.name].class_ids[0] == sample.class_id
         for sample in samples
@@ -218,8 +224,8 @@ async def _ask(source: Source, file: Path, retry_for_s: float) -> Answered | Fai
             if answer.may_be_the_image:
                 return Failed(answer.reason, answer.detail)
             raise Unreachable(
-                f"{source.where}: no answer for {retry_for_s:g} s: {answer.detail}",
-                "what is answered is kept: see to the server, and run the same command again",
+                f"{source.where} did not answer for {retry_for_s:g} s: {answer.detail}",
+                "The answers so far are kept. Check the server, then run the same command again.",
             )
         await asyncio.sleep(answer.seconds)
 

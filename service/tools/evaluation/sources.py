@@ -107,8 +107,8 @@ class _OverHttp:
             raise _stranger(self.where) from error
         if model != self.model:
             raise EvaluationError(
-                f"{self.where} serves {model} now; this run began with {self.model}",
-                "let one model serve for the whole run; --force begins anew",
+                f"{self.where} now serves {model}; this run began with {self.model}.",
+                "Serve one model during the whole run, or start over with --force.",
             )
         return Top5(classes)
 
@@ -156,7 +156,7 @@ async def _taken(
         later = _later(reply)
         if time.monotonic() + later.seconds > give_up_at:
             raise Unreachable(
-                f"{url}: {later.detail}", "wait until it is ready: topfive health --wait-s 60"
+                f"{url}: {later.detail}", "Run topfive health --wait-s 60 to wait for the server."
             )
         print(f"waiting for {url}: {later.detail}", file=sys.stderr, flush=True)
         await asyncio.sleep(later.seconds)
@@ -168,7 +168,7 @@ def _model(said: dict[str, Any]) -> ModelName:
 
 
 def _stranger(where: str) -> Unreachable:
-    return Unreachable(f"{where} does not answer as topfive does", client.START_IT)
+    return Unreachable(f"{where} does not answer like topfive.", client.START_IT)
 
 
 async def _post(http: httpx.AsyncClient, image: bytes, top_k: int) -> httpx.Response:

@@ -47,7 +47,7 @@ def no_json(job: Job) -> str:
 def _configured(asked: Any) -> str:
     text = asked if isinstance(asked, str) else json.dumps(asked)
     refused = refusal(mm.BuilderConfig().parse_from_string, text)
-    return "refused: %s" % refused if refused else "taken"
+    return "refused: %s" % refused if refused else "accepted"
 
 
 def _network(job: Job) -> Any:
@@ -78,8 +78,8 @@ def channel_order(job: Job) -> str:
     normalised = opened(dict(job, model=_built(job, "normalised", config)))
     answer = run(normalised, row)
     guesses = {
-        "as given, to the image's channels": (row - MEAN) / STD,
-        "in reverse, to the image's channels": (row - MEAN[::-1]) / STD[::-1],
+        "in order, to the channels of the image": (row - MEAN) / STD,
+        "in reverse order, to the channels of the image": (row - MEAN[::-1]) / STD[::-1],
         "to no channel": row,
     }
     apart = {}
@@ -87,9 +87,9 @@ def channel_order(job: Job) -> str:
         planes = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), np.float32)
         apart[words] = float(np.abs(run(plain, planes) - answer).max())
     likely = sorted(apart, key=lambda words: apart[words])
-    told = "; ".join("%s: off by %.2g" % (words, apart[words]) for words in likely)
+    told = "; ".join("%s: largest difference %.2g" % (words, apart[words]) for words in likely)
     if apart[likely[0]] * 10 > apart[likely[1]]:
-        return "none of the guesses fits (%s)" % told
+        return "no guess fits (%s)" % told
     return "applied %s (%s)" % (likely[0], told)
 
 
@@ -124,7 +124,10 @@ def calibration(job: Job) -> str:
     calls = " ".join(data.calls)
     walked = calls.replace("get_data_type ", "").replace("get_shape ", "")
     passes, resets = data.calls.count("end"), data.calls.count("reset")
-    words = "%d samples were offered, %d taken; the end was reached %d times, reset called %d: %s"
+    words = (
+        "%d samples were offered, %d were read; the end was reached %d times, reset was "
+        "called %d times: %s"
+    )
     return words % (len(data.samples), data.calls.count("next"), passes, resets, walked[:600])
 
 
@@ -153,7 +156,7 @@ class Samples(mm.CalibDataInterface):  # type: ignore[misc]
     def next(self) -> Any:
         if self._next >= len(self.samples):
             self.calls.append("end")
-            return mm.Status(mm.Code.OUT_OF_RANGE, "all samples were given")
+            return mm.Status(mm.Code.OUT_OF_RANGE, "all samples were read")
         self.calls.append("next")
         self._next += 1
         return mm.Status.OK()

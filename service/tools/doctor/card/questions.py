@@ -46,7 +46,7 @@ def main() -> None:
     try:
         answer = QUESTIONS[sys.argv[2]](job)
     except Exception as error:  # noqa: BLE001 - whatever it was, it is the answer
-        answer = "not found out: %s: %s" % (type(error).__name__, error)
+        answer = "unknown: %s: %s" % (type(error).__name__, error)
     print("[topfive:answer] " + json.dumps(answer), flush=True)
     sys.stderr.flush()
     os._exit(0)
@@ -60,7 +60,9 @@ def tags(job: Job) -> str:
         for path in glob.glob(place):
             with open(path, encoding="utf-8") as file:
                 found += [line.split()[1] for line in file if line.startswith("Tag:")]
-    return "its wheel is for %s" % ", ".join(found) if found else "no wheel's metadata tells more"
+    if not found:
+        return "no metadata of a wheel was found"
+    return "its wheel is for %s" % ", ".join(found)
 
 
 def names(job: Job) -> dict[str, list[str]]:

@@ -16,12 +16,12 @@ from opened import Job, activated, batch, how, opened, refusal, run
 
 def absent_file(job: Job) -> str:
     """9: a model that is not there."""
-    return refusal(mm.Model().deserialize_from_file, job["absent"]) or "taken"
+    return refusal(mm.Model().deserialize_from_file, job["absent"]) or "accepted"
 
 
 def foreign_file(job: Job) -> str:
     """9: a model that is none."""
-    return refusal(mm.Model().deserialize_from_file, job["text"]) or "taken"
+    return refusal(mm.Model().deserialize_from_file, job["text"]) or "accepted"
 
 
 def no_device(job: Job) -> str:
@@ -29,25 +29,25 @@ def no_device(job: Job) -> str:
     with mm.System() as system:
         device = mm.Device()
         device.id = system.device_count()
-    return refusal(device.active) or "taken"
+    return refusal(device.active) or "accepted"
 
 
 def empty_model(job: Job) -> str:
     """9: an engine of a model that was never read."""
     activated(job)
-    return how(mm.Model().create_i_engine)[0] or "taken"
+    return how(mm.Model().create_i_engine)[0] or "accepted"
 
 
 def empty_network(job: Job) -> str:
     """9: a model of a network that has nothing in it."""
     built = how(mm.Builder().build_model, "empty", mm.Network(), mm.BuilderConfig())
-    return built[0] or "taken"
+    return built[0] or "accepted"
 
 
 def absent_network(job: Job) -> str:
     """9: a network that is not there."""
     parser = Parser(mm.ModelKind.kCaffe)
-    return refusal(parser.parse, mm.Network(), job["absent"], job["absent"]) or "taken"
+    return refusal(parser.parse, mm.Network(), job["absent"], job["absent"]) or "accepted"
 
 
 def too_many(job: Job) -> str:
@@ -93,9 +93,9 @@ def _misused(job: Job, array: Any) -> str:
             return "refused by %s: %s" % (step, refused)
     answer = np.array(outputs[0].asnumpy())
     if array.dtype != np.uint8 or array.shape[1:] != np.load(job["rows"]).shape[1:]:
-        return "taken: it answers %s%r" % (answer.dtype, answer.shape)
+        return "accepted: the answer is %s%r" % (answer.dtype, answer.shape)
     batches = [np.ascontiguousarray(array[n : n + 1]) for n in range(len(array))]
     right = np.concatenate([run(card, batch) for batch in batches])
     if answer.shape == right.shape and np.allclose(answer, right, atol=1e-3):
-        return "taken, with the right answers"
-    return "taken, with wrong answers"
+        return "accepted, with correct answers"
+    return "accepted, with wrong answers"

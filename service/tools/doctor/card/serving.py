@@ -51,11 +51,14 @@ def outputs(job: Job) -> str:
         return "refused: %s" % refused
     act("sync", card.queue.sync)
     if len(given) != 1:
-        return "appended: the list has %d tensors then" % len(given)
+        return "appended: the list then has %d tensors" % len(given)
     now, old = both.whose(given[0].asnumpy()), both.whose(before.asnumpy())
     if given[0] is before:
         return "reused: the same tensor, with the %s batch's answers" % now
-    words = "replaced: another tensor, with the %s batch's answers; the old one has the %s batch's"
+    words = (
+        "replaced: a different tensor, with the %s batch's answers; the old tensor has the "
+        "%s batch's"
+    )
     return words % (now, old)
 
 
@@ -69,7 +72,10 @@ def from_numpy(job: Job) -> str:
         {both.whose(_overwritten(job, card, other, much, early)) for _ in range(RACES)}
         for early in (True, False)
     )
-    told = "overwritten before enqueue, the answers were the %s batch's; after it, the %s batch's"
+    told = (
+        "overwritten before enqueue: the answers were the %s batch's; overwritten after "
+        "enqueue: the %s batch's"
+    )
     told %= (" or ".join(sorted(before)), " or ".join(sorted(after)))
     if before == after == {"first"}:
         return "copied at once: %s" % told
@@ -105,7 +111,7 @@ def to(job: Job) -> str:
     if moved is tensor:
         returned = "the same tensor"
     elif moved is not None and not hasattr(moved, "ok"):
-        returned = "another object, %s" % type(moved).__name__
+        returned = "a different object, %s" % type(moved).__name__
     else:
         returned = refused or "a good Status"
     act("from_numpy", tensor.from_numpy, second)
@@ -128,10 +134,10 @@ def asnumpy(job: Job) -> str:
     shared = np.shares_memory(array, again)
     run(card, second)
     if not np.array_equal(array, kept):
-        return "a view: the context's next batch changed it"
+        return "a view: the next batch of the context changed it"
     if shared:
-        return "a view: two calls give the same memory, which the next batch left alone"
-    return "a copy: two calls give memory of their own, which the next batch left alone"
+        return "a view: two calls return the same memory; the next batch did not change it"
+    return "a copy: two calls return separate memory; the next batch did not change it"
 
 
 def first_runs(job: Job) -> str:
@@ -145,8 +151,8 @@ def first_runs(job: Job) -> str:
             started = time.perf_counter()
             run(card, rows)
             times.append((time.perf_counter() - started) * 1e3)
-        told.append("%d: %.1f, then %.1f" % (count, times[0], sorted(times[1:])[1]))
-    return "ms by batch: " + "; ".join(told)
+        told.append("%d: first %.1f, then %.1f" % (count, times[0], sorted(times[1:])[1]))
+    return "ms by batch size: " + "; ".join(told)
 
 
 def runs(job: Job) -> str:
@@ -177,9 +183,9 @@ def worked(job: Job) -> str:
         try:
             run(card, rows)
         except Failed as error:
-            next_one = refusal(card.context.enqueue, card.inputs, [], card.queue) or "taken"
-            return "batch %d failed by %s; the next enqueue: %s" % (number, error, next_one)
-    return "%d batches were computed, and none failed" % BATCHES
+            next_one = refusal(card.context.enqueue, card.inputs, [], card.queue) or "accepted"
+            return "batch %d failed: %s; the next enqueue: %s" % (number, error, next_one)
+    return "%d batches were computed without a failure" % BATCHES
 
 
 def held(job: Job) -> str:
@@ -187,9 +193,9 @@ def held(job: Job) -> str:
     card = opened(job)
     put(card, batch(job, job["most"]))
     enqueued(card)
-    print("[topfive:answer] " + json.dumps("under way"), flush=True)
+    print("[topfive:answer] " + json.dumps("in flight"), flush=True)
     time.sleep(600)
-    return "it was not killed"
+    return "the process was not killed"
 
 
 def repeated(job: Job) -> dict[str, Any]:
