@@ -1,9 +1,9 @@
-"""Precision by batch size, built and measured: what the sample's eval.sh and perf.sh do.
+"""A sweep: build and measure each precision and batch size, as the sample's eval.sh and perf.sh do.
 
-Recipes enter, one for each precision; a Markdown table in the sample's form leaves, and a folder
-with every artifact in it. As there, accuracy is that of a mutable model, throughput that of a
-static one for each batch size. What fails is said in its row and below the table, and the rest goes
-on; the table is written anew after each row, so a sweep that is interrupted leaves what it has.
+The result is a Markdown table in the sample's form and a folder with all artifacts. As in the
+sample, accuracy is measured with a mutable model, throughput with a static model for each batch
+size. A failure is shown in its row and below the table, and the sweep continues. The table is
+written after each row, so an interrupted sweep keeps its rows.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,7 +28,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Labelled:
-    """Images to measure accuracy with; `count` None is all of the label file."""
+    """Images to measure accuracy with. If `count` is None, all of the label file are used."""
 
     label_file: Path
     image_dir: Path
@@ -37,7 +37,7 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Plan:
-    """What to build and measure. Each recipe's batch is that of its mutable model."""
+    """What to build and measure. A recipe's batch is that of its mutable model."""
 
     recipes: Sequence[Recipe]
     batch_sizes: Sequence[int]
@@ -49,7 +49,7 @@ class Plan:
 
 @dataclass
 class Table:
-    """Rows in the order of COLUMNS; what the figures are of, and what failed, a line each."""
+    """Rows in the order of COLUMNS, notes on the figures, and failures, one line each."""
 
     rows: list[tuple[str, ...]] = field(default_factory=list)
     about: list[str] = field(default_factory=list)
@@ -63,15 +63,15 @@ class Table:
         return "\n".join(lines) + "\n"
 
     def tell(self, line: str) -> None:
-        """Say once what figures are of."""
+        """Add a note on the figures, unless the table has it already."""
         if line not in self.about:
             self.about.append(line)
 
 
 def run(plan: Plan, say: Say) -> Table:
-    """Build and measure all of it. `failures` of the table says what could not be.
+    """Run the sweep and return its table. `failures` of the table lists what failed.
 
-    Raises BuildError where the output is taken, SdkError for a card that is not there.
+    Raise BuildError if the output exists, SdkError if the card is missing.
     """
     _check_output(plan)
     if card := plan.recipes[0].card:
@@ -87,7 +87,7 @@ def run(plan: Plan, say: Say) -> Table:
 
 
 def folder_of(plan: Plan, recipe: Recipe, size: int | None) -> Path:
-    """The artifact's, named as the sample names its models; `size` None is the mutable one's."""
+    """Return the artifact's folder, named as in the sample; `size` None is the mutable model."""
     shape = "true_1" if size is None else f"false_{size}"
     return plan.output / f"{recipe.name}_{recipe.precision}_{shape}"
 
@@ -98,12 +98,12 @@ def _check_output(plan: Plan) -> None:
     ]
     taken = [path for path in (plan.output / TABLE, *made) if path.exists()]
     if taken and not plan.force:
-        remedy = "name another --output, or replace what is there with --force"
+        remedy = "name another --output, or replace it with --force"
         raise BuildError("exists", remedy, file=str(taken[0]))
 
 
 def _accuracy(plan: Plan, recipe: Recipe, table: Table, say: Say) -> tuple[str, str]:
-    """Top-1 and top-5 of the mutable model, as the sample prints them."""
+    """Return top-1 and top-5 of the mutable model, formatted as in the sample."""
     if plan.labelled is None:
         return NOT_ASKED, NOT_ASKED
     what = f"{recipe.precision}, mutable"
@@ -118,7 +118,7 @@ def _accuracy(plan: Plan, recipe: Recipe, table: Table, say: Say) -> tuple[str, 
         return FAILED, FAILED
     table.tell(_about_accuracy(plan.labelled, manifest, results))
     if results.failed:
-        table.failures.append(f"{what}: {len(results.failed)} images have no answer")
+        table.failures.append(f"{what}: {len(results.failed)} images were not classified")
     if results.top1.share is None or results.top5.share is None:
         return FAILED, FAILED
     return f"{100 * results.top1.share:.3f}", f"{100 * results.top5.share:.3f}"
@@ -142,7 +142,7 @@ def _evaluated(plan: Plan, labelled: Labelled, recipe: Recipe, folder: Path) -> 
 
 
 def _throughput(plan: Plan, recipe: Recipe, size: int, table: Table, say: Say) -> tuple[str, str]:
-    """Images a second of the static model, and the median of a batch's milliseconds."""
+    """Return images per second of the static model, and the median milliseconds per batch."""
     what = f"{recipe.precision}, batch {size}"
     device, python = _device_of(recipe)
     try:
@@ -173,16 +173,16 @@ def _failure(what: str, error: TopfiveError) -> str:
 def _about_accuracy(labelled: Labelled, manifest: Manifest, results: Results) -> str:
     batch, images = manifest.input.batch, results.top1.images
     return (
-        f"TOP1 and TOP5: percent of {images} images of {labelled.label_file.name}, by the mutable "
-        f"model of the precision (batches of {batch.min} to {batch.max})"
+        f"TOP1 and TOP5: percent of {images} images of {labelled.label_file.name}, with the "
+        f"mutable model of the precision (batches of {batch.min} to {batch.max})"
     )
 
 
 def _about_throughput(plan: Plan, measured: Measured) -> str:
     return (
         f"images/s: the static model of the batch size, for {plan.duration_s:g} s, "
-        f"{measured.in_flight} batches sent at a time, without decoding or HTTP; ms a batch: the "
-        f"median from sending it to its answer; device: {measured.engine}"
+        f"{measured.in_flight} batches in flight, without decoding or HTTP; ms a batch: the "
+        f"median time from sending a batch to its answer; device: {measured.engine}"
     )
 
 

@@ -78,7 +78,7 @@ def test_missing_parts_are_named_with_the_presets() -> None:
 @pytest.mark.parametrize(
     ("parts", "said"),
     [
-        ({"preset": "resnet"}, "--preprocess resnet is not known"),
+        ({"preset": "resnet"}, "unknown --preprocess resnet"),
         ({"preset": "caffe", "std": (1, 0, 1)}, "--std"),
         ({"preset": "caffe", "std": (1, -2, 1)}, "--std"),
         ({"preset": "caffe", "crop": 257}, "--resize 256 is smaller than --crop 257"),
@@ -110,8 +110,8 @@ def test_a_pixel_range_of_one(given: tuple, made: tuple) -> None:
 @pytest.mark.parametrize(
     ("parts", "said"),
     [
-        ({}, "the --mean and --std of --preprocess resnext are of"),
-        ({"mean": (0.5, 0.5, 0.5)}, "the --std of --preprocess resnext are of"),
+        ({}, "the --mean and --std of --preprocess resnext are for"),
+        ({"mean": (0.5, 0.5, 0.5)}, "the --std of --preprocess resnext are for"),
     ],
 )
 def test_a_presets_numbers_are_of_bytes(parts: dict, said: str) -> None:
@@ -205,7 +205,7 @@ def test_architectures() -> None:
     assert recipe.arch("mtp_372:6,8") == {"mtp_372": [6, 8]}
     assert (recipe.arch(recipe.ARCH),) == recipe.Card().archs
     for wrong in ("", "mlu370", "mtp_372:", "mtp_372:0", "mtp_372:6,", "mtp_372:six"):
-        with pytest.raises(BuildError, match="is no architecture"):
+        with pytest.raises(BuildError, match="is not the architecture"):
             recipe.arch(wrong)
 
 

@@ -1,8 +1,8 @@
-"""A card as a target: MagicMind compiles the network, in a process of the SDK's own Python.
+"""A card as a target: MagicMind compiles the network in a process of the SDK's own Python.
 
-`look` finds out, before any work, whether it can be done here; `prepare` writes what the compiler
-is given, before the preprocessing is folded into the network; `compile_into` leaves model.mm and
-what the SDK said it is. Nothing of the SDK is loaded into this process.
+`look` checks the SDK and the photos before any work is done. `prepare` writes the compiler's input
+before the preprocessing is added to the network. `compile_into` writes model.mm and returns how it
+was compiled. Nothing of the SDK is loaded into this process.
 """
 
 import shutil
@@ -31,7 +31,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Tools:
-    """What was asked for, and found on this machine: the SDK, and photos to calibrate with."""
+    """The card's part of the recipe, and the SDK and the photos found on this machine."""
 
     card: Card
     sdk: sdk.Sdk
@@ -40,7 +40,7 @@ class Tools:
 
 @dataclass(frozen=True)
 class Job:
-    """What the compiler is given, in a folder of its own."""
+    """The input of the compiler, in a folder of its own."""
 
     tools: Tools
     folder: Path
@@ -50,7 +50,10 @@ class Job:
 
 
 def look(card: Card, say: Say) -> Tools:
-    """The SDK, and for int8 its card and the photos; SdkError or BuildError if one is missing."""
+    """Return the SDK and, for int8, the photos.
+
+    Raise SdkError or BuildError if the SDK, the card or the photos are missing.
+    """
     asked = card.calibration
     photos = calibration.photos(asked) if asked else ()
     found = sdk.find(card.python)
@@ -59,18 +62,20 @@ def look(card: Card, say: Say) -> Tools:
         say(f"note: {ignored}")
     if asked:
         if len(photos) < asked.images:
-            say(f"note: {len(photos)} photos in {asked.folder}; {asked.images} were asked for")
+            say(
+                f"note: {asked.folder} contains {len(photos)} photos; {asked.images} were requested"
+            )
         sdk.chosen_devices("mlu", str(card.device), found.python)
         say(f"calibration runs {len(photos)} photos on device {card.device}")
     return Tools(card, found, photos)
 
 
 def prepare(recipe: Recipe, network: Network, tools: Tools, folder: Path, say: Say) -> Job:
-    """Write what the compiler is given to the new folder `folder`."""
+    """Write the compiler's input to the new folder `folder`."""
     folder.mkdir()
     given = source.prepare(recipe, tools.card.frontend, network, folder, say)
     if given.frontend == "caffe" and tools.card.opset != Card.opset:
-        say("note: --opset plays no part for MagicMind's Caffe parser, which reads the network")
+        say("note: --opset has no effect: MagicMind's Caffe parser reads the network")
     size = (network.height, network.width)
     images = folder / "calibration.npy" if tools.photos else None
     if images:
@@ -83,9 +88,10 @@ def prepare(recipe: Recipe, network: Network, tools: Tools, folder: Path, say: S
 def compile_into(
     folder: Path, recipe: Recipe, network: Network, job: Job, say: Say
 ) -> tuple[tuple[str, str], artifact.Sdk]:
-    """Write model.mm to `folder` and remove the job's; the names of its ends, how it was compiled.
+    """Write model.mm to `folder` and remove the job's folder.
 
-    Raises BuildError with the step at which MagicMind failed, or where it built another model.
+    Return the names of the input and the output, and how the model was compiled. Raise BuildError
+    with the step at which MagicMind failed, or if the model is not the requested one.
     """
     asked = _as_json(folder, recipe, network, job)
     result = process.compile_job(job.tools.sdk.python, asked, job.folder, say)

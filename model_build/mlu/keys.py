@@ -1,8 +1,7 @@
-"""The keys of MagicMind's builder configuration, and what each may be.
+"""The keys of MagicMind's builder configuration and their possible values.
 
-A user's object enters and leaves unchanged, or is a BuildError that names the key: what the SDK
-does with one that it does not know is written down nowhere. The keys are those that the official
-samples of SDK 0.13 to 1.7 use.
+An unknown key is a BuildError, because the SDK's reaction to unknown keys is not documented. The
+keys are those of the official samples of SDK 0.13 to 1.7.
 """
 
 from typing import Annotated, Any, Literal
@@ -17,7 +16,10 @@ _Layout = Literal["NCHW", "NHWC", "NCT", "NTC", "NCDHW", "NDHWC"]
 
 
 class _Part(BaseModel):
-    """Only ever validated: the defaults below say nothing but that a key may be absent."""
+    """An object of the configuration.
+
+    The models are only used for validation. A default means that the key may be absent.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -100,16 +102,16 @@ class _Config(_Part):
 
 
 def checked(config: object, file: str) -> dict[str, Any]:
-    """`config`, if it has only keys and values that MagicMind is known to take."""
+    """Return `config` if it has only known keys and values, else raise BuildError."""
     try:
         _Config.model_validate(config)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "the whole"
+        place = ".".join(map(str, first["loc"])) or "the file"
         unknown = first["type"] == "extra_forbidden"
         raise BuildError(
-            f"{place}: {'no key of MagicMind' if unknown else first['msg']}",
-            f"known are {', '.join(_Config.model_fields)}; docs/building.md says more",
+            f"{place}: {'not a key of MagicMind' if unknown else first['msg']}",
+            f"known keys are {', '.join(_Config.model_fields)}; see docs/building.md",
             file=file,
         ) from error
     assert isinstance(config, dict)

@@ -1,9 +1,8 @@
-"""The compiler script as a process: a job goes in, the model's inputs and outputs come out.
+"""The compiler script as a child process: a job in, the model's inputs and outputs out.
 
-The process has this one's environment, without what would change the chosen card
-(`sdk.environment`), and its log is printed line by line. It lives no
-longer than the build, however that ends. Whatever it ends with but a result is a
-BuildError that says at which step, what the SDK said, and what to try.
+The process gets this process's environment, without variables that would change the chosen card
+(`sdk.environment`). Its output is reported line by line. It never outlives the build. If it exits
+without a result, the BuildError names the step, the SDK's message and a remedy.
 """
 
 import json
@@ -20,23 +19,26 @@ from service.errors import BuildError
 COMPILER = Path(__file__).resolve().parent.parent / "sdk" / "compiler.py"
 _STEP = re.compile(r"\[topfive:(\w+)\] (.*)")
 _TRY = {
-    "start": "run the interpreter of --sdk-python by hand: can it import magicmind.python.runtime?",
-    "parse": "build with --frontend onnx; or with --frontend caffe, if that was it",
-    "configure": "leave --build-config and --arch out; the SDK may be older or newer than 0.13 to "
-    "1.7, whose keys these are",
-    "calibrate": "look at the card (topfive doctor); take another with --device-id, or fewer "
+    "start": "check that the interpreter of --sdk-python can import magicmind.python.runtime",
+    "parse": "build with the other --frontend (onnx or caffe)",
+    "configure": "leave --build-config and --arch out; the keys are those of SDK 0.13 to 1.7, and "
+    "this SDK may be another one",
+    "calibrate": "check the card (topfive doctor); use another --device-id, fewer "
     "--calibration-images, or --quantization-algorithm linear",
     "build": "build with --precision force_float32, with one number of clusters (--arch "
-    "mtp_372:6), or with the other --frontend, to see which of them it is",
-    "save": "look for a full disk",
-    "verify": "look for a full disk; the file that was just written does not read back",
+    "mtp_372:6), or with the other --frontend, to find the cause",
+    "save": "check that the disk is not full",
+    "verify": "check that the disk is not full; the file that was written cannot be read back",
 }
 
 
 def compile_job(
     python: str, job: Mapping[str, Any], folder: Path, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """The result of `job` (as the compiler's docstring has it, but for `result`)."""
+    """Run the compiler and return its result.
+
+    `job` has the fields of the compiler's docstring except `result`.
+    """
     file, result = folder / "job.json", folder / "result.json"
     file.write_text(json.dumps({**job, "result": str(result)}), encoding="utf-8")
     step, last, code = _run([python, "-E", "-s", str(COMPILER), str(file), str(os.getpid())], say)
@@ -44,9 +46,9 @@ def compile_job(
     if result.is_file():
         answer = json.loads(result.read_text(encoding="utf-8"))
     elif code < 0:
-        answer = {"failed": f"the process was ended by signal {-code}; its last line: {last}"}
+        answer = {"failed": f"the process was killed by signal {-code}; its last line: {last}"}
     else:
-        answer = {"failed": f"the process ended with {code}; its last line: {last}"}
+        answer = {"failed": f"the process exited with {code}; its last line: {last}"}
     if "failed" in answer:
         remedy = sdk.remedy_for(answer["failed"]) or _TRY.get(step, "")
         raise BuildError(f"MagicMind failed to {step}: {answer['failed']}", remedy)
@@ -54,7 +56,7 @@ def compile_job(
 
 
 def _run(command: list[str], say: Callable[[str], None]) -> tuple[str, str, int]:
-    """The last step and the last line that the process told, and its exit code."""
+    """Run the command. Return its last step, its last line and its exit code."""
     step = last = "start"
     try:
         process = subprocess.Popen(  # noqa: S603 - no shell; the interpreter is the user's
@@ -72,12 +74,12 @@ def _run(command: list[str], say: Callable[[str], None]) -> tuple[str, str, int]
         assert process.stdout is not None
         try:
             for line in process.stdout:
-                # Not at the start of a line where the SDK has left one unfinished.
+                # A step is not at the start of its line if the SDK left a line unfinished.
                 found = _STEP.search(line)
                 step, last = found.groups() if found else (step, line.strip() or last)
                 say(f"{step}: {last}" if found else f"  MagicMind: {last}")
         except BaseException:
             process.kill()
-            say("interrupted: MagicMind was ended, nothing is written")
+            say("interrupted: MagicMind was killed, nothing is written")
             raise
     return step, last, process.returncode

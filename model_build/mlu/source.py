@@ -1,9 +1,10 @@
-"""What MagicMind's parser is given: a network that takes RGB and answers with probabilities.
+"""The input of MagicMind's parser: a network that takes RGB and answers with probabilities.
 
-Rows are RGB, and the configuration has no key for colour: a network of BGR gets the channels of its
-first weights turned round, in a copy. Mean and std are then left to MagicMind, which puts them
-before a network that begins with a convolution. Where it does not, or where its weights cannot be
-turned round, our ONNX gets colour, mean and std as nodes, and takes the pixels as they are.
+Rows are RGB, and MagicMind's configuration has no key for the colour order. For a network that
+takes BGR, the channels of the first weights are reversed in a copy. MagicMind then puts mean and
+std before the network, which it can do if the network begins with a convolution. If it does not, or
+if the weights cannot be reversed, the ONNX gets nodes for colour order, mean and std, and takes
+unchanged pixels.
 """
 
 from collections.abc import Callable
@@ -24,27 +25,30 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Source:
-    """The files, in the order of MagicMind's parser, and which parser that is."""
+    """The files in the order of MagicMind's parser, and the parser's name."""
 
     frontend: Kind
     files: tuple[Path, ...]
     bare: bool
-    """Whether the network lacks mean and std: MagicMind is to put them before it."""
+    """Whether the network lacks mean and std, so that MagicMind must add them."""
 
 
 def prepare(recipe: Recipe, asked: Kind | None, network: Network, folder: Path, say: Say) -> Source:
-    """Write to `folder` what has to be changed; `asked` is the frontend, or caffe where it can be.
+    """Write changed copies to `folder` where the network needs changes.
 
-    BuildError where the frontend caffe was asked for and cannot be.
+    `asked` is the frontend; None is caffe where that is possible. Raise BuildError if the frontend
+    caffe is requested and cannot read the network.
     """
     if (asked or recipe.kind) == "caffe":
         try:
             return _caffe(recipe, network, folder)
         except BuildError as error:
             if asked:
-                remedy = "build with --frontend onnx, which is the same network"
-                raise BuildError(f"--frontend caffe cannot take it: {error}", remedy) from error
-            say(f"MagicMind gets the network as ONNX, since {error}")
+                remedy = "build with --frontend onnx, which gives the same network"
+                raise BuildError(
+                    f"--frontend caffe cannot read the network: {error}", remedy
+                ) from error
+            say(f"MagicMind reads the network as ONNX: {error}")
     return _onnx(recipe, network, folder)
 
 
@@ -69,7 +73,7 @@ def _onnx(recipe: Recipe, network: Network, folder: Path) -> Source:
 
 
 def _in_rgb(network: Network, color: str) -> onnx.ModelProto | None:
-    """A copy that takes RGB, if the network begins with a convolution for which that can be."""
+    """Return a copy that takes RGB; None unless the network begins with a suitable convolution."""
     graph = network.model.graph
     readers = [node for node in graph.node if network.input_name in node.input]
     if len(readers) != 1 or readers[0].op_type != "Conv":
