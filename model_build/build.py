@@ -33,41 +33,41 @@ from service.artifact import (
 )
 from service.errors import BuildError
 
-Say = Callable[[str], None]
+Report = Callable[[str], None]
 
 
-def build(recipe: Recipe, output: Path, force: bool, say: Say) -> Manifest:
+def build(recipe: Recipe, output: Path, force: bool, report: Report) -> Manifest:
     """Write the artifact of `recipe` to the folder `output`.
 
     `force` replaces an artifact that is there.
     """
     writer.check_output(output, force)
-    tools = mlu.look(recipe.card, say) if recipe.card else None
+    tools = mlu.look(recipe.card, report) if recipe.card else None
     labels = _labels_file(recipe)
     read = artifact.read_labels(labels)
-    _check_labels(labels, read, say)
-    say(f"reading {' and '.join(map(str, recipe.files))}")
+    _check_labels(labels, read, report)
+    report(f"reading {' and '.join(map(str, recipe.files))}")
     network, files = _load(recipe)
     check_input_size(recipe, network.height, network.width)
     _check_label_count(recipe, network, len(read))
     with writer.aside(output, force) as folder:
         # A card's compiler gets the original network and adds the preprocessing itself.
-        job = mlu.prepare(recipe, network, tools, folder / "job", say) if tools else None
-        say("adding the preprocessing to the network")
+        job = mlu.prepare(recipe, network, tools, folder / "job", report) if tools else None
+        report("adding the preprocessing to the network")
         # The name is bound again so that the weights are in memory only once.
         network = replace(network, model=_folded(recipe, network))
         if job:
-            compiled = _for_card(recipe, network, job, folder, say)
+            compiled = _for_card(recipe, network, job, folder, report)
         else:
-            compiled = _for_cpu(recipe, network, folder, say)
+            compiled = _for_cpu(recipe, network, folder, report)
         (folder / artifact.LABELS).write_bytes(labels.read_bytes())
         manifest = _write_manifest(recipe, network, files, folder, compiled)
         if tools:
             # Imported here because it loads the service's core, which takes memory.
-            from model_build import verify
+            from model_build import comparison
 
             python, ordinal = tools.sdk.python, tools.card.device
-            verify.after_build(artifact.read(folder), python, ordinal, say)
+            comparison.after_build(artifact.read(folder), python, ordinal, report)
         return manifest
 
 
@@ -92,7 +92,7 @@ def _labels_file(recipe: Recipe) -> Path:
     return Path(recipe.labels)
 
 
-def _check_labels(file: Path, labels: Sequence[Label], say: Say) -> None:
+def _check_labels(file: Path, labels: Sequence[Label], report: Report) -> None:
     """Raise BuildError if the lines are numbered. Report names that several classes share."""
     for first in (0, 1):
         if labels and all(
@@ -103,7 +103,7 @@ def _check_labels(file: Path, labels: Sequence[Label], say: Say) -> None:
             raise BuildError(detail, remedy, file=str(file))
     for label, times in Counter(labels).items():
         if times > 1:
-            say(f"note: {times} classes have the name {label.names!r} in {file}")
+            report(f"note: {times} classes have the name {label.names!r} in {file}")
 
 
 def _check_label_count(recipe: Recipe, network: Network, count: int) -> None:
@@ -128,8 +128,8 @@ def _check_label_count(recipe: Recipe, network: Network, count: int) -> None:
 
 
 def _folded(recipe: Recipe, network: Network) -> ModelProto:
-    asked = recipe.preprocessing
-    return fold_preprocessing(network, asked.color, asked.mean, asked.std)
+    wanted = recipe.preprocessing
+    return fold_preprocessing(network, wanted.color, wanted.mean, wanted.std)
 
 
 @dataclass(frozen=True)
@@ -144,33 +144,35 @@ class _Compiled:
     sdk: Sdk | None = None
 
 
-def _for_cpu(recipe: Recipe, network: Network, folder: Path, say: Say) -> _Compiled:
-    say(f"compiling for {recipe.target}, {recipe.precision}")
+def _for_cpu(recipe: Recipe, network: Network, folder: Path, report: Report) -> _Compiled:
+    report(f"compiling for {recipe.target}, {recipe.precision}")
     cpu.compile_into(folder / cpu.MODEL, network.model, recipe.batch, recipe.precision)
-    rows, reference = _write_golden(recipe, network, folder, say)
-    say("golden rows: running the compiled model")
+    rows, reference = _write_golden(recipe, network, folder, report)
+    report("golden rows: running the compiled model")
     answers = cpu.run(folder, rows, recipe.batch)
-    difference = golden.prove(answers, reference, recipe.precision)
-    say(f"golden rows: the largest difference is {difference:.1g}")
+    difference = golden.validate(answers, reference, recipe.precision)
+    report(f"golden rows: the largest difference is {difference:.1g}")
     note, source = cpu.NOTES[recipe.precision], network.model.graph.input[0].name
     return _Compiled("openvino", cpu.MODEL, note, source, network.output_name)
 
 
-def _for_card(recipe: Recipe, network: Network, job: mlu.Job, folder: Path, say: Say) -> _Compiled:
-    say("compiling the reference, for the CPU in float32")
+def _for_card(
+    recipe: Recipe, network: Network, job: mlu.CompilerJob, folder: Path, report: Report
+) -> _Compiled:
+    report("compiling the reference, for the CPU in float32")
     any_batch = (1, LARGEST_BATCH)
     cpu.compile_into(folder / mlu.REFERENCE, network.model, any_batch, "force_float32")
-    _write_golden(recipe, network, folder, say)
-    say(f"compiling for {recipe.target}, {recipe.precision}")
-    names, compiled = mlu.compile_into(folder, recipe, network, job, say)
+    _write_golden(recipe, network, folder, report)
+    report(f"compiling for {recipe.target}, {recipe.precision}")
+    names, compiled = mlu.compile_into(folder, recipe, network, job, report)
     return _Compiled("magicmind", mlu.MODEL, mlu.NOTES[recipe.precision], *names, compiled)
 
 
 def _write_golden(
-    recipe: Recipe, network: Network, folder: Path, say: Say
+    recipe: Recipe, network: Network, folder: Path, report: Report
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """Write golden.npz. Return the rows and the answers of the float32 reference."""
-    say("golden rows: running the float32 reference")
+    report("golden rows: running the float32 reference")
     rows = golden.rows(network.height, network.width, recipe.preprocessing)
     reference = run_reference(network.model, rows)
     golden.check(reference)
@@ -185,7 +187,7 @@ def _write_manifest(
     folder: Path,
     compiled: _Compiled,
 ) -> Manifest:
-    asked = recipe.preprocessing
+    wanted = recipe.preprocessing
     least, most = recipe.batch
     return writer.write_manifest(
         folder,
@@ -209,10 +211,10 @@ def _write_manifest(
             softmax_added=network.softmax_added,
         ),
         preprocessing=Preprocessing(
-            resize=asked.resize,
+            resize=wanted.resize,
             crop=(network.height, network.width),
-            resample=asked.resample,
-            inside=Inside(color=asked.color, mean=asked.mean, std=asked.std),
+            resample=wanted.resample,
+            inside=Inside(color=wanted.color, mean=wanted.mean, std=wanted.std),
         ),
         label_order=recipe.label_order,
     )

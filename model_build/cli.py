@@ -137,7 +137,7 @@ def _build_demo(output: Path) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         prototxt, caffemodel = write_demo_sources(Path(folder))
-        asked = recipe.Recipe(
+        wanted = recipe.Recipe(
             name=DEMO_NAME,
             kind="caffe",
             files=(prototxt, caffemodel),
@@ -148,7 +148,7 @@ def _build_demo(output: Path) -> None:
             labels="2012",
         )
         # An artifact that exists here is damaged or has another schema.
-        _build(asked, output, force=True)
+        _build(wanted, output, force=True)
 
 
 @cli.command()
@@ -218,8 +218,8 @@ def verify(
         raise _not_installed(error) from error
     from service.artifact import read
 
-    asked = verification.Asked(image_dir, label_file, count, device_id, sdk_python)
-    verdict = verification.verified(read(artifact), asked, _say_on_stderr())
+    options = verification.VerifyOptions(image_dir, label_file, count, device_id, sdk_python)
+    verdict = verification.verified(read(artifact), options, _report_on_stderr())
     if as_json:
         verification.print_json(verdict)
     else:
@@ -227,30 +227,30 @@ def verify(
     sys.exit(0 if verdict.holds else DOES_NOT_HOLD)
 
 
-def _build(asked: recipe.Recipe, output: Path, force: bool) -> None:
+def _build(wanted: recipe.Recipe, output: Path, force: bool) -> None:
     from rich.filesize import decimal
 
-    warn(asked.preprocessing)
-    say = _say_on_stderr()
+    warn(wanted.preprocessing)
+    report = _report_on_stderr()
     try:
         from model_build.build import build
 
-        manifest = build(asked, output, force, say)
+        manifest = build(wanted, output, force, report)
     except ModuleNotFoundError as error:
         raise _not_installed(error) from error
     size = decimal(sum(file.size for file in manifest.files.values()))
-    say(f"wrote {output}  ({manifest.name} {manifest.version}, {size})")
+    report(f"wrote {output}  ({manifest.name} {manifest.version}, {size})")
     print(output)
 
 
-def _say_on_stderr() -> Callable[[str], None]:
+def _report_on_stderr() -> Callable[[str], None]:
     """Return a function that prints a step to stderr, with the seconds since now."""
     started = time.perf_counter()
 
-    def say(step: str) -> None:
+    def report(step: str) -> None:
         print(f"{time.perf_counter() - started:6.1f} s  {step}", file=sys.stderr, flush=True)
 
-    return say
+    return report
 
 
 def _not_installed(error: ModuleNotFoundError) -> BuildError:

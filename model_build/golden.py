@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from model_build.recipe import INT8, Preprocessing
+from model_build.recipe import INT8, PreprocessingRecipe
 from service import images
 from service.artifact import GOLDEN, Precision, Target
 from service.errors import BuildError
@@ -32,7 +32,7 @@ TOLERANCES: dict[tuple[Target, Precision], float] = {
 }
 
 
-def rows(height: int, width: int, recipe: Preprocessing) -> NDArray[np.uint8]:
+def rows(height: int, width: int, recipe: PreprocessingRecipe) -> NDArray[np.uint8]:
     """Return the photos as rows (photos,height,width,3) RGB, by the service's preprocessing."""
     made = np.zeros((len(PHOTOS), height, width, 3), np.uint8)
     for row, name in zip(made, PHOTOS, strict=True):
@@ -42,7 +42,7 @@ def rows(height: int, width: int, recipe: Preprocessing) -> NDArray[np.uint8]:
     return made
 
 
-def prove(
+def validate(
     answers: NDArray[np.float32], reference: NDArray[np.float32], precision: Precision
 ) -> float:
     """Return the largest difference; raise BuildError if it exceeds the CPU's tolerance."""

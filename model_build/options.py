@@ -97,9 +97,9 @@ class CardOptions:
         names = (each.name for each in fields(self) if getattr(self, each.name) not in (None, []))
         return [f"--{name.replace('_', '-')}" for name in names]
 
-    def to_card(self, precision: str) -> recipe.Card:
+    def to_card(self, precision: str) -> recipe.CardRecipe:
         """Return the card's part of the recipe. Raise BuildError if int8 lacks its photos."""
-        return recipe.Card(
+        return recipe.CardRecipe(
             archs=tuple(map(recipe.arch, self.arch or [recipe.ARCH])),
             frontend=self.frontend,
             opset=int(self.opset or 11),
@@ -109,13 +109,13 @@ class CardOptions:
             calibration=self._calibration() if precision in recipe.INT8 else None,
         )
 
-    def _calibration(self) -> recipe.Calibration:
+    def _calibration(self) -> recipe.CalibrationRecipe:
         if self.image_dir is None:
             raise BuildError(
                 "int8 needs photos for calibration, and no --image-dir is given",
                 "name a folder of photos like those that will be classified with --image-dir",
             )
-        return recipe.Calibration(
+        return recipe.CalibrationRecipe(
             folder=self.image_dir,
             images=self.calibration_images or recipe.CALIBRATION_IMAGES,
             algorithm=self.quantization_algorithm or "linear",
@@ -289,9 +289,9 @@ class Options:
             print(f"note: {option} has no effect for {where}", file=sys.stderr)
 
 
-def warn(asked: recipe.Preprocessing) -> None:
+def warn(preprocessing: recipe.PreprocessingRecipe) -> None:
     """Print a warning to stderr if mean and std are probably wrong."""
-    if found := recipe.doubt(asked):
+    if found := recipe.doubt(preprocessing):
         print(f"warning: {found[0]}\n  try: {found[1]}", file=sys.stderr)
 
 
@@ -312,8 +312,8 @@ def with_options(
     @functools.wraps(command)
     def spread(**given: Any) -> None:
         card = CardOptions(**{name: given.pop(name) for name in of_card})
-        asked = Options(**{name: given.pop(name) for name in shared}, card=card)
-        command(**given, options=asked)
+        options = Options(**{name: given.pop(name) for name in shared}, card=card)
+        command(**given, options=options)
 
     own = inspect.signature(command).parameters.values()
     parameters = [parameter for parameter in own if parameter.name != "options"]

@@ -39,7 +39,7 @@ The largest mean in use is 256; 0.2 times 255 twice is 13,005.
 
 
 @dataclass(frozen=True)
-class Preprocessing:
+class PreprocessingRecipe:
     """How an image becomes a row, and what the network computes first.
 
     The short side is scaled to `resize` pixels by `resample`, the centre is cropped, the channels
@@ -59,17 +59,21 @@ class Preprocessing:
 # convention. "densenet" is shicai's, for shicai's MobileNets too. All of these scale with OpenCV.
 # "efficientnet-lite" and "torchvision" are those of the networks' authors.
 _OPENCV: "Resample" = "opencv-bilinear"
-PRESETS: dict[str, Preprocessing] = {
-    "resnext": Preprocessing(
+PRESETS: dict[str, PreprocessingRecipe] = {
+    "resnext": PreprocessingRecipe(
         "bgr", (103.52, 116.28, 123.675), (57.375, 57.12, 58.395), 256, _OPENCV
     ),
-    "resnet-v2": Preprocessing("bgr", (102.98, 115.947, 122.772), (1, 1, 1), 256, _OPENCV),
-    "inception": Preprocessing("bgr", (128, 128, 128), (128, 128, 128), 320, _OPENCV),
-    "dpn": Preprocessing("bgr", (104, 117, 124), (59.88, 59.88, 59.88), 256, _OPENCV),
-    "densenet": Preprocessing("bgr", (103.94, 116.78, 123.68), (58.82, 58.82, 58.82), 256, _OPENCV),
-    "caffe": Preprocessing("bgr", (104, 117, 123), (1, 1, 1), 256, _OPENCV),
-    "efficientnet-lite": Preprocessing("rgb", (127, 127, 127), (128, 128, 128), 256, "bicubic"),
-    "torchvision": Preprocessing(
+    "resnet-v2": PreprocessingRecipe("bgr", (102.98, 115.947, 122.772), (1, 1, 1), 256, _OPENCV),
+    "inception": PreprocessingRecipe("bgr", (128, 128, 128), (128, 128, 128), 320, _OPENCV),
+    "dpn": PreprocessingRecipe("bgr", (104, 117, 124), (59.88, 59.88, 59.88), 256, _OPENCV),
+    "densenet": PreprocessingRecipe(
+        "bgr", (103.94, 116.78, 123.68), (58.82, 58.82, 58.82), 256, _OPENCV
+    ),
+    "caffe": PreprocessingRecipe("bgr", (104, 117, 123), (1, 1, 1), 256, _OPENCV),
+    "efficientnet-lite": PreprocessingRecipe(
+        "rgb", (127, 127, 127), (128, 128, 128), 256, "bicubic"
+    ),
+    "torchvision": PreprocessingRecipe(
         "rgb", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375), 256, "bilinear"
     ),
 }
@@ -78,7 +82,7 @@ USUAL_RESAMPLE: dict[Kind, "Resample"] = {"caffe": _OPENCV, "onnx": "bilinear"}
 
 
 @dataclass(frozen=True)
-class Calibration:
+class CalibrationRecipe:
     """Photos, algorithm and granularity of an int8 calibration on a card."""
 
     folder: Path
@@ -88,7 +92,7 @@ class Calibration:
 
 
 @dataclass(frozen=True)
-class Card:
+class CardRecipe:
     """The part of a recipe that only cards use.
 
     If `frontend` is None, MagicMind's Caffe parser is used where it can read the network.
@@ -104,7 +108,7 @@ class Card:
     """JSON file that is merged into MagicMind's configuration."""
     python: str | None = None
     """Interpreter of the SDK; if None, it is searched for."""
-    calibration: Calibration | None = None
+    calibration: CalibrationRecipe | None = None
     """Calibration of an int8 model; None for other precisions."""
 
 
@@ -122,14 +126,14 @@ class Recipe:
     target: "Target"
     precision: "Precision"
     batch: tuple[int, int]
-    preprocessing: Preprocessing
+    preprocessing: PreprocessingRecipe
     labels: str
     """The class order: 2012, 2015, or the path of a file in the same form."""
     height: int | None = None
     width: int | None = None
     output: str | None = None
     """Name of the blob or value that holds the classes."""
-    card: Card | None = None
+    card: CardRecipe | None = None
     """Options for the target mlu; None for the target cpu."""
 
     @property
@@ -186,13 +190,13 @@ def probably_meant(mean: Triple, std: Triple) -> list[tuple[Triple, Triple]]:
     return [(mended, each) for each in stds if (mended, each) != (mean, std)]
 
 
-def doubt(asked: Preprocessing) -> tuple[str, str] | None:
+def doubt(given: PreprocessingRecipe) -> tuple[str, str] | None:
     """Return why mean and std are probably wrong, and the options to try; None if they are not."""
-    meant = probably_meant(asked.mean, asked.std)
+    meant = probably_meant(given.mean, given.std)
     if not meant:
         return None
-    detail = f"{options_of(asked.mean, asked.std)} do not look like numbers for pixels of 0 to 255"
-    in_ones = meant[0] == (times(asked.mean, 255), times(asked.std, 255))
+    detail = f"{options_of(given.mean, given.std)} do not look like numbers for pixels of 0 to 255"
+    in_ones = meant[0] == (times(given.mean, 255), times(given.std, 255))
     return detail, options_of(*meant[0]) + (", or --pixel-range 1" if in_ones else "")
 
 
@@ -206,7 +210,7 @@ def preprocessing(
     crop: int | None = None,
     resample: "Resample | None" = None,
     pixel_range: PixelRange = "255",
-) -> Preprocessing:
+) -> PreprocessingRecipe:
     """Return the preset with the given parts replaced, or the parts if they are complete.
 
     Without a preset the resampling is that of the network's `kind`, unless `resample` is given.
@@ -240,42 +244,42 @@ def preprocessing(
             "leave --pixel-range out, or give both --mean and --std for pixels of 0 to 1",
         )
     # Without a preset every part is given, so it does not matter which preset is replaced.
-    asked = replace(PRESETS[preset or "caffe"], **given)  # type: ignore[arg-type]
-    if min(asked.std) <= 0:
+    chosen = replace(PRESETS[preset or "caffe"], **given)  # type: ignore[arg-type]
+    if min(chosen.std) <= 0:
         raise BuildError(
-            f"--std {asked.std}: pixels cannot be divided by it", "give numbers above 0"
+            f"--std {chosen.std}: pixels cannot be divided by it", "give numbers above 0"
         )
     if pixel_range == "1":
-        asked = replace(asked, mean=times(asked.mean, 255), std=times(asked.std, 255))
-    if asked.crop is not None and asked.resize < asked.crop:
+        chosen = replace(chosen, mean=times(chosen.mean, 255), std=times(chosen.std, 255))
+    if chosen.crop is not None and chosen.resize < chosen.crop:
         raise BuildError(
-            f"--resize {asked.resize} is smaller than --crop {asked.crop}",
+            f"--resize {chosen.resize} is smaller than --crop {chosen.crop}",
             "the short side is scaled to --resize before the crop: give a larger --resize",
         )
-    return asked
+    return chosen
 
 
-def precision(asked: str, target: "Target") -> "Precision":
-    """Return `asked` if the target has this precision, else raise BuildError."""
+def precision(name: str, target: "Target") -> "Precision":
+    """Return the precision if the target has it, else raise BuildError."""
     known = FLOATS + INT8 if target == "mlu" else FLOATS
-    if asked in known:
-        return cast("Precision", asked)
-    why = "; int8 is for cards, --target mlu" if asked in INT8 else ""
+    if name in known:
+        return cast("Precision", name)
+    why = "; int8 is for cards, --target mlu" if name in INT8 else ""
     raise BuildError(
-        f"--precision {asked} cannot be built for --target {target}{why}",
+        f"--precision {name} cannot be built for --target {target}{why}",
         f"build with one of {', '.join(known)}",
     )
 
 
-def batch(size: int, mutable: bool, asked: tuple[int, int] | None = None) -> tuple[int, int]:
+def batch(size: int, mutable: bool, limits: tuple[int, int] | None = None) -> tuple[int, int]:
     """Return the minimum and maximum rows in one batch.
 
-    A model that is not mutable accepts only `size`. A mutable model accepts the range `asked`, or
+    A model that is not mutable accepts only `size`. A mutable model accepts the range `limits`, or
     without one any number up to LARGEST_BATCH or `size`, whichever is larger.
     """
-    if asked is None:
+    if limits is None:
         return (1, max(size, LARGEST_BATCH)) if mutable else (size, size)
-    least, most = asked
+    least, most = limits
     if not mutable:
         raise BuildError(
             f"--batch-range {least} {most} contradicts --no-shape-mutable",
@@ -309,31 +313,31 @@ def arch(text: str) -> str | dict[str, list[int]]:
     return {name: [int(number) for number in clusters.split(",")]} if colon else name
 
 
-def model_name(asked: str | None, file: Path) -> str:
+def model_name(name: str | None, file: Path) -> str:
     """Return the given name if it can name a model, or a name derived from the file's."""
     from service.artifact import RESERVED_NAMES, check_model_name
 
-    if asked is None:
+    if name is None:
         made = re.sub(r"[^A-Za-z0-9._-]+", "-", file.stem).lstrip("._-")[:63]
         return made if made and made not in RESERVED_NAMES else "model"
     try:
-        return check_model_name(asked)
+        return check_model_name(name)
     except ValueError as error:
         raise BuildError(f"--name: {error}", "give another --name") from error
 
 
 def check_input_size(recipe: Recipe, height: int, width: int) -> None:
     """Raise BuildError if preprocessed rows do not have the network's `height` and `width`."""
-    asked = recipe.preprocessing
-    if asked.crop is not None and {asked.crop} != {height, width}:
+    wanted = recipe.preprocessing
+    if wanted.crop is not None and {wanted.crop} != {height, width}:
         raise BuildError(
-            f"--crop {asked.crop}, but the network takes {height} x {width} (height x width)",
+            f"--crop {wanted.crop}, but the network takes {height} x {width} (height x width)",
             "leave --crop out, or change the network's input with --input-height and --input-width",
             file=str(recipe.files[0]),
         )
-    if asked.resize < max(height, width):
+    if wanted.resize < max(height, width):
         raise BuildError(
-            f"--resize {asked.resize} is smaller than the network's input, {height} x {width} "
+            f"--resize {wanted.resize} is smaller than the network's input, {height} x {width} "
             "(height x width)",
             f"give --resize {max(height, width)} or more",
             file=str(recipe.files[0]),

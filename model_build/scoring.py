@@ -15,7 +15,7 @@ from typing import get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from model_build import pictures, reference
+from model_build import image_files, reference
 from model_build.recipe import LABEL_ORDERS, PRESETS, options_of, probably_meant, times
 from model_build.reference import Normalisation
 from service import artifact as artifacts
@@ -37,7 +37,7 @@ ONLY_DIVIDED = Normalisation((0, 0, 0), (255, 255, 255))
 USUAL = ("caffe", "densenet", "resnext", "inception")
 """Presets to try if the recipe has no mean; the other presets are close to one of these."""
 
-Say = Callable[[str], None]
+Report = Callable[[str], None]
 Classes = NDArray[np.int64]
 
 
@@ -71,7 +71,7 @@ class Scored:
 
 
 @dataclass(frozen=True)
-class Labelled:
+class LabelledImages:
     """Images as rows, and their classes.
 
     `numbers` is true if the label file has only numbers, no wnids or names. The numbers are in the
@@ -85,8 +85,8 @@ class Labelled:
 
 
 def labelled(
-    artifact: Artifact, image_dir: Path, label_file: Path, most: int, say: Say
-) -> Labelled:
+    artifact: Artifact, image_dir: Path, label_file: Path, most: int, report: Report
+) -> LabelledImages:
     """Return at most `most` of the existing labelled images, spread evenly over the label file."""
     read = read_samples(label_file, artifact.labels, None)
     samples = read.samples
@@ -99,18 +99,18 @@ def labelled(
             file=str(image_dir),
         )
     if read.leftovers:
-        say(f"skipped {read.leftovers} system files, such as .DS_Store and Thumbs.db")
+        report(f"skipped {read.leftovers} system files, such as .DS_Store and Thumbs.db")
     if len(there) < len(samples):
         missing = next(one.name for one in samples if not _is_there(image_dir / one.name))
         words = why_not_there(image_dir, missing)
         many = f"{len(samples) - len(there)} of {len(samples)} images are missing in {image_dir}"
-        say(f"{many}: {words}")
-    chosen: list[Sample] = pictures.spread(there, most)
-    say(f"decoding {len(chosen)} labelled images")
-    rows, whole = pictures.decoded([image_dir / one.name for one in chosen], artifact, say)
+        report(f"{many}: {words}")
+    chosen: list[Sample] = image_files.spread(there, most)
+    report(f"decoding {len(chosen)} labelled images")
+    rows, whole = image_files.decoded([image_dir / one.name for one in chosen], artifact, report)
     chosen = [chosen[place] for place in whole]
     classes = np.array([one.class_id for one in chosen])
-    return Labelled([image_dir / one.name for one in chosen], rows, classes, read.numbers)
+    return LabelledImages([image_dir / one.name for one in chosen], rows, classes, read.numbers)
 
 
 def _is_there(file: Path) -> bool:
@@ -118,21 +118,21 @@ def _is_there(file: Path) -> bool:
     return os.path.isfile(file)  # noqa: PTH113
 
 
-def scores(artifact: Artifact, given: Labelled, say: Say) -> Iterator[Scored]:
+def scores(artifact: Artifact, given: LabelledImages, report: Report) -> Iterator[Scored]:
     """Yield the score of the recipe, then of each variation."""
-    say(f"scoring {len(given.rows)} images as it is")
+    report(f"scoring {len(given.rows)} images as it is")
     network = reference.opened(artifact)
     found = network(given.rows).argmax(axis=1)
     yield _scored("", found == given.classes)
     for resample in get_args(Resample):
         if resample != artifact.manifest.preprocessing.resample:
-            say(f"scoring with --resample {resample}")
-            rows, whole = pictures.decoded(given.files, artifact, say, resample)
+            report(f"scoring with --resample {resample}")
+            rows, whole = image_files.decoded(given.files, artifact, report, resample)
             right = network(rows).argmax(axis=1) == given.classes[whole]
             options = f"--resample {resample}"
             yield Scored(options, int(right.sum()), len(right), of_resampling=True)
     for variation in _variations(artifact.manifest.preprocessing.inside):
-        say(f"scoring with {variation.options}")
+        report(f"scoring with {variation.options}")
         rows = np.ascontiguousarray(given.rows[..., ::-1]) if variation.swapped else given.rows
         answers = reference.opened(artifact, variation.normalisation)(rows)
         yield _scored(variation.options, answers.argmax(axis=1) == given.classes)
@@ -221,8 +221,8 @@ def _variations(inside: Inside) -> Iterator[_Variation]:
             yield _Variation(options, color == other, numbers)
 
 
-def _words(asked: Normalisation) -> str:
-    return options_of(asked.mean, asked.std)
+def _words(normalisation: Normalisation) -> str:
+    return options_of(normalisation.mean, normalisation.std)
 
 
 def _label_orders(artifact: Artifact) -> Iterator[tuple[str, Classes]]:

@@ -23,11 +23,11 @@ COLUMNS = ("Model", "Precision", "Batch_Size", "TOP1", "TOP5", "images/s", "ms a
 FAILED, NOT_ASKED = "failed", "-"
 IMAGE_TIMEOUT_S, RETRY_FOR_S, CONCURRENCY = 30.0, 60.0, 16
 
-Say = Callable[[str], None]
+Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Labelled:
+class EvaluationSet:
     """Images to measure accuracy with. If `count` is None, all of the label file are used."""
 
     label_file: Path
@@ -36,7 +36,7 @@ class Labelled:
 
 
 @dataclass(frozen=True)
-class Plan:
+class SweepPlan:
     """What to build and measure. A recipe's batch is that of its mutable model."""
 
     recipes: Sequence[Recipe]
@@ -44,7 +44,7 @@ class Plan:
     output: Path
     force: bool
     duration_s: float
-    labelled: Labelled | None
+    labelled: EvaluationSet | None
 
 
 @dataclass
@@ -68,7 +68,7 @@ class Table:
             self.about.append(line)
 
 
-def run(plan: Plan, say: Say) -> Table:
+def run(plan: SweepPlan, report: Report) -> Table:
     """Run the sweep and return its table. `failures` of the table lists what failed.
 
     Raise BuildError if the output exists, SdkError if the card is missing.
@@ -78,21 +78,21 @@ def run(plan: Plan, say: Say) -> Table:
         sdk.chosen_devices("mlu", str(card.device), card.python)
     table = Table()
     for recipe in plan.recipes:
-        top = _accuracy(plan, recipe, table, say)
+        top = _accuracy(plan, recipe, table, report)
         for size in plan.batch_sizes:
-            speed = _throughput(plan, recipe, size, table, say)
+            speed = _throughput(plan, recipe, size, table, report)
             table.rows.append((recipe.name, recipe.precision, str(size), *top, *speed))
             _write(plan.output, table)
     return table
 
 
-def folder_of(plan: Plan, recipe: Recipe, size: int | None) -> Path:
+def folder_of(plan: SweepPlan, recipe: Recipe, size: int | None) -> Path:
     """Return the artifact's folder, named as in the sample; `size` None is the mutable model."""
     shape = "true_1" if size is None else f"false_{size}"
     return plan.output / f"{recipe.name}_{recipe.precision}_{shape}"
 
 
-def _check_output(plan: Plan) -> None:
+def _check_output(plan: SweepPlan) -> None:
     made = [
         folder_of(plan, one, size) for one in plan.recipes for size in (None, *plan.batch_sizes)
     ]
@@ -102,16 +102,16 @@ def _check_output(plan: Plan) -> None:
         raise BuildError("exists", remedy, file=str(taken[0]))
 
 
-def _accuracy(plan: Plan, recipe: Recipe, table: Table, say: Say) -> tuple[str, str]:
+def _accuracy(plan: SweepPlan, recipe: Recipe, table: Table, report: Report) -> tuple[str, str]:
     """Return top-1 and top-5 of the mutable model, formatted as in the sample."""
     if plan.labelled is None:
         return NOT_ASKED, NOT_ASKED
     what = f"{recipe.precision}, mutable"
     try:
-        say(f"== {what}")
+        report(f"== {what}")
         folder = folder_of(plan, recipe, None)
-        manifest = build(recipe, folder, plan.force, say)
-        say(f"evaluating {folder}")
+        manifest = build(recipe, folder, plan.force, report)
+        report(f"evaluating {folder}")
         results = _evaluated(plan, plan.labelled, recipe, folder)
     except TopfiveError as error:
         table.failures.append(_failure(f"{what}: no accuracy", error))
@@ -124,7 +124,7 @@ def _accuracy(plan: Plan, recipe: Recipe, table: Table, say: Say) -> tuple[str, 
     return f"{100 * results.top1.share:.3f}", f"{100 * results.top5.share:.3f}"
 
 
-def _evaluated(plan: Plan, labelled: Labelled, recipe: Recipe, folder: Path) -> Results:
+def _evaluated(plan: SweepPlan, labelled: EvaluationSet, recipe: Recipe, folder: Path) -> Results:
     device, python = _device_of(recipe)
     return evaluation.evaluate(
         evaluation.on_artifact(folder, IMAGE_TIMEOUT_S, str(device), python),
@@ -141,15 +141,17 @@ def _evaluated(plan: Plan, labelled: Labelled, recipe: Recipe, folder: Path) -> 
     )
 
 
-def _throughput(plan: Plan, recipe: Recipe, size: int, table: Table, say: Say) -> tuple[str, str]:
+def _throughput(
+    plan: SweepPlan, recipe: Recipe, size: int, table: Table, report: Report
+) -> tuple[str, str]:
     """Return images per second of the static model, and the median milliseconds per batch."""
     what = f"{recipe.precision}, batch {size}"
     device, python = _device_of(recipe)
     try:
-        say(f"== {what}")
+        report(f"== {what}")
         folder = folder_of(plan, recipe, size)
-        build(replace(recipe, batch=(size, size)), folder, plan.force, say)
-        say(f"measuring {folder}")
+        build(replace(recipe, batch=(size, size)), folder, plan.force, report)
+        report(f"measuring {folder}")
         measured = measure(
             artifact.read(folder), size, plan.duration_s, ordinal=device, python=python
         )
@@ -170,7 +172,7 @@ def _failure(what: str, error: TopfiveError) -> str:
     return " ".join(f"{what}: {error.detail}{remedy}".split())
 
 
-def _about_accuracy(labelled: Labelled, manifest: Manifest, results: Results) -> str:
+def _about_accuracy(labelled: EvaluationSet, manifest: Manifest, results: Results) -> str:
     batch, images = manifest.input.batch, results.top1.images
     return (
         f"TOP1 and TOP5: percent of {images} images of {labelled.label_file.name}, with the "
@@ -178,7 +180,7 @@ def _about_accuracy(labelled: Labelled, manifest: Manifest, results: Results) ->
     )
 
 
-def _about_throughput(plan: Plan, measured: Measured) -> str:
+def _about_throughput(plan: SweepPlan, measured: Measured) -> str:
     return (
         f"images/s: the static model of the batch size, for {plan.duration_s:g} s, "
         f"{measured.in_flight} batches in flight, without decoding or HTTP; ms a batch: the "

@@ -75,7 +75,7 @@ def sweep_caffe(
     eval_image_num: EvalImageNum = None,
     duration_s: Duration = 3.0,
 ) -> None:
-    """Sweep a Caffe network: throughput by precision and batch size, and accuracy if asked.
+    """Sweep a Caffe network: throughput by precision and batch size, and optionally accuracy.
 
     All artifacts and sweep.md are written to the folder --output. The exit code is 5 if a part
     failed; the table shows which.
@@ -119,22 +119,22 @@ def _sweep(
     duration_s: float,
 ) -> None:
     sizes = _sizes(batch_sizes)
-    asked = dict.fromkeys(precisions.split(",") if precisions else _all_precisions(options))
-    recipes = [replace(options, precision=one).to_recipe(kind, *files) for one in asked]
+    names = dict.fromkeys(precisions.split(",") if precisions else _all_precisions(options))
+    recipes = [replace(options, precision=one).to_recipe(kind, *files) for one in names]
     warn(recipes[0].preprocessing)
     try:
         from model_build import sweep
     except ModuleNotFoundError as error:
         raise BuildError(f"{error.name} is not installed", INSTALL) from error
     labels, folder, count = images
-    labelled = sweep.Labelled(labels, folder or _folder(labels), count) if labels else None
-    plan = sweep.Plan(recipes, sizes, options.output, options.force, duration_s, labelled)
+    labelled = sweep.EvaluationSet(labels, folder or _folder(labels), count) if labels else None
+    plan = sweep.SweepPlan(recipes, sizes, options.output, options.force, duration_s, labelled)
     started = time.perf_counter()
 
-    def say(step: str) -> None:
+    def report(step: str) -> None:
         print(f"{time.perf_counter() - started:6.1f} s  {step}", file=sys.stderr, flush=True)
 
-    table = sweep.run(plan, say)
+    table = sweep.run(plan, report)
     print(table, end="", flush=True)
     sys.exit(PARTLY if table.failures else 0)
 

@@ -10,20 +10,20 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
-from model_build import pictures, scoring, verify
+from model_build import comparison, image_files, scoring
+from model_build.comparison import Comparison
 from model_build.scoring import Scored
-from model_build.verify import Comparison
 from service.artifact import Artifact
 from service.errors import BuildError
 
 LEAST_IMAGES = 30
 """Minimum number of labelled images for a verdict."""
 FEW_IMAGES = 100
-Say = Callable[[str], None]
+Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Asked:
+class VerifyOptions:
     """The options of `topfive-build verify`.
 
     If `ordinal` is None, device 0 is used and the golden answers are kept.
@@ -37,7 +37,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class RecipeScores:
     """The score of the recipe, first, and of its variations, for a network of `classes` classes.
 
     `numbers` is true if the label file has only numbers, no wnids or names.
@@ -81,7 +81,7 @@ class Verdict:
     artifact: Artifact
     compared: Comparison | None
     not_done: str
-    recipe: Recipe | None
+    recipe: RecipeScores | None
     replaced: str | None
     """The artifact's new version if its golden answers were replaced."""
 
@@ -91,26 +91,26 @@ class Verdict:
         return right and (self.recipe is None or self.recipe.holds)
 
 
-def verified(artifact: Artifact, asked: Asked, say: Say) -> Verdict:
+def verified(artifact: Artifact, options: VerifyOptions, report: Report) -> Verdict:
     """Run the requested checks and return the verdict.
 
     Raise BuildError, DeviceError or SdkError if a check cannot run.
     """
-    if asked.ordinal is not None and artifact.manifest.target == "cpu":
+    if options.ordinal is not None and artifact.manifest.target == "cpu":
         detail = "--device-id is only for an artifact of a card; this artifact is for the CPU"
         raise BuildError(detail, "leave --device-id out", file=str(artifact.path))
-    not_done = verify.why_not(artifact, asked.ordinal or 0, asked.python)
-    if not_done and asked.ordinal is not None:
-        detail = f"device {asked.ordinal} cannot be run: {not_done.detail}"
+    not_done = comparison.why_not(artifact, options.ordinal or 0, options.python)
+    if not_done and options.ordinal is not None:
+        detail = f"device {options.ordinal} cannot be run: {not_done.detail}"
         raise BuildError(detail, f"{not_done.remedy}; topfive doctor shows more")
-    compared = None if not_done else _compared(artifact, asked, say)
-    recipe = _scored(artifact, asked, say) if asked.label_file else None
+    compared = None if not_done else _compared(artifact, options, report)
+    recipe = _scored(artifact, options, report) if options.label_file else None
     reason = not_done.detail if not_done else ""
     verdict = Verdict(artifact, compared, reason, recipe, None)
-    if asked.ordinal is None or not verdict.holds:
+    if options.ordinal is None or not verdict.holds:
         return verdict
-    say(f"golden answers of device {asked.ordinal}")
-    manifest = verify.replace_golden(artifact, asked.ordinal, asked.python)
+    report(f"golden answers of device {options.ordinal}")
+    manifest = comparison.replace_golden(artifact, options.ordinal, options.python)
     return Verdict(artifact, compared, reason, recipe, manifest.version)
 
 
@@ -158,32 +158,32 @@ def print_json(verdict: Verdict) -> None:
     print(json.dumps(document, indent=2))
 
 
-def _compared(artifact: Artifact, asked: Asked, say: Say) -> Comparison:
+def _compared(artifact: Artifact, options: VerifyOptions, report: Report) -> Comparison:
     rows = artifact.golden.rows[:0]
-    if asked.image_dir:
-        files = pictures.spread(pictures.in_folder(asked.image_dir), asked.images)
-        say(f"decoding {len(files)} images")
-        rows, _ = pictures.decoded(files, artifact, say)
-    say(f"device against reference: {len(artifact.golden.rows)} golden rows, {len(rows)} images")
-    return verify.compare(artifact, rows, asked.ordinal or 0, asked.python)
+    if options.image_dir:
+        files = image_files.spread(image_files.in_folder(options.image_dir), options.images)
+        report(f"decoding {len(files)} images")
+        rows, _ = image_files.decoded(files, artifact, report)
+    report(f"device against reference: {len(artifact.golden.rows)} golden rows, {len(rows)} images")
+    return comparison.compare(artifact, rows, options.ordinal or 0, options.python)
 
 
-def _scored(artifact: Artifact, asked: Asked, say: Say) -> Recipe:
-    assert asked.label_file is not None
-    beside = asked.label_file if asked.label_file.is_dir() else asked.label_file.parent
-    folder = asked.image_dir or beside
-    given = scoring.labelled(artifact, folder, asked.label_file, asked.images, say)
-    scored = tuple(scoring.scores(artifact, given, say))
-    recipe = Recipe(scored, len(artifact.labels), given.numbers)
+def _scored(artifact: Artifact, options: VerifyOptions, report: Report) -> RecipeScores:
+    assert options.label_file is not None
+    beside = options.label_file if options.label_file.is_dir() else options.label_file.parent
+    folder = options.image_dir or beside
+    given = scoring.labelled(artifact, folder, options.label_file, options.images, report)
+    scored = tuple(scoring.scores(artifact, given, report))
+    recipe = RecipeScores(scored, len(artifact.labels), given.numbers)
     if recipe.verdict == "too_few":
-        say(f"warning: {_TOO_FEW.format(scored[0].images)}")
+        report(f"warning: {_TOO_FEW.format(scored[0].images)}")
     return recipe
 
 
 _TOO_FEW = f"too few to tell: {{}} labelled images; give {LEAST_IMAGES} or more"
 
 
-def _recipe_lines(recipe: Recipe) -> Iterator[str]:
+def _recipe_lines(recipe: RecipeScores) -> Iterator[str]:
     as_is = recipe.scored[0]
     yield f"recipe against labels, top-1 of {as_is.images} images on the CPU:"
     for one in recipe.scored:
@@ -201,7 +201,7 @@ def _recipe_lines(recipe: Recipe) -> Iterator[str]:
     yield f"recipe against labels: {_verdict(recipe)}"
 
 
-def _verdict(recipe: Recipe) -> str:
+def _verdict(recipe: RecipeScores) -> str:
     as_is = recipe.scored[0]
     if better := recipe.better:
         verb = "give" if better.of_labels else "build it with"

@@ -170,7 +170,7 @@ def test_the_service_imports_downwards(file: Path) -> None:
 
 # What runs a device, measures it, or reads label files.
 MEASURING = {
-    "model_build.verify": {"service.core.trial"},
+    "model_build.comparison": {"service.core.trial"},
     "model_build.scoring": {"service.evaluation.labels", "service.evaluation.results"},
     "model_build.sweep": {"service.bench.device", "service.evaluation"},
 }

@@ -50,25 +50,25 @@ def reshape(graph: Graph, layer: Layer) -> None:
     """Reshape num_axes sides from `axis` on: 0 copies a side, -1 is the remainder."""
     param = layer.proto.reshape_param
     value = graph.single(layer)
-    shape, asked = graph.shapes[value], list(param.shape.dim)
+    shape, dims = graph.shapes[value], list(param.shape.dim)
     axis = param.axis if param.axis >= 0 else param.axis + len(shape) + 1
     end = len(shape) if param.num_axes == -1 else axis + param.num_axes
     detail = f"axis: {param.axis}, num_axes: {param.num_axes} do not fit the shape {shape}"
     graph.require(layer, 0 <= axis <= end <= len(shape), detail, "correct the prototxt")
-    made = [*shape[:axis], *_copied(asked, shape[axis:end]), *shape[end:]]
+    made = [*shape[:axis], *_copied(dims, shape[axis:end]), *shape[end:]]
     # The first dim of a text refers to its own batch, which is ignored.
     sides, numbers = made[1:], prod(shape[1:])
     if sides.count(-1) == 1 and (rest := -prod(sides)) > 0 and not numbers % rest:
         sides[sides.index(-1)] = numbers // rest
     fits = min(sides, default=1) > 0 and prod(sides) == numbers
-    detail = f"dims {asked} do not fit an image of {shape[1:]}; 1 side is the batch"
+    detail = f"dims {dims} do not fit an image of {shape[1:]}; 1 side is the batch"
     graph.require(layer, bool(made) and fits, detail, "correct the prototxt")
     graph.reshape(layer, value, layer.tops[0], (1, *sides))
 
 
-def _copied(asked: Sequence[int], sides: Shape) -> list[int]:
+def _copied(dims: Sequence[int], sides: Shape) -> list[int]:
     """Return the dims with each 0 replaced by the side at its place."""
-    return [side or (sides[at] if at < len(sides) else 0) for at, side in enumerate(asked)]
+    return [side or (sides[at] if at < len(sides) else 0) for at, side in enumerate(dims)]
 
 
 LAYERS: dict[str, Callable[[Graph, Layer], None]] = {

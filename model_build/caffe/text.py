@@ -15,7 +15,7 @@ from google.protobuf import text_format
 
 from model_build.caffe import schema
 from model_build.caffe.upgrade import upgrade
-from model_build.strangers import stranger
+from model_build.file_kinds import foreign_kind
 from service import disk
 from service.errors import BuildError
 
@@ -90,7 +90,7 @@ def _text(path: Path) -> str:
 
 def _check_kind(data: bytes, file: str) -> None:
     """Raise BuildError for another kind of file or another encoding."""
-    if what := stranger(data):
+    if what := foreign_kind(data):
         raise BuildError("not a prototxt", f"it is {what}", file=file)
     if encoding := disk.encoding(data):
         detail = f"the file is in {encoding}; a prototxt is UTF-8"

@@ -54,8 +54,8 @@ def upgrade(net: Any, file: str) -> None:
 
 
 def _upgrade(old: Any, layer: Any) -> None:
-    asked = old.DESCRIPTOR.fields_by_name["type"].enum_type.values_by_number[old.type].name
-    layer.name, layer.type = old.name, TYPES.get(asked, asked)
+    old_type = old.DESCRIPTOR.fields_by_name["type"].enum_type.values_by_number[old.type].name
+    layer.name, layer.type = old.name, TYPES.get(old_type, old_type)
     for field, value in old.ListFields():
         if field.name in _NOT_COPIED:
             continue

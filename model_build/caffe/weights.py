@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from model_build.caffe import schema
-from model_build.strangers import stranger
+from model_build.file_kinds import foreign_kind
 from service import disk
 from service.errors import BuildError
 
@@ -66,7 +66,7 @@ def stored(path: Path) -> Any:
     except OSError as error:
         detail, remedy = disk.unreadable(path, error, "name the caffemodel")
         raise BuildError(detail, remedy, file=str(path)) from error
-    if what := stranger(data):
+    if what := foreign_kind(data):
         raise BuildError("not a caffemodel", f"it is {what}", file=str(path))
     return _parse(schema.StoredNet, data, path)
 

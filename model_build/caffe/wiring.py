@@ -176,17 +176,17 @@ def _check_tops(layer: Any, name: str, current: dict[str, str], file: str) -> No
             )
 
 
-def _output(layers: list[Layer], blobs: dict[str, str], asked: str | None, file: str) -> str:
+def _output(layers: list[Layer], blobs: dict[str, str], wanted: str | None, file: str) -> str:
     made = {top for layer in layers for top in layer.tops}
-    named = asked or OUTPUT
+    named = wanted or OUTPUT
     if blobs.get(named) in made:
         return blobs[named]
     left = _left(layers)
-    if asked or len(left) != 1:
+    if wanted or len(left) != 1:
         found = ", ".join(f"'{value}'" for value in left) or "none"
         raise BuildError(
-            f"no layer makes the output '{asked}'; unread blobs: {found}"
-            if asked
+            f"no layer makes the output '{wanted}'; unread blobs: {found}"
+            if wanted
             else f"expected one output, found {found}",
             "name the blob of the classes' scores or probabilities with --output-name",
             file=file,

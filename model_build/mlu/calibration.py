@@ -11,27 +11,27 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from model_build import pictures
+from model_build import image_files
 from model_build.mlu.config import rgb
-from model_build.recipe import Calibration, Preprocessing
+from model_build.recipe import CalibrationRecipe, PreprocessingRecipe
 from service import images
 from service.errors import BuildError, RequestError
 
 MAX_PIXELS = 50_000_000
 
 
-def photos(asked: Calibration) -> tuple[Path, ...]:
+def photos(wanted: CalibrationRecipe) -> tuple[Path, ...]:
     """Return the requested number of photos of the folder and its subfolders, or all.
 
     The photos are spread evenly over the sorted names, so that class folders, or names that begin
     with the class, give photos of all classes. Raise BuildError if there are none.
     """
-    return tuple(pictures.spread(pictures.in_folder(asked.folder), asked.images))
+    return tuple(image_files.spread(image_files.in_folder(wanted.folder), wanted.images))
 
 
 def write(
     photos: tuple[Path, ...],
-    preprocessing: Preprocessing,
+    preprocessing: PreprocessingRecipe,
     height: int,
     width: int,
     bare: bool,
@@ -52,7 +52,7 @@ def write(
     array.flush()
 
 
-def _decode(photo: Path, row: NDArray[np.uint8], recipe: Preprocessing) -> None:
+def _decode(photo: Path, row: NDArray[np.uint8], recipe: PreprocessingRecipe) -> None:
     try:
         images.decode_into(photo.read_bytes(), row, recipe.resize, recipe.resample, MAX_PIXELS)
     except (OSError, RequestError) as error:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from model_build.mlu.keys import checked
-from model_build.recipe import Card, Preprocessing, Recipe, Triple
+from model_build.recipe import CardRecipe, PreprocessingRecipe, Recipe, Triple
 from service import disk
 from service.errors import BuildError
 
@@ -26,7 +26,7 @@ _OWNED = {
 
 
 def configuration(
-    recipe: Recipe, card: Card, height: int, width: int, normalise: bool
+    recipe: Recipe, card: CardRecipe, height: int, width: int, normalise: bool
 ) -> dict[str, Any]:
     """Return MagicMind's configuration for the card.
 
@@ -51,7 +51,9 @@ def configuration(
     return merged
 
 
-def _made(recipe: Recipe, card: Card, height: int, width: int, normalise: bool) -> dict[str, Any]:
+def _made(
+    recipe: Recipe, card: CardRecipe, height: int, width: int, normalise: bool
+) -> dict[str, Any]:
     least, most = recipe.batch
     precision: dict[str, str] = {"precision_mode": recipe.precision}
     if card.calibration:
@@ -75,11 +77,11 @@ def _made(recipe: Recipe, card: Card, height: int, width: int, normalise: bool) 
     return config
 
 
-def rgb(asked: Preprocessing) -> tuple[Triple, Triple]:
+def rgb(preprocessing: PreprocessingRecipe) -> tuple[Triple, Triple]:
     """Return mean and std in the order red, green, blue, which is the order of rows."""
-    if asked.color == "rgb":
-        return asked.mean, asked.std
-    return asked.mean[::-1], asked.std[::-1]
+    if preprocessing.color == "rgb":
+        return preprocessing.mean, preprocessing.std
+    return preprocessing.mean[::-1], preprocessing.std[::-1]
 
 
 def _read(path: Path) -> object:

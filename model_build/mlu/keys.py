@@ -15,7 +15,7 @@ _Whole = Annotated[int, Field(ge=1)]
 _Layout = Literal["NCHW", "NHWC", "NCT", "NTC", "NCDHW", "NDHWC"]
 
 
-class _Part(BaseModel):
+class _Object(BaseModel):
     """An object of the configuration.
 
     The models are only used for validation. A default means that the key may be absent.
@@ -24,7 +24,7 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class _Precision(_Part):
+class _Precision(_Object):
     precision_mode: Literal[
         "force_float32",
         "force_float16",
@@ -37,54 +37,54 @@ class _Precision(_Part):
     weight_quant_granularity: Literal["per_tensor", "per_axis"] = "per_tensor"
 
 
-class _Sizes(_Part):
+class _Sizes(_Object):
     min: list[_Whole]
     max: list[_Whole]
 
 
-class _Layouts(_Part):
+class _Layouts(_Object):
     src: _Layout
     dst: _Layout
 
 
-class _Normalisation(_Part):
+class _Normalisation(_Object):
     mean: list[float]
     var: list[Annotated[float, Field(gt=0)]]
 
 
-class _Optimization(_Part):
+class _Optimization(_Object):
     type64to32_conversion: bool = True
     conv_scale_fold: bool = True
     auto_fusion_enable: bool = True
     clustering_launch_enable: bool = True
 
 
-class _Range(_Part):
+class _Range(_Object):
     max: list[float]
     min: list[float]
 
 
-class _Printing(_Part):
+class _Printing(_Object):
     print_level: int = 1
     before_build: bool = False
     after_build: bool = False
     file_path: str = ""
 
 
-class _Debugging(_Part):
+class _Debugging(_Object):
     fusion_enable: bool = True
     print_ir: _Printing = _Printing()
 
 
-class _Library(_Part):
+class _Library(_Object):
     lib_path: str
 
 
-class _Plugin(_Part):
+class _Plugin(_Object):
     plugin: _Library
 
 
-class _Config(_Part):
+class _Config(_Object):
     archs: list[str | dict[str, list[_Whole]]] = []
     precision_config: _Precision = _Precision()
     graph_shape_mutable: bool = True

@@ -3,14 +3,14 @@
 `load` reads a model and returns a Network. The model is cut to one input and one output (`cut`),
 its batch axis is freed (`batch`), its operators are converted to a supported opset (`opset`), and
 its output is made probabilities (`ends`). The cut model runs in the file's own opset, one image at
-a time. The converted graph must give the same answers to several images at once (`proof`). Whatever
-cannot be converted correctly is a BuildError that names the file; nothing is written.
+a time. The converted graph must give the same answers to several images at once (`validation`).
+Whatever cannot be converted correctly is a BuildError that names the file; nothing is written.
 """
 
 from pathlib import Path
 
 from model_build.network import Network, check
-from model_build.onnx_model import batch, cut, ends, opset, proof
+from model_build.onnx_model import batch, cut, ends, opset, validation
 from model_build.onnx_model.file import read
 
 
@@ -30,11 +30,11 @@ def load(
     file = str(path)
     model, files = read(path, output)
     model = cut.from_input(model, file, height, width)
-    images = proof.images(model)
-    answers = proof.one_by_one(model, images, file)
+    images = validation.images(model)
+    answers = validation.one_by_one(model, images, file)
     batch.free(model)
     model = opset.convert(model, file, newest)
-    proof.prove(model, images, answers, file)
+    validation.validate(model, images, answers, file)
     network = ends.classifier(model, answers, file)
     check(network, file)
     return network, files

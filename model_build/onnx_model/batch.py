@@ -1,7 +1,7 @@
 """The batch axis: changed from the size that a file was exported with to any size.
 
 Exporters write the batch size into the shapes of Reshape nodes, mostly as 1. The first side of such
-a shape is left open here. The proof shows whether that was right.
+a shape is left open here. The module `validation` checks the result.
 """
 
 from collections.abc import Mapping

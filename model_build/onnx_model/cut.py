@@ -21,13 +21,13 @@ _INPUT_REMEDY = "give a network of one float32 input, N x 3 x height x width or 
 _OUTPUT_REMEDY = "name the value of the classes' scores or probabilities with --output-name"
 
 
-def to_output(model: onnx.ModelProto, file: str, asked: str | None) -> None:
+def to_output(model: onnx.ModelProto, file: str, wanted: str | None) -> None:
     """Reduce the model in place to what its output needs.
 
-    The output is `asked`, or `prob`, or the only one. Raise BuildError if there is no such output.
+    The output is `wanted`, or `prob`, or the only one. Raise BuildError if there is no such output.
     """
     graph = model.graph
-    name = _output(graph, file, asked)
+    name = _output(graph, file, wanted)
     nodes, values = _needed(graph, name)
     kept = [node for at, node in enumerate(graph.node) if at in nodes]
     del graph.node[:], graph.output[:], graph.value_info[:], graph.quantization_annotation[:]
@@ -117,12 +117,12 @@ def _sides(
     return (batch, *image, 3) if last else (batch, 3, *image)
 
 
-def _output(graph: onnx.GraphProto, file: str, asked: str | None) -> str:
+def _output(graph: onnx.GraphProto, file: str, wanted: str | None) -> str:
     made = {name for node in graph.node for name in node.output if name}
     outputs: list[str] = [value.name for value in graph.output]
     found = ", ".join(f"'{name}'" for name in outputs)
-    if asked:
-        outputs = [asked]
+    if wanted:
+        outputs = [wanted]
     elif OUTPUT in outputs:
         outputs = [OUTPUT]
     if len(outputs) != 1:

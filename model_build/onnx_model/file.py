@@ -13,8 +13,8 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto, numpy_helper
 from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_tensor
 
+from model_build.file_kinds import foreign_kind
 from model_build.onnx_model.cut import to_output
-from model_build.strangers import stranger
 from service import disk
 from service.errors import BuildError
 
@@ -63,7 +63,7 @@ def _parse(path: Path) -> onnx.ModelProto:
     except OSError as error:
         detail, remedy = disk.unreadable(path, error, "name the ONNX file")
         raise BuildError(detail, remedy, file=str(path)) from error
-    if what := stranger(data):
+    if what := foreign_kind(data):
         raise BuildError("not an ONNX file", f"it is {what}", file=str(path))
     try:
         model = onnx.ModelProto.FromString(data)

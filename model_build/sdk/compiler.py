@@ -42,7 +42,7 @@ from magicmind.python.runtime.parser import Parser
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-class Failed(Exception):
+class StepFailed(Exception):
     """The SDK reported an error."""
 
 
@@ -56,7 +56,11 @@ def main() -> None:
         result = compiled(job)
     except Exception as error:  # noqa: BLE001 - every error is reported to the build
         traceback.print_exc()
-        text = str(error) if isinstance(error, Failed) else "%s: %s" % (type(error).__name__, error)
+        text = (
+            str(error)
+            if isinstance(error, StepFailed)
+            else "%s: %s" % (type(error).__name__, error)
+        )
         result = {"failed": text}
     with open(job["result"] + ".new", "w", encoding="utf-8") as file:
         json.dump(result, file)
@@ -84,7 +88,7 @@ def compiled(job: dict[str, Any]) -> dict[str, Any]:
     step("build", "MagicMind compiles the network")
     model = mm.Builder().build_model(job["name"], network, config)
     if not hasattr(model, "serialize_to_file"):
-        raise Failed("build_model answered %s" % (model,))
+        raise StepFailed("build_model answered %s" % (model,))
     step("save", job["model"])
     require("serialize_to_file", model.serialize_to_file(job["model"]))
     step("verify", "reading the model back")
@@ -107,7 +111,7 @@ def calibrate(
     with mm.System() as system:
         count = system.device_count()
         if device >= count:
-            raise Failed("no device %d: the SDK sees %d" % (device, count))
+            raise StepFailed("no device %d: the SDK sees %d" % (device, count))
         card = mm.Device()
         card.id = device
         require("active", card.active())
@@ -187,14 +191,14 @@ def tensors(names: list[str], dims: list[Any], types: list[Any]) -> list[dict[st
 
 
 def require(call: str, status: Any) -> None:
-    """Raise Failed unless `status`, the result of `call`, is a Status that is ok.
+    """Raise StepFailed unless `status`, the result of `call`, is a Status that is ok.
 
     None is a warning, because a release may return nothing where another one returns a Status.
     """
     if status is None:
         print("warning: %s answered None; the model that is read back decides" % call, flush=True)
     elif not hasattr(status, "ok") or not status.ok():
-        raise Failed("%s answered %s" % (call, status))
+        raise StepFailed("%s answered %s" % (call, status))
 
 
 def step(name: str, words: str) -> None:

@@ -42,7 +42,7 @@ def in_folder(folder: Path) -> list[Path]:
 def decoded(
     files: Sequence[Path],
     artifact: Artifact,
-    say: Callable[[str], None],
+    report: Callable[[str], None],
     resample: Resample | None = None,
 ) -> tuple[NDArray[np.uint8], list[int]]:
     """Return the rows (N,height,width,3) of the decodable files, and their places in `files`.
@@ -60,7 +60,7 @@ def decoded(
                 file.read_bytes(), rows[len(whole)], recipe.resize, resample, MAX_PIXELS
             )
         except (OSError, RequestError) as error:
-            say(f"skipped: {file}: {error}")
+            report(f"skipped: {file}: {error}")
             continue
         whole.append(place)
     if not whole:

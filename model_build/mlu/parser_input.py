@@ -20,11 +20,11 @@ from model_build.network import Network, fold_preprocessing
 from model_build.recipe import Kind, Recipe
 from service.errors import BuildError
 
-Say = Callable[[str], None]
+Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Source:
+class ParserInput:
     """The files in the order of MagicMind's parser, and the parser's name."""
 
     frontend: Kind
@@ -33,43 +33,45 @@ class Source:
     """Whether the network lacks mean and std, so that MagicMind must add them."""
 
 
-def prepare(recipe: Recipe, asked: Kind | None, network: Network, folder: Path, say: Say) -> Source:
+def prepare(
+    recipe: Recipe, frontend: Kind | None, network: Network, folder: Path, report: Report
+) -> ParserInput:
     """Write changed copies to `folder` where the network needs changes.
 
-    `asked` is the frontend; None is caffe where that is possible. Raise BuildError if the frontend
+    `frontend` None is caffe where that is possible. Raise BuildError if the frontend
     caffe is requested and cannot read the network.
     """
-    if (asked or recipe.kind) == "caffe":
+    if (frontend or recipe.kind) == "caffe":
         try:
             return _caffe(recipe, network, folder)
         except BuildError as error:
-            if asked:
+            if frontend:
                 remedy = "build with --frontend onnx, which gives the same network"
                 raise BuildError(
                     f"--frontend caffe cannot read the network: {error}", remedy
                 ) from error
-            say(f"MagicMind reads the network as ONNX: {error}")
+            report(f"MagicMind reads the network as ONNX: {error}")
     return _onnx(recipe, network, folder)
 
 
-def _caffe(recipe: Recipe, network: Network, folder: Path) -> Source:
+def _caffe(recipe: Recipe, network: Network, folder: Path) -> ParserInput:
     prototxt, caffemodel = recipe.files
     color, softmax = recipe.preprocessing.color, network.softmax_added
     prototxt, caffemodel = original.prepare(
         prototxt, caffemodel, color, recipe.output, softmax, folder
     )
-    return Source("caffe", (caffemodel, prototxt), bare=True)
+    return ParserInput("caffe", (caffemodel, prototxt), bare=True)
 
 
-def _onnx(recipe: Recipe, network: Network, folder: Path) -> Source:
-    asked = recipe.preprocessing
-    model = _in_rgb(network, asked.color)
+def _onnx(recipe: Recipe, network: Network, folder: Path) -> ParserInput:
+    wanted = recipe.preprocessing
+    model = _in_rgb(network, wanted.color)
     bare = model is not None
     if model is None:
-        model = fold_preprocessing(network, asked.color, asked.mean, asked.std, planes=True)
+        model = fold_preprocessing(network, wanted.color, wanted.mean, wanted.std, planes=True)
     file = folder / "network.onnx"
     file.write_bytes(model.SerializeToString())
-    return Source("onnx", (file,), bare)
+    return ParserInput("onnx", (file,), bare)
 
 
 def _in_rgb(network: Network, color: str) -> onnx.ModelProto | None:

@@ -18,7 +18,7 @@ from service.artifact import GOLDEN, Artifact, Manifest, Precision, facts
 from service.core import trial
 from service.errors import BuildError, DeviceError, SdkError
 
-Say = Callable[[str], None]
+Report = Callable[[str], None]
 Answers = NDArray[np.float32]
 
 
@@ -124,7 +124,7 @@ def why_not(artifact: Artifact, ordinal: int, python: str | None) -> SdkError | 
     return None
 
 
-def after_build(artifact: Artifact, python: str, ordinal: int, say: Say) -> None:
+def after_build(artifact: Artifact, python: str, ordinal: int, report: Report) -> None:
     """Compare the card with the reference at the end of a build, before the artifact is in place.
 
     `python` is the SDK's interpreter, `ordinal` the card. Raise BuildError if the card's answers
@@ -133,7 +133,7 @@ def after_build(artifact: Artifact, python: str, ordinal: int, say: Say) -> None
     missing = why_not(artifact, ordinal, python)
     if missing:
         later = "run topfive-build verify on a machine with the card"
-        say(f"device against reference: not done: {missing.detail}; {later}")
+        report(f"device against reference: not done: {missing.detail}; {later}")
         return
     try:
         compared = compare(artifact, artifact.golden.rows[:0], ordinal, python)
@@ -143,7 +143,7 @@ def after_build(artifact: Artifact, python: str, ordinal: int, say: Say) -> None
             f"{error.remedy or 'run topfive doctor to check the card'}; to build for another card "
             "than this one, hide this one: MLU_VISIBLE_DEVICES=",
         ) from error
-    say(str(compared))
+    report(str(compared))
     if not compared.holds:
         raise BuildError(
             f"the answers of the card differ from the CPU's: {compared}",

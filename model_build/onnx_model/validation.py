@@ -55,7 +55,7 @@ def one_by_one(model: onnx.ModelProto, images: Images, file: str) -> Images:
     return np.concatenate([answer[:1] for answer in answers])
 
 
-def prove(model: onnx.ModelProto, images: Images, answers: Images, file: str) -> None:
+def validate(model: onnx.ModelProto, images: Images, answers: Images, file: str) -> None:
     """Raise BuildError unless the model gives the file's answers, for each batch size."""
     try:
         run = opened(model)

@@ -33,7 +33,7 @@ _TRY = {
 
 
 def compile_job(
-    python: str, job: Mapping[str, Any], folder: Path, say: Callable[[str], None]
+    python: str, job: Mapping[str, Any], folder: Path, report: Callable[[str], None]
 ) -> dict[str, Any]:
     """Run the compiler and return its result.
 
@@ -41,7 +41,9 @@ def compile_job(
     """
     file, result = folder / "job.json", folder / "result.json"
     file.write_text(json.dumps({**job, "result": str(result)}), encoding="utf-8")
-    step, last, code = _run([python, "-E", "-s", str(COMPILER), str(file), str(os.getpid())], say)
+    step, last, code = _run(
+        [python, "-E", "-s", str(COMPILER), str(file), str(os.getpid())], report
+    )
     answer: dict[str, Any] = {}
     if result.is_file():
         answer = json.loads(result.read_text(encoding="utf-8"))
@@ -55,7 +57,7 @@ def compile_job(
     return answer
 
 
-def _run(command: list[str], say: Callable[[str], None]) -> tuple[str, str, int]:
+def _run(command: list[str], report: Callable[[str], None]) -> tuple[str, str, int]:
     """Run the command. Return its last step, its last line and its exit code."""
     step = last = "start"
     try:
@@ -77,9 +79,9 @@ def _run(command: list[str], say: Callable[[str], None]) -> tuple[str, str, int]
                 # A step is not at the start of its line if the SDK left a line unfinished.
                 found = _STEP.search(line)
                 step, last = found.groups() if found else (step, line.strip() or last)
-                say(f"{step}: {last}" if found else f"  MagicMind: {last}")
+                report(f"{step}: {last}" if found else f"  MagicMind: {last}")
         except BaseException:
             process.kill()
-            say("interrupted: MagicMind was killed, nothing is written")
+            report("interrupted: MagicMind was killed, nothing is written")
             raise
     return step, last, process.returncode

@@ -15,7 +15,7 @@ _BEGINNINGS = {
 _PAGE = re.compile(rb"\s*<(?:!doctype|html|\?xml)", re.IGNORECASE)
 
 
-def stranger(data: bytes) -> str:
+def foreign_kind(data: bytes) -> str:
     """Return what kind of file these bytes are and what to do; empty for a possible network."""
     for start, what in _BEGINNINGS.items():
         if data.startswith(start):
