@@ -1,7 +1,7 @@
 """One build from start to end: recipe → network → target → artifact.
 
-Each step is told to `say` as it begins. What goes wrong is a BuildError, or an ArtifactError for
-labels that are none; then the output is as it was.
+Each step is reported when it begins. A failed build raises BuildError, or ArtifactError for invalid
+labels. The output is then unchanged.
 """
 
 import re
@@ -33,43 +33,46 @@ from service.artifact import (
 )
 from service.errors import BuildError
 
-Say = Callable[[str], None]
+Report = Callable[[str], None]
 
 
-def build(recipe: Recipe, output: Path, force: bool, say: Say) -> Manifest:
-    """Write the artifact of `recipe` to the folder `output`; `force` replaces one that is there."""
+def build(recipe: Recipe, output: Path, force: bool, report: Report) -> Manifest:
+    """Write the artifact of `recipe` to the folder `output`.
+
+    `force` replaces an artifact that is there.
+    """
     writer.check_output(output, force)
-    tools = mlu.look(recipe.card, say) if recipe.card else None
+    tools = mlu.look(recipe.card, report) if recipe.card else None
     labels = _labels_file(recipe)
     read = artifact.read_labels(labels)
-    _check_labels(labels, read, say)
-    say(f"reading {' and '.join(map(str, recipe.files))}")
+    _check_labels(labels, read, report)
+    report(f"reading {' and '.join(map(str, recipe.files))}")
     network, files = _load(recipe)
     check_input_size(recipe, network.height, network.width)
     _check_label_count(recipe, network, len(read))
     with writer.aside(output, force) as folder:
-        # A card's compiler gets the network as it is, and puts the preprocessing in itself.
-        job = mlu.prepare(recipe, network, tools, folder / "job", say) if tools else None
-        say("folding the preprocessing in")
-        # Rebound, so that the weights are in memory once.
+        # A card's compiler gets the original network and adds the preprocessing itself.
+        job = mlu.prepare(recipe, network, tools, folder / "job", report) if tools else None
+        report("adding the preprocessing to the network")
+        # The name is bound again so that the weights are in memory only once.
         network = replace(network, model=_folded(recipe, network))
         if job:
-            compiled = _for_card(recipe, network, job, folder, say)
+            compiled = _for_card(recipe, network, job, folder, report)
         else:
-            compiled = _for_cpu(recipe, network, folder, say)
+            compiled = _for_cpu(recipe, network, folder, report)
         (folder / artifact.LABELS).write_bytes(labels.read_bytes())
         manifest = _write_manifest(recipe, network, files, folder, compiled)
         if tools:
-            # Not at the top: it brings the service's core along, in memory too.
-            from model_build import verify
+            # Imported here because it loads the service's core, which takes memory.
+            from model_build import comparison
 
             python, ordinal = tools.sdk.python, tools.card.device
-            verify.after_build(artifact.read(folder), python, ordinal, say)
+            comparison.after_build(artifact.read(folder), python, ordinal, report)
         return manifest
 
 
 def _load(recipe: Recipe) -> tuple[Network, tuple[Path, ...]]:
-    """The network, and the files that it was read from."""
+    """Return the network and the files that it was read from."""
     newest = recipe.card.opset if recipe.card else OPSETS.stop - 1
     if recipe.kind == "onnx":
         [model] = recipe.files
@@ -77,30 +80,30 @@ def _load(recipe: Recipe) -> tuple[Network, tuple[Path, ...]]:
     prototxt, caffemodel = recipe.files
     network = caffe.load(prototxt, caffemodel, recipe.height, recipe.width, recipe.output)
     if recipe.card:
-        # What Caffe's layers become means the same in each of OPSETS.
+        # The nodes made of Caffe's layers mean the same in each of OPSETS.
         network.model.opset_import[0].version = newest
     return network, recipe.files
 
 
 def _labels_file(recipe: Recipe) -> Path:
-    """The file of the class order: one that comes with topfive, or the caller's."""
+    """Return the file of the class order: one that topfive contains, or the user's."""
     if recipe.labels in LABEL_ORDERS:
         return Path(str(resources.files("model_build"))) / "labels" / f"{recipe.labels}.txt"
     return Path(recipe.labels)
 
 
-def _check_labels(file: Path, labels: Sequence[Label], say: Say) -> None:
-    """Raise BuildError if the lines are numbered; print a note of a class that is there twice."""
+def _check_labels(file: Path, labels: Sequence[Label], report: Report) -> None:
+    """Raise BuildError if the lines are numbered. Report names that several classes share."""
     for first in (0, 1):
         if labels and all(
             re.match(rf"{at}\W+\w", each.names) for at, each in enumerate(labels, first)
         ):
-            detail = f"the lines of --labels are numbered, as the first: {labels[0].names[:60]!r}"
-            remedy = "remove the numbers: the place of a line is the number of its class"
+            detail = f"the lines of --labels are numbered; the first is {labels[0].names[:60]!r}"
+            remedy = "remove the numbers: the position of a line is the number of its class"
             raise BuildError(detail, remedy, file=str(file))
     for label, times in Counter(labels).items():
         if times > 1:
-            say(f"note: {times} classes are called {label.names!r} in {file}")
+            report(f"note: {times} classes have the name {label.names!r} in {file}")
 
 
 def _check_label_count(recipe: Recipe, network: Network, count: int) -> None:
@@ -110,28 +113,28 @@ def _check_label_count(recipe: Recipe, network: Network, count: int) -> None:
     if count == network.classes - 1:
         remedy = (
             "the network probably has a background class first: give --labels a file with the line "
-            f"background, then the {count} lines of {_labels_file(recipe)}"
+            f"background, followed by the {count} lines of {_labels_file(recipe)}"
         )
     if count == network.classes + 1:
         remedy = (
-            f"if the first line of {_labels_file(recipe)} is of a background class, which the "
-            "network does not have, leave the line out"
+            f"if the first line of {_labels_file(recipe)} is a background class, which the network "
+            "does not have, remove the line"
         )
     raise BuildError(
-        f"the network answers {network.classes} classes; --labels {recipe.labels} has {count}",
+        f"the network has {network.classes} classes; --labels {recipe.labels} has {count}",
         remedy,
         file=str(recipe.files[0]),
     )
 
 
 def _folded(recipe: Recipe, network: Network) -> ModelProto:
-    asked = recipe.preprocessing
-    return fold_preprocessing(network, asked.color, asked.mean, asked.std)
+    wanted = recipe.preprocessing
+    return fold_preprocessing(network, wanted.color, wanted.mean, wanted.std)
 
 
 @dataclass(frozen=True)
 class _Compiled:
-    """What a target's compiler left in the folder; its names of the input and the output."""
+    """What the manifest says of a compiled model: its file, engine, input and output."""
 
     engine: Literal["openvino", "magicmind"]
     model: str
@@ -141,33 +144,35 @@ class _Compiled:
     sdk: Sdk | None = None
 
 
-def _for_cpu(recipe: Recipe, network: Network, folder: Path, say: Say) -> _Compiled:
-    say(f"compiling for {recipe.target}, {recipe.precision}")
+def _for_cpu(recipe: Recipe, network: Network, folder: Path, report: Report) -> _Compiled:
+    report(f"compiling for {recipe.target}, {recipe.precision}")
     cpu.compile_into(folder / cpu.MODEL, network.model, recipe.batch, recipe.precision)
-    rows, reference = _write_golden(recipe, network, folder, say)
-    say("golden rows: the compiled model")
+    rows, reference = _write_golden(recipe, network, folder, report)
+    report("golden rows: running the compiled model")
     answers = cpu.run(folder, rows, recipe.batch)
-    difference = golden.prove(answers, reference, recipe.precision)
-    say(f"golden rows: the largest difference is {difference:.1g}")
+    difference = golden.validate(answers, reference, recipe.precision)
+    report(f"golden rows: the largest difference is {difference:.1g}")
     note, source = cpu.NOTES[recipe.precision], network.model.graph.input[0].name
     return _Compiled("openvino", cpu.MODEL, note, source, network.output_name)
 
 
-def _for_card(recipe: Recipe, network: Network, job: mlu.Job, folder: Path, say: Say) -> _Compiled:
-    say("compiling the reference, for the CPU in float32")
+def _for_card(
+    recipe: Recipe, network: Network, job: mlu.CompilerJob, folder: Path, report: Report
+) -> _Compiled:
+    report("compiling the reference, for the CPU in float32")
     any_batch = (1, LARGEST_BATCH)
     cpu.compile_into(folder / mlu.REFERENCE, network.model, any_batch, "force_float32")
-    _write_golden(recipe, network, folder, say)
-    say(f"compiling for {recipe.target}, {recipe.precision}")
-    names, compiled = mlu.compile_into(folder, recipe, network, job, say)
+    _write_golden(recipe, network, folder, report)
+    report(f"compiling for {recipe.target}, {recipe.precision}")
+    names, compiled = mlu.compile_into(folder, recipe, network, job, report)
     return _Compiled("magicmind", mlu.MODEL, mlu.NOTES[recipe.precision], *names, compiled)
 
 
 def _write_golden(
-    recipe: Recipe, network: Network, folder: Path, say: Say
+    recipe: Recipe, network: Network, folder: Path, report: Report
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Write golden.npz; the rows, and what the float32 reference answers to them."""
-    say("golden rows: the float32 reference")
+    """Write golden.npz. Return the rows and the answers of the float32 reference."""
+    report("golden rows: running the float32 reference")
     rows = golden.rows(network.height, network.width, recipe.preprocessing)
     reference = run_reference(network.model, rows)
     golden.check(reference)
@@ -182,7 +187,7 @@ def _write_manifest(
     folder: Path,
     compiled: _Compiled,
 ) -> Manifest:
-    asked = recipe.preprocessing
+    wanted = recipe.preprocessing
     least, most = recipe.batch
     return writer.write_manifest(
         folder,
@@ -206,10 +211,10 @@ def _write_manifest(
             softmax_added=network.softmax_added,
         ),
         preprocessing=Preprocessing(
-            resize=asked.resize,
+            resize=wanted.resize,
             crop=(network.height, network.width),
-            resample=asked.resample,
-            inside=Inside(color=asked.color, mean=asked.mean, std=asked.std),
+            resample=wanted.resample,
+            inside=Inside(color=wanted.color, mean=wanted.mean, std=wanted.std),
         ),
         label_order=recipe.label_order,
     )

@@ -1,8 +1,8 @@
-"""`topfive-build`: make an artifact of a Caffe or ONNX network, or of the demo's; look at one.
+"""`topfive-build`: build an artifact of a Caffe or ONNX network or of the demo network.
 
-The artifact's path goes to stdout, progress to stderr. Exit codes: 0 done, 1 failed (said with a
-remedy; nothing is written), 2 usage, 3 a check does not hold, 5 a part of a sweep failed, 130
-interrupted (2 and 130 typer's).
+It also inspects and verifies artifacts. The artifact's path goes to stdout, progress to stderr.
+Exit codes: 0 success; 1 failure, with a remedy, and nothing is written; 2 wrong usage; 3 a check
+does not hold; 5 a part of a sweep failed; 130 interrupted. Codes 2 and 130 come from typer.
 """
 
 import os
@@ -26,7 +26,7 @@ DEMO_NAME = "efficientnet-lite0"
 DEMO_SOURCES = {"efficientnet_lite0.prototxt", "efficientnet_lite0.caffemodel"}
 
 cli = typer.Typer(
-    help="Build artifacts for `topfive serve` out of trained networks.",
+    help="Build artifacts for `topfive serve` from trained networks.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -37,7 +37,7 @@ cli.add_typer(sweep_cli.commands, name="sweep")
 
 
 def main() -> None:
-    """The command `topfive-build`."""
+    """Run the command `topfive-build`."""
     command.run(cli)
 
 
@@ -56,17 +56,22 @@ def _top(
 @with_options
 def caffe(
     caffemodel: Annotated[
-        Path, typer.Option("--caffemodel", "--caffe_model", metavar="FILE", help="The weights.")
+        Path,
+        typer.Option(
+            "--caffemodel", "--caffe_model", metavar="FILE", help="The caffemodel with the weights."
+        ),
     ],
-    prototxt: Annotated[Path, typer.Option(metavar="FILE", help="The network's text.")],
+    prototxt: Annotated[
+        Path, typer.Option(metavar="FILE", help="The prototxt that describes the network.")
+    ],
     options: Options,
 ) -> None:
     """Build the artifact of a Caffe network.
 
-    The spellings of MagicMind's gen_model work too: --caffe_model, --shape_mutable true, ...
+    The option names of MagicMind's gen_model work too: --caffe_model, --shape_mutable true, ...
 
-    Example: topfive-build caffe --prototxt net.prototxt --caffemodel net.caffemodel
-    --preprocess resnext --output models/net
+    Example: topfive-build caffe --prototxt net.prototxt --caffemodel net.caffemodel --preprocess
+    resnext --output models/net
     """
     _build(options.to_recipe("caffe", prototxt, caffemodel), options.output, options.force)
 
@@ -74,7 +79,7 @@ def caffe(
 @cli.command()
 @with_options
 def onnx(
-    model: Annotated[Path, typer.Option(metavar="FILE", help="The network.")], options: Options
+    model: Annotated[Path, typer.Option(metavar="FILE", help="The ONNX file.")], options: Options
 ) -> None:
     """Build the artifact of an ONNX network.
 
@@ -85,21 +90,26 @@ def onnx(
 
 @cli.command()
 def demo(
-    output: Annotated[Path | None, typer.Option(metavar="DIR", help="The artifact.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of the artifact.")
+    ] = None,
     sources: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Write only its Caffe files there, to be built."),
+        typer.Option(
+            metavar="DIR", help="Write only the demo's Caffe files to this folder; build nothing."
+        ),
     ] = None,
 ) -> None:
-    """Build the demo's artifact, or reuse it if it is there, whole and of today's schema.
+    """Build the demo artifact. A complete one of the current schema is reused.
 
-    EfficientNet-Lite0: its weights come with a Python package and become Caffe files, which are
-    built like any others; --sources leaves it at those, for the options of `caffe` to be tried on.
+    The network is EfficientNet-Lite0. Its weights come with a Python package. They are written as
+    Caffe files, which are built like those of any other network. With --sources only the Caffe
+    files are written, so that you can try the options of `caffe` on them.
 
     Example: topfive-build demo --output artifacts/efficientnet-lite0
     """
     if (output is None) == (sources is None):
-        raise typer.BadParameter("give one of them", param_hint="--output or --sources")
+        raise typer.BadParameter("give exactly one of them", param_hint="--output or --sources")
     if sources:
         _write_demo_sources(sources)
     elif output:
@@ -113,7 +123,7 @@ def _write_demo_sources(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         files = write_demo_sources(folder)
     except OSError as error:
-        remedy = "name a folder that can be written to as --sources"
+        remedy = "name a writable folder as --sources"
         detail, remedy = disk.unwritable(folder, error, remedy)
         raise BuildError(detail, remedy, file=str(folder)) from error
     print(*files, sep="\n")
@@ -128,7 +138,7 @@ def _build_demo(output: Path) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         prototxt, caffemodel = write_demo_sources(Path(folder))
-        asked = recipe.Recipe(
+        wanted = recipe.Recipe(
             name=DEMO_NAME,
             kind="caffe",
             files=(prototxt, caffemodel),
@@ -138,16 +148,16 @@ def _build_demo(output: Path) -> None:
             preprocessing=recipe.PRESETS["efficientnet-lite"],
             labels="2012",
         )
-        # What is there is broken, or of another schema.
-        _build(asked, output, force=True)
+        # An artifact that exists here is damaged or has another schema.
+        _build(wanted, output, force=True)
 
 
 @cli.command()
 def inspect(
-    artifact: Annotated[Path, typer.Argument(metavar="DIR", help="The artifact.")],
+    artifact: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the artifact.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of lines.")] = False,
 ) -> None:
-    """Verify an artifact and print what it is.
+    """Verify an artifact and print a description of it.
 
     Example: topfive-build inspect models/net
     """
@@ -163,7 +173,7 @@ def inspect(
 
 @cli.command()
 def verify(
-    artifact: Annotated[Path, typer.Argument(metavar="DIR", help="The artifact.")],
+    artifact: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the artifact.")],
     image_dir: Annotated[
         Path | None,
         typer.Option("--image-dir", "--image_dir", metavar="DIR", help="Images to verify with."),
@@ -171,11 +181,14 @@ def verify(
     label_file: Annotated[
         Path | None,
         typer.Option(
-            "--label-file", "--label_file", help="Their classes, in a form that topfive eval takes."
+            "--label-file",
+            "--label_file",
+            help="Classes of the images, in a format that topfive eval reads.",
         ),
     ] = None,
     count: Annotated[
-        int, typer.Option("--images", min=1, max=5000, help="So many of them, spread evenly.")
+        int,
+        typer.Option("--images", min=1, max=5000, help="Maximum number of images, spread evenly."),
     ] = 200,
     device_id: Annotated[
         int | None,
@@ -183,19 +196,20 @@ def verify(
             "--device-id",
             "--device_id",
             min=0,
-            help="Put this device's golden answers in the place of the reference's.",
+            help="Device whose answers replace the golden answers of the reference.",
         ),
     ] = None,
     sdk_python: Annotated[
-        str | None, typer.Option(metavar="PYTHON", help="The SDK's; default: found by trying.")
+        str | None,
+        typer.Option(metavar="PYTHON", help="Interpreter that has MagicMind. Default: found."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of lines.")] = False,
 ) -> None:
     """Compare an artifact's device with the CPU reference, and its recipe with labels.
 
-    With labelled images the recipe is scored as it is and with usual mistakes undone. Exit 3 if the
-    device is off, if another choice wins by more than 3 points (it is named), or if nothing scores
-    better than chance. Fewer than 30 labelled images are too few to tell.
+    With labelled images the recipe is scored as it is and with common mistakes corrected. The exit
+    code is 3 if the device differs too much, if another recipe wins by more than 3 points (it is
+    named), or if nothing scores better than chance. Fewer than 30 labelled images give no verdict.
 
     Example: topfive-build verify models/net --image-dir val --label-file val.txt
     """
@@ -205,8 +219,8 @@ def verify(
         raise _not_installed(error) from error
     from service.artifact import read
 
-    asked = verification.Asked(image_dir, label_file, count, device_id, sdk_python)
-    verdict = verification.verified(read(artifact), asked, _say_on_stderr())
+    options = verification.VerifyOptions(image_dir, label_file, count, device_id, sdk_python)
+    verdict = verification.verified(read(artifact), options, _report_on_stderr())
     if as_json:
         verification.print_json(verdict)
     else:
@@ -214,30 +228,30 @@ def verify(
     sys.exit(0 if verdict.holds else DOES_NOT_HOLD)
 
 
-def _build(asked: recipe.Recipe, output: Path, force: bool) -> None:
+def _build(wanted: recipe.Recipe, output: Path, force: bool) -> None:
     from rich.filesize import decimal
 
-    warn(asked.preprocessing)
-    say = _say_on_stderr()
+    warn(wanted.preprocessing)
+    report = _report_on_stderr()
     try:
         from model_build.build import build
 
-        manifest = build(asked, output, force, say)
+        manifest = build(wanted, output, force, report)
     except ModuleNotFoundError as error:
         raise _not_installed(error) from error
     size = decimal(sum(file.size for file in manifest.files.values()))
-    say(f"wrote {output}  ({manifest.name} {manifest.version}, {size})")
+    report(f"wrote {output}  ({manifest.name} {manifest.version}, {size})")
     print(output)
 
 
-def _say_on_stderr() -> Callable[[str], None]:
-    """What tells a step there, with the seconds since now."""
+def _report_on_stderr() -> Callable[[str], None]:
+    """Return a function that prints a step to stderr, with the seconds since now."""
     started = time.perf_counter()
 
-    def say(step: str) -> None:
+    def report(step: str) -> None:
         print(f"{time.perf_counter() - started:6.1f} s  {step}", file=sys.stderr, flush=True)
 
-    return say
+    return report
 
 
 def _not_installed(error: ModuleNotFoundError) -> BuildError:
@@ -245,7 +259,7 @@ def _not_installed(error: ModuleNotFoundError) -> BuildError:
 
 
 def _is_whole_demo(output: Path) -> bool:
-    """Return whether the demo's artifact is at `output`, whole and of today's schema.
+    """Return whether a complete demo artifact of the current schema is at `output`.
 
     Raise BuildError if something else is there.
     """
@@ -265,8 +279,8 @@ def _is_whole_demo(output: Path) -> bool:
             note = str(error)
     if not ours:
         raise BuildError(
-            "exists and is not the demo's artifact", "name another --output", file=str(output)
+            "exists and is not the demo artifact", "name another --output", file=str(output)
         )
     if note:
-        print(f"building it again: {note}", file=sys.stderr)
+        print(f"building the demo again: {note}", file=sys.stderr)
     return not note

@@ -1,8 +1,8 @@
-"""The CPU as a target: a folded network becomes OpenVINO IR.
+"""The CPU as a target: OpenVINO IR of a network with its preprocessing.
 
-In goes the ONNX graph that takes rows; out come model.xml and model.bin in a folder of the
-caller's. `run` has them answer, as the device will. OpenVINO is imported where it is used: it takes
-a quarter of a second, and what is wrong with a network is said before.
+`compile_into` writes model.xml and model.bin. `run` computes answers as the device will. OpenVINO
+is imported where it is used, because its import takes a quarter of a second and errors in a network
+should be reported earlier.
 """
 
 from pathlib import Path
@@ -26,31 +26,31 @@ NOTES: dict[Precision, str] = {
 def compile_into(
     file: Path, model: onnx.ModelProto, batch: tuple[int, int], precision: Precision
 ) -> None:
-    """Write the IR of `model` to `file` (.xml) and the .bin beside; static if `batch` is one size.
+    """Write the IR of `model` to `file` (.xml) and to the .bin beside it.
 
-    Raises BuildError where OpenVINO does not take the graph.
+    The model is static if `batch` is a single size. Raise BuildError if OpenVINO rejects the graph.
     """
     import openvino as ov
 
     try:
-        # Not convert_model: it reports to its makers.
+        # convert_model is not used because it sends telemetry.
         network = ov.Core().read_model(model.SerializeToString())
         if batch[0] == batch[1]:
             network.reshape([batch[0], *list(network.input().partial_shape)[1:]])
     except RuntimeError as error:
-        raise BuildError(f"OpenVINO does not compile the network: {error}") from error
+        raise BuildError(f"OpenVINO cannot compile the network: {error}") from error
     try:
         ov.save_model(network, file, compress_to_fp16=precision == "force_float16")
     except RuntimeError as error:
         raise BuildError(
-            f"cannot be written: {error}", "look for a full disk", file=str(file)
+            f"cannot be written: {error}", "check that the disk is not full", file=str(file)
         ) from error
 
 
 def run(folder: Path, rows: NDArray[np.uint8], batch: tuple[int, int]) -> NDArray[np.float32]:
-    """The probabilities (N,classes) of `rows` by the IR in `folder`, computed as the device does.
+    """Return the probabilities (N,classes) of `rows`, computed from the IR as the device does.
 
-    Where the model is static, the last batch is filled up with its last row.
+    The last batch of a static model is filled up with its last row.
     """
     import openvino as ov
 

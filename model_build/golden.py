@@ -1,7 +1,7 @@
-"""Golden rows: the shipped photos as rows, and the answers that a right device gives to them.
+"""Golden rows: the shipped photos as rows, and the right answers to them.
 
-The answers are those of the float32 reference, whatever the artifact's precision; the tolerance is
-what the precision may cost. A build whose own model misses it fails here.
+The answers are those of the float32 reference for every precision. The tolerance is the loss that
+the precision may cause. A build whose compiled model exceeds the tolerance fails.
 """
 
 from importlib import resources
@@ -10,17 +10,18 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from model_build.recipe import INT8, Preprocessing
+from model_build.recipe import INT8, PreprocessingRecipe
 from service.artifact import GOLDEN, Precision, Target
 from service.decoding import images
 from service.errors import BuildError
 
 PHOTOS = ("cat.png", "coffee.png", "rocket.jpg")
-# Of a probability.
-# CPU, float32: more than CPUs differ by among themselves. CPU, float16: twice the largest that was
-# measured, 0.0094, with four trained networks and 133 photos; a card computes in it, too, so three
-# times. A card's float32: in place of a measurement on one, what a network can lose whose products
-# have 10 bits. int8: a net for what is broken; how good the ranges are, accuracy says.
+# Maximum difference of a probability.
+# CPU, float32: more than the differences between CPUs. CPU, float16: twice the largest difference
+# that was measured, 0.0094, with four trained networks and 133 photos. Card, float16: three times
+# that difference, because a card also computes in float16. Card, float32: no measurement on a card
+# exists, so this is the loss of a network whose products have 10 bits. int8: finds broken models
+# only; accuracy shows how good the ranges are.
 TOLERANCES: dict[tuple[Target, Precision], float] = {
     ("cpu", "force_float32"): 1e-4,
     ("cpu", "force_float16"): 2e-2,
@@ -31,8 +32,8 @@ TOLERANCES: dict[tuple[Target, Precision], float] = {
 }
 
 
-def rows(height: int, width: int, recipe: Preprocessing) -> NDArray[np.uint8]:
-    """The photos as rows, (photos,height,width,3) RGB, by the service's own preprocessing."""
+def rows(height: int, width: int, recipe: PreprocessingRecipe) -> NDArray[np.uint8]:
+    """Return the photos as rows (photos,height,width,3) RGB, by the service's preprocessing."""
     made = np.zeros((len(PHOTOS), height, width, 3), np.uint8)
     for row, name in zip(made, PHOTOS, strict=True):
         photo = resources.files("model_build") / "photos" / name
@@ -41,31 +42,31 @@ def rows(height: int, width: int, recipe: Preprocessing) -> NDArray[np.uint8]:
     return made
 
 
-def prove(
+def validate(
     answers: NDArray[np.float32], reference: NDArray[np.float32], precision: Precision
 ) -> float:
-    """The largest difference between the two; BuildError if it is more than a CPU's tolerance."""
+    """Return the largest difference; raise BuildError if it exceeds the CPU's tolerance."""
     check(reference)
     difference = float(np.abs(answers - reference).max())
     tolerance = TOLERANCES["cpu", precision]
     if not difference <= tolerance:
         raise BuildError(
             f"the compiled model is off by {difference:.2g} on the golden rows; "
-            f"{precision} may be off by {tolerance:g}",
+            f"the tolerance of {precision} is {tolerance:g}",
             "build with --precision force_float32"
             if precision != "force_float32"
-            else "this is a fault of topfive or of its engine: please report it",
+            else "this is a fault of topfive or of OpenVINO: please report it",
         )
     return difference
 
 
 def check(reference: NDArray[np.float32]) -> None:
-    """BuildError if the network does not answer the golden rows with probabilities."""
+    """Raise BuildError if the network's answers to the golden rows are not probabilities."""
     if not np.isfinite(reference).all() or np.abs(reference.sum(axis=1) - 1).max() > 1e-3:
         raise BuildError(
-            "the network does not answer with probabilities: "
-            f"they sum to {', '.join(f'{total:.4g}' for total in reference.sum(axis=1))}",
-            "look at the weights and at --mean and --std",
+            "the answers of the network are not probabilities: "
+            f"their sums are {', '.join(f'{total:.4g}' for total in reference.sum(axis=1))}",
+            "check the weights, --mean and --std",
         )
 
 
@@ -76,7 +77,7 @@ def write(
     target: Target,
     precision: Precision,
 ) -> None:
-    """Write golden.npz; of int8 the first class counts, too."""
+    """Write golden.npz. For int8, golden rows must also keep their most likely class."""
     tolerance = np.float32(TOLERANCES[target, precision])
     np.savez(
         folder / GOLDEN,

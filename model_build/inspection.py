@@ -1,4 +1,4 @@
-"""A verified artifact in words: `print_lines` for people, `print_json` for programs, to stdout."""
+"""Reports on a verified artifact to stdout: `print_lines` for people, `print_json` for programs."""
 
 import json
 from collections.abc import Iterator
@@ -11,14 +11,14 @@ from service.artifact import Artifact, FileFacts, Manifest
 
 
 def print_json(artifact: Artifact) -> None:
-    """The manifest, and `golden`: the tolerance and the best class of each golden row."""
-    said = artifact.manifest.model_dump(mode="json", by_alias=True)
+    """Print the manifest and `golden`: the tolerance and each golden row's most likely class."""
+    members = artifact.manifest.model_dump(mode="json", by_alias=True)
     golden = {"tolerance": artifact.golden.tolerance, "best": _best(artifact)}
-    print(json.dumps({**said, "golden": golden}, indent=2, ensure_ascii=False))
+    print(json.dumps({**members, "golden": golden}, indent=2, ensure_ascii=False))
 
 
 def print_lines(artifact: Artifact) -> None:
-    """What it is, what goes in and out, what it was made of; a line each."""
+    """Print the artifact's name, input, output, sources and files, one line each."""
     manifest = artifact.manifest
     for name, value in (*_model(manifest), *_compiled(manifest), *_contents(artifact)):
         print(f"{name:14} {value}")
@@ -46,7 +46,7 @@ def _model(manifest: Manifest) -> Iterator[tuple[str, str]]:
 
 
 def _compiled(manifest: Manifest) -> Iterator[tuple[str, str]]:
-    """Of a model for a card: what made it."""
+    """Yield how the model was compiled, if it is for a card."""
     if manifest.sdk is None:
         return
     sdk = manifest.sdk
@@ -78,7 +78,7 @@ def _files(title: str, files: dict[str, FileFacts]) -> Iterator[tuple[str, str]]
 
 
 def _best(artifact: Artifact) -> list[dict[str, Any]]:
-    """The best class of each golden row, as /classify has it."""
+    """Return the most likely class of each golden row, in the form of /classify's answer."""
     answers = artifact.golden.probabilities
     return [
         {

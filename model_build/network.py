@@ -1,8 +1,8 @@
-"""The network between its source and its target: an ONNX graph with known ends.
+"""The network between source and target: an ONNX graph with one known input and output.
 
-A source (Caffe, ONNX) makes a Network; a target takes one. Between them the graph is checked, gets
-the preprocessing put before it, and is run on the CPU in float32 for the answers that a right
-device gives. No file is read or written here.
+A source (Caffe, ONNX) makes a Network and a target compiles it. In between the graph is checked,
+the preprocessing is added, and the float32 reference runs on the CPU. This module reads and writes
+no files.
 """
 
 import re
@@ -22,20 +22,20 @@ from service.system import cgroup
 OPSETS = range(11, 14)
 MAX_IR_VERSION = 8
 MAX_SIDE = 4096
-"""Of an image."""
+"""Maximum height and width of an image."""
 OUTPUT = "prob"
-"""The output's name unless another is asked for: Caffe's custom."""
+"""Name of the output by default, as is Caffe's convention."""
 LARGE_BYTES = 4096
 ROWS = "rows"
-"""The input's name once the preprocessing is inside."""
+"""Name of the input once the preprocessing is in the network."""
 
 
 @dataclass
 class Network:
     """A classifier as ONNX: float32 (N,3,height,width) in, probabilities (N,classes) out.
 
-    `model` uses standard operators of opset 11 to 13, IR 8 or lower, and has a free batch axis.
-    `scores` names the value that the softmax is taken of; the output, where no softmax is seen.
+    `model` uses standard operators of opset 11 to 13 and IR 8 or lower, and has a free batch axis.
+    `scores` names the input of the softmax, or the output if there is no softmax.
     """
 
     model: onnx.ModelProto
@@ -49,21 +49,21 @@ class Network:
 
 
 def check(network: Network, file: str = "") -> None:
-    """Have ONNX's own checker look at the network, whole; BuildError if it objects."""
+    """Run ONNX's checker on the whole network; raise BuildError if the checker rejects it."""
     model = network.model
     opsets = {entry.domain: entry.version for entry in model.opset_import}
     if set(opsets) != {""} or opsets[""] not in OPSETS or model.ir_version > MAX_IR_VERSION:
         raise BuildError(
-            f"opsets {opsets} and IR {model.ir_version} are not what targets take", file=file
+            f"opsets {opsets} and IR {model.ir_version} are not supported by the targets", file=file
         )
     try:
         onnx.checker.check_model(_without_weights(model), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise BuildError(f"the graph does not pass ONNX's checker: {error}", file=file) from error
+        raise BuildError(f"ONNX's checker rejects the graph: {error}", file=file) from error
 
 
 def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with large initializers as inputs of their shapes: the checker copies it all."""
+    """Return the model with large initializers as inputs, because the checker copies the model."""
     light = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
     graph = light.graph
     graph.name = model.graph.name
@@ -87,16 +87,16 @@ def fold_preprocessing(
     std: Sequence[float],
     planes: bool = False,
 ) -> onnx.ModelProto:
-    """A copy of the network that takes rows: uint8 (N,height,width,3) RGB, named `rows`.
+    """Return a copy of the network that takes rows: uint8 (N,height,width,3) RGB, named `rows`.
 
-    With `planes` it takes the same numbers as float32 (N,3,height,width). Inside, the channels are
-    put in the order `color`, and each becomes (x - mean) / std; `mean` and `std` are in that order
-    too. BuildError if the network has a value of that name already.
+    With `planes` the input is float32 (N,3,height,width) with the same numbers. The network puts
+    the channels in the order `color` and computes (x - mean) / std. `mean` and `std` are in that
+    order too. Raise BuildError if the network already has a value with that name.
     """
     made = {name for node in network.model.graph.node for name in node.output}
     if ROWS in {network.input_name, *made}:
-        remedy = "give it another name in the network"
-        raise BuildError(f"a blob is named '{ROWS}', as the input will be", remedy)
+        remedy = "rename the blob in the network"
+        raise BuildError(f"a blob has the name '{ROWS}', which the input will have", remedy)
     model = onnx.ModelProto()
     model.CopyFrom(network.model)
     graph = model.graph
@@ -119,8 +119,8 @@ def fold_preprocessing(
 
 
 def _preprocessing(output: str, color: Color) -> list[onnx.NodeProto]:
-    # Bytes are moved before they become floats of four times their size: the fastest order of
-    # those measured with OpenVINO.
+    # Bytes are transposed before they become floats of four times their size. This order was the
+    # fastest of those measured with OpenVINO.
     nodes = [helper.make_node("Transpose", [ROWS], ["rows:nchw"], perm=(0, 3, 1, 2))]
     if color == "bgr":
         nodes.append(_reordered("rows:nchw"))
@@ -142,14 +142,14 @@ def _reordered(value: str) -> onnx.NodeProto:
 
 
 def run_reference(model: onnx.ModelProto, rows: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """The probabilities (N,classes) of `rows` by a folded model, on the CPU in float32."""
+    """Return the probabilities (N,classes) of `rows`, computed on the CPU in float32."""
     return opened(model)(rows).astype(np.float32, copy=False)
 
 
 def opened(model: onnx.ModelProto) -> Callable[[NDArray[Any]], NDArray[Any]]:
-    """The model on the CPU in float32: what it takes in, its first output out.
+    """Return the model on the CPU in float32, as a function from its input to its first output.
 
-    Raises RuntimeError where OpenVINO does not take the model or what is put in.
+    Raise RuntimeError if OpenVINO rejects the model or an input.
     """
     import openvino
 
@@ -159,9 +159,8 @@ def opened(model: onnx.ModelProto) -> Callable[[NDArray[Any]], NDArray[Any]]:
 
 
 def cpu_hints() -> dict[str, str]:
-    """Return what OpenVINO is to compile for: the device host's precision, and no more threads than
-    a CPU quota allows."""
-    # Without the hint a CPU that has bfloat16 computes in it.
+    """Return OpenVINO's hints: the device host's precision, and the threads of a CPU quota."""
+    # Without this hint a CPU with bfloat16 computes in bfloat16.
     hints = {"INFERENCE_PRECISION_HINT": "f32"}
     if threads := cgroup.cores().threads:
         hints["INFERENCE_NUM_THREADS"] = str(threads)
@@ -169,7 +168,7 @@ def cpu_hints() -> dict[str, str]:
 
 
 def in_short(error: Exception) -> str:
-    """The nodes and operators that OpenVINO names, if any, else the beginning of what it says."""
-    said = str(error)
-    named = re.findall(r"ONNX node '<[^>]*>'|(?<=^-- )[NC]o.*(?<!message:)$", said, re.MULTILINE)
-    return "; ".join(named) or " ".join(re.sub(r"Exception from \S+", "", said).split())[:200]
+    """Return the nodes and operators that OpenVINO's error names, else its beginning."""
+    text = str(error)
+    named = re.findall(r"ONNX node '<[^>]*>'|(?<=^-- )[NC]o.*(?<!message:)$", text, re.MULTILINE)
+    return "; ".join(named) or " ".join(re.sub(r"Exception from \S+", "", text).split())[:200]

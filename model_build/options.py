@@ -1,6 +1,6 @@
-"""The options of the commands that build a network, `caffe` and `onnx`: said once, taken by both.
+"""Options shared by the commands that build a network, `caffe` and `onnx`.
 
-What a user typed enters; a recipe leaves, checked as far as words can be.
+The class `Options` is the command line. `to_recipe` validates the options and returns a Recipe.
 """
 
 import functools
@@ -19,29 +19,29 @@ from service.errors import BuildError
 
 @dataclass(frozen=True)
 class CardOptions:
-    """The options of --target mlu alone; None is what was not said."""
+    """The options that only --target mlu uses. None means that the option is not given."""
 
     frontend: Annotated[
         recipe.Kind | None,
         typer.Option(
-            help="mlu: the parser of MagicMind's that reads the network: of the Caffe files, or of "
-            "the ONNX that topfive makes of them; default: caffe, where it can.",
+            help="mlu: MagicMind's parser that reads the network: caffe reads the Caffe files, "
+            "onnx the ONNX that topfive makes of them. Default: caffe, where that is possible.",
         ),
     ] = None
     opset: Annotated[
         recipe.Opset | None,
         typer.Option(
-            help="mlu: the newest opset of the ONNX that MagicMind gets; default 11, the only one "
-            "that its public users give it."
+            help="mlu: newest opset of the ONNX that MagicMind reads. Default: 11, the only one "
+            "that public users of MagicMind use."
         ),
     ] = None
     arch: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME[:CLUSTERS]",
-            help=f"mlu: the cards to compile for; default {recipe.ARCH}, for MLU370-S4, X4 and X8. "
-            "Fewer numbers of clusters make a smaller model: mtp_372:6,8 for S4 and X4 alone. May "
-            "be given again.",
+            help=f"mlu: cards to compile for. Default: {recipe.ARCH}, for MLU370-S4, X4 and X8. "
+            "Fewer numbers of clusters make a smaller model: mtp_372:6,8 is for S4 and X4 only. "
+            "The option may be repeated.",
         ),
     ] = None
     device_id: Annotated[
@@ -50,13 +50,16 @@ class CardOptions:
             "--device-id",
             "--device_id",
             min=0,
-            help="mlu: the card that calibrates and checks, as the SDK counts them; default 0.",
+            help="mlu: card that calibrates and verifies, as numbered by the SDK. Default: 0.",
         ),
     ] = None
     image_dir: Annotated[
         Path | None,
         typer.Option(
-            "--image-dir", "--image_dir", metavar="DIR", help="mlu, int8: photos to calibrate with."
+            "--image-dir",
+            "--image_dir",
+            metavar="DIR",
+            help="mlu, int8: folder of photos for calibration.",
         ),
     ] = None
     calibration_images: Annotated[
@@ -64,39 +67,39 @@ class CardOptions:
         typer.Option(
             min=1,
             max=10_000,
-            help=f"mlu, int8: how many of them; default {recipe.CALIBRATION_IMAGES}.",
+            help=f"mlu, int8: number of calibration photos. Default: {recipe.CALIBRATION_IMAGES}.",
         ),
     ] = None
     quantization_algorithm: Annotated[
         recipe.Algorithm | None,
-        typer.Option(help="mlu, int8: how ranges are found; default linear."),
+        typer.Option(help="mlu, int8: algorithm that finds the ranges. Default: linear."),
     ] = None
     weight_granularity: Annotated[
         recipe.Granularity | None,
-        typer.Option(help="mlu, int8: one range of weights a layer, or a channel; default a layer"),
+        typer.Option(
+            help="mlu, int8: one range of weights per layer or per channel. Default: per layer."
+        ),
     ] = None
     build_config: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="mlu: JSON to merge into MagicMind's builder configuration, last.",
+            help="mlu: JSON file to merge into MagicMind's builder configuration, last.",
         ),
     ] = None
     sdk_python: Annotated[
         str | None,
-        typer.Option(
-            metavar="PYTHON", help="mlu: the interpreter that has MagicMind; default: found."
-        ),
+        typer.Option(metavar="PYTHON", help="mlu: interpreter that has MagicMind. Default: found."),
     ] = None
 
     def given(self) -> list[str]:
-        """The names of those that were said."""
-        said = (each.name for each in fields(self) if getattr(self, each.name) not in (None, []))
-        return [f"--{name.replace('_', '-')}" for name in said]
+        """Return the names of the options that are given."""
+        names = (each.name for each in fields(self) if getattr(self, each.name) not in (None, []))
+        return [f"--{name.replace('_', '-')}" for name in names]
 
-    def to_card(self, precision: str) -> recipe.Card:
-        """What a card's build is asked for; BuildError if int8 lacks its photos."""
-        return recipe.Card(
+    def to_card(self, precision: str) -> recipe.CardRecipe:
+        """Return the card's part of the recipe. Raise BuildError if int8 lacks its photos."""
+        return recipe.CardRecipe(
             archs=tuple(map(recipe.arch, self.arch or [recipe.ARCH])),
             frontend=self.frontend,
             opset=int(self.opset or 11),
@@ -106,13 +109,13 @@ class CardOptions:
             calibration=self._calibration() if precision in recipe.INT8 else None,
         )
 
-    def _calibration(self) -> recipe.Calibration:
+    def _calibration(self) -> recipe.CalibrationRecipe:
         if self.image_dir is None:
             raise BuildError(
-                "int8 finds the ranges of its numbers with photos, and none are given",
-                "name a folder of them with --image-dir, of the kind that will be classified",
+                "int8 needs photos for calibration, and no --image-dir is given",
+                "name a folder of photos like those that will be classified with --image-dir",
             )
-        return recipe.Calibration(
+        return recipe.CalibrationRecipe(
             folder=self.image_dir,
             images=self.calibration_images or recipe.CALIBRATION_IMAGES,
             algorithm=self.quantization_algorithm or "linear",
@@ -120,7 +123,7 @@ class CardOptions:
         )
 
 
-_OF_INT8 = {
+_INT8_OPTIONS = {
     "--image-dir",
     "--calibration-images",
     "--quantization-algorithm",
@@ -130,18 +133,20 @@ _OF_INT8 = {
 
 @dataclass(frozen=True)
 class Options:
-    """Each field is an option; the spellings of MagicMind's gen_model stand beside ours."""
+    """The options of a build. MagicMind's gen_model spellings are accepted too."""
 
     output: Annotated[
-        Path, typer.Option("--output", "--output_model", metavar="DIR", help="The folder to write.")
+        Path, typer.Option("--output", "--output_model", metavar="DIR", help="Folder to write.")
     ]
-    target: Annotated[Literal["cpu", "mlu"], typer.Option(help="What will run it.")] = "cpu"
+    target: Annotated[Literal["cpu", "mlu"], typer.Option(help="Device that runs the network.")] = (
+        "cpu"
+    )
     precision: Annotated[
         str,
         typer.Option(
             metavar="PRECISION",
             help=f"{' or '.join(recipe.FLOATS)}; for mlu also {' or '.join(recipe.INT8)}: int8 in "
-            "convolutions and fully connected layers, and what the rest is in.",
+            "convolutions and fully connected layers, the float type in the other layers.",
         ),
     ] = "force_float32"
     batch_size: Annotated[
@@ -151,88 +156,97 @@ class Options:
             "--batch_size",
             min=1,
             max=recipe.MAX_BATCH,
-            help="Rows in one batch: exactly so many with --no-shape-mutable; else any number "
-            f"from 1 to this, or to {recipe.LARGEST_BATCH} if this is smaller.",
+            help="Rows in one batch. With --no-shape-mutable exactly this number; else any number "
+            f"from 1 to this one, or to {recipe.LARGEST_BATCH} if that is larger.",
         ),
     ] = 1
     shape_mutable: Annotated[
-        bool, typer.Option(help="Take batches of any size, or only of the one.")
+        bool, typer.Option(help="Accept batches of any size, or of one size only.")
     ] = True
     shape_mutable_word: Annotated[
         Literal["true", "false"] | None,
-        typer.Option("--shape_mutable", help="The same in gen_model's spelling.", hidden=True),
+        typer.Option(
+            "--shape_mutable", help="--shape-mutable as gen_model spells it.", hidden=True
+        ),
     ] = None
     batch_range: Annotated[
         tuple[int, int] | None,
         typer.Option(
-            metavar="MIN MAX", help="Rows in one batch of a mutable model, least and most."
+            metavar="MIN MAX", help="Minimum and maximum rows in one batch of a mutable model."
         ),
     ] = None
     input_width: Annotated[
         int | None,
-        typer.Option("--input-width", "--input_width", min=1, help="In place of the network's."),
+        typer.Option("--input-width", "--input_width", min=1, help="Replaces the network's width."),
     ] = None
     input_height: Annotated[
         int | None,
-        typer.Option("--input-height", "--input_height", min=1, help="In place of the network's."),
+        typer.Option(
+            "--input-height", "--input_height", min=1, help="Replaces the network's height."
+        ),
     ] = None
     output_name: Annotated[
         str | None,
-        typer.Option(help="The blob or value of the classes; default: prob, or the only one left."),
+        typer.Option(
+            help="Blob or value of the classes. Default: prob, or the only one that nothing reads."
+        ),
     ] = None
     labels: Annotated[
         str,
         typer.Option(
             metavar="2012|2015|FILE",
-            help="ILSVRC's class order, or a file with a line for each class: its name, or its "
-            "wnid, a space, its names.",
+            help="ILSVRC's class order, or a file with one line for each class: its name, or its "
+            "wnid, a space and its names.",
         ),
     ] = "2012"
     name: Annotated[
-        str | None, typer.Option(help="The model's name; default: made of the network's file.")
+        str | None, typer.Option(help="The model's name. Default: derived from the file name.")
     ] = None
     preprocess: Annotated[
         str | None,
         typer.Option(
-            help=f"One of {', '.join(recipe.PRESETS)}; the options below replace parts of it."
+            help=f"One of {', '.join(recipe.PRESETS)}. The options below replace parts of it."
         ),
     ] = None
     mean: Annotated[
-        str | None, typer.Option(metavar="A,B,C", help="To subtract, in the order of --color.")
+        str | None,
+        typer.Option(metavar="A,B,C", help="Values to subtract, in the order of --color."),
     ] = None
-    std: Annotated[str | None, typer.Option(metavar="A,B,C", help="To divide by, then.")] = None
+    std: Annotated[
+        str | None, typer.Option(metavar="A,B,C", help="Values to divide by after that.")
+    ] = None
     pixel_range: Annotated[
         recipe.PixelRange,
         typer.Option(
-            help="The largest pixel that --mean and --std are meant for: 1 where they are as in "
-            "PyTorch, 0.485 and 0.229; they are multiplied by 255 then."
+            help="Largest pixel value for which --mean and --std are given. 1 is PyTorch's "
+            "convention (0.485 and 0.229); both are then multiplied by 255."
         ),
     ] = "255"
     color: Annotated[
         Literal["bgr", "rgb"] | None, typer.Option(help="Order of the network's channels.")
     ] = None
     resize: Annotated[
-        int | None, typer.Option(min=1, help="Pixels of the short side, before the crop.")
+        int | None, typer.Option(min=1, help="Pixels of the short side before the crop.")
     ] = None
     resample: Annotated[
         Literal["opencv-bilinear", "bilinear", "bicubic", "lanczos"] | None,
         typer.Option(
-            help="How the image is scaled: as OpenCV does, or with Pillow's antialiasing filters; "
-            "default: the preset's; without one opencv-bilinear for caffe, bilinear for onnx."
+            help="How the image is scaled: like OpenCV, or with one of Pillow's antialiasing "
+            "filters. Default: the preset's, or opencv-bilinear for caffe, bilinear for onnx."
         ),
     ] = None
     crop: Annotated[
-        int | None, typer.Option(min=1, help="Pixels of the crop; default: the network's input.")
+        int | None, typer.Option(min=1, help="Pixels of the crop. Default: the network's input.")
     ] = None
-    force: Annotated[bool, typer.Option("--force", help="Replace the artifact there.")] = False
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing artifact.")] = False
     card: CardOptions = field(default_factory=CardOptions)
 
     def to_recipe(self, kind: recipe.Kind, *files: Path) -> recipe.Recipe:
-        """What to build out of these files; BuildError if the options contradict each other."""
+        """Return the recipe for these files; raise BuildError if options contradict each other."""
         precision = recipe.precision(self.precision, self.target)
         if kind == "onnx" and self.card.frontend == "caffe":
-            raise BuildError("--frontend caffe reads no ONNX", "leave --frontend out")
-        self._say_what_plays_no_part(precision)
+            raise BuildError("--frontend caffe cannot read ONNX", "leave --frontend out")
+        self._note_unused(precision)
         word = self.shape_mutable_word
         mean, std = _triple("--mean", self.mean), _triple("--std", self.std)
         return recipe.Recipe(
@@ -264,29 +278,30 @@ class Options:
             card=self.card.to_card(precision) if self.target == "mlu" else None,
         )
 
-    def _say_what_plays_no_part(self, precision: str) -> None:
-        said = self.card.given()
+    def _note_unused(self, precision: str) -> None:
+        given = self.card.given()
         if self.target == "cpu":
-            idle, where = said, "--target cpu"
+            unused, where = given, "--target cpu"
         else:
-            of_int8 = precision not in recipe.INT8
-            idle, where = [one for one in said if of_int8 and one in _OF_INT8], precision
-        for option in idle:
-            print(f"note: {option} plays no part for {where}", file=sys.stderr)
+            is_float = precision not in recipe.INT8
+            unused, where = [one for one in given if is_float and one in _INT8_OPTIONS], precision
+        for option in unused:
+            print(f"note: {option} has no effect for {where}", file=sys.stderr)
 
 
-def warn(asked: recipe.Preprocessing) -> None:
-    """Print a warning to stderr where mean and std are probably mistaken."""
-    if found := recipe.doubt(asked):
+def warn(preprocessing: recipe.PreprocessingRecipe) -> None:
+    """Print a warning to stderr if mean and std are probably wrong."""
+    if found := recipe.doubt(preprocessing):
         print(f"warning: {found[0]}\n  try: {found[1]}", file=sys.stderr)
 
 
 def with_options(
     command: Callable[..., None], left_out: Collection[str] = ()
 ) -> Callable[..., None]:
-    """The command with all of Options on its line; it is called with one Options, `options`.
+    """Return the command with all of Options on its command line.
 
-    Those `left_out` are not on its line and have their defaults.
+    The command is called with one Options as `options`. Fields named in `left_out` are not on the
+    command line and keep their defaults.
     """
     absent = {"card", *left_out}
     shared, of_card = (
@@ -297,8 +312,8 @@ def with_options(
     @functools.wraps(command)
     def spread(**given: Any) -> None:
         card = CardOptions(**{name: given.pop(name) for name in of_card})
-        asked = Options(**{name: given.pop(name) for name in shared}, card=card)
-        command(**given, options=asked)
+        options = Options(**{name: given.pop(name) for name in shared}, card=card)
+        command(**given, options=options)
 
     own = inspect.signature(command).parameters.values()
     parameters = [parameter for parameter in own if parameter.name != "options"]
@@ -309,7 +324,7 @@ def with_options(
         for parameter in parameters
         if parameter.name not in absent
     ]
-    # What typer reads the command line from.
+    # typer reads the options from these two attributes.
     spread.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     spread.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return spread

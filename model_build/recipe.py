@@ -1,8 +1,7 @@
-"""What was asked for: a recipe, checked as far as it can be without the network.
+"""A build recipe: the validated command-line options.
 
-Options come in, a Recipe leaves; BuildError says what is missing or contradicts itself. Nothing is
-read but the recipe's own words, and nothing heavy imported, so the command line can show PRESETS in
-its help.
+BuildError names an option that is missing or that contradicts another one. The network is not read
+here, and no heavy library is imported, so that the command line can show PRESETS in its help.
 """
 
 import math
@@ -27,21 +26,25 @@ Opset = Literal["11", "13"]
 LABEL_ORDERS = ("2012", "2015")
 Triple = tuple[float, float, float]
 LARGEST_BATCH = 64
-"""Of a mutable model unless more is asked for: the upper end of the sample's dim_range."""
+"""Maximum batch size of a mutable model by default: the upper end of the sample's dim_range."""
 MAX_BATCH = 1024
-# Clusters of a half of an MLU370-X8, an S4 and an X4. Public builds have at most three numbers.
+# Clusters of one half of an MLU370-X8, of an S4 and of an X4. Public builds have at most three.
 ARCH = "mtp_372:4,6,8"
 CALIBRATION_IMAGES = 128
 TWICE = 1000
-"""Larger than any mean or std of bytes: 256 is in use, and 0.2 times 255 twice is 13,005."""
+"""Limit above which mean or std were multiplied by 255 twice.
+
+The largest mean in use is 256; 0.2 times 255 twice is 13,005.
+"""
 
 
 @dataclass(frozen=True)
-class Preprocessing:
-    """Short side to `resize` pixels by `resample`, centre crop, channels in the order `color`,
-    (x - mean) / std.
+class PreprocessingRecipe:
+    """How an image becomes a row, and what the network computes first.
 
-    `mean` and `std` are in the order of `color`. `crop` None is the network's input size.
+    The short side is scaled to `resize` pixels by `resample`, the centre is cropped, the channels
+    are put in the order `color`, and each becomes (x - mean) / std. `mean` and `std` are in the
+    order of `color`. If `crop` is None, the network's input size is used.
     """
 
     color: "Color"
@@ -52,31 +55,35 @@ class Preprocessing:
     crop: int | None = None
 
 
-# soeaver/caffe-model's cls/README.md and evaluation_cls.py; "caffe" is BVLC's own custom;
-# "densenet" is shicai's, of its MobileNets too; all of these are scaled with OpenCV.
-# efficientnet-lite and torchvision are those of their authors.
+# Sources: cls/README.md and evaluation_cls.py of soeaver/caffe-model. "caffe" is BVLC's own
+# convention. "densenet" is shicai's, for shicai's MobileNets too. All of these scale with OpenCV.
+# "efficientnet-lite" and "torchvision" are those of the networks' authors.
 _OPENCV: "Resample" = "opencv-bilinear"
-PRESETS: dict[str, Preprocessing] = {
-    "resnext": Preprocessing(
+PRESETS: dict[str, PreprocessingRecipe] = {
+    "resnext": PreprocessingRecipe(
         "bgr", (103.52, 116.28, 123.675), (57.375, 57.12, 58.395), 256, _OPENCV
     ),
-    "resnet-v2": Preprocessing("bgr", (102.98, 115.947, 122.772), (1, 1, 1), 256, _OPENCV),
-    "inception": Preprocessing("bgr", (128, 128, 128), (128, 128, 128), 320, _OPENCV),
-    "dpn": Preprocessing("bgr", (104, 117, 124), (59.88, 59.88, 59.88), 256, _OPENCV),
-    "densenet": Preprocessing("bgr", (103.94, 116.78, 123.68), (58.82, 58.82, 58.82), 256, _OPENCV),
-    "caffe": Preprocessing("bgr", (104, 117, 123), (1, 1, 1), 256, _OPENCV),
-    "efficientnet-lite": Preprocessing("rgb", (127, 127, 127), (128, 128, 128), 256, "bicubic"),
-    "torchvision": Preprocessing(
+    "resnet-v2": PreprocessingRecipe("bgr", (102.98, 115.947, 122.772), (1, 1, 1), 256, _OPENCV),
+    "inception": PreprocessingRecipe("bgr", (128, 128, 128), (128, 128, 128), 320, _OPENCV),
+    "dpn": PreprocessingRecipe("bgr", (104, 117, 124), (59.88, 59.88, 59.88), 256, _OPENCV),
+    "densenet": PreprocessingRecipe(
+        "bgr", (103.94, 116.78, 123.68), (58.82, 58.82, 58.82), 256, _OPENCV
+    ),
+    "caffe": PreprocessingRecipe("bgr", (104, 117, 123), (1, 1, 1), 256, _OPENCV),
+    "efficientnet-lite": PreprocessingRecipe(
+        "rgb", (127, 127, 127), (128, 128, 128), 256, "bicubic"
+    ),
+    "torchvision": PreprocessingRecipe(
         "rgb", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375), 256, "bilinear"
     ),
 }
 USUAL_RESAMPLE: dict[Kind, "Resample"] = {"caffe": _OPENCV, "onnx": "bilinear"}
-"""Without a preset: Caffe's evaluation scripts scale with OpenCV, PyTorch's with Pillow."""
+"""Resampling without a preset: Caffe's evaluation scripts use OpenCV, PyTorch's use Pillow."""
 
 
 @dataclass(frozen=True)
-class Calibration:
-    """How int8 finds the ranges of its numbers: by photos, run on a card."""
+class CalibrationRecipe:
+    """Photos, algorithm and granularity of an int8 calibration on a card."""
 
     folder: Path
     images: int = CALIBRATION_IMAGES
@@ -85,58 +92,67 @@ class Calibration:
 
 
 @dataclass(frozen=True)
-class Card:
-    """What a build for a card is asked for beside. `frontend` None is caffe where that can be."""
+class CardRecipe:
+    """The part of a recipe that only cards use.
+
+    If `frontend` is None, MagicMind's Caffe parser is used where it can read the network.
+    """
 
     archs: tuple[str | dict[str, list[int]], ...] = ({"mtp_372": [4, 6, 8]},)
-    """As MagicMind's configuration has them: a name, or a name with numbers of clusters."""
+    """Architectures as in MagicMind's configuration: a name, or a name with numbers of clusters."""
     frontend: Kind | None = None
     opset: int = 11
-    """The newest that MagicMind's ONNX parser gets."""
+    """Newest opset that MagicMind's ONNX parser gets."""
     device: int = 0
     config: Path | None = None
-    """A JSON file that is merged into MagicMind's configuration."""
+    """JSON file that is merged into MagicMind's configuration."""
     python: str | None = None
-    """The SDK's interpreter; None is one that is found."""
-    calibration: Calibration | None = None
-    """For int8 alone."""
+    """Interpreter of the SDK; if None, it is searched for."""
+    calibration: CalibrationRecipe | None = None
+    """Calibration of an int8 model; None for other precisions."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One artifact to build. `height`, `width` and `output` None are the network's own."""
+    """One artifact to build.
+
+    If `height`, `width` or `output` is None, the network's own is used.
+    """
 
     name: str
     kind: Kind
     files: tuple[Path, ...]
-    """The network's: of Caffe prototxt and caffemodel, of ONNX the model."""
+    """Files of the network: the prototxt and the caffemodel, or the ONNX file."""
     target: "Target"
     precision: "Precision"
     batch: tuple[int, int]
-    preprocessing: Preprocessing
+    preprocessing: PreprocessingRecipe
     labels: str
-    """"2012", "2015", or the path of a file in their form."""
+    """The class order: 2012, 2015, or the path of a file in the same form."""
     height: int | None = None
     width: int | None = None
     output: str | None = None
-    """The blob or value that holds the classes."""
-    card: Card | None = None
-    """For the target mlu alone."""
+    """Name of the blob or value that holds the classes."""
+    card: CardRecipe | None = None
+    """Options for the target mlu; None for the target cpu."""
 
     @property
     def label_order(self) -> str:
-        """As the manifest has it: a class order that comes with topfive, or the file's name."""
+        """Return the manifest's label order: 2012, 2015, or the name of the label file."""
         return self.labels if self.labels in LABEL_ORDERS else Path(self.labels).name
 
 
 def triple(text: str) -> Triple:
-    """Three numbers with commas between, or one for all three; ValueError for anything else."""
+    """Return three numbers from a text with three, or with one for all three.
+
+    Numbers are separated by commas. Raise ValueError for any other text.
+    """
     try:
         numbers = [float(part) for part in text.split(",")]
     except ValueError:
         numbers = []
     if len(numbers) not in (1, 3) or not all(map(math.isfinite, numbers)):
-        raise ValueError(f"{text!r} is neither one number nor three with commas between")
+        raise ValueError(f"{text!r} is neither one number nor three numbers separated by commas")
     first, second, third = numbers * 3 if len(numbers) == 1 else numbers
     return first, second, third
 
@@ -148,16 +164,17 @@ def times(numbers: Triple, factor: float) -> Triple:
 
 
 def options_of(mean: Sequence[float], std: Sequence[float]) -> str:
-    """Return mean and std as options."""
-    said = (",".join(f"{number:g}" for number in numbers) for numbers in (mean, std))
-    return "--mean {} --std {}".format(*said)
+    """Return mean and std as command-line options."""
+    values = (",".join(f"{number:g}" for number in numbers) for numbers in (mean, std))
+    return "--mean {} --std {}".format(*values)
 
 
 def probably_meant(mean: Triple, std: Triple) -> list[tuple[Triple, Triple]]:
-    """Return what mean and std should probably be, likeliest first; empty if they may be right.
+    """Return the mean and std that were probably meant, most likely first.
 
-    A mean of at most 1 and a std below 1 are for pixels of 0 to 1. A std below 1 may also be
-    Caffe's `scale`, which multiplies. Numbers above TWICE were multiplied by 255 twice.
+    The list is empty if the given ones may be right. A mean of at most 1 and a std below 1 are for
+    pixels of 0 to 1. A std below 1 may also be Caffe's `scale`, which multiplies. Numbers above
+    TWICE were multiplied by 255 twice.
     """
     largest = max(map(abs, mean))
     low = 0 < largest <= 1
@@ -165,20 +182,21 @@ def probably_meant(mean: Triple, std: Triple) -> list[tuple[Triple, Triple]]:
     if min(std) < 1:
         first, second, third = std
         stds = [times(std, 255), times((1 / first, 1 / second, 1 / third), 1)]
-        # The stds of photos, of 0 to 1, are above 0.1; the scales of Caffe networks below 0.02.
+        # The std of photos with pixels of 0 to 1 is above 0.1.
+        # Scales of Caffe networks are below 0.02.
         stds = stds if max(std) > 0.1 else stds[::-1]
     else:
         stds = [times(std, 255 if low and max(std) == 1 else 1 / 255 if max(std) > TWICE else 1)]
     return [(mended, each) for each in stds if (mended, each) != (mean, std)]
 
 
-def doubt(asked: Preprocessing) -> tuple[str, str] | None:
-    """Return what is odd about mean and std, and the options to try; None if nothing is."""
-    meant = probably_meant(asked.mean, asked.std)
+def doubt(given: PreprocessingRecipe) -> tuple[str, str] | None:
+    """Return why mean and std are probably wrong, and the options to try; None if they are not."""
+    meant = probably_meant(given.mean, given.std)
     if not meant:
         return None
-    detail = f"{options_of(asked.mean, asked.std)} do not look like numbers for pixels of 0 to 255"
-    in_ones = meant[0] == (times(asked.mean, 255), times(asked.std, 255))
+    detail = f"{options_of(given.mean, given.std)} do not look like numbers for pixels of 0 to 255"
+    in_ones = meant[0] == (times(given.mean, 255), times(given.std, 255))
     return detail, options_of(*meant[0]) + (", or --pixel-range 1" if in_ones else "")
 
 
@@ -192,11 +210,12 @@ def preprocessing(
     crop: int | None = None,
     resample: "Resample | None" = None,
     pixel_range: PixelRange = "255",
-) -> Preprocessing:
-    """Return the preset with the given parts in place of its own, or the parts if they are whole.
+) -> PreprocessingRecipe:
+    """Return the preset with the given parts replaced, or the parts if they are complete.
 
     Without a preset the resampling is that of the network's `kind`, unless `resample` is given.
-    With `pixel_range` "1" mean and std are of pixels of 0 to 1; what is returned is of bytes.
+    With `pixel_range` "1" mean and std are for pixels of 0 to 1. The returned ones are always for
+    pixels of 0 to 255.
     """
     if preset is None:
         resample = resample or USUAL_RESAMPLE[kind]
@@ -210,63 +229,66 @@ def preprocessing(
     }
     given = {name: value for name, value in parts.items() if value is not None}
     if preset is not None and preset not in PRESETS:
-        raise BuildError(f"--preprocess {preset} is not known", f"give one of {', '.join(PRESETS)}")
+        raise BuildError(f"unknown --preprocess {preset}", f"give one of {', '.join(PRESETS)}")
     missing = [f"--{name}" for name in parts if name not in given and name != "crop"]
     if preset is None and missing:
         raise BuildError(
             f"the preprocessing lacks {', '.join(missing)}",
-            f"give it whole, or --preprocess with one of {', '.join(PRESETS)}",
+            f"give the missing options, or --preprocess with one of {', '.join(PRESETS)}",
         )
     of_preset = [f"--{name}" for name in ("mean", "std") if name not in given]
     if pixel_range == "1" and of_preset:
         raise BuildError(
-            f"--pixel-range 1, but the {' and '.join(of_preset)} of --preprocess {preset} are of "
+            f"--pixel-range 1, but the {' and '.join(of_preset)} of --preprocess {preset} are for "
             "pixels of 0 to 255",
             "leave --pixel-range out, or give both --mean and --std for pixels of 0 to 1",
         )
-    # Every part is given where there is no preset, so it does not matter which one is replaced.
-    asked = replace(PRESETS[preset or "caffe"], **given)  # type: ignore[arg-type]
-    if min(asked.std) <= 0:
-        raise BuildError(f"--std {asked.std}: pixels are divided by it", "give numbers above 0")
-    if pixel_range == "1":
-        asked = replace(asked, mean=times(asked.mean, 255), std=times(asked.std, 255))
-    if asked.crop is not None and asked.resize < asked.crop:
+    # Without a preset every part is given, so it does not matter which preset is replaced.
+    chosen = replace(PRESETS[preset or "caffe"], **given)  # type: ignore[arg-type]
+    if min(chosen.std) <= 0:
         raise BuildError(
-            f"--resize {asked.resize} is smaller than --crop {asked.crop}",
-            "the short side is scaled to --resize before the crop: give at least the crop",
+            f"--std {chosen.std}: pixels cannot be divided by it", "give numbers above 0"
         )
-    return asked
+    if pixel_range == "1":
+        chosen = replace(chosen, mean=times(chosen.mean, 255), std=times(chosen.std, 255))
+    if chosen.crop is not None and chosen.resize < chosen.crop:
+        raise BuildError(
+            f"--resize {chosen.resize} is smaller than --crop {chosen.crop}",
+            "the short side is scaled to --resize before the crop: give a larger --resize",
+        )
+    return chosen
 
 
-def precision(asked: str, target: "Target") -> "Precision":
-    """`asked`, if it is a precision of the target."""
+def precision(name: str, target: "Target") -> "Precision":
+    """Return the precision if the target has it, else raise BuildError."""
     known = FLOATS + INT8 if target == "mlu" else FLOATS
-    if asked in known:
-        return cast("Precision", asked)
-    why = "; int8 is for cards, --target mlu" if asked in INT8 else ""
+    if name in known:
+        return cast("Precision", name)
+    why = "; int8 is for cards, --target mlu" if name in INT8 else ""
     raise BuildError(
-        f"--precision {asked} cannot be built for --target {target}{why}",
+        f"--precision {name} cannot be built for --target {target}{why}",
         f"build with one of {', '.join(known)}",
     )
 
 
-def batch(size: int, mutable: bool, asked: tuple[int, int] | None = None) -> tuple[int, int]:
-    """Rows in one batch, least and most.
+def batch(size: int, mutable: bool, limits: tuple[int, int] | None = None) -> tuple[int, int]:
+    """Return the minimum and maximum rows in one batch.
 
-    Only `size`; or, mutable, the range `asked`, else any number up to LARGEST_BATCH or `size`.
+    A model that is not mutable accepts only `size`. A mutable model accepts the range `limits`, or
+    without one any number up to LARGEST_BATCH or `size`, whichever is larger.
     """
-    if asked is None:
+    if limits is None:
         return (1, max(size, LARGEST_BATCH)) if mutable else (size, size)
-    least, most = asked
+    least, most = limits
     if not mutable:
         raise BuildError(
-            f"--batch-range {least} {most}, and the model shall take one size of batch only",
+            f"--batch-range {least} {most} contradicts --no-shape-mutable",
             "leave out --batch-range, or --no-shape-mutable",
         )
     if not 1 <= least < most <= MAX_BATCH:
         raise BuildError(
-            f"--batch-range {least} {most} is no range of batches",
-            f"give MIN and MAX with 1 <= MIN < MAX <= {MAX_BATCH}; for one size give "
+            f"--batch-range {least} {most} is not a range of batch sizes",
+            f"give MIN and MAX with 1 <= MIN < MAX <= {MAX_BATCH}; for a single size give "
             "--no-shape-mutable --batch-size",
         )
     if size > most:
@@ -277,43 +299,45 @@ def batch(size: int, mutable: bool, asked: tuple[int, int] | None = None) -> tup
 
 
 def arch(text: str) -> str | dict[str, list[int]]:
-    """`mtp_372`, or `mtp_372:6,8` with the numbers of clusters to compile for."""
+    """Return an architecture as in MagicMind's configuration.
+
+    The text is like `mtp_372`, or like `mtp_372:6,8` with the numbers of clusters to compile for.
+    """
     name, colon, clusters = text.partition(":")
     known = re.fullmatch(r"m?tp_\d+(\.\d+)?", name)
     if not known or (colon and not re.fullmatch(r"[1-9]\d?(,[1-9]\d?)*", clusters)):
         raise BuildError(
-            f"--arch {text} is no architecture of a card",
-            f"give its name, or its name and numbers of clusters: {ARCH}",
+            f"--arch {text} is not the architecture of a card",
+            f"give its name, or its name and its numbers of clusters: {ARCH}",
         )
     return {name: [int(number) for number in clusters.split(",")]} if colon else name
 
 
-def model_name(asked: str | None, file: Path) -> str:
-    """The name asked for, if it can name a model; else one made of the file's."""
+def model_name(name: str | None, file: Path) -> str:
+    """Return the given name if it can name a model, or a name derived from the file's."""
     from service.artifact import RESERVED_NAMES, check_model_name
 
-    if asked is None:
+    if name is None:
         made = re.sub(r"[^A-Za-z0-9._-]+", "-", file.stem).lstrip("._-")[:63]
         return made if made and made not in RESERVED_NAMES else "model"
     try:
-        return check_model_name(asked)
+        return check_model_name(name)
     except ValueError as error:
         raise BuildError(f"--name: {error}", "give another --name") from error
 
 
 def check_input_size(recipe: Recipe, height: int, width: int) -> None:
-    """BuildError if the preprocessing does not end in rows of the network's `height` x `width`."""
-    asked = recipe.preprocessing
-    if asked.crop is not None and {asked.crop} != {height, width}:
+    """Raise BuildError if preprocessed rows do not have the network's `height` and `width`."""
+    wanted = recipe.preprocessing
+    if wanted.crop is not None and {wanted.crop} != {height, width}:
         raise BuildError(
-            f"--crop {asked.crop}, but the network takes {height} x {width} (height x width)",
-            "leave --crop out, or give the network another input with --input-height and "
-            "--input-width",
+            f"--crop {wanted.crop}, but the network takes {height} x {width} (height x width)",
+            "leave --crop out, or change the network's input with --input-height and --input-width",
             file=str(recipe.files[0]),
         )
-    if asked.resize < max(height, width):
+    if wanted.resize < max(height, width):
         raise BuildError(
-            f"--resize {asked.resize} is smaller than the network's input, {height} x {width} "
+            f"--resize {wanted.resize} is smaller than the network's input, {height} x {width} "
             "(height x width)",
             f"give --resize {max(height, width)} or more",
             file=str(recipe.files[0]),

@@ -1,7 +1,7 @@
-"""The CPU reference of an artifact: the same recipe in float32, or a variation of it.
+"""The CPU reference of an artifact: its network in float32, as a function of rows.
 
-An artifact enters, what answers rows leaves. For a card it is the IR that the build puts beside the
-model; for the CPU the model itself.
+A card's artifact contains the reference as OpenVINO IR beside the model. A CPU's artifact is its
+own reference. The normalisation can be replaced, to score another recipe.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,23 +26,23 @@ Answers = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class Normalisation:
-    """(x - mean) / std, each in the order of the network's channels."""
+    """(x - mean) / std, both in the order of the network's channels."""
 
     mean: Sequence[float]
     std: Sequence[float]
 
 
 def opened(artifact: Artifact, instead: Normalisation | None = None) -> Answers:
-    """What gives the probabilities (N,classes) of rows (N,height,width,3), any number of them.
+    """Return a function from rows (N,height,width,3) to probabilities (N,classes), for any N.
 
-    With `instead`, the pixels are normalised so, and not as the recipe says. Raises BuildError for
-    an artifact that has no reference, or one that lacks the nodes of the preprocessing.
+    `instead` replaces the recipe's normalisation. Raise BuildError if the artifact has no
+    reference, or if the reference lacks the nodes of the preprocessing.
     """
     batch = artifact.manifest.input.batch
     on_cpu = artifact.manifest.target == "cpu"
     file = cpu.MODEL if on_cpu else mlu.REFERENCE
     if file not in artifact.manifest.files:
-        raise BuildError("there is no CPU reference", _AGAIN, file=str(artifact.path / file))
+        raise BuildError("the CPU reference is missing", _AGAIN, file=str(artifact.path / file))
     core = ov.Core()
     model = core.read_model(artifact.path / file)
     if instead:
@@ -60,11 +60,11 @@ def opened(artifact: Artifact, instead: Normalisation | None = None) -> Answers:
 
 
 def _normalise(model: ov.Model, instead: Normalisation) -> None:
-    """Put other numbers in the place of those that network.fold_preprocessing has put in."""
+    """Replace the mean and std that network.fold_preprocessing put into the model."""
     by_name = {node.get_friendly_name(): node for node in model.get_ordered_ops()}
     centred = by_name.get("rows:centred")
     if centred is None:
-        raise BuildError("the reference has no preprocessing", _AGAIN)
+        raise BuildError("the reference contains no preprocessing", _AGAIN)
     [divided] = centred.output(0).get_target_inputs()
     for node, numbers in ((centred, instead.mean), (divided.get_node(), instead.std)):
         by_channel = np.array(numbers, np.float32).reshape(1, 3, 1, 1)

@@ -1,7 +1,7 @@
-"""The recipe against labels, on the CPU: would another colour or label order, or mean, be right?
+"""Accuracy of the recipe on labelled images, on the CPU, and of variations that correct mistakes.
 
-An artifact and labelled images enter; the top-1 of the recipe leaves, and that of each variation
-that would be an easy mistake. Each is named as the options that would build it.
+A variation changes the colour order, the resampling, mean and std, or the label order. Each is
+named by the options that would build it.
 """
 
 import os
@@ -15,7 +15,7 @@ from typing import get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from model_build import pictures, reference
+from model_build import image_folder, reference
 from model_build.recipe import LABEL_ORDERS, PRESETS, options_of, probably_meant, times
 from model_build.reference import Normalisation
 from service import artifact as artifacts
@@ -25,32 +25,35 @@ from service.tools.evaluation.labels import NAME_REMEDY, Sample, read_samples, w
 from service.tools.evaluation.results import wilson
 
 MARGIN = 3.0
-"""Points of top-1 by which another choice has to win to be called the right one."""
+"""Points of top-1 by which a variation must exceed the recipe to be reported as right."""
 LEAST_RIGHT = 3
-"""Images that must be right above chance. Of networks that guess among 1,000 classes, one in ten
-has one of 100 images right, and one in 6,600 has three."""
+"""Minimum number of right images for a score above chance.
+
+Among networks that guess one of 1,000 classes, one in ten has one of 100 images right, and one in
+6,600 has three.
+"""
 NONE = Normalisation((0, 0, 0), (1, 1, 1))
 ONLY_DIVIDED = Normalisation((0, 0, 0), (255, 255, 255))
 USUAL = ("caffe", "densenet", "resnext", "inception")
-"""Presets to try where there is no mean; the others are near one of them."""
+"""Presets to try if the recipe has no mean; the other presets are close to one of these."""
 
-Say = Callable[[str], None]
+Report = Callable[[str], None]
 Classes = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Scored:
-    """How many images are right with `options` in the place of the recipe's; empty: as it is."""
+    """The number of right images with `options`; empty options are the recipe's own."""
 
     options: str
     right: int
     images: int
     of_labels: bool = False
-    """It is the label file that would have to be another, not the build."""
+    """Whether the label file would have to change, not the build."""
     reason: str = ""
-    """The probable cause, if this choice wins."""
+    """The probable cause if this choice wins."""
     of_resampling: bool = False
-    """The choice is another resampling: they differ by a point or two of top-1."""
+    """Whether the choice is another resampling, which changes top-1 by a point or two."""
 
     @property
     def top1(self) -> float:
@@ -58,21 +61,21 @@ class Scored:
 
     @property
     def wilson_95(self) -> tuple[float, float]:
-        """The interval of the share that is right, with a confidence of 95 %."""
+        """Return the 95 % confidence interval of the share that is right."""
         return wilson(self.right, self.images)
 
     def is_above_chance(self, classes: int) -> bool:
-        """Return whether a network that guesses among `classes` would hardly score as high."""
+        """Return whether a network that guesses among `classes` would rarely score as high."""
         lowest, _ = self.wilson_95
         return lowest > 1 / classes and self.right >= LEAST_RIGHT
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """Images as rows, and their classes. `numbers`: the label file has no wnids or names, only
-    numbers.
+class LabelledImages:
+    """Images as rows, and their classes.
 
-    Numbers are taken as of the artifact's own order, as topfive eval takes them.
+    `numbers` is true if the label file has only numbers, no wnids or names. The numbers are in the
+    artifact's own order, as in topfive eval.
     """
 
     files: list[Path]
@@ -82,54 +85,54 @@ class Labelled:
 
 
 def labelled(
-    artifact: Artifact, image_dir: Path, label_file: Path, most: int, say: Say
-) -> Labelled:
-    """At most `most` of the labelled images that are there, spread over the file."""
+    artifact: Artifact, image_dir: Path, label_file: Path, most: int, report: Report
+) -> LabelledImages:
+    """Return at most `most` of the existing labelled images, spread evenly over the label file."""
     read = read_samples(label_file, artifact.labels, None)
     samples = read.samples
     there = [one for one in samples if _is_there(image_dir / one.name)]
     if not there:
         why = why_not_there(image_dir, samples[0].name)
         raise BuildError(
-            f"none of the {len(samples)} labelled images is there: {why}",
-            f"give the folder that the names begin in as --image-dir, or {NAME_REMEDY}",
+            f"none of the {len(samples)} labelled images exists: {why}",
+            f"name the folder that the file names are relative to as --image-dir, or {NAME_REMEDY}",
             file=str(image_dir),
         )
     if read.leftovers:
-        say(f"passed over {read.leftovers} files of systems, such as .DS_Store and Thumbs.db")
+        report(f"skipped {read.leftovers} system files, such as .DS_Store and Thumbs.db")
     if len(there) < len(samples):
         missing = next(one.name for one in samples if not _is_there(image_dir / one.name))
         words = why_not_there(image_dir, missing)
         many = f"{len(samples) - len(there)} of {len(samples)} images are missing in {image_dir}"
-        say(f"{many}: {words}")
-    chosen: list[Sample] = pictures.spread(there, most)
-    say(f"decoding {len(chosen)} labelled images")
-    rows, whole = pictures.decoded([image_dir / one.name for one in chosen], artifact, say)
+        report(f"{many}: {words}")
+    chosen: list[Sample] = image_folder.spread(there, most)
+    report(f"decoding {len(chosen)} labelled images")
+    rows, whole = image_folder.decoded([image_dir / one.name for one in chosen], artifact, report)
     chosen = [chosen[place] for place in whole]
     classes = np.array([one.class_id for one in chosen])
-    return Labelled([image_dir / one.name for one in chosen], rows, classes, read.numbers)
+    return LabelledImages([image_dir / one.name for one in chosen], rows, classes, read.numbers)
 
 
 def _is_there(file: Path) -> bool:
-    # pathlib's raises for a name too long.
+    # Path.is_file raises for a name that is too long.
     return os.path.isfile(file)  # noqa: PTH113
 
 
-def scores(artifact: Artifact, given: Labelled, say: Say) -> Iterator[Scored]:
-    """The recipe as it is, first; then the variations, one after another."""
-    say(f"scoring {len(given.rows)} images as it is")
+def scores(artifact: Artifact, given: LabelledImages, report: Report) -> Iterator[Scored]:
+    """Yield the score of the recipe, then of each variation."""
+    report(f"scoring {len(given.rows)} images as it is")
     network = reference.opened(artifact)
     found = network(given.rows).argmax(axis=1)
     yield _scored("", found == given.classes)
     for resample in get_args(Resample):
         if resample != artifact.manifest.preprocessing.resample:
-            say(f"scoring with --resample {resample}")
-            rows, whole = pictures.decoded(given.files, artifact, say, resample)
+            report(f"scoring with --resample {resample}")
+            rows, whole = image_folder.decoded(given.files, artifact, report, resample)
             right = network(rows).argmax(axis=1) == given.classes[whole]
             options = f"--resample {resample}"
             yield Scored(options, int(right.sum()), len(right), of_resampling=True)
     for variation in _variations(artifact.manifest.preprocessing.inside):
-        say(f"scoring with {variation.options}")
+        report(f"scoring with {variation.options}")
         rows = np.ascontiguousarray(given.rows[..., ::-1]) if variation.swapped else given.rows
         answers = reference.opened(artifact, variation.normalisation)(rows)
         yield _scored(variation.options, answers.argmax(axis=1) == given.classes)
@@ -151,7 +154,11 @@ _SHIFTED_NUMBERS = (
     (1, "a --label-file with 1 added to each class", "the network has an additional first class"),
 )
 _SHIFTED_LABELS = (
-    (-1, "--labels FILE with its lines one earlier", "the first line is no class of the network"),
+    (
+        -1,
+        "--labels FILE with its lines one earlier",
+        "the first line is not a class of the network",
+    ),
     (1, "--labels FILE with its lines one later", "the first class is missing"),
 )
 
@@ -164,7 +171,7 @@ def better(scored: Sequence[Scored], classes: int) -> Scored | None:
 
 
 def better_resampling(scored: Sequence[Scored]) -> Scored | None:
-    """Return the best of the other resamplings, if it has any image more right than the first."""
+    """Return the best other resampling if it has more images right than the first score."""
     as_is, *others = scored
     best = max((one for one in others if one.of_resampling), key=lambda other: other.right)
     return best if best.right > as_is.right else None
@@ -178,9 +185,10 @@ def _scored(
 
 @dataclass(frozen=True)
 class _Variation:
-    """An easy mistake undone: the options of a right build, and the changes for the reference.
+    """A corrected mistake: the options of the right build, and the changes to the reference.
 
-    With `swapped` red and blue change places; `normalisation` None is the recipe's own.
+    If `swapped` is true, red and blue are swapped. If `normalisation` is None, the recipe's is
+    used.
     """
 
     options: str
@@ -213,12 +221,12 @@ def _variations(inside: Inside) -> Iterator[_Variation]:
             yield _Variation(options, color == other, numbers)
 
 
-def _words(asked: Normalisation) -> str:
-    return options_of(asked.mean, asked.std)
+def _words(normalisation: Normalisation) -> str:
+    return options_of(normalisation.mean, normalisation.std)
 
 
 def _label_orders(artifact: Artifact) -> Iterator[tuple[str, Classes]]:
-    """The other orders of the same classes: for each of the artifact's, its place in the other."""
+    """Yield the other orders of the same classes, with the places of the artifact's classes."""
     ours = [label.wnid for label in artifact.labels]
     for order in LABEL_ORDERS:
         file = Path(str(resources.files("model_build"))) / "labels" / f"{order}.txt"
@@ -229,7 +237,7 @@ def _label_orders(artifact: Artifact) -> Iterator[tuple[str, Classes]]:
 
 
 def _sorted_lines(artifact: Artifact) -> Iterator[tuple[str, Classes]]:
-    """Yield the order that the lines have if sorted, as training tools sort folders."""
+    """Yield the order of the sorted lines, in which training tools sort folders."""
     lines = [" ".join(label.members().values()) for label in artifact.labels]
     if artifact.manifest.label_order not in LABEL_ORDERS and lines != sorted(lines):
         yield "FILE with its lines sorted", np.argsort(np.argsort(np.array(lines), kind="stable"))

@@ -1,9 +1,9 @@
-"""Precision by batch size, built and measured: what the sample's eval.sh and perf.sh do.
+"""A sweep: build and measure each precision and batch size, as the sample's eval.sh and perf.sh do.
 
-Recipes enter, one for each precision; a Markdown table in the sample's form leaves, and a folder
-with every artifact in it. As there, accuracy is that of a mutable model, throughput that of a
-static one for each batch size. What fails is said in its row and below the table, and the rest goes
-on; the table is written anew after each row, so a sweep that is interrupted leaves what it has.
+The result is a Markdown table in the sample's form and a folder with all artifacts. As in the
+sample, accuracy is measured with a mutable model, throughput with a static model for each batch
+size. A failure is shown in its row and below the table, and the sweep continues. The table is
+written after each row, so an interrupted sweep keeps its rows.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,12 +25,12 @@ COLUMNS = ("Model", "Precision", "Batch_Size", "TOP1", "TOP5", "images/s", "ms a
 FAILED, NOT_ASKED = "failed", "-"
 IMAGE_TIMEOUT_S, RETRY_FOR_S, CONCURRENCY = 30.0, 60.0, 16
 
-Say = Callable[[str], None]
+Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """Images to measure accuracy with; `count` None is all of the label file."""
+class EvaluationSet:
+    """Images to measure accuracy with. If `count` is None, all of the label file are used."""
 
     label_file: Path
     image_dir: Path
@@ -38,20 +38,20 @@ class Labelled:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What to build and measure. Each recipe's batch is that of its mutable model."""
+class SweepPlan:
+    """What to build and measure. A recipe's batch is that of its mutable model."""
 
     recipes: Sequence[Recipe]
     batch_sizes: Sequence[int]
     output: Path
     force: bool
     duration_s: float
-    labelled: Labelled | None
+    labelled: EvaluationSet | None
 
 
 @dataclass
 class Table:
-    """Rows in the order of COLUMNS; what the figures are of, and what failed, a line each."""
+    """Rows in the order of COLUMNS, notes on the figures, and failures, one line each."""
 
     rows: list[tuple[str, ...]] = field(default_factory=list)
     about: list[str] = field(default_factory=list)
@@ -65,68 +65,68 @@ class Table:
         return "\n".join(lines) + "\n"
 
     def tell(self, line: str) -> None:
-        """Say once what figures are of."""
+        """Add a note on the figures, unless the table has it already."""
         if line not in self.about:
             self.about.append(line)
 
 
-def run(plan: Plan, say: Say) -> Table:
-    """Build and measure all of it. `failures` of the table says what could not be.
+def run(plan: SweepPlan, report: Report) -> Table:
+    """Run the sweep and return its table. `failures` of the table lists what failed.
 
-    Raises BuildError where the output is taken, SdkError for a card that is not there.
+    Raise BuildError if the output exists, SdkError if the card is missing.
     """
     _check_output(plan)
     if card := plan.recipes[0].card:
         sdk.chosen_devices("mlu", str(card.device), card.python)
     table = Table()
     for recipe in plan.recipes:
-        top = _accuracy(plan, recipe, table, say)
+        top = _accuracy(plan, recipe, table, report)
         for size in plan.batch_sizes:
-            speed = _throughput(plan, recipe, size, table, say)
+            speed = _throughput(plan, recipe, size, table, report)
             table.rows.append((recipe.name, recipe.precision, str(size), *top, *speed))
             _write(plan.output, table)
     return table
 
 
-def folder_of(plan: Plan, recipe: Recipe, size: int | None) -> Path:
-    """The artifact's, named as the sample names its models; `size` None is the mutable one's."""
+def folder_of(plan: SweepPlan, recipe: Recipe, size: int | None) -> Path:
+    """Return the artifact's folder, named as in the sample; `size` None is the mutable model."""
     shape = "true_1" if size is None else f"false_{size}"
     return plan.output / f"{recipe.name}_{recipe.precision}_{shape}"
 
 
-def _check_output(plan: Plan) -> None:
+def _check_output(plan: SweepPlan) -> None:
     made = [
         folder_of(plan, one, size) for one in plan.recipes for size in (None, *plan.batch_sizes)
     ]
     taken = [path for path in (plan.output / TABLE, *made) if path.exists()]
     if taken and not plan.force:
-        remedy = "name another --output, or replace what is there with --force"
+        remedy = "name another --output, or replace it with --force"
         raise BuildError("exists", remedy, file=str(taken[0]))
 
 
-def _accuracy(plan: Plan, recipe: Recipe, table: Table, say: Say) -> tuple[str, str]:
-    """Top-1 and top-5 of the mutable model, as the sample prints them."""
+def _accuracy(plan: SweepPlan, recipe: Recipe, table: Table, report: Report) -> tuple[str, str]:
+    """Return top-1 and top-5 of the mutable model, formatted as in the sample."""
     if plan.labelled is None:
         return NOT_ASKED, NOT_ASKED
     what = f"{recipe.precision}, mutable"
     try:
-        say(f"== {what}")
+        report(f"== {what}")
         folder = folder_of(plan, recipe, None)
-        manifest = build(recipe, folder, plan.force, say)
-        say(f"evaluating {folder}")
+        manifest = build(recipe, folder, plan.force, report)
+        report(f"evaluating {folder}")
         results = _evaluated(plan, plan.labelled, recipe, folder)
     except TopfiveError as error:
         table.failures.append(_failure(f"{what}: no accuracy", error))
         return FAILED, FAILED
     table.tell(_about_accuracy(plan.labelled, manifest, results))
     if results.failed:
-        table.failures.append(f"{what}: {len(results.failed)} images have no answer")
+        table.failures.append(f"{what}: {len(results.failed)} images were not classified")
     if results.top1.share is None or results.top5.share is None:
         return FAILED, FAILED
     return f"{100 * results.top1.share:.3f}", f"{100 * results.top5.share:.3f}"
 
 
-def _evaluated(plan: Plan, labelled: Labelled, recipe: Recipe, folder: Path) -> Results:
+def _evaluated(plan: SweepPlan, labelled: EvaluationSet, recipe: Recipe, folder: Path) -> Results:
     device, python = _device_of(recipe)
     return evaluation.evaluate(
         evaluation.on_artifact(folder, IMAGE_TIMEOUT_S, str(device), python),
@@ -143,15 +143,17 @@ def _evaluated(plan: Plan, labelled: Labelled, recipe: Recipe, folder: Path) -> 
     )
 
 
-def _throughput(plan: Plan, recipe: Recipe, size: int, table: Table, say: Say) -> tuple[str, str]:
-    """Images a second of the static model, and the median of a batch's milliseconds."""
+def _throughput(
+    plan: SweepPlan, recipe: Recipe, size: int, table: Table, report: Report
+) -> tuple[str, str]:
+    """Return images per second of the static model, and the median milliseconds per batch."""
     what = f"{recipe.precision}, batch {size}"
     device, python = _device_of(recipe)
     try:
-        say(f"== {what}")
+        report(f"== {what}")
         folder = folder_of(plan, recipe, size)
-        build(replace(recipe, batch=(size, size)), folder, plan.force, say)
-        say(f"measuring {folder}")
+        build(replace(recipe, batch=(size, size)), folder, plan.force, report)
+        report(f"measuring {folder}")
         measured = measure(
             artifact.read(folder), size, plan.duration_s, ordinal=device, python=python
         )
@@ -172,19 +174,19 @@ def _failure(what: str, error: TopfiveError) -> str:
     return " ".join(f"{what}: {error.detail}{remedy}".split())
 
 
-def _about_accuracy(labelled: Labelled, manifest: Manifest, results: Results) -> str:
+def _about_accuracy(labelled: EvaluationSet, manifest: Manifest, results: Results) -> str:
     batch, images = manifest.input.batch, results.top1.images
     return (
-        f"TOP1 and TOP5: percent of {images} images of {labelled.label_file.name}, by the mutable "
-        f"model of the precision (batches of {batch.min} to {batch.max})"
+        f"TOP1 and TOP5: percent of {images} images of {labelled.label_file.name}, with the "
+        f"mutable model of the precision (batches of {batch.min} to {batch.max})"
     )
 
 
-def _about_throughput(plan: Plan, measured: Measured) -> str:
+def _about_throughput(plan: SweepPlan, measured: Measured) -> str:
     return (
         f"images/s: the static model of the batch size, for {plan.duration_s:g} s, "
-        f"{measured.in_flight} batches sent at a time, without decoding or HTTP; ms a batch: the "
-        f"median from sending it to its answer; device: {measured.engine}"
+        f"{measured.in_flight} batches in flight, without decoding or HTTP; ms a batch: the "
+        f"median time from sending a batch to its answer; device: {measured.engine}"
     )
 
 

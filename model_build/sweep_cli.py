@@ -1,8 +1,8 @@
-"""`topfive-build sweep`: its options, and a sweep planned out of them.
+"""`topfive-build sweep`: its options, and the plan of a sweep made from them.
 
-The options of the build are those of `caffe` and `onnx`, without what a sweep goes through by
-itself. `--image-dir` stays what it is there, photos to calibrate with; so the labelled images are
-called `--eval-...`: photos that int8 was calibrated with would flatter it.
+The build options are those of `caffe` and `onnx`, without the ones that a sweep varies.
+`--image-dir` names photos to calibrate with, as in `caffe` and `onnx`. The labelled images have
+options of their own, `--eval-...`, because accuracy on the calibration photos would be too high.
 """
 
 import sys
@@ -20,10 +20,10 @@ from service.errors import INSTALL, BuildError
 
 PARTLY = 5
 BATCH_SIZES = "1,4,8"
-"""Those of the sample's published throughput."""
+"""Batch sizes of the sample's published throughput."""
 
 commands = typer.Typer(
-    help="Build and measure each precision and batch size, into one table.", no_args_is_help=True
+    help="Build and measure each precision and batch size; print one table.", no_args_is_help=True
 )
 _SWEPT = ("precision", "batch_size", "shape_mutable", "shape_mutable_word")
 _with_options = partial(with_options, left_out=_SWEPT)
@@ -36,22 +36,22 @@ Precisions = Annotated[
         f"{recipe.INT8[0]}.",
     ),
 ]
-BatchSizes = Annotated[str, typer.Option(metavar="N,M", help="Of the static models.")]
+BatchSizes = Annotated[str, typer.Option(metavar="N,M", help="Batch sizes of the static models.")]
 EvalLabelFile = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
         exists=True,
-        help="Measure accuracy, too: the classes of images, in a form that topfive eval takes.",
+        help="Also measure accuracy: classes of images, in a format that topfive eval reads.",
     ),
 ]
 EvalImageDir = Annotated[
     Path | None,
-    typer.Option(metavar="DIR", help="Those images; default: the label file's folder."),
+    typer.Option(metavar="DIR", help="Folder of these images. Default: the label file's folder."),
 ]
-EvalImageNum = Annotated[int | None, typer.Option(min=1, help="Only the first so many of them.")]
+EvalImageNum = Annotated[int | None, typer.Option(min=1, help="Evaluate only the first N images.")]
 Duration = Annotated[
-    float, typer.Option(min=0.05, max=3600, help="Throughput is measured so long, each.")
+    float, typer.Option(min=0.05, max=3600, help="Seconds of each throughput measurement.")
 ]
 
 
@@ -59,9 +59,14 @@ Duration = Annotated[
 @_with_options
 def sweep_caffe(
     caffemodel: Annotated[
-        Path, typer.Option("--caffemodel", "--caffe_model", metavar="FILE", help="The weights.")
+        Path,
+        typer.Option(
+            "--caffemodel", "--caffe_model", metavar="FILE", help="The caffemodel with the weights."
+        ),
     ],
-    prototxt: Annotated[Path, typer.Option(metavar="FILE", help="The network's text.")],
+    prototxt: Annotated[
+        Path, typer.Option(metavar="FILE", help="The prototxt that describes the network.")
+    ],
     options: Options,
     precisions: Precisions = "",
     batch_sizes: BatchSizes = BATCH_SIZES,
@@ -70,10 +75,10 @@ def sweep_caffe(
     eval_image_num: EvalImageNum = None,
     duration_s: Duration = 3.0,
 ) -> None:
-    """Sweep a Caffe network: throughput by precision and batch size, and accuracy if asked.
+    """Sweep a Caffe network: throughput by precision and batch size, and optionally accuracy.
 
-    Writes every artifact and sweep.md to the folder --output. Exit 5 if anything failed: the table
-    says what.
+    All artifacts and sweep.md are written to the folder --output. The exit code is 5 if a part
+    failed; the table shows which.
 
     Example: topfive-build sweep caffe --prototxt net.prototxt --caffemodel net.caffemodel
     --preprocess resnext --output sweep --eval-label-file val.txt --eval-image-dir val
@@ -86,7 +91,7 @@ def sweep_caffe(
 @commands.command("onnx")
 @_with_options
 def sweep_onnx(
-    model: Annotated[Path, typer.Option(metavar="FILE", help="The network.")],
+    model: Annotated[Path, typer.Option(metavar="FILE", help="The ONNX file.")],
     options: Options,
     precisions: Precisions = "",
     batch_sizes: BatchSizes = BATCH_SIZES,
@@ -114,34 +119,34 @@ def _sweep(
     duration_s: float,
 ) -> None:
     sizes = _sizes(batch_sizes)
-    asked = dict.fromkeys(precisions.split(",") if precisions else _all_precisions(options))
-    recipes = [replace(options, precision=one).to_recipe(kind, *files) for one in asked]
+    names = dict.fromkeys(precisions.split(",") if precisions else _all_precisions(options))
+    recipes = [replace(options, precision=one).to_recipe(kind, *files) for one in names]
     warn(recipes[0].preprocessing)
     try:
         from model_build import sweep
     except ModuleNotFoundError as error:
         raise BuildError(f"{error.name} is not installed", INSTALL) from error
     labels, folder, count = images
-    labelled = sweep.Labelled(labels, folder or _folder(labels), count) if labels else None
-    plan = sweep.Plan(recipes, sizes, options.output, options.force, duration_s, labelled)
+    labelled = sweep.EvaluationSet(labels, folder or _folder(labels), count) if labels else None
+    plan = sweep.SweepPlan(recipes, sizes, options.output, options.force, duration_s, labelled)
     started = time.perf_counter()
 
-    def say(step: str) -> None:
+    def report(step: str) -> None:
         print(f"{time.perf_counter() - started:6.1f} s  {step}", file=sys.stderr, flush=True)
 
-    table = sweep.run(plan, say)
+    table = sweep.run(plan, report)
     print(table, end="", flush=True)
     sys.exit(PARTLY if table.failures else 0)
 
 
 def _sizes(text: str) -> list[int]:
-    """The numbers of a text like `1,4,8`, each once."""
+    """Return the numbers of a text like `1,4,8`, each once."""
     words = dict.fromkeys(text.split(","))
     if not all(word.isascii() and word.isdecimal() for word in words):
-        raise typer.BadParameter(f"{text!r} is no list like 1,4,8", param_hint="--batch-sizes")
+        raise typer.BadParameter(f"{text!r} is not a list like 1,4,8", param_hint="--batch-sizes")
     sizes = [int(word) for word in words]
     if not all(1 <= size <= recipe.MAX_BATCH for size in sizes):
-        detail = f"{text}: batches are of 1 to {recipe.MAX_BATCH}"
+        detail = f"{text}: a batch size is from 1 to {recipe.MAX_BATCH}"
         raise typer.BadParameter(detail, param_hint="--batch-sizes")
     return sizes
 

@@ -1,7 +1,6 @@
-"""`topfive-build verify`: what is checked of an artifact, in which order, and what is said of it.
+"""The checks of `topfive-build verify`, their order, and their report as lines or as JSON.
 
-An artifact and what was asked enter; a Verdict leaves, and is printed as lines or as JSON. The
-artifact is left alone unless its golden answers are to be a card's own, and all else holds.
+The artifact is not changed, unless its golden answers are to be replaced and every check holds.
 """
 
 import json
@@ -11,21 +10,24 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
-from model_build import pictures, scoring, verify
+from model_build import comparison, image_folder, scoring
+from model_build.comparison import Comparison
 from model_build.scoring import Scored
-from model_build.verify import Comparison
 from service.artifact import Artifact
 from service.errors import BuildError
 
 LEAST_IMAGES = 30
-"""Fewer labelled images give no verdict."""
+"""Minimum number of labelled images for a verdict."""
 FEW_IMAGES = 100
-Say = Callable[[str], None]
+Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Asked:
-    """`ordinal` None is device 0, and the golden answers are left as they are."""
+class VerifyOptions:
+    """The options of `topfive-build verify`.
+
+    If `ordinal` is None, device 0 is used and the golden answers are kept.
+    """
 
     image_dir: Path | None
     label_file: Path | None
@@ -35,10 +37,10 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """The recipe's score, first, and those of its variations, of a network of `classes` classes.
+class RecipeScores:
+    """The score of the recipe, first, and of its variations, for a network of `classes` classes.
 
-    `numbers`: the label file has no wnids or names.
+    `numbers` is true if the label file has only numbers, no wnids or names.
     """
 
     scored: tuple[Scored, ...]
@@ -47,12 +49,12 @@ class Recipe:
 
     @property
     def better(self) -> Scored | None:
-        """Return the choice that should be built; None if there is none, or too few images."""
+        """Return the choice that should be built; None if there is none or too few images."""
         return scoring.better(self.scored, self.classes) if self._are_enough else None
 
     @property
     def verdict(self) -> Literal["right", "wrong", "nothing_scores", "too_few"]:
-        """Return the verdict; of too few images it is `too_few`, whatever the scores."""
+        """Return the verdict; it is `too_few` for too few images, whatever the scores are."""
         if not self._are_enough:
             return "too_few"
         if self.better:
@@ -61,7 +63,7 @@ class Recipe:
 
     @property
     def holds(self) -> bool:
-        """Whether the verdict finds no mistake."""
+        """Return whether the verdict finds no mistake."""
         return self.verdict in ("right", "too_few")
 
     @property
@@ -71,14 +73,17 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Verdict:
-    """`compared` is None where the device could not be run, for the reason `not_done`."""
+    """The result of all checks.
+
+    `compared` is None if the device could not run. `not_done` is then the reason.
+    """
 
     artifact: Artifact
     compared: Comparison | None
     not_done: str
-    recipe: Recipe | None
+    recipe: RecipeScores | None
     replaced: str | None
-    """The artifact's new version, if it has new golden answers."""
+    """The artifact's new version if its golden answers were replaced."""
 
     @property
     def holds(self) -> bool:
@@ -86,30 +91,32 @@ class Verdict:
         return right and (self.recipe is None or self.recipe.holds)
 
 
-def verified(artifact: Artifact, asked: Asked, say: Say) -> Verdict:
-    """Everything that was asked for; BuildError, DeviceError or SdkError if it cannot be done."""
-    if asked.ordinal is not None and artifact.manifest.target == "cpu":
-        detail = "--device-id gives an artifact the golden answers of its card; this is for the CPU"
-        raise BuildError(detail, "leave it out", file=str(artifact.path))
-    not_done = verify.why_not(artifact, asked.ordinal or 0, asked.python)
-    if not_done and asked.ordinal is not None:
-        detail = f"device {asked.ordinal} cannot be run: {not_done.detail}"
-        raise BuildError(detail, f"{not_done.remedy}; topfive doctor says more")
-    compared = None if not_done else _compared(artifact, asked, say)
-    recipe = _scored(artifact, asked, say) if asked.label_file else None
+def verified(artifact: Artifact, options: VerifyOptions, report: Report) -> Verdict:
+    """Run the requested checks and return the verdict.
+
+    Raise BuildError, DeviceError or SdkError if a check cannot run.
+    """
+    if options.ordinal is not None and artifact.manifest.target == "cpu":
+        detail = "--device-id is only for an artifact of a card; this artifact is for the CPU"
+        raise BuildError(detail, "leave --device-id out", file=str(artifact.path))
+    not_done = comparison.why_not(artifact, options.ordinal or 0, options.python)
+    if not_done and options.ordinal is not None:
+        detail = f"device {options.ordinal} cannot be run: {not_done.detail}"
+        raise BuildError(detail, f"{not_done.remedy}; topfive doctor shows more")
+    compared = None if not_done else _compared(artifact, options, report)
+    recipe = _scored(artifact, options, report) if options.label_file else None
     reason = not_done.detail if not_done else ""
     verdict = Verdict(artifact, compared, reason, recipe, None)
-    if asked.ordinal is None or not verdict.holds:
+    if options.ordinal is None or not verdict.holds:
         return verdict
-    say(f"golden answers of device {asked.ordinal}")
-    manifest = verify.replace_golden(artifact, asked.ordinal, asked.python)
+    report(f"golden answers of device {options.ordinal}")
+    manifest = comparison.replace_golden(artifact, options.ordinal, options.python)
     return Verdict(artifact, compared, reason, recipe, manifest.version)
 
 
 def print_lines(verdict: Verdict) -> None:
-    """For people, to stdout."""
-    said = verdict.compared or f"device against reference: not done: {verdict.not_done}"
-    print(said)
+    """Print the verdict as lines to stdout."""
+    print(verdict.compared or f"device against reference: not done: {verdict.not_done}")
     if verdict.recipe:
         print(*_recipe_lines(verdict.recipe), sep="\n")
     if verdict.replaced:
@@ -117,7 +124,7 @@ def print_lines(verdict: Verdict) -> None:
 
 
 def print_json(verdict: Verdict) -> None:
-    """One document."""
+    """Print the verdict as one JSON document to stdout."""
     manifest, found, recipe = verdict.artifact.manifest, verdict.compared, verdict.recipe
     document: dict[str, Any] = {
         "name": manifest.name,
@@ -130,7 +137,7 @@ def print_json(verdict: Verdict) -> None:
     if found:
         document["device"] = {"done": True, "holds": found.holds, "rows": found.rows}
         document["device"] |= {
-            # JSON has no infinity: what is not a number differs by null.
+            # JSON has no infinity: a difference that is not a number is null.
             "largest_difference": found.difference if isfinite(found.difference) else None,
             "largest_right_difference": found.bound.difference,
             "agreement": found.agreement,
@@ -151,56 +158,56 @@ def print_json(verdict: Verdict) -> None:
     print(json.dumps(document, indent=2))
 
 
-def _compared(artifact: Artifact, asked: Asked, say: Say) -> Comparison:
+def _compared(artifact: Artifact, options: VerifyOptions, report: Report) -> Comparison:
     rows = artifact.golden.rows[:0]
-    if asked.image_dir:
-        files = pictures.spread(pictures.in_folder(asked.image_dir), asked.images)
-        say(f"decoding {len(files)} images")
-        rows, _ = pictures.decoded(files, artifact, say)
-    say(f"device against reference: {len(artifact.golden.rows)} golden rows, {len(rows)} images")
-    return verify.compare(artifact, rows, asked.ordinal or 0, asked.python)
+    if options.image_dir:
+        files = image_folder.spread(image_folder.in_folder(options.image_dir), options.images)
+        report(f"decoding {len(files)} images")
+        rows, _ = image_folder.decoded(files, artifact, report)
+    report(f"device against reference: {len(artifact.golden.rows)} golden rows, {len(rows)} images")
+    return comparison.compare(artifact, rows, options.ordinal or 0, options.python)
 
 
-def _scored(artifact: Artifact, asked: Asked, say: Say) -> Recipe:
-    assert asked.label_file is not None
-    beside = asked.label_file if asked.label_file.is_dir() else asked.label_file.parent
-    folder = asked.image_dir or beside
-    given = scoring.labelled(artifact, folder, asked.label_file, asked.images, say)
-    scored = tuple(scoring.scores(artifact, given, say))
-    recipe = Recipe(scored, len(artifact.labels), given.numbers)
+def _scored(artifact: Artifact, options: VerifyOptions, report: Report) -> RecipeScores:
+    assert options.label_file is not None
+    beside = options.label_file if options.label_file.is_dir() else options.label_file.parent
+    folder = options.image_dir or beside
+    given = scoring.labelled(artifact, folder, options.label_file, options.images, report)
+    scored = tuple(scoring.scores(artifact, given, report))
+    recipe = RecipeScores(scored, len(artifact.labels), given.numbers)
     if recipe.verdict == "too_few":
-        say(f"warning: {_TOO_FEW.format(scored[0].images)}")
+        report(f"warning: {_TOO_FEW.format(scored[0].images)}")
     return recipe
 
 
 _TOO_FEW = f"too few to tell: {{}} labelled images; give {LEAST_IMAGES} or more"
 
 
-def _recipe_lines(recipe: Recipe) -> Iterator[str]:
+def _recipe_lines(recipe: RecipeScores) -> Iterator[str]:
     as_is = recipe.scored[0]
     yield f"recipe against labels, top-1 of {as_is.images} images on the CPU:"
     for one in recipe.scored:
         yield f"  {one.top1:6.2f}  {one.options or 'as it is'}"
     if as_is.images < FEW_IMAGES:
         share = 100 / as_is.images
-        yield f"note: {as_is.images} images are few: one is {share:.1f} points"
+        yield f"note: {as_is.images} images are few: each one is {share:.1f} points"
     if recipe.numbers:
-        yield "note: the label file has numbers, no wnids: if it is in the network's order, a wrong"
-        yield "      --labels of the artifact does not show"
+        yield "note: the label file has numbers instead of wnids: if they are in the network's"
+        yield "      order, a wrong --labels of the artifact cannot be detected"
     if recipe.verdict == "right" and (other := scoring.better_resampling(recipe.scored)):
         points = other.top1 - as_is.top1
-        yield f"note: {other.options} scores {points:.1f} points more, which is too little to tell:"
-        yield "      take the resampling that the network was trained with"
+        yield f"note: {other.options} scores {points:.1f} points more, too little for a verdict:"
+        yield "      use the resampling that the network was trained with"
     yield f"recipe against labels: {_verdict(recipe)}"
 
 
-def _verdict(recipe: Recipe) -> str:
+def _verdict(recipe: RecipeScores) -> str:
     as_is = recipe.scored[0]
     if better := recipe.better:
         verb = "give" if better.of_labels else "build it with"
         reason = f" ({better.reason})" if better.reason else ""
         points = better.top1 - as_is.top1
-        return f"WRONG: {verb} {better.options}, which wins by {points:.1f}{reason}"
+        return f"WRONG: {verb} {better.options}, which wins by {points:.1f} points{reason}"
     if recipe.verdict == "nothing_scores":
         low, high = (100 * share for share in as_is.wilson_95)
         return (

@@ -1,9 +1,9 @@
-"""The artifact on disk: written aside, synced, read back, renamed.
+"""Writing an artifact: into a temporary folder, synced, read back, renamed.
 
-A build fills a temporary folder beside the output. `write_manifest` completes it and has the reader
-of the contract look at the whole; only then does the folder get the output's name. So the output is
-what was there before, or the whole new artifact. A build that fails takes its temporary folder
-along; one that is killed leaves it to the next build of the same output.
+A build fills a temporary folder beside the output. `write_manifest` completes the folder and reads
+it back with the service's reader. Only then is the folder renamed to the output. So the output is
+either the old artifact or the whole new one. A build that fails removes its temporary folder. The
+folder of a build that was killed is removed by the next build of the same output.
 """
 
 import contextlib
@@ -22,8 +22,8 @@ from service.artifact import GOLDEN, LABELS, MANIFEST, Manifest, Sdk
 from service.errors import ArtifactError, BuildError
 from service.system import disk
 
-# All that a folder may hold to be replaced: nobody's own files are removed with it.
 _OLD = "-old"
+# A folder with any other file is not replaced, so that no user's file is removed.
 OURS = frozenset(
     {
         MANIFEST,
@@ -39,14 +39,17 @@ OURS = frozenset(
 
 
 def check_output(output: Path, force: bool) -> None:
-    """BuildError if `output` exists and is not an artifact that `force` allows to replace."""
+    """Raise BuildError if `output` exists and may not be replaced.
+
+    Only an artifact may be replaced, and only with `force`.
+    """
     try:
         names = {path.name for path in output.iterdir()}
     except FileNotFoundError:
         return
     except NotADirectoryError as error:
         raise BuildError(
-            f"exists and is no folder to be replaced: {error.strerror}",
+            f"exists and cannot be replaced: {error.strerror}",
             "name a new folder as --output",
             file=str(output),
         ) from error
@@ -55,7 +58,7 @@ def check_output(output: Path, force: bool) -> None:
     if MANIFEST not in names or names - OURS:
         foreign = ", ".join(sorted(names - OURS)[:3]) or "no manifest"
         raise BuildError(
-            f"exists and is no artifact of ours: it holds {foreign}",
+            f"exists and is not an artifact: it contains {foreign}",
             "name a new folder as --output",
             file=str(output),
         )
@@ -67,7 +70,7 @@ def check_output(output: Path, force: bool) -> None:
 
 @contextlib.contextmanager
 def aside(output: Path, force: bool) -> Iterator[Path]:
-    """A temporary folder beside `output` that takes its place when the block ends well."""
+    """Yield a temporary folder beside `output`; rename it to `output` if the block succeeds."""
     output = output.resolve()
     folder = output.with_name(f".{output.name}.partial-{secrets.token_hex(4)}")
     try:
@@ -87,13 +90,13 @@ def aside(output: Path, force: bool) -> Iterator[Path]:
 
 
 def _unwritable(output: Path, error: OSError) -> BuildError:
-    remedy = "name an --output whose folder can be written to, and has room"
+    remedy = "name an --output in a writable folder with enough space"
     detail, remedy = disk.unwritable(Path(error.filename or output), error, remedy)
     return BuildError(f"cannot be written: {detail}", remedy, file=str(output))
 
 
 def write_manifest(folder: Path, sdk: Sdk | None = None, **fields: Any) -> Manifest:
-    """`sign` the folder with a manifest of `sdk`, `fields` and the tools."""
+    """Write a manifest with `sdk`, `fields` and the tools' versions, and `sign` the folder."""
     tools = {name: metadata.version(name) for name in ("topfive", "openvino", "onnx", "protobuf")}
     if sdk:
         tools["magicmind"] = sdk.version
@@ -104,9 +107,9 @@ def write_manifest(folder: Path, sdk: Sdk | None = None, **fields: Any) -> Manif
 
 
 def sign(folder: Path, manifest: Manifest) -> Manifest:
-    """Write the manifest with the hashes of the folder's files, and the version that follows.
+    """Write the manifest with the hashes of the folder's files and the resulting version.
 
-    Then the whole is read as the service does; BuildError if that objects.
+    The artifact is then read as the service reads it. Raise BuildError if this fails.
     """
     files = {path.name: artifact.facts(path) for path in sorted(folder.iterdir())}
     unsigned = manifest.model_copy(update={"files": files})
@@ -116,12 +119,15 @@ def sign(folder: Path, manifest: Manifest) -> Manifest:
     try:
         return artifact.read(folder).manifest
     except ArtifactError as error:
-        raise BuildError(f"the artifact does not read back: {error}", error.remedy) from error
+        raise BuildError(f"the artifact cannot be read back: {error}", error.remedy) from error
 
 
 @contextlib.contextmanager
 def _lock(folder: Path, flags: int = fcntl.LOCK_EX) -> Iterator[None]:
-    """The mark of a build that lives: the kernel drops the lock when its process ends."""
+    """Hold a lock that marks a running build.
+
+    The kernel drops the lock when the process ends.
+    """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(descriptor, flags)
@@ -131,7 +137,7 @@ def _lock(folder: Path, flags: int = fcntl.LOCK_EX) -> Iterator[None]:
 
 
 def _remove_leftovers(output: Path) -> None:
-    """Remove the temporary folders of builds of `output` that were killed."""
+    """Remove temporary folders of builds of `output` that were killed."""
     for folder in output.parent.glob(f".{glob.escape(output.name)}.partial-*"):
         if folder.name.endswith(_OLD) and not output.exists():
             folder.rename(output)  # killed between the two renames of `_put_in_place`
@@ -141,7 +147,7 @@ def _remove_leftovers(output: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Have the disk hold the file at `path`, or the names in the folder."""
+    """Write the file at `path`, or the names in the folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -150,7 +156,7 @@ def _sync(path: Path) -> None:
 
 
 def _put_in_place(folder: Path, output: Path) -> None:
-    """Rename `folder` to `output`; what was there goes aside first and is removed last."""
+    """Rename `folder` to `output`. An old artifact is first renamed, and removed last."""
     old = folder.with_name(f"{folder.name}{_OLD}")
     replaced = output.exists()
     if replaced:

@@ -1,9 +1,9 @@
-"""A Caffe network, text and weights, to ONNX.
+"""A Caffe network, description and weights, converted to ONNX.
 
-`load` reads a prototxt and a caffemodel and leaves a Network: the text becomes layers (`text`,
-`wiring`), each layer becomes nodes by its row in the table (`layers`), and the last of them
-probabilities. What cannot be done right is a BuildError that names the file and the layer; nothing
-is written.
+`load` reads a prototxt and a caffemodel and returns a Network. The text becomes layers (`text`,
+`wiring`), each layer becomes nodes by its row in the table (`layers`), and the output is made
+probabilities (`ends`). What cannot be converted correctly is a BuildError that names the file and
+the layer; nothing is written.
 """
 
 from dataclasses import replace
@@ -25,11 +25,11 @@ def load(
     width: int | None = None,
     output: str | None = None,
 ) -> Network:
-    """The classifier of the two files, checked; `height` and `width` replace the input's own.
+    """Return the checked classifier of the two files; `height` and `width` replace the input's own.
 
-    `output` names the blob of the classes; else it is `prob`, or the only one that nothing reads.
-    Raises BuildError for files that cannot be read, do not fit each other, or ask for what is not
-    supported.
+    `output` names the blob of the classes; by default it is `prob`, or the only blob that no layer
+    reads. Raise BuildError if a file cannot be read, if the files do not match, or if a feature is
+    not supported.
     """
     wiring = _resized(_wired(prototxt, output), height, width)
     graph = Graph(wiring, weights.read(caffemodel), prototxt, caffemodel)
@@ -51,13 +51,13 @@ def _wired(prototxt: Path, output: str | None) -> Wiring:
 
 
 def _objection(layer: Layer) -> tuple[str, str] | None:
-    """What is wrong with a layer that the output needs, and what to do; None if nothing is seen."""
+    """Return what is wrong with a needed layer and a remedy; None if nothing is found."""
     if layer.type not in LAYERS:
-        return f"layers of type {layer.type!r} are not known", f"known are {', '.join(LAYERS)}"
+        return f"unknown layer type {layer.type!r}", f"known types are {', '.join(LAYERS)}"
     if layer.proto.fault:
         return layer.proto.fault, text.REMEDY
     if layer.proto.HasField("phase") and layer.proto.phase != schema.TEST:
-        return "its phase is TRAIN", text.DEPLOY
+        return "the layer's phase is TRAIN", text.DEPLOY
     return None
 
 
@@ -65,5 +65,8 @@ def _resized(wiring: Wiring, height: int | None, width: int | None) -> Wiring:
     channels, own_height, own_width = wiring.input_shape
     sides = (own_height if height is None else height, own_width if width is None else width)
     if not all(1 <= side <= MAX_SIDE for side in sides):
-        raise BuildError(f"an input of {sides[0]} x {sides[1]}", f"sides are 1 to {MAX_SIDE}")
+        raise BuildError(
+            f"unsupported input size {sides[0]} x {sides[1]}",
+            f"give a height and width from 1 to {MAX_SIDE}",
+        )
     return replace(wiring, input_shape=(channels, *sides))

@@ -1,4 +1,4 @@
-"""Layers that turn each number into another: ReLU and its kin, Power, Sigmoid, LRN."""
+"""Layers that transform each number: ReLU and similar layers, Power, Sigmoid, LRN."""
 
 from collections.abc import Callable
 from math import inf
@@ -9,7 +9,7 @@ from model_build.network import MAX_SIDE
 
 
 def elementwise(op: str) -> Callable[[Graph, Layer], None]:
-    """The function of a layer that is ONNX's `op` without any parameters."""
+    """Return the function of a layer that is ONNX's `op` without parameters."""
 
     def add(graph: Graph, layer: Layer) -> None:
         value = graph.single(layer)
@@ -32,9 +32,9 @@ def relu(graph: Graph, layer: Layer) -> None:
 
 
 def _capped(graph: Graph, layer: Layer) -> tuple[str, float] | None:
-    """The last top and the cap of ReLU, cap - x, ReLU, cap - x: how plain Caffe spells ReLU6.
+    """Return the last top and the cap of ReLU, cap - x, ReLU, cap - x: plain Caffe's ReLU6.
 
-    One Clip in their place makes EfficientNet-Lite0 about a tenth faster on a CPU.
+    A single Clip instead makes EfficientNet-Lite0 about a tenth faster on a CPU.
     """
     chain = [layer]
     for expected in ("Power", "ReLU", "Power"):
@@ -69,7 +69,7 @@ def _clip(graph: Graph, layer: Layer, top: str, low: float, high: float) -> None
 
 
 def prelu(graph: Graph, layer: Layer) -> None:
-    """A slope for each channel below 0, or one for all."""
+    """Add a PRelu with one slope below 0 for each channel, or with one slope for all."""
     value = graph.single(layer)
     shape = graph.shapes[value]
     shared = layer.proto.prelu_param.channel_shared
@@ -86,7 +86,7 @@ def elu(graph: Graph, layer: Layer) -> None:
 
 
 def power(graph: Graph, layer: Layer) -> None:
-    """(shift + scale * x) ** power, of which only what changes anything is done."""
+    """Add (shift + scale * x) ** power, without the steps that change nothing."""
     param = layer.proto.power_param
     value = graph.single(layer)
     steps = [("Mul", param.scale, 1), ("Add", param.shift, 0), ("Pow", param.power, 1)]
@@ -96,20 +96,22 @@ def power(graph: Graph, layer: Layer) -> None:
     graph.chain(layer, value, chain, layer.tops[0], graph.shapes[value])
 
 
-_WITHIN_CHANNEL = 1  # by its number in NormRegion
+_WITHIN_CHANNEL = 1  # the number in NormRegion
 
 
 def lrn(graph: Graph, layer: Layer) -> None:
-    """x / (k + alpha / n * sum of squares) ** beta, over n neighbours: channels, or pixels."""
+    """Add x / (k + alpha / n * sum of squares) ** beta, over n neighbouring channels or pixels."""
     param = layer.proto.lrn_param
     value = graph.single(layer)
     shape, size = graph.shapes[value], param.local_size
     sane = size % 2 == 1 and size <= MAX_SIDE
     sane = sane and all(0 < number < inf for number in (param.alpha, param.beta, param.k))
     detail = f"local_size: {size}, alpha: {param.alpha:g}, beta: {param.beta:g}, k: {param.k:g}"
-    remedy = f"correct the prototxt: local_size is odd, up to {MAX_SIDE}, the others are positive"
+    remedy = (
+        f"correct the prototxt: local_size is odd, up to {MAX_SIDE}, the other numbers positive"
+    )
     graph.require(layer, sane, detail, remedy)
-    graph.require(layer, len(shape) == 4, "its bottom is not a map of two sides")
+    graph.require(layer, len(shape) == 4, "the bottom is not a map with height and width")
     if param.norm_region == _WITHIN_CHANNEL:
         _lrn_within_channel(graph, layer, value)
         return
@@ -118,7 +120,7 @@ def lrn(graph: Graph, layer: Layer) -> None:
 
 
 def _lrn_within_channel(graph: Graph, layer: Layer, value: str) -> None:
-    """Over squares of n x n pixels, those of the padding among them. Caffe's k is 1 here."""
+    """Add an LRN over squares of n x n pixels, padding included. Caffe's k is 1 here."""
     param, shape, name = layer.proto.lrn_param, graph.shapes[value], layer.name
     size = param.local_size
     squared = graph.node(layer, "Mul", [value, value], f"{name}:squared", shape)

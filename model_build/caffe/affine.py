@@ -1,7 +1,7 @@
 """Layers that multiply and shift: BatchNorm and Scale.
 
-Where they do so by channel and alone read what a Convolution or an InnerProduct makes, their
-numbers go into its weights; elsewhere they stay as Mul and Add.
+If such a layer works by channel and is the only reader of a Convolution's or InnerProduct's top,
+its numbers are folded into the weights. Otherwise it becomes Mul and Add.
 """
 
 import numpy as np
@@ -15,10 +15,10 @@ Channels = NDArray[np.float64]
 
 
 def affine(graph: Graph, layer: Layer) -> None:
-    """BatchNorm, or a Scale by channel, together with those that follow."""
+    """Add a BatchNorm or a Scale by channel, together with the ones that follow."""
     value = graph.single(layer)
     shape = graph.shapes[value]
-    graph.require(layer, len(shape) >= 2, "its bottom has no channels")
+    graph.require(layer, len(shape) >= 2, "the bottom has no channels")
     scale, shift = _BY_CHANNEL[layer.type](graph, layer, shape)
     top, more_scale, more_shift = _following(graph, layer, shape)
     sides = (-1, *(1 for _ in shape[2:]))
@@ -28,7 +28,7 @@ def affine(graph: Graph, layer: Layer) -> None:
 
 
 def scale(graph: Graph, layer: Layer) -> None:
-    """By channel, by other sides, or by the numbers of a second bottom."""
+    """Add a Scale by channel, by other sides, or by the numbers of a second bottom."""
     if len(layer.bottoms) == 2 and len(layer.tops) == 1:
         _scale_by_bottom(graph, layer)
     elif _is_by_channel(layer, graph.shapes[graph.single(layer)]):
@@ -40,9 +40,9 @@ def scale(graph: Graph, layer: Layer) -> None:
 def fold(
     graph: Graph, layer: Layer, shape: Shape, weights: Blob, bias: Blob
 ) -> tuple[str, Blob, Blob]:
-    """Take what follows `layer` into its weights, whose first axis is the channels of its top.
+    """Fold the layers after `layer` into its weights, whose first axis is the top's channels.
 
-    The last one's top, and the weights and bias that make it.
+    Return the last folded layer's top, and the new weights and bias.
     """
     top, scale, shift = _following(graph, layer, shape)
     if top == layer.tops[0]:
@@ -53,7 +53,7 @@ def fold(
 
 
 def _following(graph: Graph, layer: Layer, shape: Shape) -> tuple[str, Channels, Channels]:
-    """What the BatchNorm and Scale after `layer` do together, and the last one's top."""
+    """Return the last top, the factors and the summands of BatchNorm and Scale after `layer`."""
     top = layer.tops[0]
     scale, shift = np.ones(shape[1]), np.zeros(shape[1])
     while (reader := graph.only_reader(top)) and _is_by_channel(reader, shape):
@@ -65,21 +65,21 @@ def _following(graph: Graph, layer: Layer, shape: Shape) -> tuple[str, Channels,
 
 
 def _is_by_channel(layer: Layer, shape: Shape) -> bool:
-    """Whether the layer, of one bottom of `shape`, has a number for each of its channels."""
+    """Return whether the layer has one number for each channel of its bottom of `shape`."""
     param = layer.proto.scale_param
     one_each = param.axis in (1, 1 - len(shape)) and param.num_axes == 1
     return layer.type == "BatchNorm" or (layer.type == "Scale" and one_each)
 
 
 def _batch_norm_by_channel(graph: Graph, layer: Layer, shape: Shape) -> tuple[Channels, Channels]:
-    """Factor and summand of each channel: (x - mean) / sqrt(variance + eps)."""
+    """Return each channel's factor and summand: (x - mean) / sqrt(variance + eps)."""
     param = layer.proto.batch_norm_param
     moving = param.use_global_stats or not param.HasField("use_global_stats")
-    detail = "use_global_stats: false makes an answer depend on the other images of its batch"
+    detail = "use_global_stats: false makes an answer depend on other images of the batch"
     graph.require(layer, moving, detail, "set it to true, or leave it out")
     channels = (shape[1],)
     mean, variance, factor = graph.blobs(layer, mean=channels, variance=channels, factor=(1,))
-    # The sums are stored with their weight; Caffe takes a weight of 0 for sums of 0.
+    # The sums are stored with their weight. For a weight of 0 Caffe uses sums of 0.
     weight = 1 / np.float64(factor[0]) if factor[0] else 0.0
     spread = variance.astype(np.float64) * weight + param.eps
     detail = f"eps: {param.eps:g} leaves a variance of {spread.min():g}; it must be positive"
@@ -98,13 +98,13 @@ _BY_CHANNEL = {"BatchNorm": _batch_norm_by_channel, "Scale": _scale_by_channel}
 
 
 def _scale_by_sides(graph: Graph, layer: Layer) -> None:
-    """num_axes sides from `axis` on, all of them for -1, or one number for 0."""
+    """Add a Scale over num_axes sides from `axis` on: all of them for -1, one number for 0."""
     param = layer.proto.scale_param
     value = graph.single(layer)
     shape = graph.shapes[value]
     axis = graph.axis(layer, param.axis, len(shape))
     end = len(shape) if param.num_axes == -1 else axis + param.num_axes
-    detail = f"num_axes: {param.num_axes} from axis {axis} on, of {shape}"
+    detail = f"num_axes: {param.num_axes} from axis {axis} does not fit the shape {shape}"
     graph.require(layer, axis <= end <= len(shape), detail, "correct the prototxt")
     stored = shape[axis:end]
     scale, shift = graph.weights_and_bias(layer, stored, stored, param.bias_term)
@@ -114,25 +114,28 @@ def _scale_by_sides(graph: Graph, layer: Layer) -> None:
 
 
 def _scale_by_bottom(graph: Graph, layer: Layer) -> None:
-    """The second bottom's sides are the first's from `axis` on; 0 and all of (N, C) is common."""
+    """Add a Scale by a second bottom, whose sides are the first's from `axis` on.
+
+    The common case is axis 0 and all of (N, C).
+    """
     param = layer.proto.scale_param
     value, other = layer.bottoms
     shape, sides = graph.shapes[value], graph.shapes[other]
     axis = param.axis + len(shape) if param.axis < 0 else param.axis
-    # Both have the batch as their first side, so no other axis would fit.
+    # The first side of both is the batch, so no other axis fits.
     fits = axis == 0 and sides == shape[: len(sides)]
-    detail = f"axis: {param.axis}, bottoms of {shape} and {sides}: the second is not the start"
-    graph.require(layer, fits, detail, "set axis: 0 and give bottoms that agree")
+    detail = f"axis: {param.axis}: the second bottom {sides} is not the start of {shape}"
+    graph.require(layer, fits, detail, "set axis: 0 and give bottoms with matching shapes")
     spread = (*sides, *(1 for _ in shape[len(sides) :]))
     if spread != sides:
         other = graph.reshape(layer, other, f"{layer.name}:by", spread)
-    detail = "bias_term with two bottoms has a number for each image of a batch"
+    detail = "bias_term with two bottoms would need one number for each image of a batch"
     graph.require(layer, not param.bias_term, detail)
     _multiply_add(graph, layer, value, other, np.zeros(1, np.float32), layer.tops[0])
 
 
 def _broadcast(stored: Shape, axis: int, shape: Shape) -> Shape:
-    """`stored`, whose first side stands at `axis` of `shape`, with the 1s after it."""
+    """Return `stored`, which begins at `axis` of `shape`, followed by 1s."""
     return (*stored, *(1 for _ in shape[axis + len(stored) :]))
 
 
@@ -148,6 +151,8 @@ def _multiply_add(
 def _rounded(graph: Graph, layer: Layer, numbers: Channels) -> Blob:
     with np.errstate(over="ignore"):
         single = numbers.astype(np.float32)
-    detail = "its numbers with those of BatchNorm and Scale are too large for float32"
-    graph.require(layer, bool(np.isfinite(single).all()), detail, "give weights that converged")
+    detail = "the weights combined with BatchNorm and Scale are too large for float32"
+    graph.require(
+        layer, bool(np.isfinite(single).all()), detail, "give weights of a training that converged"
+    )
     return single

@@ -1,4 +1,4 @@
-"""Layers where branches of a network meet, part or change places: Eltwise, Concat, Slice, ..."""
+"""Layers that join, split or reorder branches of a network: Eltwise, Concat, Slice, ..."""
 
 from itertools import pairwise
 from typing import Any
@@ -13,17 +13,22 @@ def eltwise(graph: Graph, layer: Layer) -> None:
     param = layer.proto.eltwise_param
     shapes = [graph.shapes[value] for value in layer.bottoms]
     alike = len(shapes) >= 2 and len(set(shapes)) == 1 and len(layer.tops) == 1
-    detail = f"Eltwise takes two or more bottoms of one shape and makes one top; found {shapes}"
+    detail = f"Eltwise needs two or more bottoms of one shape, and one top; found {shapes}"
     graph.require(layer, alike, detail, "correct the prototxt")
     operator = {0: "Mul", 1: "Add", 2: "Max"}[param.operation]
     counted = not param.coeff or (operator == "Add" and len(param.coeff) == len(shapes))
-    graph.require(layer, counted, "coeff is for SUM, one for each bottom", "correct the prototxt")
+    graph.require(
+        layer,
+        counted,
+        "coeff is only for SUM, with one number for each bottom",
+        "correct the prototxt",
+    )
     first, *others = [_weighed(graph, layer, value, at) for at, value in enumerate(layer.bottoms)]
     graph.chain(layer, first, [(operator, value) for value in others], layer.tops[0], shapes[0])
 
 
 def _weighed(graph: Graph, layer: Layer, value: str, at: int) -> str:
-    """The bottom at this place, times its coefficient if it has one."""
+    """Return the bottom at this place, multiplied by its coefficient if it has one."""
     coefficients = layer.proto.eltwise_param.coeff
     if not coefficients or coefficients[at] == 1:
         return value
@@ -33,12 +38,12 @@ def _weighed(graph: Graph, layer: Layer, value: str, at: int) -> str:
 
 
 def axpy(graph: Graph, layer: Layer) -> None:
-    """a * x + y, where `a` has a number for each channel: the end of an SE block."""
+    """Add a * x + y, where `a` has one number for each channel: the end of an SE block."""
     shapes = [graph.shapes[value] for value in layer.bottoms]
     fits = len(shapes) == 3 and len(layer.tops) == 1 and shapes[1] == shapes[2]
-    # (N, C) or (N, C, 1, 1).
+    # The factor is (N, C) or (N, C, 1, 1).
     fits = fits and shapes[0][:2] == shapes[1][:2] and set(shapes[0][2:]) <= {1}
-    detail = f"Axpy takes bottoms of (N, C, 1, 1) and twice (N, C, H, W); found {shapes}"
+    detail = f"Axpy needs bottoms (N, C, 1, 1), (N, C, H, W) and (N, C, H, W); found {shapes}"
     graph.require(layer, fits, detail, "correct the prototxt")
     factor, value, summand = layer.bottoms
     spread = (*shapes[1][:2], *(1 for _ in shapes[1][2:]))
@@ -53,7 +58,7 @@ def concat(graph: Graph, layer: Layer) -> None:
     graph.require(layer, bool(shapes) and len(layer.tops) == 1, "Concat needs bottoms and one top")
     axis = _axis(graph, layer, param, "concat_dim", len(shapes[0]))
     rest = {(*shape[:axis], *shape[axis + 1 :]) for shape in shapes}
-    detail = f"shapes that agree but for axis {axis} expected, found {shapes}"
+    detail = f"expected shapes that are equal except for axis {axis}, found {shapes}"
     alike = len(rest) == 1 and len({len(shape) for shape in shapes}) == 1
     graph.require(layer, alike, detail, "correct the prototxt")
     sides = list(shapes[0])
@@ -62,13 +67,13 @@ def concat(graph: Graph, layer: Layer) -> None:
 
 
 def shuffle_channel(graph: Graph, layer: Layer) -> None:
-    """Of `group` groups of channels the first of each, then the second of each, and so on."""
+    """Reorder channels: the first of each of `group` groups, then the second, and so on."""
     value, group = graph.single(layer), layer.proto.shuffle_channel_param.group
     shape = graph.shapes[value]
-    graph.require(layer, len(shape) == 4, "its bottom is not a map of two sides")
+    graph.require(layer, len(shape) == 4, "the bottom is not a map with height and width")
     _, channels, *sides = shape
     divides = group > 0 and channels % group == 0
-    detail = f"{channels} channels in group: {group} cannot be"
+    detail = f"{channels} channels cannot be divided into group: {group}"
     graph.require(layer, divides, detail, "correct the prototxt")
     name, each = layer.name, channels // group
     groups = graph.reshape(layer, value, f"{name}:groups", (1, group, each, *sides))
@@ -78,8 +83,8 @@ def shuffle_channel(graph: Graph, layer: Layer) -> None:
 
 
 def slices(graph: Graph, layer: Layer) -> None:
-    """The bottom in parts that end at the slice_points, or in equal ones."""
-    graph.require(layer, len(layer.bottoms) == 1 and bool(layer.tops), "Slice takes one bottom")
+    """Split the bottom at the slice_points, or into equal parts."""
+    graph.require(layer, len(layer.bottoms) == 1 and bool(layer.tops), "Slice needs one bottom")
     param, [value] = layer.proto.slice_param, layer.bottoms
     shape = graph.shapes[value]
     axis = _axis(graph, layer, param, "slice_dim", len(shape))
@@ -87,7 +92,7 @@ def slices(graph: Graph, layer: Layer) -> None:
     points = list(param.slice_point) or list(range(0, side, max(1, side // parts)))[1:]
     ends = [0, *points, side]
     right = len(ends) == parts + 1 and all(start < end for start, end in pairwise(ends))
-    detail = f"slice_point: {list(param.slice_point)} does not part {side} into {parts} tops"
+    detail = f"slice_point: {list(param.slice_point)} does not split {side} into {parts} tops"
     graph.require(layer, right, detail, "correct the prototxt")
     for top, (start, end) in zip(layer.tops, pairwise(ends), strict=True):
         bounds = [
@@ -99,15 +104,15 @@ def slices(graph: Graph, layer: Layer) -> None:
 
 
 def split(graph: Graph, layer: Layer) -> None:
-    """The bottom under other names."""
-    graph.require(layer, len(layer.bottoms) == 1, "Split takes one bottom", "correct the prototxt")
+    """Add the bottom under other names."""
+    graph.require(layer, len(layer.bottoms) == 1, "Split needs one bottom", "correct the prototxt")
     [value] = layer.bottoms
     for top in layer.tops:
         graph.node(layer, "Identity", [value], top, graph.shapes[value])
 
 
 def _axis(graph: Graph, layer: Layer, param: Any, older: str, rank: int) -> int:
-    """`axis`, or what older texts call it."""
+    """Return `axis`, or the value of the field that older texts use for it."""
     has_older = param.HasField(older)
     both = has_older and param.HasField("axis")
     graph.require(layer, not both, f"axis together with {older}", "keep one of them")

@@ -1,4 +1,4 @@
-"""The two ends of a classifier's graph: its input, and probabilities at its output."""
+"""The input and the output of a classifier's graph; the output is probabilities."""
 
 import onnx
 
@@ -8,11 +8,14 @@ from model_build.network import OUTPUT, Network
 
 
 def classifier(graph: Graph, wiring: Wiring) -> Network:
-    """The finished network: (N, classes) leave it, made by a softmax, its own or ours."""
+    """Return the finished network with the output (N, classes).
+
+    A softmax is added if the network has none.
+    """
     last, output = wiring.layers[-1], wiring.output
     shape = graph.shapes[output]
     one_each = len(shape) >= 2 and shape[1] >= 2 and set(shape[2:]) <= {1}
-    detail = f"the output '{output}' has the shape {shape}; (1, classes) expected"
+    detail = f"the output '{output}' has the shape {shape}; expected (1, classes)"
     graph.require(last, one_each, detail, "give a network that classifies one image")
     scores = _scores(graph, last, output)
     name = _probabilities(graph, last, output, bool(scores))
@@ -31,7 +34,7 @@ def classifier(graph: Graph, wiring: Wiring) -> Network:
 
 
 def _scores(graph: Graph, last: Layer, output: str) -> str:
-    """What goes into the softmax that `output` comes from; empty if it comes from none."""
+    """Return the input of the softmax that makes `output`; empty if there is no softmax."""
     makers = {node.output[0]: node for node in graph.model.graph.node}
     node = makers[output]
     while node.op_type in ("Identity", "Reshape") and node.input[0] in makers:
@@ -39,12 +42,12 @@ def _scores(graph: Graph, last: Layer, output: str) -> str:
     if node.op_type != "Softmax":
         return ""
     axis = onnx.helper.get_node_attr_value(node, "axis")
-    graph.require(last, axis == 1, f"its softmax is over axis {axis}; the classes are axis 1")
+    graph.require(last, axis == 1, f"the softmax is over axis {axis}; the classes are axis 1")
     return str(node.input[0])
 
 
 def _probabilities(graph: Graph, last: Layer, output: str, has_softmax: bool) -> str:
-    """Flatten and softmax the output as far as it takes; the name of what results."""
+    """Flatten the output and add a softmax, where needed. Return the new output's name."""
     flat = graph.shapes[output][:2]
     four_sided = graph.shapes[output] != flat
     if not has_softmax:
@@ -53,7 +56,7 @@ def _probabilities(graph: Graph, last: Layer, output: str, has_softmax: bool) ->
         return graph.node(last, "Softmax", [value], name, flat, axis=1)
     if not four_sided:
         return output
-    # The name stays with what leaves; nothing else reads the four-sided value.
+    # The output keeps its name. No other node reads the value with four sides.
     maker = next(node for node in graph.model.graph.node if node.output[0] == output)
     maker.name = maker.output[0] = f"{output}:map"
     return graph.reshape(last, maker.output[0], output, flat)

@@ -1,9 +1,9 @@
-"""The ONNX graph under construction: what a layer's function works with.
+"""The ONNX graph under construction, which the layers' functions use.
 
-It knows the shape of every value, each layer's weights and who reads what, and turns complaints
-into errors that name the file and the layer. Shapes are computed by the layers' functions, by
-Caffe's rules; their first side is the batch, which stays free and counts as 1 here. A layer's
-weights are handed out once and forgotten, so that no number is held twice for long.
+The graph has the shape of every value, each layer's weights and the readers of each value. It
+raises errors that name the file and the layer. The layers' functions compute shapes by Caffe's
+rules. The first side of a shape is the batch, which stays free and counts as 1 here. A layer's
+weights are returned once and then released, so that no number is in memory twice for long.
 """
 
 import math
@@ -22,11 +22,11 @@ from model_build.caffe.wiring import Layer, Shape, Wiring
 from service.errors import BuildError
 
 OPSET = 11
-"""The only one that the public users of MagicMind give it."""
+"""Opset of the graph: the only one that public users of MagicMind give it."""
 IR_VERSION = 7
 BATCH = "N"
 MAX_NUMBERS = 1 << 28
-"""In one value, for one image: 1 GiB of float32."""
+"""Maximum count of numbers in one value of one image: 1 GiB of float32."""
 
 
 class Graph:
@@ -37,7 +37,7 @@ class Graph:
         self.model.opset_import.add(domain="", version=OPSET)
         self.model.graph.name = "caffe"
         self.done: set[str] = set()
-        """Names of layers whose work is part of another's."""
+        """Names of layers that are folded into another layer."""
         self._weights = weights
         self._shared = wiring.shared
         self._readers: defaultdict[str, list[Layer | None]] = defaultdict(list)
@@ -50,39 +50,39 @@ class Graph:
         return BuildError(detail, remedy, file=self.text, layer=layer.name)
 
     def require(self, layer: Layer, supported: bool, detail: str, remedy: str = "") -> None:
-        """Refuse the layer if what it asks for is not supported."""
+        """Raise BuildError for the layer unless `supported`."""
         if not supported:
-            raise self.error(layer, detail, remedy or "give a network that does without")
+            raise self.error(layer, detail, remedy or "give a network without this")
 
     def single(self, layer: Layer) -> str:
-        """The one value that the layer reads; it makes one too."""
+        """Return the only value that the layer reads; refuse a layer with more bottoms or tops."""
         found = len(layer.bottoms), len(layer.tops)
-        detail = f"{layer.type} takes one bottom and one top here, not {found[0]} and {found[1]}"
+        detail = f"{layer.type} needs one bottom and one top, not {found[0]} and {found[1]}"
         self.require(layer, found == (1, 1), detail)
         return layer.bottoms[0]
 
     def axis(self, layer: Layer, axis: int, rank: int) -> int:
-        """`axis` counted from the front; the batch, 0, is no axis to work on."""
-        detail = f"axis: {axis} of {rank}; 1 to {rank - 1} can be worked on, 0 is the batch"
+        """Return `axis` counted from the front; refuse 0, the batch."""
+        detail = f"axis: {axis} of {rank}; supported are 1 to {rank - 1}, and 0 is the batch"
         self.require(layer, 1 - rank <= axis < rank and axis != 0, detail)
         return axis % rank
 
     def only_reader(self, value: str) -> Layer | None:
-        """The layer that reads `value`, if it is the only one and does nothing else."""
+        """Return the layer that is the only reader of `value` and has one bottom and one top."""
         readers = self._readers[value]
         reader = readers[0] if len(readers) == 1 else None
         return reader if reader and (len(reader.bottoms), len(reader.tops)) == (1, 1) else None
 
     def blobs(self, layer: Layer, **wanted: Shape) -> list[Blob]:
-        """The layer's weights, checked against the shapes that it must have; to be had once."""
+        """Return the layer's weights, checked against their shapes. They can be taken once."""
         own = layer.proto.name
         if own in self._shared:
-            detail = f"several layers are named '{own}', and weights are found by the name"
-            raise self.error(layer, detail, "give each of them a name of its own, in both files")
+            detail = f"several layers have the name '{own}', and weights are found by name"
+            raise self.error(layer, detail, "give each layer a unique name, in both files")
         found = self._weights.pop(own, [])
         if len(found) != len(wanted):
             raise BuildError(
-                f"{len(wanted)} blobs expected ({', '.join(wanted)}), found {len(found)}",
+                f"expected {len(wanted)} blobs ({', '.join(wanted)}), found {len(found)}",
                 f"give the caffemodel that belongs to {self.text}",
                 file=self.caffemodel,
                 layer=layer.name,
@@ -95,7 +95,7 @@ class Graph:
     def weights_and_bias(
         self, layer: Layer, shape: Shape, bias: Shape, has_bias: bool
     ) -> tuple[Blob, Blob]:
-        """The layer's weights of `shape`, and its bias; of zeros, if it has none."""
+        """Return the layer's weights of `shape` and its bias, or zeros without one."""
         if has_bias:
             weights, summand = self.blobs(layer, weights=shape, bias=bias)
             return weights, summand
@@ -103,18 +103,18 @@ class Graph:
         return weights, np.zeros(bias, np.float32)
 
     def _blob(self, layer: Layer, what: str, shape: Shape, blob: Blob) -> Blob:
-        # Old files give every blob four sides: (1, 1, 1, 64) is (64,), and () is (1,).
+        # In old files every blob has four sides: (1, 1, 1, 64) is (64,), and () is (1,).
         if _without_leading_ones(blob.shape) != _without_leading_ones(shape):
             raise BuildError(
-                f"{what}: the shape {shape} expected, found {blob.shape}",
-                f"give the caffemodel that belongs to {self.text}; an input of another height or "
-                "width than in training does not fit every network",
+                f"{what}: expected the shape {shape}, found {blob.shape}",
+                f"give the caffemodel that belongs to {self.text}; not every network accepts "
+                "another height or width than in training",
                 file=self.caffemodel,
                 layer=layer.name,
             )
         if not np.isfinite(blob).all():
             raise BuildError(
-                f"{what}: NaN or infinity among the numbers",
+                f"{what}: the numbers contain NaN or infinity",
                 "give weights of a training that converged, from an undamaged file",
                 file=self.caffemodel,
                 layer=layer.name,
@@ -122,7 +122,7 @@ class Graph:
         return blob.reshape(shape)
 
     def constant(self, name: str, array: NDArray[Any]) -> str:
-        """Store `array` as an initializer; its name."""
+        """Store `array` as an initializer and return its name."""
         tensor = self.model.graph.initializer.add(name=name, dims=array.shape)
         tensor.data_type = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
         tensor.raw_data = array.tobytes()
@@ -140,9 +140,11 @@ class Graph:
         shape: Shape,
         **more: object,
     ) -> str:
-        """Add a node that makes `output`, of `shape`, with the attributes `more`; the output."""
+        """Add a node that makes `output` of `shape`, with the attributes `more`; return it."""
         if math.prod(shape) > MAX_NUMBERS:
-            raise self.error(layer, f"it makes {shape}, more than {MAX_NUMBERS} numbers an image")
+            raise self.error(
+                layer, f"the result {shape} has more than {MAX_NUMBERS} numbers per image"
+            )
         made = onnx.helper.make_node(op, inputs, [output], name=output, **more)
         self.model.graph.node.append(made)
         self.shapes[output] = shape
@@ -151,7 +153,7 @@ class Graph:
     def chain(
         self, layer: Layer, value: str, steps: Sequence[tuple[str, str]], output: str, shape: Shape
     ) -> str:
-        """Add nodes of two operands, each taking the one before and the one named; the output."""
+        """Add nodes that each combine the previous value with a named one; return the output."""
         if not steps:
             return self.node(layer, "Identity", [value], output, shape)
         for number, (op, operand) in enumerate(steps, 1):
@@ -160,13 +162,13 @@ class Graph:
         return value
 
     def reshape(self, layer: Layer, value: str, output: str, shape: Shape) -> str:
-        """Add a node that gives `value` another shape and leaves the batch alone."""
-        # 0 copies the side, which keeps the batch free.
+        """Add a node that reshapes `value` and keeps the batch; return the output."""
+        # 0 copies the side, so that the batch stays free.
         sides = self.constant(f"{output}:sides", np.array((0, *shape[1:]), np.int64))
         return self.node(layer, "Reshape", [value, sides], output, shape)
 
     def declare(self, value: str, output: str) -> None:
-        """Make the values the graph's input and output, of a free batch each."""
+        """Declare the graph's input and output, each with a free batch."""
         for name, ends in ((value, self.model.graph.input), (output, self.model.graph.output)):
             sides = (BATCH, *self.shapes[name][1:])
             ends.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, sides))

@@ -1,9 +1,9 @@
-"""Every layer type that is read, in one table: a small function turns a layer into ONNX nodes.
+"""The table of all layer types that are read: a function for each type adds its ONNX nodes.
 
-A function gets the graph under construction and the layer; it adds nodes that make the layer's
-tops, or raises a BuildError. What a field asks for is done or refused, never passed over; fields
-that only training or an engine heeds (fillers, `engine`, `dropout_ratio`) ask for nothing here.
-A new type is a new function and its row in `LAYERS`.
+A function gets the graph under construction and a layer. It adds nodes that make the layer's tops,
+or raises a BuildError. Every field is either applied or refused. Fields that only matter for
+training or for an engine (fillers, `engine`, `dropout_ratio`) are ignored. A new type is a new
+function and a row in `LAYERS`.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,7 +25,7 @@ def softmax(graph: Graph, layer: Layer) -> None:
     if set(shape[axis + 1 :]) <= {1}:
         graph.node(layer, "Softmax", [value], layer.tops[0], shape, axis=axis)
         return
-    # Until opset 13 a softmax is over all sides from `axis` on.
+    # Before opset 13 a softmax is over all sides from `axis` on.
     order, last = list(range(len(shape))), len(shape) - 1
     order[axis], order[last] = last, axis
     turned = tuple(shape[side] for side in order)
@@ -40,35 +40,35 @@ def flatten(graph: Graph, layer: Layer) -> None:
     shape = graph.shapes[value]
     axis = graph.axis(layer, param.axis, len(shape))
     end = graph.axis(layer, param.end_axis, len(shape))
-    detail = f"axis: {param.axis} comes after end_axis: {param.end_axis}"
+    detail = f"axis: {param.axis} is after end_axis: {param.end_axis}"
     graph.require(layer, axis <= end, detail, "correct the prototxt")
     made = (*shape[:axis], prod(shape[axis : end + 1]), *shape[end + 1 :])
     graph.reshape(layer, value, layer.tops[0], made)
 
 
 def reshape(graph: Graph, layer: Layer) -> None:
-    """Sides from `axis` on, num_axes of them: 0 copies one, -1 is what is left over."""
+    """Reshape num_axes sides from `axis` on: 0 copies a side, -1 is the remainder."""
     param = layer.proto.reshape_param
     value = graph.single(layer)
-    shape, asked = graph.shapes[value], list(param.shape.dim)
+    shape, dims = graph.shapes[value], list(param.shape.dim)
     axis = param.axis if param.axis >= 0 else param.axis + len(shape) + 1
     end = len(shape) if param.num_axes == -1 else axis + param.num_axes
-    detail = f"axis: {param.axis}, num_axes: {param.num_axes} of {shape}"
+    detail = f"axis: {param.axis}, num_axes: {param.num_axes} do not fit the shape {shape}"
     graph.require(layer, 0 <= axis <= end <= len(shape), detail, "correct the prototxt")
-    made = [*shape[:axis], *_copied(asked, shape[axis:end]), *shape[end:]]
-    # What a text says of the batch is of its own batch, not of ours.
+    made = [*shape[:axis], *_copied(dims, shape[axis:end]), *shape[end:]]
+    # The first dim of a text refers to its own batch, which is ignored.
     sides, numbers = made[1:], prod(shape[1:])
     if sides.count(-1) == 1 and (rest := -prod(sides)) > 0 and not numbers % rest:
         sides[sides.index(-1)] = numbers // rest
     fits = min(sides, default=1) > 0 and prod(sides) == numbers
-    detail = f"dims {asked} of {shape[1:]}, an image's shape, cannot be; 1 side is the batch's"
+    detail = f"dims {dims} do not fit an image of {shape[1:]}; 1 side is the batch"
     graph.require(layer, bool(made) and fits, detail, "correct the prototxt")
     graph.reshape(layer, value, layer.tops[0], (1, *sides))
 
 
-def _copied(asked: Sequence[int], sides: Shape) -> list[int]:
-    """The dims with each 0 replaced by the side at its place."""
-    return [side or (sides[at] if at < len(sides) else 0) for at, side in enumerate(asked)]
+def _copied(dims: Sequence[int], sides: Shape) -> list[int]:
+    """Return the dims with each 0 replaced by the side at its place."""
+    return [side or (sides[at] if at < len(sides) else 0) for at, side in enumerate(dims)]
 
 
 LAYERS: dict[str, Callable[[Graph, Layer], None]] = {

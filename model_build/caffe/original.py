@@ -1,8 +1,8 @@
-"""A Caffe network's own files, for a compiler that reads Caffe itself.
+"""A Caffe network's own files, prepared for a compiler that reads Caffe.
 
-The user's prototxt and caffemodel enter; out come those of a network that takes RGB and answers
-with probabilities: the same files, or copies in a folder of the caller's, changed where they must
-be and nowhere else. What cannot be changed so is a BuildError.
+`prepare` returns the files of a network that takes RGB and answers with probabilities. They are the
+user's prototxt and caffemodel, or copies with the necessary changes only. A necessary change that
+cannot be made is a BuildError.
 """
 
 from pathlib import Path
@@ -26,10 +26,11 @@ def prepare(
     softmax: bool,
     folder: Path,
 ) -> tuple[Path, Path]:
-    """The prototxt and caffemodel of the same network in RGB; `softmax` has one appended.
+    """Return the prototxt and caffemodel of the same network in RGB.
 
-    BuildError for files of older forms or several phases, for a network of several ends, and for
-    one that does not begin with a Convolution; with one without groups, if it takes BGR.
+    If `softmax` is true, a softmax is appended. Raise BuildError for files of older forms or of
+    several phases, for a network with several outputs, and for one that does not begin with a
+    Convolution. A Convolution of a BGR network must have no groups.
     """
     _check_form(prototxt, caffemodel)
     net = text.read(prototxt)
@@ -45,51 +46,51 @@ def prepare(
 
 def _check_form(prototxt: Path, caffemodel: Path) -> None:
     if not text.is_todays(prototxt):
-        detail = "it is in Caffe's older form, `layers`, or has layers of several phases"
+        detail = "the file has Caffe's older form, `layers`, or layers of several phases"
         raise BuildError(detail, file=str(prototxt))
     if weights.stored(caffemodel).layers:
-        raise BuildError("it is in Caffe's older form, `layers`", file=str(caffemodel))
+        raise BuildError("the file has Caffe's older form, `layers`", file=str(caffemodel))
 
 
 def _check_whole(net: Any, wiring: Wiring, prototxt: Path) -> None:
-    """BuildError for what a parser that does not leave out what is not needed might trip over."""
+    """Raise BuildError for unneeded parts, which MagicMind's parser might not accept."""
     if others := [end for end in ends(net, str(prototxt)) if end != wiring.output]:
         named = ", ".join(f"'{end}'" for end in others)
-        detail = f"the classes are '{wiring.output}', and nothing reads {named}"
+        detail = f"the output is '{wiring.output}', but {named} are unread too"
         raise BuildError(detail, file=str(prototxt))
     if more := input_shapes(net, str(prototxt)).keys() - {wiring.input_name}:
         named = ", ".join(f"'{name}'" for name in sorted(more))
-        detail = f"it has the inputs {named} beside '{wiring.input_name}'"
+        detail = f"the network has the inputs {named} besides '{wiring.input_name}'"
         raise BuildError(detail, file=str(prototxt))
     if len(wiring.layers) < sum(layer.type != "Input" for layer in net.layer):
-        detail = "it has layers that make nothing"
+        detail = "the network has layers without a result"
         raise BuildError(detail, file=str(prototxt))
     if any(layer.name != layer.proto.name for layer in wiring.layers):
-        detail = "it has layers without a name, or of one name"
+        detail = "the network has layers without a name or with the same name"
         raise BuildError(detail, file=str(prototxt))
 
 
 def _first_convolution(wiring: Wiring, prototxt: Path) -> Layer:
     readers = [layer for layer in wiring.layers if wiring.input_name in layer.bottoms]
     if [layer.type for layer in readers] != ["Convolution"]:
-        said = ", ".join(f"'{layer.name}' ({layer.type})" for layer in readers)
-        detail = f"the input goes into {said}, not into one Convolution alone"
+        names = ", ".join(f"'{layer.name}' ({layer.type})" for layer in readers)
+        detail = f"the input is read by {names}, not by a single Convolution"
         raise BuildError(detail, file=str(prototxt))
     return readers[0]
 
 
 def _with_channels_reversed(caffemodel: Path, first: Layer, prototxt: Path, folder: Path) -> Path:
-    """A copy whose first convolution takes RGB for BGR."""
+    """Write a copy whose first convolution takes RGB instead of BGR."""
     param = first.proto.convolution_param
     if param.group != 1:
-        detail = f"group: {param.group}: its weights cannot be put in the order of RGB"
+        detail = f"group: {param.group}: the weights cannot be reordered to RGB"
         raise BuildError(detail, file=str(prototxt), layer=first.name)
     net = weights.stored(caffemodel)
     for place, data in enumerate(net.layer):
         layer = schema.StoredLayer.FromString(data)
         if layer.name == first.proto.name and layer.blobs:
             layer.blobs[0] = _reversed(layer.blobs[0], param.num_output)
-            # Fields that StoredLayer does not name are kept.
+            # Protobuf keeps the fields that StoredLayer does not declare.
             net.layer[place] = layer.SerializeToString()
     copy = folder / "rgb.caffemodel"
     copy.write_bytes(net.SerializeToString())
@@ -97,7 +98,7 @@ def _with_channels_reversed(caffemodel: Path, first: Layer, prototxt: Path, fold
 
 
 def _reversed(data: bytes, outputs: int) -> bytes:
-    """The blob with its second side, the channels, backwards."""
+    """Return the blob with its second side, the channels, reversed."""
     blob = schema.BlobProto.FromString(data)
     field, dtype = ("data", "<f4") if blob.data else ("double_data", "<f8")
     numbers = np.frombuffer(b"".join(getattr(blob, field)), dtype).reshape(outputs, 3, -1)
@@ -108,7 +109,7 @@ def _reversed(data: bytes, outputs: int) -> bytes:
 
 
 def _with_softmax(prototxt: Path, output: str, folder: Path) -> Path:
-    """A copy with a Softmax behind `output`, appended as text: the rest stays as it was."""
+    """Write a copy with a Softmax after `output`, appended as text without other changes."""
     net = text.read(prototxt)
     taken = {name for layer in net.layer for name in (layer.name, *layer.top)}
     name = OUTPUT

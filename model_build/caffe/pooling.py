@@ -1,8 +1,8 @@
-"""Pooling, by Caffe's rules, which differ from everybody else's.
+"""Pooling by Caffe's rules, which differ from those of other frameworks.
 
-The number of windows rounds up unless the text says otherwise, so that the last one may stick out.
-ONNX is told the padding that this takes, and rounds down. An average divides by the window's area
-within the input and its own padding, but not by what sticks out of that.
+The number of windows rounds up unless the text says otherwise, so the last window may extend beyond
+the padded input. The ONNX node gets the padding that this needs and rounds down. An average divides
+by the window's area within the input and its own padding, not by the area beyond.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from model_build.caffe.wiring import Layer
 
 Line = NDArray[np.int64]
 
-# By their numbers in PoolMethod and RoundMode.
+# Keys are the numbers in PoolMethod; _FLOOR is a number in RoundMode.
 _OPERATORS = {0: "MaxPool", 1: "AveragePool"}
 _FLOOR = 1
 
@@ -25,7 +25,7 @@ _FLOOR = 1
 def pooling(graph: Graph, layer: Layer) -> None:
     param = layer.proto.pooling_param
     value = graph.single(layer)
-    graph.require(layer, param.pool in _OPERATORS, "pool: STOCHASTIC is of training")
+    graph.require(layer, param.pool in _OPERATORS, "pool: STOCHASTIC is only for training")
     operator = _OPERATORS[param.pool]
     if param.global_pooling:
         _global(graph, layer, value, f"Global{operator}")
@@ -34,7 +34,7 @@ def pooling(graph: Graph, layer: Layer) -> None:
     batch, channels, *sides = graph.shapes[value]
     starts = _starts(window, sides, _rounds_down(graph, layer, param))
     inside = all(len(s) and s[-1] < side for s, side in zip(starts, sides, strict=True))
-    detail = f"with {window} over {sides} there is no window, or the last one has no input"
+    detail = f"{window} over {sides} gives no window, or the last window contains no input"
     graph.require(layer, inside, detail, "give the network a larger input, or correct the prototxt")
     last = [int(start[-1]) + kernel for start, kernel in zip(starts, window.kernel, strict=True)]
     ends = [max(0, end - side) for end, side in zip(last, sides, strict=True)]
@@ -55,14 +55,14 @@ def pooling(graph: Graph, layer: Layer) -> None:
 
 
 def _starts(window: Window, sides: Sequence[int], floor: bool) -> list[Line]:
-    """Where the windows begin, downwards and across; the input's first pixel is 0."""
+    """Return where the windows begin, down and across; the input's first pixel is 0."""
     starts = []
     for side, kernel, stride, pad in zip(
         sides, window.kernel, window.stride, window.pad, strict=True
     ):
         room = side + 2 * pad - kernel
         count = (room // stride if floor else -(-room // stride)) + 1
-        # One that would begin in the padding behind the input is dropped.
+        # A window that would begin in the padding behind the input is dropped.
         if any(window.pad) and (count - 1) * stride >= side + pad:
             count -= 1
         starts.append(np.arange(count, dtype=np.int64) * stride - pad)
@@ -72,7 +72,7 @@ def _starts(window: Window, sides: Sequence[int], floor: bool) -> list[Line]:
 def _corrections(
     window: Window, starts: Sequence[Line], sides: Sequence[int]
 ) -> list[NDArray[np.float64]]:
-    """ONNX divides by the whole kernel: what that leaves to be multiplied by, down and across."""
+    """Return factors that correct ONNX's division by the whole kernel, down and across."""
     return [
         kernel / (np.minimum(start + kernel, side + pad) - start)
         for start, kernel, side, pad in zip(starts, window.kernel, sides, window.pad, strict=True)
@@ -82,20 +82,20 @@ def _corrections(
 def _global(graph: Graph, layer: Layer, value: str, operator: str) -> None:
     param = layer.proto.pooling_param
     shape = graph.shapes[value]
-    graph.require(layer, len(shape) == 4, "its bottom is not a map of two sides")
+    graph.require(layer, len(shape) == 4, "the bottom is not a map with height and width")
     kernel = param.kernel_size or param.kernel_h or param.kernel_w
     pad = param.pad or param.pad_h or param.pad_w
     stride = param.stride != 1 or param.stride_h > 1 or param.stride_w > 1
-    detail = "global_pooling takes the whole map: no kernel, pad 0, stride 1"
+    detail = "global_pooling uses the whole map: no kernel, pad 0, stride 1"
     graph.require(layer, not (kernel or pad or stride), detail, "correct the prototxt")
     graph.node(layer, operator, [value], layer.tops[0], (*shape[:2], 1, 1))
 
 
 def _rounds_down(graph: Graph, layer: Layer, param: Any) -> bool:
-    said = set()
+    down = set()
     if param.HasField("round_mode"):
-        said.add(param.round_mode == _FLOOR)
+        down.add(param.round_mode == _FLOOR)
     if param.HasField("ceil_mode"):
-        said.add(not param.ceil_mode)
-    graph.require(layer, len(said) < 2, "round_mode and ceil_mode differ", "keep one of them")
-    return True in said
+        down.add(not param.ceil_mode)
+    graph.require(layer, len(down) < 2, "round_mode and ceil_mode differ", "keep one of them")
+    return True in down

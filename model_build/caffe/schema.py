@@ -1,14 +1,14 @@
 """The messages of Caffe's two files, as protobuf classes made from a table at import.
 
-Names and numbers are those of BVLC Caffe's caffe.proto: whoever reads or writes a prototxt or a
-caffemodel with these classes reads or writes Caffe's own format. No generated code, no protoc.
+Names and numbers are those of BVLC Caffe's caffe.proto, so these classes read and write Caffe's own
+format. There is no generated code and no protoc.
 
-Three things are different here:
+There are three differences:
 
 - `BlobProto.data` and `double_data` are bytes. A packed list of floats has the same form on the
-  wire, and as bytes it goes to and from numpy without a Python object for each number.
-- `PoolingParameter.ceil_mode` has a number of its own. The fork that brought it gave it 13, which
-  in BVLC is `round_mode` with the opposite meaning; only a text, where the name decides, can tell.
+  wire, and bytes go to and from numpy without a Python object for each number.
+- `PoolingParameter.ceil_mode` has a number of its own. The fork that introduced it used 13, which
+  in BVLC is `round_mode` with the opposite meaning. Only a text can tell them apart, by the name.
 - `fault` of a layer is not Caffe's: `text` writes there what is wrong with the layer's fields.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
-# message: its fields, each "type name number [default]"; a type with * is repeated.
+# Key: message. Value: fields, each "type name number [default]"; a type with * is repeated.
 MESSAGES = {
     "BlobShape": "int64* dim 1",
     "BlobProto": """bytes* data 5, bytes* double_data 8, BlobShape shape 7,
@@ -48,7 +48,7 @@ MESSAGES = {
         ELUParameter elu_param 140, ScaleParameter scale_param 142,
         InputParameter input_param 143, ClipParameter clip_param 148,
         ShuffleChannelParameter shuffle_channel_param 164, string fault 1001""",
-    # The layers of `layers`, as Caffe wrote them until 2014.
+    # Layers of `layers`, the form that Caffe wrote until 2014.
     "V1LayerParameter": """string* bottom 2, string* top 3, string name 4, LayerType type 5,
         BlobProto* blobs 6, string* param 1001, DimCheckMode* blob_share_mode 1002,
         float* blobs_lr 7, float* weight_decay 8, float* loss_weight 35, NetStateRule* include 32,
@@ -63,13 +63,13 @@ MESSAGES = {
         SoftmaxParameter softmax_param 39, SliceParameter slice_param 31,
         TanHParameter tanh_param 37, TransformationParameter transform_param 36,
         LossParameter loss_param 42, string fault 1003""",
-    # A layer's place in the network: what is read of one whose other fields are not understood.
+    # A layer's place in the network: the fields that are read if other fields are unknown.
     "LayerPlace": """string name 1, string type 2, string* bottom 3, string* top 4,
         NetStateRule* include 8, NetStateRule* exclude 9, Phase phase 10""",
     "V1LayerPlace": """string* bottom 2, string* top 3, string name 4,
         V1LayerParameter.LayerType type 5, NetStateRule* include 32, NetStateRule* exclude 33""",
-    # A caffemodel as it is read: layers and blobs stay bytes until they are wanted, so that one of
-    # a million empty ones costs next to nothing.
+    # A caffemodel as it is read: layers and blobs stay bytes until they are needed, so that a
+    # million empty ones cost little.
     "StoredNet": "bytes* layer 100, bytes* layers 2",
     "StoredLayer": "string name 1, bytes* blobs 7",
     "StoredV1Layer": "string name 4, bytes* blobs 6",
@@ -109,7 +109,7 @@ MESSAGES = {
     "SliceParameter": "uint32 slice_dim 1 1, uint32* slice_point 2, int32 axis 3 1",
     "SoftmaxParameter": "Engine engine 1, int32 axis 2 1",
     "TanHParameter": "Engine engine 1",
-    # Layers of training: read so that they can be refused by their names.
+    # Layers of training: they are read so that they can be refused by name.
     "AccuracyParameter": "uint32 top_k 1, int32 axis 2, int32 ignore_label 3",
     "DataParameter": """string source 1, float scale 2, string mean_file 3, uint32 batch_size 4,
         uint32 crop_size 5, bool mirror 6, uint32 rand_skip 7, DB backend 8,
@@ -127,7 +127,7 @@ MESSAGES = {
         string mean_file 4, float* mean_value 5, bool force_color 6, bool force_gray 7""",
 }
 
-# An enum belongs to the message before its dot; one without a dot to all.
+# An enum belongs to the message before its dot. One without a dot belongs to the file.
 ENUMS = {
     "Phase": "TRAIN 0, TEST 1",
     "Engine": "DEFAULT 0, CAFFE 1, CUDNN 2",
@@ -194,7 +194,7 @@ def _file() -> Any:
 
 
 def _classes() -> dict[str, Any]:
-    # A pool of our own: a Caffe that is installed beside us has the same names in the common one.
+    # A separate pool, because an installed Caffe has the same names in the default pool.
     pool = descriptor_pool.DescriptorPool()
     pool.Add(_file())
     return {
@@ -214,4 +214,4 @@ StoredNet = _CLASSES["StoredNet"]
 StoredLayer = _CLASSES["StoredLayer"]
 StoredV1Layer = _CLASSES["StoredV1Layer"]
 TEST: int = 1
-"""The number of the phase in which a network answers."""
+"""Number of the phase in which a network answers."""

@@ -1,9 +1,9 @@
-"""A prototxt to the network that it describes, as it is at test time.
+"""Reading a prototxt: the network that it describes, in its TEST phase.
 
-A file enters; a NetParameter leaves, of which the layers of other phases and stages are gone. What
-is not a network's text is a BuildError with the line and the layer. A layer with a field or value
-that Caffe does not have gets the complaint as its `fault`: it counts if the layer is needed, so
-that nothing that the network depends on is skipped in silence.
+`read` returns a NetParameter without the layers of other phases and stages. A text that is not a
+network is a BuildError with the line and the layer. A layer with an unknown field or value gets the
+message as its `fault`. The fault is raised if the layer is needed, so that no needed layer is
+silently changed.
 """
 
 import re
@@ -15,27 +15,27 @@ from google.protobuf import text_format
 
 from model_build.caffe import schema
 from model_build.caffe.upgrade import upgrade
-from model_build.strangers import stranger
+from model_build.file_kinds import foreign_kind
 from service.errors import BuildError
 from service.system import disk
 
 MAX_TEXT_BYTES = 1 << 19
-"""Twice the largest published text."""
+"""Maximum size of a prototxt: twice the largest published one."""
 MAX_FIELDS = 16_000
-"""Half as many again as the largest published text has: what takes a parser's time."""
+"""Maximum number of fields, which bounds the parser's time: 1.5 times the largest published."""
 DATA_LAYERS = frozenset(
     {"Data", "DummyData", "HDF5Data", "ImageData", "MemoryData", "WindowData", "AnnotatedData"}
 )
 
-# Quantifiers that give nothing back (++ and the like) keep the time linear, whatever the text.
+# Possessive quantifiers (++ and similar) keep the time linear for every text.
 _OLD_LAYER = re.compile(r"^([ \t]*+layer)s(?=\s*+:?+\s*+[{<])", re.MULTILINE)
 _OLDEST_LAYER = re.compile(r"^[ \t]*+layers\s*+:?+\s*+[{<]\s*+layer\s*+:?+\s*+[{<]", re.MULTILINE)
 _RULE = re.compile(r"\b(?:in|ex)clude\s*+:?+\s*+[{<]")
 _OLD_TYPE = re.compile(r"\btype\s*+:\s*+[A-Z]")
 _LAYER_START = re.compile(r"\blayers?+\s*+:?+\s*+[{<]")
 _LAYER_NAME = re.compile(r"\bname\s*+:\s*+[\"']([^\"'\n]*+)")
-# What tells where a layer begins and ends: comments, strings (to the line's end where they are not
-# closed), braces, names of fields.
+# Tokens that show where a layer begins and ends: comments, strings (to the end of the line if they
+# are not closed), braces, names of fields.
 _TOKEN = re.compile(
     r"""\#[^\n]*+ | "(?:[^"\\\n]|\\.)*+"?+ | '(?:[^'\\\n]|\\.)*+'?+ | [{}<>] | [A-Za-z_]\w*+""",
     re.VERBOSE,
@@ -43,11 +43,11 @@ _TOKEN = re.compile(
 
 
 def read(path: Path) -> Any:
-    """The NetParameter of the prototxt at `path`, with the layers of its TEST phase."""
+    """Return the NetParameter of the prototxt at `path`, with the layers of its TEST phase."""
     net = _parse(_todays(_text(path), str(path)), str(path))
     upgrade(net, str(path))
     if not net.layer:
-        raise BuildError("it has no layers", DEPLOY, file=str(path))
+        raise BuildError("the file has no layers", DEPLOY, file=str(path))
     stages = set(net.state.stage)
     kept = [layer for layer in net.layer if _belongs(layer, stages, str(path))]
     del net.layer[:]
@@ -57,7 +57,7 @@ def read(path: Path) -> Any:
 
 
 def is_todays(path: Path) -> bool:
-    """Whether the prototxt at `path` is in today's form, and all of it is of the network."""
+    """Return whether the prototxt has the current form and only layers of the network."""
     text = _text(path)
     return not _OLD_LAYER.search(text) and not _RULE.search(text)
 
@@ -69,40 +69,42 @@ DEPLOY = "give the deploy prototxt, which describes the network as it answers"
 def _text(path: Path) -> str:
     try:
         if path.stat().st_size > MAX_TEXT_BYTES:
-            detail = f"{path.stat().st_size} bytes; a prototxt has up to {MAX_TEXT_BYTES}"
+            detail = f"the file has {path.stat().st_size} bytes; the maximum is {MAX_TEXT_BYTES}"
             raise BuildError(detail, DEPLOY, file=str(path))
         data = path.read_bytes()
     except OSError as error:
         detail, remedy = disk.unreadable(path, error, "name the prototxt")
         raise BuildError(detail, remedy, file=str(path)) from error
     _check_kind(data, str(path))
-    # Comments in other encodings are common; a damaged name is found by what refers to it.
+    # Comments in other encodings are common. A damaged name is found where it is referred to.
     text = data.decode("utf-8-sig", errors="replace")
     if not text.strip():
-        raise BuildError("empty", DEPLOY, file=str(path))
+        raise BuildError("the file is empty", DEPLOY, file=str(path))
     fields = sum(map(text.count, ":{<,"))
     if fields > MAX_FIELDS:
-        raise BuildError(f"{fields} fields; up to {MAX_FIELDS} are read", DEPLOY, file=str(path))
+        raise BuildError(
+            f"the file has {fields} fields; the maximum is {MAX_FIELDS}", DEPLOY, file=str(path)
+        )
     return text
 
 
 def _check_kind(data: bytes, file: str) -> None:
-    """Raise BuildError for the bytes of another kind of file, or in another encoding."""
-    if what := stranger(data):
+    """Raise BuildError for another kind of file or another encoding."""
+    if what := foreign_kind(data):
         raise BuildError("not a prototxt", f"it is {what}", file=file)
     if encoding := disk.encoding(data):
-        detail = f"a text in {encoding}; a prototxt is UTF-8"
+        detail = f"the file is in {encoding}; a prototxt is UTF-8"
         raise BuildError(detail, disk.to_utf_8(encoding), file=file)
     if b"\0" in data:
-        remedy = "give the prototxt; the caffemodel is the other file"
+        remedy = "give the prototxt here, and the caffemodel as --caffemodel"
         raise BuildError("binary data, not a prototxt", remedy, file=file)
 
 
 def _todays(text: str, file: str) -> str:
-    """The text, with `layer` for `layers` where the types are today's, as in GoogLeNet-BN's."""
+    """Return the text with `layer` for `layers` if the types are current, as in GoogLeNet-BN's."""
     if _OLDEST_LAYER.search(text):
         raise BuildError(
-            "`layers { layer {` is the oldest form of Caffe's, which is not read",
+            "`layers { layer {` is Caffe's oldest form, which is not supported",
             "upgrade both files with Caffe's upgrade_net_proto_text and upgrade_net_proto_binary",
             file=file,
         )
@@ -117,10 +119,10 @@ def _parse(text: str, file: str) -> Any:
 
 
 def _parse_apart(text: str, file: str) -> Any:
-    """Return the NetParameter of a text that has something wrong in it, layer by layer.
+    """Return the NetParameter of a faulty text, parsed layer by layer.
 
-    A layer whose place in the network can be read gets a `fault`. Raise BuildError if what is wrong
-    is elsewhere, or if a place cannot be read.
+    A layer whose place in the network can be read gets a `fault`. Raise BuildError if the fault is
+    elsewhere, or if a place cannot be read.
     """
     places = list(_layers(text))
     rest = _blanked(text, [(start, end) for _, start, end in places])
@@ -133,14 +135,14 @@ def _parse_apart(text: str, file: str) -> Any:
     layers = {"layer": iter(net.layer), "layers": iter(net.layers)}
     line, at = 0, 0
     for word, start, end in places:
-        # Counted on, not from the beginning: there may be very many layers.
+        # Lines are counted from the previous layer, because there may be very many layers.
         line, at = line + text.count("\n", at, start), start
         _parse_layer(next(layers[word]), text[start:end], line, file)
     return net
 
 
 def _parse_layer(layer: Any, text: str, line: int, file: str) -> None:
-    """Parse the text between a layer's braces, which begins `line` lines down its file."""
+    """Parse the text between a layer's braces, which begins `line` lines into its file."""
     try:
         text_format.Parse(text, layer)
         return
@@ -158,26 +160,26 @@ def _parse_layer(layer: Any, text: str, line: int, file: str) -> None:
 
 
 def _layers(text: str) -> Iterator[tuple[str, int, int]]:
-    """Yield the layers: `layer` or `layers`, where the inside of its braces begins, where it ends.
+    """Yield each layer: `layer` or `layers`, and where the inside of its braces begins and ends.
 
-    A text whose braces do not match yields no more than the layers before that.
+    If the braces of a text do not match, only the layers before that are yielded.
     """
     depth, start, word = 0, 0, ""
     for token in _TOKEN.finditer(text):
-        said = token[0]
-        if said in "{<":
+        found = token[0]
+        if found in "{<":
             start = start if depth else token.end()
             depth += 1
-        elif said in "}>":
+        elif found in "}>":
             depth -= 1
             if not depth and word in ("layer", "layers"):
                 yield word, start, token.start()
-        elif not depth and said[0] not in "#\"'":
-            word = said
+        elif not depth and found[0] not in "#\"'":
+            word = found
 
 
 def _blanked(text: str, places: list[tuple[int, int]]) -> str:
-    """Return the text with spaces at the places, so that lines and columns stay what they are."""
+    """Return the text with spaces at the places, so that lines and columns do not change."""
     kept, at = [], 0
     for start, end in places:
         kept += [text[at:start], re.sub(r"[^\n]", " ", text[start:end])]
@@ -186,14 +188,14 @@ def _blanked(text: str, places: list[tuple[int, int]]) -> str:
 
 
 def _complaint(error: text_format.ParseError, above: int) -> str:
-    """Return what is wrong in which line, of a text that has so many lines above it."""
+    """Return the message with its line in the file, given the number of lines above the text."""
     line, column = error.GetLine() or 1, error.GetColumn() or 1
-    said = str(error).removeprefix(f"{line}:{column} : ").replace("caffe.", "")
-    return f"line {above + line}: {said[:300]}"
+    message = str(error).removeprefix(f"{line}:{column} : ").replace("caffe.", "")
+    return f"line {above + line}: {message[:300]}"
 
 
 def _layer_at(text: str, line: int, column: int) -> str:
-    """The name of the layer in whose braces the place is, if it can be told."""
+    """Return the name of the layer whose braces contain the place; empty if unknown."""
     place = sum(len(before) + 1 for before in text.split("\n")[: line - 1]) + column
     starts = [match.start() for match in _LAYER_START.finditer(text)]
     before = [start for start in starts if start < place]
@@ -205,9 +207,11 @@ def _layer_at(text: str, line: int, column: int) -> str:
 
 
 def _belongs(layer: Any, stages: set[str], file: str) -> bool:
-    """Whether the layer is part of the network at test time, by Caffe's rules."""
+    """Return whether the layer is in the network's TEST phase, by Caffe's rules."""
     if layer.include and layer.exclude:
-        raise BuildError("it has include and exclude", "keep one", file=file, layer=layer.name)
+        raise BuildError(
+            "the layer has include and exclude", "keep one of them", file=file, layer=layer.name
+        )
     if layer.include:
         return any(_meets(rule, stages) for rule in layer.include)
     return not any(_meets(rule, stages) for rule in layer.exclude)

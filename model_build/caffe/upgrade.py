@@ -1,14 +1,14 @@
-"""Texts of Caffe's older form, `layers` with types in capitals, to that of today.
+"""Conversion of Caffe's older form, `layers` with types in capitals, to the current one.
 
-A NetParameter with V1 layers becomes one with LayerParameters that say the same; nothing but this
-module and the schema knows that there was another form.
+A NetParameter with V1 layers becomes one with LayerParameters of the same meaning. Only this module
+and the schema contain the older form.
 """
 
 from typing import Any
 
 from service.errors import BuildError
 
-# Those that are read, and those that only training has, which are refused by their later names.
+# Supported types, and types of training, which are refused by their current names.
 TYPES = {
     "ABSVAL": "AbsVal",
     "ACCURACY": "Accuracy",
@@ -36,25 +36,26 @@ TYPES = {
     "TANH": "TanH",
     "WINDOW_DATA": "WindowData",
 }
-# Those set by hand, and how a layer learns: `param` is strings in one form, messages in the other.
+# `name` and `type` are set separately. The other fields are for training; `param` is strings in one
+# form and messages in the other.
 _NOT_COPIED = {"name", "type", "param", "blob_share_mode", "blobs_lr", "weight_decay"}
 
 
 def upgrade(net: Any, file: str) -> None:
-    """Turn the `layers` of `net`, whose text is `file`, into its `layer`, in place."""
+    """Turn the `layers` of `net` into its `layer`, in place; `file` is the text's path."""
     if not net.layers:
         return
     if net.layer:
-        remedy = "keep one form; `layer` is today's"
-        raise BuildError("it has both `layer` and `layers`", remedy, file=file)
+        remedy = "keep one form; `layer` is the current one"
+        raise BuildError("the file has both `layer` and `layers`", remedy, file=file)
     for old in net.layers:
         _upgrade(old, net.layer.add())
     del net.layers[:]
 
 
 def _upgrade(old: Any, layer: Any) -> None:
-    asked = old.DESCRIPTOR.fields_by_name["type"].enum_type.values_by_number[old.type].name
-    layer.name, layer.type = old.name, TYPES.get(asked, asked)
+    old_type = old.DESCRIPTOR.fields_by_name["type"].enum_type.values_by_number[old.type].name
+    layer.name, layer.type = old.name, TYPES.get(old_type, old_type)
     for field, value in old.ListFields():
         if field.name in _NOT_COPIED:
             continue

@@ -1,6 +1,6 @@
 """Layers that sum over weights: Convolution, Deconvolution, InnerProduct.
 
-A BatchNorm and a Scale that alone read what one makes go into its weights.
+A BatchNorm and a Scale that are the only readers of such a layer are folded into its weights.
 """
 
 from math import prod
@@ -17,7 +17,7 @@ def convolution(graph: Graph, layer: Layer) -> None:
 
 
 def depthwise(graph: Graph, layer: Layer) -> None:
-    """A Convolution with a group for each channel, whatever `group` says or leaves out."""
+    """Add a Convolution with a group for each channel, with or without `group` in the text."""
     group = layer.proto.convolution_param.group
     channels = graph.shapes[graph.single(layer)][1]
     detail = f"group: {group}; a depthwise convolution of {channels} channels has {channels}"
@@ -31,7 +31,7 @@ def _convolution(graph: Graph, layer: Layer, group: int) -> None:
     channels, *sides = graph.shapes[value][1:]
     outputs = _outputs(graph, layer, channels, group)
     made = (1, outputs, *window.places(sides))
-    detail = f"a kernel of {window.extent} is larger than its input, {sides} padded by {window.pad}"
+    detail = f"the kernel {window.extent} is larger than the input {sides} padded by {window.pad}"
     remedy = "give the network a larger input, or correct the prototxt"
     graph.require(layer, min(made) > 0, detail, remedy)
     shape = (outputs, channels // group, *window.kernel)
@@ -47,16 +47,18 @@ def deconvolution(graph: Graph, layer: Layer) -> None:
     group = layer.proto.convolution_param.group
     outputs = _outputs(graph, layer, channels, group)
     made = (1, outputs, *window.spread(sides))
-    graph.require(layer, min(made) > 0, f"{window} leaves nothing of {sides}", "correct the pad")
+    graph.require(
+        layer, min(made) > 0, f"{window} over {sides} gives an empty result", "correct the pad"
+    )
     weights, bias = _weights(graph, layer, (channels, outputs // group, *window.kernel), outputs)
     _node(graph, layer, "ConvTranspose", window, group, weights, bias, layer.tops[0], made)
 
 
 def _outputs(graph: Graph, layer: Layer, channels: int, group: int) -> int:
-    """num_output, which like the bottom's channels must fall into `group` parts."""
+    """Return num_output, which must be divisible by `group`, as must the bottom's channels."""
     outputs: int = layer.proto.convolution_param.num_output
     divides = outputs > 0 and group > 0 and not channels % group and not outputs % group
-    detail = f"{channels} channels to num_output: {outputs} in group: {group} cannot be"
+    detail = f"{channels} channels, num_output: {outputs} do not divide into group: {group}"
     graph.require(layer, divides, detail, "correct the prototxt")
     return outputs
 

@@ -1,9 +1,9 @@
-"""A caffemodel to the weights of its layers.
+"""Reading a caffemodel: the weights of its layers.
 
-A binary file enters; float32 arrays leave, a list for each layer by its name, in the shapes that
-the file says. Whoever reads checks what the file promises against what it holds; whether the
-shapes fit a network is for the network to say. Numbers pass as bytes, never as Python objects, so
-that memory stays at two to three times the file.
+`read` returns float32 arrays, a list for each layer by its name, in the shapes of the file. Sizes
+in the file are checked against its contents. Whether the shapes fit the network is checked by the
+graph. Numbers are handled as bytes, never as Python objects, so that memory stays at two to three
+times the file.
 """
 
 import math
@@ -15,25 +15,25 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from model_build.caffe import schema
-from model_build.strangers import stranger
+from model_build.file_kinds import foreign_kind
 from service.errors import BuildError
 from service.system import disk
 
 Blob = NDArray[np.float32]
 Weights = dict[str, list[Blob]]
 
-# The limit of protobuf itself.
+# Protobuf's own limit.
 MAX_BYTES = (2 << 30) - 1
 MAX_LAYERS = 10_000
 MAX_BLOBS = 16
 MAX_CHUNKS = 1000
 MAX_SIDES = 8
 
-_REMEDY = "give the network's binary caffemodel, whole"
+_REMEDY = "give the network's complete binary caffemodel"
 
 
 def read(path: Path) -> Weights:
-    """The blobs of every layer that has any, by the layer's name."""
+    """Return the blobs of every layer that has any, by the layer's name."""
     net = stored(path)
     weights: Weights = {}
     for kind, layers in ((schema.StoredLayer, net.layer), (schema.StoredV1Layer, net.layers)):
@@ -45,19 +45,19 @@ def read(path: Path) -> Weights:
                 blobs = (_parse(schema.BlobProto, blob, path, layer.name) for blob in layer.blobs)
                 weights[layer.name] = [_array(blob, path, layer.name) for blob in blobs]
     if not weights:
-        raise BuildError("no layer in it has weights", _REMEDY, file=str(path))
+        raise BuildError("no layer in the file has weights", _REMEDY, file=str(path))
     return weights
 
 
 def _check_count(what: str, count: int, most: int, path: Path, layer: str = "") -> None:
     if count > most:
         raise BuildError(
-            f"{count} {what}; up to {most} are read", _REMEDY, file=str(path), layer=layer
+            f"{count} {what}; the maximum is {most}", _REMEDY, file=str(path), layer=layer
         )
 
 
 def stored(path: Path) -> Any:
-    """The file's layers, each still bytes: `layer`, and `layers` where it is an old one."""
+    """Return the file's layers, each as bytes: `layer`, and `layers` of an old file."""
     try:
         size = path.stat().st_size
         if not 0 < size <= MAX_BYTES:
@@ -66,7 +66,7 @@ def stored(path: Path) -> Any:
     except OSError as error:
         detail, remedy = disk.unreadable(path, error, "name the caffemodel")
         raise BuildError(detail, remedy, file=str(path)) from error
-    if what := stranger(data):
+    if what := foreign_kind(data):
         raise BuildError("not a caffemodel", f"it is {what}", file=str(path))
     return _parse(schema.StoredNet, data, path)
 
@@ -75,7 +75,7 @@ def _parse(kind: Any, data: bytes, path: Path, layer: str = "") -> Any:
     try:
         return kind.FromString(data)
     except DecodeError as error:
-        detail = "cut short, or not a caffemodel"
+        detail = "truncated, or not a caffemodel"
         raise BuildError(detail, _REMEDY, file=str(path), layer=layer) from error
 
 
@@ -89,7 +89,7 @@ def _array(blob: Any, path: Path, layer: str) -> Blob:
     shape = _shape(blob, len(data) // dtype.itemsize)
     if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != len(data):
         raise BuildError(
-            f"a blob promises the shape {shape} and holds {len(data) / dtype.itemsize:g} numbers",
+            f"a blob has the shape {shape}, but {len(data) / dtype.itemsize:g} numbers",
             _REMEDY,
             file=str(path),
             layer=layer,

@@ -1,4 +1,4 @@
-"""The sliding window of Convolution and Pooling: what the text says, and Caffe's checks of it."""
+"""The sliding window of Convolution and Pooling, read from the text and checked as in Caffe."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ Pair = tuple[int, int]
 
 @dataclass(frozen=True)
 class Window:
-    """Heights and widths; `extent` is the kernel with the holes that dilation makes in it."""
+    """Heights and widths. `extent` is the kernel including the gaps of its dilation."""
 
     kernel: Pair
     stride: Pair
@@ -29,7 +29,7 @@ class Window:
         return high, wide
 
     def places(self, sides: Sequence[int]) -> list[int]:
-        """How many windows lie wholly in the padded input, downwards and across."""
+        """Return the number of windows that lie within the padded input, down and across."""
         return [
             (side + 2 * pad - extent) // stride + 1
             for side, pad, extent, stride in zip(
@@ -38,7 +38,7 @@ class Window:
         ]
 
     def spread(self, sides: Sequence[int]) -> list[int]:
-        """The sides of what a deconvolution makes of `sides`: the input that would give them."""
+        """Return the output sides of a deconvolution: the input that would give `sides`."""
         return [
             (side - 1) * stride + extent - 2 * pad
             for side, pad, extent, stride in zip(
@@ -73,7 +73,7 @@ def pooling_window(graph: Graph, layer: Layer) -> Window:
 
 
 def _pair(graph: Graph, layer: Layer, param: Any, field: str, default: int) -> Pair:
-    """Height and width of a setting given as one number, as two, or as NAME_h and NAME_w."""
+    """Return height and width of a field with one number, with two, or as NAME_h and NAME_w."""
     stem = field.removesuffix("_size")
     given = getattr(param, field)
     if isinstance(given, int):
@@ -81,7 +81,7 @@ def _pair(graph: Graph, layer: Layer, param: Any, field: str, default: int) -> P
     known = param.DESCRIPTOR.fields_by_name
     sides = [side for side in (f"{stem}_h", f"{stem}_w") if side in known and param.HasField(side)]
     if sides:
-        graph.require(layer, not given, f"it has {field} and {sides[0]}", "keep one of them")
+        graph.require(layer, not given, f"the layer has {field} and {sides[0]}", "keep one of them")
         return getattr(param, f"{stem}_h"), getattr(param, f"{stem}_w")
     graph.require(layer, len(given) <= 2, f"{field} has {len(given)} numbers; a map has 2 sides")
     return (given[0], given[-1]) if given else (default, default)
@@ -90,10 +90,10 @@ def _pair(graph: Graph, layer: Layer, param: Any, field: str, default: int) -> P
 def _checked(graph: Graph, layer: Layer, window: Window) -> Window:
     sizes = (*window.kernel, *window.stride, *window.dilation)
     sane = min(sizes) >= 1 and max(*sizes, *window.pad) <= MAX_SIDE
-    detail = f"{window}: kernel, stride and dilation must be 1 to {MAX_SIDE}, pad not more"
+    detail = f"{window}: kernel, stride and dilation must be 1 to {MAX_SIDE}, pad 0 to {MAX_SIDE}"
     graph.require(layer, sane, detail, "correct the prototxt")
     shape = graph.shapes[graph.single(layer)]
     mapped = len(shape) == 4 and max(shape[2:]) <= MAX_SIDE
-    detail = f"its bottom {shape} is not a map of two sides of up to {MAX_SIDE}"
+    detail = f"the bottom {shape} is not a map with height and width up to {MAX_SIDE}"
     graph.require(layer, mapped, detail, "correct the prototxt")
     return window

@@ -1,8 +1,8 @@
-"""From a network's text to layers whose blobs are written once.
+"""From a network's text to layers in which each blob is written once.
 
-A NetParameter enters; the input, the output and the layers between them leave, in order. In-place
-layers rewrite blobs in Caffe: here each writing makes a value of its own, the last one bearing the
-blob's name. Layers and inputs that the output does not need are left out.
+`wire` returns the input, the output and the layers between them, in order. In-place layers rewrite
+blobs in Caffe. Here each write makes a new value, and the last one has the blob's name. Layers and
+inputs that the output does not need are dropped.
 """
 
 from collections import Counter
@@ -18,34 +18,34 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer with the values that it reads and makes; `proto` holds its parameters."""
+    """A layer with the values that it reads and makes; `proto` has its parameters."""
 
     name: str
-    """One that no other layer has: its own, with a number where several share it or have none."""
+    """Unique name: the layer's own, with a number if it is shared or empty."""
     type: str
     bottoms: tuple[str, ...]
     tops: tuple[str, ...]
     proto: Any
     missing: tuple[str, ...] = ()
-    """Blobs that it reads and that no layer before it makes."""
+    """Blobs that the layer reads and that no earlier layer makes."""
 
 
 @dataclass(frozen=True)
 class Wiring:
-    """One image's way: its shape (3, height, width), the input's name, the layers, the output."""
+    """The input's name, its shape for one image (3, height, width), the layers, and the output."""
 
     input_name: str
     input_shape: Shape
     layers: tuple[Layer, ...]
     output: str
     shared: frozenset[str]
-    """Names that several layers of the text have, "" among them: of no use to find weights by."""
+    """Names that several layers of the text have, possibly "". Weights cannot be found by them."""
 
 
 def wire(net: Any, file: str, output: str | None = None) -> Wiring:
-    """The wiring of `net`, whose text is `file`; BuildError where it does not hold together.
+    """Return the wiring of `net`; raise BuildError if it is inconsistent.
 
-    The output is the blob named, or `prob`, or the only one left.
+    `file` is the text's path. The output is the named blob, or `prob`, or the only unread one.
     """
     inputs = input_shapes(net, file)
     layers, blobs = _written_once(net, inputs, file)
@@ -59,15 +59,15 @@ def wire(net: Any, file: str, output: str | None = None) -> Wiring:
 
 
 def ends(net: Any, file: str) -> list[str]:
-    """All that nothing reads, in the text as a whole."""
+    """Return all values of the whole text that no layer reads."""
     return _left(_written_once(net, input_shapes(net, file), file)[0])
 
 
-_INPUT_REMEDY = "give it one input of 1 x 3 x height x width, as an Input layer or `input` has it"
+_INPUT_REMEDY = "declare one input of 1 x 3 x height x width, with an Input layer or `input`"
 
 
 def _input(inputs: dict[str, Shape], needed: Iterable[Layer], file: str) -> tuple[str, Shape]:
-    """The one input that the needed layers read, or the only one; its shape for one image."""
+    """Return the only input that the needed layers read, and its shape for one image."""
     read = {value for layer in needed for value in layer.bottoms}
     used = [name for name in inputs if name in read] or list(inputs)
     if len(used) != 1:
@@ -83,13 +83,14 @@ def _input(inputs: dict[str, Shape], needed: Iterable[Layer], file: str) -> tupl
 
 def _other_inputs(names: list[str], file: str) -> BuildError:
     named = ", ".join(f"'{name}'" for name in names) or "none"
-    return BuildError(f"one input expected, found {named}", _INPUT_REMEDY, file=file)
+    return BuildError(f"expected one input, found {named}", _INPUT_REMEDY, file=file)
 
 
 def input_shapes(net: Any, file: str) -> dict[str, Shape]:
-    """Every input and its shape, () where none is given: in the head, in Input layers, or both.
+    """Return every input and its shape; the shape is () if the text gives none.
 
-    BuildError if there is none, or if two shapes are given of one.
+    Shapes are in the head, in Input layers, or in both. Raise BuildError if there is no input, or
+    if an input has two different shapes.
     """
     dims = list(net.input_dim)
     shapes = [tuple(shape.dim) for shape in net.input_shape]
@@ -101,7 +102,7 @@ def input_shapes(net: Any, file: str) -> dict[str, Shape]:
             continue
         for top, shape in _input_layer(layer):
             if found.get(top, ()) not in ((), shape):
-                detail = f"the head says {found[top]}, the layer {shape}"
+                detail = f"two shapes of one input: {found[top]} in the head, {shape} in the layer"
                 raise BuildError(detail, "keep one of them", file=file, layer=layer.name)
             found[top] = shape
     if not found:
@@ -111,17 +112,17 @@ def input_shapes(net: Any, file: str) -> dict[str, Shape]:
 
 def _input_layer(layer: Any) -> Iterable[tuple[str, Shape]]:
     shapes = [tuple(shape.dim) for shape in layer.input_param.shape] or [()]
-    # One shape stands for all tops.
+    # A single shape is the shape of all tops.
     return zip(layer.top, shapes * len(layer.top) if len(shapes) == 1 else shapes, strict=False)
 
 
 def _written_once(
     net: Any, inputs: Collection[str], file: str
 ) -> tuple[list[Layer], dict[str, str]]:
-    """The layers with values in place of blobs, and the value that each blob is in the end."""
+    """Return the layers with values instead of blobs, and each blob's last value."""
     layers = [layer for layer in net.layer if layer.type != "Input"]
-    still_to_come = Counter(top for layer in layers for top in layer.top)
-    # The value that each blob is at this point of the network.
+    remaining = Counter(top for layer in layers for top in layer.top)
+    # The value that each blob has at this point of the network.
     current = {name: name for name in inputs}
     wired = []
     for layer, name in zip(layers, _names(layers), strict=True):
@@ -129,8 +130,8 @@ def _written_once(
         bottoms = tuple(current[blob] for blob in layer.bottom if blob in current)
         missing = tuple(blob for blob in layer.bottom if blob not in current)
         for top in layer.top:
-            still_to_come[top] -= 1
-            plain = not still_to_come[top] and top not in inputs
+            remaining[top] -= 1
+            plain = not remaining[top] and top not in inputs
             current[top] = top if plain else f"{top}@{name}"
         tops = tuple(current[blob] for blob in layer.top)
         wired.append(Layer(name, layer.type, bottoms, tops, layer, missing))
@@ -138,7 +139,7 @@ def _written_once(
 
 
 def _names(layers: list[Any]) -> Iterator[str]:
-    """A name for each layer that no other has. Caffe needs none, and takes one twice."""
+    """Yield a unique name for each layer. Caffe allows missing and repeated names."""
     own = Counter(layer.name for layer in layers)
     numbers: Counter[str] = Counter()
     for layer in layers:
@@ -155,38 +156,38 @@ def _check_bottoms(layers: Iterable[Layer], file: str) -> None:
     for layer in layers:
         for blob in layer.missing:
             raise BuildError(
-                f"its bottom '{blob}' is the top of no layer before it",
-                "name a blob that exists, and put the layers in the order of computation",
+                f"the bottom '{blob}' is not the top of any earlier layer",
+                "name an existing blob, and order the layers by their computation",
                 file=file,
                 layer=layer.name,
             )
 
 
 def _check_tops(layer: Any, name: str, current: dict[str, str], file: str) -> None:
-    # Counted once: a layer may have any number of them.
+    # Counting once keeps this linear: a layer may have any number of tops.
     tops, bottoms = Counter(layer.top), set(layer.bottom)
     for blob, count in tops.items():
         if (blob in current and blob not in bottoms) or count > 1:
             raise BuildError(
-                f"its top '{blob}' is made by another layer already",
-                "give the blob a name of its own",
+                f"the top '{blob}' is already made by another layer",
+                "give the blob a unique name",
                 file=file,
                 layer=name,
             )
 
 
-def _output(layers: list[Layer], blobs: dict[str, str], asked: str | None, file: str) -> str:
+def _output(layers: list[Layer], blobs: dict[str, str], wanted: str | None, file: str) -> str:
     made = {top for layer in layers for top in layer.tops}
-    named = asked or OUTPUT
+    named = wanted or OUTPUT
     if blobs.get(named) in made:
         return blobs[named]
     left = _left(layers)
-    if asked or len(left) != 1:
+    if wanted or len(left) != 1:
         found = ", ".join(f"'{value}'" for value in left) or "none"
         raise BuildError(
-            f"no layer makes the output '{asked}'; nothing reads {found}"
-            if asked
-            else f"one output expected, found {found}",
+            f"no layer makes the output '{wanted}'; unread blobs: {found}"
+            if wanted
+            else f"expected one output, found {found}",
             "name the blob of the classes' scores or probabilities with --output-name",
             file=file,
         )
@@ -194,7 +195,7 @@ def _output(layers: list[Layer], blobs: dict[str, str], asked: str | None, file:
 
 
 def _left(layers: list[Layer]) -> list[str]:
-    """What nobody reads, but for the parts of a Slice or Split whose others are read."""
+    """Return the unread values, except parts of a Slice or Split with another part that is read."""
     read = {value for layer in layers for value in layer.bottoms}
     unread_layers = [layer for layer in layers if read.isdisjoint(layer.tops)]
     return [top for layer in unread_layers for top in layer.tops]

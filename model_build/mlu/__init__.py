@@ -1,8 +1,8 @@
-"""A card as a target: MagicMind compiles the network, in a process of the SDK's own Python.
+"""A card as a target: MagicMind compiles the network in a process of the SDK's own Python.
 
-`look` finds out, before any work, whether it can be done here; `prepare` writes what the compiler
-is given, before the preprocessing is folded into the network; `compile_into` leaves model.mm and
-what the SDK said it is. Nothing of the SDK is loaded into this process.
+`look` checks the SDK and the photos before any work is done. `prepare` writes the compiler's input
+before the preprocessing is added to the network. `compile_into` writes model.mm and returns how it
+was compiled. Nothing of the SDK is loaded into this process.
 """
 
 import shutil
@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from model_build.mlu import calibration, check, config, process, source
+from model_build.mlu import calibration, check, compiler_process, config, parser_input
 from model_build.network import Network
-from model_build.recipe import Card, Recipe
+from model_build.recipe import CardRecipe, Recipe
 from service import artifact, sdk
 from service.artifact import Precision
 
@@ -26,69 +26,77 @@ NOTES: dict[Precision, str] = {
     "qint8_mixed_float16": f"{_INT8} float16",
     "qint8_mixed_float32": f"{_INT8} float32",
 }
-Say = Callable[[str], None]
+Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Tools:
-    """What was asked for, and found on this machine: the SDK, and photos to calibrate with."""
+    """The card's part of the recipe, and the SDK and the photos found on this machine."""
 
-    card: Card
+    card: CardRecipe
     sdk: sdk.Sdk
     photos: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
-class Job:
-    """What the compiler is given, in a folder of its own."""
+class CompilerJob:
+    """The input of the compiler, in a folder of its own."""
 
     tools: Tools
     folder: Path
-    source: source.Source
+    source: parser_input.ParserInput
     config: dict[str, Any]
     images: Path | None
 
 
-def look(card: Card, say: Say) -> Tools:
-    """The SDK, and for int8 its card and the photos; SdkError or BuildError if one is missing."""
-    asked = card.calibration
-    photos = calibration.photos(asked) if asked else ()
+def look(card: CardRecipe, report: Report) -> Tools:
+    """Return the SDK and, for int8, the photos.
+
+    Raise SdkError or BuildError if the SDK, the card or the photos are missing.
+    """
+    wanted = card.calibration
+    photos = calibration.photos(wanted) if wanted else ()
     found = sdk.find(card.python)
-    say(f"MagicMind {found.version or 'of unknown version'}, Python {found.python_version}")
+    report(f"MagicMind {found.version or 'of unknown version'}, Python {found.python_version}")
     if ignored := sdk.overridden():
-        say(f"note: {ignored}")
-    if asked:
-        if len(photos) < asked.images:
-            say(f"note: {len(photos)} photos in {asked.folder}; {asked.images} were asked for")
+        report(f"note: {ignored}")
+    if wanted:
+        if len(photos) < wanted.images:
+            report(
+                f"note: {wanted.folder} has {len(photos)} photos; {wanted.images} were requested"
+            )
         sdk.chosen_devices("mlu", str(card.device), found.python)
-        say(f"calibration runs {len(photos)} photos on device {card.device}")
+        report(f"calibration runs {len(photos)} photos on device {card.device}")
     return Tools(card, found, photos)
 
 
-def prepare(recipe: Recipe, network: Network, tools: Tools, folder: Path, say: Say) -> Job:
-    """Write what the compiler is given to the new folder `folder`."""
+def prepare(
+    recipe: Recipe, network: Network, tools: Tools, folder: Path, report: Report
+) -> CompilerJob:
+    """Write the compiler's input to the new folder `folder`."""
     folder.mkdir()
-    given = source.prepare(recipe, tools.card.frontend, network, folder, say)
-    if given.frontend == "caffe" and tools.card.opset != Card.opset:
-        say("note: --opset plays no part for MagicMind's Caffe parser, which reads the network")
+    source = parser_input.prepare(recipe, tools.card.frontend, network, folder, report)
+    if source.frontend == "caffe" and tools.card.opset != CardRecipe.opset:
+        report("note: --opset has no effect: MagicMind's Caffe parser reads the network")
     size = (network.height, network.width)
     images = folder / "calibration.npy" if tools.photos else None
     if images:
-        say(f"calibration: cropping {len(tools.photos)} photos")
-        calibration.write(tools.photos, recipe.preprocessing, *size, given.bare, images)
-    asked = config.configuration(recipe, tools.card, *size, given.bare)
-    return Job(tools, folder, given, asked, images)
+        report(f"calibration: cropping {len(tools.photos)} photos")
+        calibration.write(tools.photos, recipe.preprocessing, *size, source.bare, images)
+    configuration = config.configuration(recipe, tools.card, *size, source.bare)
+    return CompilerJob(tools, folder, source, configuration, images)
 
 
 def compile_into(
-    folder: Path, recipe: Recipe, network: Network, job: Job, say: Say
+    folder: Path, recipe: Recipe, network: Network, job: CompilerJob, report: Report
 ) -> tuple[tuple[str, str], artifact.Sdk]:
-    """Write model.mm to `folder` and remove the job's; the names of its ends, how it was compiled.
+    """Write model.mm to `folder` and remove the job's folder.
 
-    Raises BuildError with the step at which MagicMind failed, or where it built another model.
+    Return the names of the input and the output, and how the model was compiled. Raise BuildError
+    with the step at which MagicMind failed, or if the model is not the requested one.
     """
-    asked = _as_json(folder, recipe, network, job)
-    result = process.compile_job(job.tools.sdk.python, asked, job.folder, say)
+    job_file = _as_json(folder, recipe, network, job)
+    result = compiler_process.compile_job(job.tools.sdk.python, job_file, job.folder, report)
     names = check.names(result, recipe, network)
     shutil.rmtree(job.folder)
     compiled = artifact.Sdk(
@@ -100,11 +108,11 @@ def compile_into(
     return names, compiled
 
 
-def _as_json(folder: Path, recipe: Recipe, network: Network, job: Job) -> dict[str, Any]:
-    asked = job.tools.card.calibration
+def _as_json(folder: Path, recipe: Recipe, network: Network, job: CompilerJob) -> dict[str, Any]:
+    wanted = job.tools.card.calibration
     calibration = {
         "images": str(job.images),
-        "algorithm": asked.algorithm if asked else "",
+        "algorithm": wanted.algorithm if wanted else "",
         "device": job.tools.card.device,
     }
     return {
@@ -114,17 +122,17 @@ def _as_json(folder: Path, recipe: Recipe, network: Network, job: Job) -> dict[s
         "shape": [recipe.batch[0], 3, network.height, network.width],
         "config": job.config,
         "set_uint8": not job.source.bare,
-        "calibration": calibration if asked else None,
+        "calibration": calibration if wanted else None,
         "model": str(folder / MODEL),
     }
 
 
 def _calibration(tools: Tools) -> artifact.Calibration | None:
-    asked = tools.card.calibration
-    if asked is None:
+    wanted = tools.card.calibration
+    if wanted is None:
         return None
     return artifact.Calibration(
         images=len(tools.photos),
-        algorithm=asked.algorithm,
-        weight_granularity=asked.granularity,
+        algorithm=wanted.algorithm,
+        weight_granularity=wanted.granularity,
     )

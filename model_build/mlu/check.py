@@ -1,7 +1,6 @@
-"""The compiled model beside what was asked for.
+"""Check of the compiled model's inputs and outputs against the recipe.
 
-What the SDK says of the model's inputs and outputs enters; their names leave, or a BuildError that
-names what is otherwise than asked. A card that got other pixels would answer nonsense in silence.
+A model with other inputs would get other pixels and give wrong answers without an error.
 """
 
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ MUTABLE = -1
 
 
 def names(result: dict[str, Any], recipe: Recipe, network: Network) -> tuple[str, str]:
-    """The names of the one input and the one output, if they are as asked.
+    """Return the names of the input and the output; raise BuildError if they are not as requested.
 
     The input is uint8 (n,height,width,3), the output float32 (n,classes) or (n,classes,1,1).
     """
@@ -30,8 +29,8 @@ def names(result: dict[str, Any], recipe: Recipe, network: Network) -> tuple[str
 
 def _only(found: list[dict[str, Any]], what: str) -> list[dict[str, Any]]:
     if len(found) != 1:
-        said = ", ".join(f"'{one['name']}' {one['dims']}" for one in found) or "none"
-        raise _other(f"one {what} expected, found {said}")
+        names = ", ".join(f"'{one['name']}' {one['dims']}" for one in found) or "none"
+        raise _other(f"expected one {what}, found {names}")
     return found
 
 
@@ -41,13 +40,13 @@ def _compare(
     least, most = batch
     expected = [least if least == most else MUTABLE, *sides]
     if found["type"] != dtype:
-        raise _other(f"{what} '{found['name']}' is {found['type']}; {dtype} was asked for")
+        raise _other(f"{what} '{found['name']}' is {found['type']}; expected {dtype}")
     if not _fits(found["dims"], expected, mutable=least != most):
-        raise _other(f"{what} '{found['name']}' has {found['dims']}; {expected} was asked for")
+        raise _other(f"{what} '{found['name']}' has {found['dims']}; expected {expected}")
 
 
 def _fits(found: Sequence[int], expected: Sequence[int], mutable: bool) -> bool:
-    """Whether they agree; what a mutable model leaves open (-1) may turn out as expected."""
+    """Return whether the shapes agree. Any side of a mutable model may be open (-1)."""
     if len(found) != len(expected):
         return False
     pairs = zip(found, expected, strict=True)
@@ -60,7 +59,7 @@ def _without_last_ones(dims: list[int]) -> list[int]:
 
 def _other(detail: str) -> BuildError:
     return BuildError(
-        f"MagicMind built another model than asked: {detail}",
-        "leave --build-config out if you gave one; build with the other --frontend; and please "
-        "report it with the log",
+        f"MagicMind built another model than requested: {detail}",
+        "leave --build-config out if you gave one; build with the other --frontend; please report "
+        "this with the log",
     )

@@ -1,7 +1,7 @@
-"""MagicMind's builder configuration: made from a recipe, merged with a user's own, checked.
+"""MagicMind's builder configuration: made from a recipe, merged with the user's, checked.
 
-A recipe and the network's size enter; one whole object leaves, since what several calls add up to
-is the SDK's affair. What would make the artifact another than its manifest says is not merged in.
+The result is one complete object, because the SDK does not define how several calls combine. A
+user's key that contradicts the manifest is refused.
 """
 
 import json
@@ -10,28 +10,28 @@ from pathlib import Path
 from typing import Any
 
 from model_build.mlu.keys import checked
-from model_build.recipe import Card, Preprocessing, Recipe, Triple
+from model_build.recipe import CardRecipe, PreprocessingRecipe, Recipe, Triple
 from service.errors import BuildError
 from service.system import disk
 
-# What the manifest says too, and what says it.
+# Keys that the manifest repeats, and the option that sets each.
 _OWNED = {
     ("precision_config", "precision_mode"): "--precision",
     ("precision_config", "weight_quant_granularity"): "--weight-granularity",
     ("graph_shape_mutable",): "--shape-mutable",
     ("dim_range",): "--batch-range",
-    ("convert_input_layout",): "nothing: rows are NHWC",
+    ("convert_input_layout",): "no option: rows are always NHWC",
     ("insert_bn_before_firstnode",): "--mean, --std and --color",
 }
 
 
 def configuration(
-    recipe: Recipe, card: Card, height: int, width: int, normalise: bool
+    recipe: Recipe, card: CardRecipe, height: int, width: int, normalise: bool
 ) -> dict[str, Any]:
-    """What MagicMind is to build for the card.
+    """Return MagicMind's configuration for the card.
 
-    The network takes (n,3,height,width); with `normalise` MagicMind is to put mean and std before
-    it. Raises BuildError for a --build-config that cannot be read, or that contradicts the recipe.
+    The network takes (n,3,height,width). With `normalise` MagicMind adds mean and std before the
+    network. Raise BuildError if --build-config cannot be read or contradicts the recipe.
     """
     made = _made(recipe, card, height, width, normalise)
     if card.config is None:
@@ -41,9 +41,9 @@ def configuration(
     for path, option in _OWNED.items():
         if _at(merged, path) != _at(made, path):
             raise BuildError(
-                f"{'.'.join(path)} is {_at(merged, path)}; the artifact is to have "
+                f"{'.'.join(path)} is {_at(merged, path)}; the artifact must have "
                 f"{_at(made, path)}",
-                f"leave it out; what says it is {option}",
+                f"leave the key out; it is set by {option}",
                 file=file,
             )
     if card.calibration and card.calibration.algorithm == "eqnm":
@@ -51,7 +51,9 @@ def configuration(
     return merged
 
 
-def _made(recipe: Recipe, card: Card, height: int, width: int, normalise: bool) -> dict[str, Any]:
+def _made(
+    recipe: Recipe, card: CardRecipe, height: int, width: int, normalise: bool
+) -> dict[str, Any]:
     least, most = recipe.batch
     precision: dict[str, str] = {"precision_mode": recipe.precision}
     if card.calibration:
@@ -62,10 +64,10 @@ def _made(recipe: Recipe, card: Card, height: int, width: int, normalise: bool) 
         "precision_config": precision,
         "graph_shape_mutable": least != most,
         "convert_input_layout": {"0": {"src": "NCHW", "dst": "NHWC"}},
-        # As all official samples have it.
+        # All official samples set both.
         "opt_config": {"type64to32_conversion": True, "conv_scale_fold": True},
     }
-    if least != most:  # in the layout before the conversion
+    if least != most:  # sizes in the layout before the conversion
         sizes = {"min": [least, 3, height, width], "max": [most, 3, height, width]}
         config["dim_range"] = {"0": sizes}
     if normalise:
@@ -75,11 +77,11 @@ def _made(recipe: Recipe, card: Card, height: int, width: int, normalise: bool) 
     return config
 
 
-def rgb(asked: Preprocessing) -> tuple[Triple, Triple]:
-    """Mean and std in the order red, green, blue, in which rows are."""
-    if asked.color == "rgb":
-        return asked.mean, asked.std
-    return asked.mean[::-1], asked.std[::-1]
+def rgb(preprocessing: PreprocessingRecipe) -> tuple[Triple, Triple]:
+    """Return mean and std in the order red, green, blue, which is the order of rows."""
+    if preprocessing.color == "rgb":
+        return preprocessing.mean, preprocessing.std
+    return preprocessing.mean[::-1], preprocessing.std[::-1]
 
 
 def _read(path: Path) -> object:
@@ -89,11 +91,11 @@ def _read(path: Path) -> object:
         detail, remedy = disk.unreadable(path, error, "name a JSON file as --build-config")
         raise BuildError(detail, remedy, file=str(path)) from error
     except (ValueError, RecursionError) as error:
-        raise BuildError(f"no JSON: {error}", "correct the file", file=str(path)) from error
+        raise BuildError(f"not JSON: {error}", "correct the file", file=str(path)) from error
 
 
 def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`over` laid upon `under`: objects key by key, all else in place of what was."""
+    """Return `under` updated with `over`; objects are merged key by key, other values replaced."""
     both = [key for key in over if isinstance(over[key], dict) and isinstance(under.get(key), dict)]
     return {**under, **over, **{key: _merged(under[key], over[key]) for key in both}}
 
@@ -110,6 +112,6 @@ def _require_symmetric(config: Mapping[str, Any], file: str) -> None:
     if algorithm != "symmetric":
         raise BuildError(
             f"precision_config.activation_quant_algo: {algorithm} with eqnm, which is symmetric",
-            "leave it out, or calibrate with --quantization-algorithm linear",
+            "leave the key out, or calibrate with --quantization-algorithm linear",
             file=file,
         )

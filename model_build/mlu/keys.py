@@ -1,8 +1,7 @@
-"""The keys of MagicMind's builder configuration, and what each may be.
+"""The keys of MagicMind's builder configuration and their possible values.
 
-A user's object enters and leaves unchanged, or is a BuildError that names the key: what the SDK
-does with one that it does not know is written down nowhere. The keys are those that the official
-samples of SDK 0.13 to 1.7 use.
+An unknown key is a BuildError, because the SDK's reaction to unknown keys is not documented. The
+keys are those of the official samples of SDK 0.13 to 1.7.
 """
 
 from typing import Annotated, Any, Literal
@@ -16,13 +15,16 @@ _Whole = Annotated[int, Field(ge=1)]
 _Layout = Literal["NCHW", "NHWC", "NCT", "NTC", "NCDHW", "NDHWC"]
 
 
-class _Part(BaseModel):
-    """Only ever validated: the defaults below say nothing but that a key may be absent."""
+class _Object(BaseModel):
+    """An object of the configuration.
+
+    The models are only used for validation. A default means that the key may be absent.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class _Precision(_Part):
+class _Precision(_Object):
     precision_mode: Literal[
         "force_float32",
         "force_float16",
@@ -35,54 +37,54 @@ class _Precision(_Part):
     weight_quant_granularity: Literal["per_tensor", "per_axis"] = "per_tensor"
 
 
-class _Sizes(_Part):
+class _Sizes(_Object):
     min: list[_Whole]
     max: list[_Whole]
 
 
-class _Layouts(_Part):
+class _Layouts(_Object):
     src: _Layout
     dst: _Layout
 
 
-class _Normalisation(_Part):
+class _Normalisation(_Object):
     mean: list[float]
     var: list[Annotated[float, Field(gt=0)]]
 
 
-class _Optimization(_Part):
+class _Optimization(_Object):
     type64to32_conversion: bool = True
     conv_scale_fold: bool = True
     auto_fusion_enable: bool = True
     clustering_launch_enable: bool = True
 
 
-class _Range(_Part):
+class _Range(_Object):
     max: list[float]
     min: list[float]
 
 
-class _Printing(_Part):
+class _Printing(_Object):
     print_level: int = 1
     before_build: bool = False
     after_build: bool = False
     file_path: str = ""
 
 
-class _Debugging(_Part):
+class _Debugging(_Object):
     fusion_enable: bool = True
     print_ir: _Printing = _Printing()
 
 
-class _Library(_Part):
+class _Library(_Object):
     lib_path: str
 
 
-class _Plugin(_Part):
+class _Plugin(_Object):
     plugin: _Library
 
 
-class _Config(_Part):
+class _Config(_Object):
     archs: list[str | dict[str, list[_Whole]]] = []
     precision_config: _Precision = _Precision()
     graph_shape_mutable: bool = True
@@ -100,16 +102,16 @@ class _Config(_Part):
 
 
 def checked(config: object, file: str) -> dict[str, Any]:
-    """`config`, if it has only keys and values that MagicMind is known to take."""
+    """Return `config` if it has only known keys and values, else raise BuildError."""
     try:
         _Config.model_validate(config)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "the whole"
+        place = ".".join(map(str, first["loc"])) or "the file"
         unknown = first["type"] == "extra_forbidden"
         raise BuildError(
-            f"{place}: {'no key of MagicMind' if unknown else first['msg']}",
-            f"known are {', '.join(_Config.model_fields)}; docs/building.md says more",
+            f"{place}: {'not a key of MagicMind' if unknown else first['msg']}",
+            f"known keys are {', '.join(_Config.model_fields)}; see docs/building.md",
             file=file,
         ) from error
     assert isinstance(config, dict)

@@ -1,7 +1,7 @@
-"""The batch axis: from the one size that a file was exported for to any.
+"""The batch axis: changed from the size that a file was exported with to any size.
 
-Exporters write the batch into the shapes of Reshape nodes, mostly as 1. Here the first side of such
-a shape is left open. Whether that was right, the proof says.
+Exporters write the batch size into the shapes of Reshape nodes, mostly as 1. The first side of such
+a shape is left open here. The module `validation` checks the result.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ FREE = "N"
 
 
 def free(model: onnx.ModelProto) -> None:
-    """Leave the number of images open, in the input and in every Reshape."""
+    """Leave the number of images open in the input and in every Reshape."""
     graph = model.graph
     known = {value.name: shape(value) for value in (*graph.input, *graph.value_info)}
     batch = known[graph.input[0].name][0]
@@ -27,10 +27,10 @@ def free(model: onnx.ModelProto) -> None:
             begins = known.get(node.input[0], ())[:1] == (batch,)
             sides = _opened(stored[node.input[1]], batch if begins else 0)
             name = f"{node.output[0]}::sides"
-            # One of its own: others may use the same numbers for another purpose.
+            # The node gets its own sides, because other nodes may use the same numbers.
             graph.initializer.append(numpy_helper.from_array(sides, name))
             node.input[1] = name
-    # The sides are those of the fixed batch; types and ranks stay true.
+    # The known sides are those of the fixed batch. Types and ranks stay valid.
     for value in (*graph.value_info, *graph.output):
         for side in value.type.tensor_type.shape.dim:
             side.Clear()
@@ -38,8 +38,10 @@ def free(model: onnx.ModelProto) -> None:
 
 
 def _opened(sides: NDArray[np.int64], batch: int) -> NDArray[np.int64]:
-    """The shape with its first side to be computed; copied, where it is the batch and another is
-    computed."""
+    """Return the shape with its first side computed.
+
+    The first side is copied instead if it is the batch and another side is computed already.
+    """
     opened = sides.copy()
     if sides.size and sides[0] > 0 and -1 not in sides:
         opened[0] = -1
@@ -49,7 +51,7 @@ def _opened(sides: NDArray[np.int64], batch: int) -> NDArray[np.int64]:
 
 
 def constants(graph: onnx.GraphProto) -> Mapping[str, NDArray[np.int64]]:
-    """The lists of integers that are stored in the graph, by the names of their values."""
+    """Return the lists of integers stored in the graph, by the names of their values."""
     stored = {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:
         for attribute in node.attribute if node.op_type == "Constant" else ():

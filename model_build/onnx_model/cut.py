@@ -1,8 +1,9 @@
-"""From a model to the part of it that classifies: one input, one output, what lies between.
+"""The part of a model that classifies: one input, one output, and the nodes between them.
 
-`to_output` comes first, so that what the output does not need is neither checked nor read. Every
-side is known in what leaves: the input's height and width as asked for or as the file has them, the
-batch as the file has it, or 1 where it is free. So sizes are bounded before anything is computed.
+`to_output` comes first, so that nodes and weights that the output does not need are neither checked
+nor read. `from_input` returns a model in which every side is known: the input's height and width as
+given or as in the file, and the batch as in the file, or 1 if it is free. So sizes are bounded
+before anything is computed.
 """
 
 import math
@@ -15,24 +16,24 @@ from model_build.network import MAX_SIDE, OPSETS, OUTPUT, in_short
 from service.errors import BuildError
 
 MAX_NUMBERS = 1 << 30
-"""In all values together, for one batch as the file has it."""
+"""Maximum count of numbers in all values together, for one batch as in the file."""
 _INPUT_REMEDY = "give a network of one float32 input, N x 3 x height x width or N x h x w x 3"
 _OUTPUT_REMEDY = "name the value of the classes' scores or probabilities with --output-name"
 
 
-def to_output(model: onnx.ModelProto, file: str, asked: str | None) -> None:
-    """Leave of the model what its output needs, in place: `asked`, `prob`, or the only one.
+def to_output(model: onnx.ModelProto, file: str, wanted: str | None) -> None:
+    """Reduce the model in place to what its output needs.
 
-    BuildError where there is no such output.
+    The output is `wanted`, or `prob`, or the only one. Raise BuildError if there is no such output.
     """
     graph = model.graph
-    name = _output(graph, file, asked)
+    name = _output(graph, file, wanted)
     nodes, values = _needed(graph, name)
     kept = [node for at, node in enumerate(graph.node) if at in nodes]
     del graph.node[:], graph.output[:], graph.value_info[:], graph.quantization_annotation[:]
     del model.functions[:]
     graph.node.extend(kept)
-    # ONNX's checker wants a type; what it really is, is known when all sides are.
+    # ONNX's checker requires a type. The real one is set when all sides are known.
     graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, ()))
     for parts in (graph.initializer, graph.input):
         needed = [part for part in parts if part.name in values]
@@ -44,7 +45,7 @@ def to_output(model: onnx.ModelProto, file: str, asked: str | None) -> None:
 
 
 def _needed(graph: onnx.GraphProto, output: str) -> tuple[set[int], set[str]]:
-    """The places of the nodes that the output needs, and the values that they read or make."""
+    """Return the places of the nodes that the output needs, and the values they read or make."""
     makers: defaultdict[str, list[int]] = defaultdict(list)
     for at, node in enumerate(graph.node):
         for name in node.output:
@@ -62,7 +63,10 @@ def _needed(graph: onnx.GraphProto, output: str) -> tuple[set[int], set[str]]:
 def from_input(
     model: onnx.ModelProto, file: str, height: int | None, width: int | None
 ) -> onnx.ModelProto:
-    """The model with the one input of its images, and the shapes of all values; it is used up."""
+    """Return the model with one image input and the shapes of all values.
+
+    The given model must not be used afterwards.
+    """
     graph = model.graph
     source = _input(graph, file)
     sides = _sides(source, file, height, width)
@@ -75,17 +79,17 @@ def from_input(
 
 
 def is_channels_last(sides: tuple[int, ...]) -> bool:
-    """Whether the images of these four sides are N x height x width x 3."""
+    """Return whether images of these four sides are N x height x width x 3."""
     return sides[3] == 3 and sides[1] != 3
 
 
 def _input(graph: onnx.GraphProto, file: str) -> onnx.ValueInfoProto:
-    # Old exporters list the weights among the inputs.
+    # Old exporters list the weights as inputs.
     stored = {tensor.name for tensor in graph.initializer}
     inputs = [value for value in graph.input if value.name not in stored]
     if len(inputs) != 1:
         named = ", ".join(f"'{value.name}'" for value in inputs) or "none"
-        raise BuildError(f"one input expected, found {named}", _INPUT_REMEDY, file=file)
+        raise BuildError(f"expected one input, found {named}", _INPUT_REMEDY, file=file)
     return inputs[0]
 
 
@@ -93,7 +97,7 @@ def _sides(
     source: onnx.ValueInfoProto, file: str, height: int | None, width: int | None
 ) -> tuple[int, ...]:
     tensor = source.type.tensor_type
-    # What is left free is a name, 0 or negative.
+    # A free side is a name, 0 or negative.
     own = tuple(max(side.dim_value, 0) for side in tensor.shape.dim)
     kind = {number: name.lower() for name, number in TensorProto.DataType.items()}.get(
         tensor.elem_type, "of no type"
@@ -107,22 +111,22 @@ def _sides(
     image = (height or image[0], width or image[1])
     if not all(1 <= side <= MAX_SIDE for side in image):
         shape = " x ".join(str(side or "?") for side in image)
-        remedy = f"give --input-height and --input-width, of 1 to {MAX_SIDE}"
-        raise BuildError(f"images of {shape} (height x width)", remedy, file=file)
+        remedy = f"give --input-height and --input-width from 1 to {MAX_SIDE}"
+        raise BuildError(f"unsupported image size {shape} (height x width)", remedy, file=file)
     batch = own[0] or 1
     return (batch, *image, 3) if last else (batch, 3, *image)
 
 
-def _output(graph: onnx.GraphProto, file: str, asked: str | None) -> str:
+def _output(graph: onnx.GraphProto, file: str, wanted: str | None) -> str:
     made = {name for node in graph.node for name in node.output if name}
     outputs: list[str] = [value.name for value in graph.output]
     found = ", ".join(f"'{name}'" for name in outputs)
-    if asked:
-        outputs = [asked]
+    if wanted:
+        outputs = [wanted]
     elif OUTPUT in outputs:
         outputs = [OUTPUT]
     if len(outputs) != 1:
-        raise BuildError(f"one output expected, found {found}", _OUTPUT_REMEDY, file=file)
+        raise BuildError(f"expected one output, found {found}", _OUTPUT_REMEDY, file=file)
     if outputs[0] not in made:
         detail = f"no node makes the output '{outputs[0]}'; the file's outputs are {found}"
         raise BuildError(detail, _OUTPUT_REMEDY, file=file)
@@ -130,29 +134,31 @@ def _output(graph: onnx.GraphProto, file: str, asked: str | None) -> str:
 
 
 def _bounded(model: onnx.ModelProto, file: str) -> onnx.ModelProto:
-    """The model, if its values are not too large, with the shapes that ONNX itself can tell."""
+    """Return the model with inferred shapes; raise BuildError if its values are too large."""
     import openvino
 
     try:
-        # It tells shapes where ONNX's inference does not, and without computing what has them.
+        # OpenVINO infers shapes that ONNX does not, and computes no values for that.
         network = openvino.Core().read_model(model.SerializeToString())
         inferred = shape_inference.infer_shapes(model)
     except (RuntimeError, shape_inference.InferenceError) as error:
         remedy = (
             f"export the network in float32, with ONNX's own operators of opset {OPSETS.stop - 1}; "
-            "another height and width than it was exported for do not fit every network"
+            "not every network accepts another height and width than it was exported with"
         )
         raise BuildError(
-            f"it does not fit together: {in_short(error)}", remedy, file=file
+            f"the graph is inconsistent: {in_short(error)}", remedy, file=file
         ) from error
     shapes = [output.partial_shape for node in network.get_ops() for output in node.outputs()]
     numbers = sum(math.prod(shape.to_shape()) for shape in shapes if shape.is_static)
     if numbers > MAX_NUMBERS:
-        detail = f"its values hold {numbers:.1e} numbers, more than {MAX_NUMBERS:.1e}"
+        detail = (
+            f"the values of the network have {numbers:.1e} numbers, more than {MAX_NUMBERS:.1e}"
+        )
         raise BuildError(detail, "give a smaller network, or smaller images", file=file)
     return inferred
 
 
 def shape(value: onnx.ValueInfoProto) -> tuple[int, ...]:
-    """The sides of a value as far as they are known; 0 for those that are not."""
+    """Return the sides of a value; an unknown side is 0."""
     return tuple(side.dim_value for side in value.type.tensor_type.shape.dim)

@@ -1,7 +1,7 @@
-"""The output of an ONNX graph, made probabilities (N, classes); its input, made N x 3 x h x w.
+"""The output of an ONNX graph as probabilities (N, classes); its input as N x 3 x h x w.
 
-Whether an output is probabilities or scores is told by its answers, not by its name or its last
-operator: exporters write a softmax in many ways.
+The answers show whether an output is probabilities or scores. Its name and its last operator do
+not, because exporters write a softmax in many ways.
 """
 
 import math
@@ -20,18 +20,18 @@ from service.errors import BuildError
 _SHAPERS = {
     *("Cast", "Dropout", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 }
-"""What may stand between a softmax and the output."""
+"""Operators that may stand between a softmax and the output."""
 _REMEDY = "name the value of the classes' scores or probabilities with --output-name"
 
 
 def classifier(model: onnx.ModelProto, answers: NDArray[np.float32], file: str) -> Network:
-    """The finished network; `answers` are what the output was for some images."""
+    """Return the finished network; `answers` is the output for some images."""
     graph, output = model.graph, model.graph.output[0].name
     classes = _classes(answers.shape, file)
     last = _last(graph)
     probable = _are_probabilities(answers.reshape(-1, classes))
     if not probable and last.op_type in ("Sigmoid", "Softmax"):
-        detail = f"it ends in a {last.op_type}, but its answers are no probabilities of one class"
+        detail = f"the output is a {last.op_type}, but not the probabilities of one class per image"
         raise BuildError(detail, _REMEDY, file=file, layer=name_of(last))
     name = _probabilities(graph, answers.shape[1:], classes, probable)
     height, width = _planes_first(graph)
@@ -52,16 +52,16 @@ def classifier(model: onnx.ModelProto, answers: NDArray[np.float32], file: str) 
 def _classes(shape: tuple[int, ...], file: str) -> int:
     classes = max(shape[1:], default=0)
     if classes < 2 or math.prod(shape[1:]) != classes:
-        said = " x ".join(map(str, shape[1:])) or "one number"
+        found = " x ".join(map(str, shape[1:])) or "one number"
         detail = (
-            f"an image is answered with {said}; a number for each of 2 or more classes expected"
+            f"the output of one image is {found}; expected one number for each of 2 or more classes"
         )
         raise BuildError(detail, _REMEDY, file=file)
     return classes
 
 
 def _last(graph: onnx.GraphProto) -> onnx.NodeProto:
-    """The node that made the numbers of the output, whatever gave them their shape."""
+    """Return the node that computed the output's numbers, ignoring nodes that reshape them."""
     makers = {name: node for node in graph.node for name in node.output}
     node = makers[graph.output[0].name]
     while node.op_type in _SHAPERS and node.input[0] in makers:
@@ -76,13 +76,13 @@ def _are_probabilities(answers: NDArray[np.float32]) -> bool:
 def _probabilities(
     graph: onnx.GraphProto, shape: tuple[int, ...], classes: int, probable: bool
 ) -> str:
-    """Flatten and softmax the output as far as it takes; the name of what results."""
+    """Flatten the output and add a softmax, where needed. Return the new output's name."""
     output: str = graph.output[0].name
     value = output
     if shape != (classes,):
         sides = numpy_helper.from_array(np.array((0, classes), np.int64), f"{output}::flat")
         graph.initializer.append(sides)
-        # An image's numbers alone are moved: 0 copies the batch.
+        # Only an image's numbers are reshaped: 0 copies the batch.
         graph.node.append(helper.make_node("Reshape", [value, sides.name], [f"{output}::classes"]))
         value = f"{output}::classes"
     if not probable:
@@ -94,7 +94,7 @@ def _probabilities(
 
 
 def _planes_first(graph: onnx.GraphProto) -> tuple[int, int]:
-    """Have the graph take N x 3 x height x width; those two."""
+    """Make the graph take N x 3 x height x width. Return height and width."""
     [source] = graph.input
     sides = tuple(side.dim_value for side in source.type.tensor_type.shape.dim)
     if not is_channels_last(sides):

@@ -1,9 +1,9 @@
-"""From the opset that a file was exported with to one that targets take.
+"""Conversion of a model from its opset to one that targets take.
 
-Older files are brought up by ONNX's own converter. It does not bring newer ones down, though most
-operators have only been given more number types since: here those lose the attributes that say
-nothing, operators that came later are spelled out in older ones as ONNX defines them, and the few
-that changed are rewritten. What cannot be said in the older opset is refused, by its node.
+ONNX's own converter upgrades older files. It does not downgrade newer ones, although most operators
+only gained number types. Here, attributes without effect are removed, newer operators are replaced
+by ONNX's definition of them in older ones, and the few changed operators are rewritten. A node that
+the older opset cannot express is refused by its name.
 """
 
 from collections.abc import Iterator, Mapping
@@ -29,20 +29,20 @@ from service.errors import BuildError
 
 OLDEST, NEWEST = OPSETS.start, OPSETS.stop - 1
 IR_VERSION = 7
-# They say what holds anyway for shapes without zeros, even parts, float32 and outside of training.
+# These have no effect for shapes without zeros, even parts, float32 and outside of training.
 _IDLE = {
     *(("Reshape", "allowzero"), ("Split", "num_outputs"), ("Dropout", "seed")),
     *(("Cast", "saturate"), ("Cast", "round_mode")),
 }
-# Over no axes at all these give back what they get; the other reducers still take a root or so.
+# With an empty list of axes these return their input. Other reducers still compute, e.g. a root.
 _IDENTITIES = {"ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum"}
 _REDUCERS = {*_IDENTITIES, "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceSumSquare"}
 _NOOP = "noop_with_empty_axes"
-# What became the second input in a later opset.
+# Attributes that became the second input in a later opset.
 _LISTS = dict.fromkeys((*_REDUCERS, "Squeeze", "Unsqueeze"), "axes") | {"Split": "split"}
-# Until opset 12 they are over all sides from `axis` on.
+# Up to opset 12 these operate on all sides from `axis` on.
 _OVER_A_SIDE = {"Softmax", "LogSoftmax", "Hardmax"}
-# Spellings of a Constant since opset 12.
+# Attributes of a Constant since opset 12.
 _NUMBERS: dict[str, type[np.generic]] = {
     "value_float": np.float32,
     "value_floats": np.float32,
@@ -54,7 +54,7 @@ _END = np.iinfo(np.int64).max
 
 @dataclass(frozen=True)
 class _Known:
-    """What is known of the values of a graph, by their names: lists of integers, types, ranks."""
+    """Known facts on values, by name: lists of integers, types, ranks."""
 
     lists: Mapping[str, NDArray[np.int64]]
     types: Mapping[str, int]
@@ -62,16 +62,16 @@ class _Known:
 
 
 def convert(model: onnx.ModelProto, file: str, newest: int = NEWEST) -> onnx.ModelProto:
-    """The model in an opset from 11 to `newest`; it may be the same object, changed."""
+    """Return the model in an opset from 11 to `newest`; it may be the same object, changed."""
     version, known = model.opset_import[0].version, defs.onnx_opset_version()
     if not 1 <= version <= known:
-        detail = f"opset {version}: 1 to {known} are known here"
+        detail = f"opset {version} is not supported; supported are 1 to {known}"
         raise BuildError(detail, _remedy(newest), file=file)
     if version < OLDEST:
         model = _newer(model, version, file)
     elif version > newest:
         model = _older(model, version, newest, file)
-    # What was known of values is that of a fixed batch.
+    # The inferred shapes are those of the fixed batch.
     del model.graph.value_info[:]
     model.ir_version = IR_VERSION
     return model
@@ -82,16 +82,16 @@ def _remedy(newest: int) -> str:
 
 
 def _newer(model: onnx.ModelProto, version: int, file: str) -> onnx.ModelProto:
-    # The converter wants more of older formats than we left in the graph.
+    # The converter requires parts of older formats that were removed from the graph.
     model.ir_version = IR_VERSION
     for node in model.graph.node:
         if node.op_type == "BatchNormalization" and version < 7:
-            # From opset 7 on further outputs mean training; here `is_test` says that it is over.
+            # From opset 7 on, further outputs mean training. In older files `is_test` excludes it.
             del node.output[1:]
     try:
         return version_converter.convert_version(model, OLDEST)
     except (RuntimeError, ValueError) as error:
-        detail = f"ONNX's converter does not bring it from opset {version} to {OLDEST}: {error}"
+        detail = f"ONNX's converter cannot convert opset {version} to {OLDEST}: {error}"
         raise BuildError(detail, _remedy(OLDEST), file=file) from error
 
 
@@ -111,22 +111,22 @@ def _older(model: onnx.ModelProto, version: int, newest: int, file: str) -> onnx
 
 
 def _spelled_out(model: onnx.ModelProto, newest: int, file: str) -> onnx.ModelProto:
-    """The model with newer operators as the functions of older ones that ONNX defines them by."""
+    """Return the model with newer operators replaced by ONNX's definition in older ones."""
     newer = {node.op_type for node in model.graph.node if not _exists(node.op_type, newest)}
     if not newer:
         return model
-    # What a function is depends on the types of what goes in.
+    # The function of an operator depends on the types of its inputs.
     typed = shape_inference.infer_shapes(model)
     for tensor in model.graph.initializer:
         typed.graph.value_info.append(
             helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
         )
-    # CastLike is what ONNX writes constants with in those definitions.
+    # ONNX's definitions write constants with CastLike.
     operators = [("", name) for name in (*sorted(newer), "CastLike")]
     try:
         inlined = inliner.inline_selected_functions(typed, operators, inline_schema_functions=True)
     except (RuntimeError, ValueError) as error:
-        detail = f"ONNX does not write {', '.join(sorted(newer))} in operators of opset {newest}"
+        detail = f"ONNX cannot express {', '.join(sorted(newer))} in operators of opset {newest}"
         raise BuildError(f"{detail}: {error}", _remedy(newest), file=file) from error
     return shape_inference.infer_shapes(inlined)
 
@@ -155,7 +155,7 @@ def _known(graph: onnx.GraphProto) -> _Known:
 def _rewritten(
     node: onnx.NodeProto, known: _Known, version: int, newest: int
 ) -> Iterator[onnx.NodeProto]:
-    """The node in the words of `newest`, as far as they differ in more than attributes."""
+    """Yield the node as `newest` expresses it, where more than attributes differs."""
     operator = node.op_type
     if operator in _LISTS and _attributes(operator, newest) >= {_LISTS[operator]}:
         _with_list_inside(node, known.lists)
@@ -168,7 +168,7 @@ def _rewritten(
     elif operator == "Constant" and newest < 12:
         _with_tensor(node)
     elif operator == "Dropout" and newest < 12:
-        # Outside of training it does nothing.
+        # Dropout has no effect outside of training.
         del node.input[1:]
     elif operator == "Resize" and newest < 13:
         yield from _without_gaps(node)
@@ -184,12 +184,12 @@ def _attributes(operator: str, version: int) -> set[str]:
 
 
 def _with_list_inside(node: onnx.NodeProto, lists: Mapping[str, NDArray[np.int64]]) -> None:
-    """Turn the second input, where its numbers are stored, into an attribute.
+    """Turn the second input into an attribute if its numbers are stored.
 
-    An attribute cannot be empty: without numbers the node has none, or changes nothing.
+    An attribute cannot be empty. Without numbers the node has no attribute or becomes an Identity.
     """
     second = "".join(node.input[1:])
-    if second and second not in lists:  # refused later
+    if second and second not in lists:  # `_modernity` refuses the node
         return
     numbers = lists[second].tolist() if second else []
     [noop] = [each for each in node.attribute if each.name == _NOOP] or [None]
@@ -214,9 +214,9 @@ def _part_of_a_shape(node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
 
 
 def _over_a_side(node: onnx.NodeProto, ranks: Mapping[str, int]) -> Iterator[onnx.NodeProto]:
-    """The node over its last side, in which all opsets agree, between two that turn it there."""
+    """Yield the node over its last side, where all opsets agree, between two Transpose nodes."""
     axis, rank, [source], [name] = _axis(node), ranks.get(node.input[0], 0), node.input, node.output
-    if not rank and axis != -1:  # refused later
+    if not rank and axis != -1:  # `_modernity` refuses the node
         yield node
         return
     del node.attribute[:]
@@ -233,7 +233,7 @@ def _over_a_side(node: onnx.NodeProto, ranks: Mapping[str, int]) -> Iterator[onn
 
 
 def _with_tensor(node: onnx.NodeProto) -> None:
-    """Say the numbers of a Constant as a tensor."""
+    """Replace the numbers of a Constant by a tensor."""
     for attribute in list(node.attribute):
         if attribute.name in _NUMBERS:
             number = helper.get_attribute_value(attribute)
@@ -243,7 +243,7 @@ def _with_tensor(node: onnx.NodeProto) -> None:
 
 
 def _without_gaps(node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
-    """An empty list in place of each input that is left out: `roi` and `scales` may not be."""
+    """Yield an empty list for each input left out, because `roi` and `scales` are required."""
     for place, name in enumerate(("", "roi", "scales")):
         if place == len(node.input):
             node.input.append("")
@@ -254,7 +254,7 @@ def _without_gaps(node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
 
 
 def _of_one_type(node: onnx.NodeProto, types: Mapping[str, int]) -> Iterator[onnx.NodeProto]:
-    """A cast of the exponent to the type of the base."""
+    """Yield a cast of the exponent to the type of the base."""
     base, exponent = (types.get(name, TensorProto.FLOAT) for name in node.input)
     if base == TensorProto.FLOAT != exponent:
         cast = f"{node.output[0]}::exponent"
@@ -263,11 +263,14 @@ def _of_one_type(node: onnx.NodeProto, types: Mapping[str, int]) -> Iterator[onn
 
 
 def _modernity(node: onnx.NodeProto, version: int, newest: int) -> str:
-    """What the node says that `newest` cannot; empty if nothing. What says nothing is taken off."""
+    """Return what `newest` cannot express, in words; empty if nothing.
+
+    Attributes without effect are removed.
+    """
     operator = node.op_type
     if not _exists(operator, newest):
         taken = f"{OLDEST} to {newest}" if newest > OLDEST else f"{OLDEST}"
-        return f"{operator} came after opset {newest}; targets take {taken}"
+        return f"{operator} is newer than opset {newest}; targets take opset {taken}"
     known, newer = defs.get_schema(operator, newest), defs.get_schema(operator, version)
     for attribute in list(node.attribute):
         if attribute.name in known.attributes:
@@ -277,7 +280,7 @@ def _modernity(node: onnx.NodeProto, version: int, newest: int) -> str:
             return f"{operator} has no attribute {attribute.name} in opset {newest}"
         node.attribute.remove(attribute)
     if len(node.input) > known.max_input:
-        return f"{operator} has {len(node.input)} inputs; opset {newest} knows {known.max_input}"
+        return f"{operator} has {len(node.input)} inputs; opset {newest} allows {known.max_input}"
     if operator in _OVER_A_SIDE and newest < 13 <= version and _axis(node) != -1:
         return f"{operator} is over axis {_axis(node)} of a value of unknown rank"
     return ""
@@ -293,7 +296,7 @@ def _axis(node: onnx.NodeProto) -> int:
 
 
 def _misfit(node: onnx.NodeProto, types: Mapping[str, int], newest: int) -> str:
-    """The type of an input that `newest` does not know of the operator; empty if there is none."""
+    """Return which input type the operator does not take in `newest`; empty if none."""
     formal = defs.get_schema(node.op_type, newest).inputs
     for place, name in enumerate(node.input):
         kind = TensorProto.DataType.Name(types.get(name, 0)).lower()

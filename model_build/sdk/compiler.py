@@ -1,27 +1,27 @@
-"""Compiles one network with MagicMind: a process of its own, under the SDK's own Python.
+"""Compile one network with MagicMind, in a process of its own under the SDK's own Python.
 
     python -E -s model_build/sdk/compiler.py JOB PARENT
 
-It is alone in its folder, so that nothing of topfive can hide a module of the SDK. It ends with its
-parent, the process PARENT, so that nothing keeps a card that nobody waits for. JOB is JSON:
+The script is alone in its folder, so that no module of topfive can hide one of the SDK. It is
+killed when its parent, the process PARENT, exits, so that no card stays in use. JOB is a JSON file:
 
-    name          of the model
-    frontend      "caffe" or "onnx", the parser of MagicMind's that reads the files
+    name          name of the model
+    frontend      "caffe" or "onnx": MagicMind's parser that reads the files
     files         in the parser's order: [caffemodel, prototxt], or [onnx]
     shape         [n, 3, height, width] of the network's input
-    config        the builder's configuration, whole
-    set_uint8     whether to set the input's type; insert_bn_before_firstnode does that by itself
+    config        the complete configuration of the builder
+    set_uint8     whether to set the input's type; insert_bn_before_firstnode sets it itself
     calibration   null, or {"images": file of float32 (N,3,height,width), "algorithm": "linear" or
                   "eqnm", "device": ordinal}
     model         the file to write
     result        the file to write at the end: {"inputs": [...], "outputs": [...]} of the model as
-                  it was read back, each {"name", "dims", "type"}; or {"failed": why}
+                  it was read back, each {"name", "dims", "type"}; or {"failed": reason}
 
-A step is told on stdout as `[topfive:STEP] words`; what else is printed is the SDK's. Only calls
-that the public record attests are made, all on this one thread; each answer is checked in every way
-in which the SDK might say no: a bad Status, an exception, None in place of an object. None from a
-call that only acts is a warning: the model that is read back decides. The process ends without
-destructors and exit handlers. Python 3.7, numpy and the SDK.
+A step is printed on stdout as `[topfive:STEP] words`; all other output is the SDK's. Only calls
+that the public record shows are made, all on one thread. Each result is checked for every form in
+which the SDK may report an error: a bad Status, an exception, None instead of an object. None from
+a call without a result is only a warning, because the model that is read back decides. The process
+exits without destructors and exit handlers. It needs Python 3.7, numpy and the SDK.
 """
 
 from __future__ import annotations
@@ -42,34 +42,38 @@ from magicmind.python.runtime.parser import Parser
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-class Failed(Exception):
-    """The SDK said no."""
+class StepFailed(Exception):
+    """The SDK reported an error."""
 
 
 def main() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != int(sys.argv[2]):
-        sys.exit("the build that started this is gone")
+        sys.exit("the build that started this process has exited")
     with open(sys.argv[1], encoding="utf-8") as file:
         job = json.load(file)
     try:
         result = compiled(job)
-    except Exception as error:  # noqa: BLE001 - whatever it was, the build is told
+    except Exception as error:  # noqa: BLE001 - every error is reported to the build
         traceback.print_exc()
-        said = str(error) if isinstance(error, Failed) else "%s: %s" % (type(error).__name__, error)
-        result = {"failed": said}
+        text = (
+            str(error)
+            if isinstance(error, StepFailed)
+            else "%s: %s" % (type(error).__name__, error)
+        )
+        result = {"failed": text}
     with open(job["result"] + ".new", "w", encoding="utf-8") as file:
         json.dump(result, file)
     os.replace(job["result"] + ".new", job["result"])
     sys.stdout.flush()
     sys.stderr.flush()
-    ctypes.CDLL(None).fflush(None)  # what the SDK has printed from C
-    # Not another call of the SDK, not even a destructor's: it may crash or hang.
+    ctypes.CDLL(None).fflush(None)  # output that the SDK printed from C
+    # No call of the SDK follows, not even by a destructor: it may crash or hang.
     os._exit(1 if "failed" in result else 0)
 
 
 def compiled(job: dict[str, Any]) -> dict[str, Any]:
-    """Write the model; what it is, read back from its file."""
+    """Write the model, and return its inputs and outputs as read back from its file."""
     step("parse", "MagicMind's %s parser reads %s" % (job["frontend"], ", ".join(job["files"])))
     network = parsed(job["frontend"], job["files"])
     entry = network.get_input(0)
@@ -79,15 +83,15 @@ def compiled(job: dict[str, Any]) -> dict[str, Any]:
     require("parse_from_string", config.parse_from_string(json.dumps(job["config"])))
     if job["calibration"]:
         calibrate(network, config, job["shape"], **job["calibration"])
-    if job["set_uint8"]:  # only now: it is the type of inference, not of calibration
+    if job["set_uint8"]:  # after calibration: uint8 is the type of inference only
         require("set_data_type", entry.set_data_type(mm.DataType.UINT8))
-    step("build", "MagicMind compiles")
+    step("build", "MagicMind compiles the network")
     model = mm.Builder().build_model(job["name"], network, config)
     if not hasattr(model, "serialize_to_file"):
-        raise Failed("build_model answered %s" % (model,))
+        raise StepFailed("build_model answered %s" % (model,))
     step("save", job["model"])
     require("serialize_to_file", model.serialize_to_file(job["model"]))
-    step("verify", "the model is read back")
+    step("verify", "reading the model back")
     return described(job["model"])
 
 
@@ -101,13 +105,13 @@ def parsed(frontend: str, files: list[str]) -> Any:
 def calibrate(
     network: Any, config: Any, shape: list[int], images: str, algorithm: str, device: int
 ) -> None:
-    """Have the card `device` find the ranges of the network's numbers by these images."""
-    step("calibrate", "by %s, on device %d" % (os.path.basename(images), device))
+    """Find the ranges of the network's numbers with these images on the card `device`."""
+    step("calibrate", "with %s, on device %d" % (os.path.basename(images), device))
     data = Images(np.load(images, mmap_mode="r"), shape)
     with mm.System() as system:
         count = system.device_count()
         if device >= count:
-            raise Failed("no device %d: the SDK sees %d" % (device, count))
+            raise StepFailed("no device %d: the SDK sees %d" % (device, count))
         card = mm.Device()
         card.id = device
         require("active", card.active())
@@ -122,7 +126,7 @@ def calibrate(
 
 
 class Images(mm.CalibDataInterface):  # type: ignore[misc]
-    """The images in batches of the network's, for as many passes as the calibrator makes.
+    """The images in batches of the network's size, for as many passes as the calibrator makes.
 
     The last batch is filled up with the first images.
     """
@@ -149,9 +153,9 @@ class Images(mm.CalibDataInterface):  # type: ignore[misc]
 
     def next(self) -> Any:
         if self._next >= len(self._images):
-            return mm.Status(mm.Code.OUT_OF_RANGE, "all images were given")
+            return mm.Status(mm.Code.OUT_OF_RANGE, "all images were read")
         if self._next == 0:
-            step("calibrate", "a pass over %d images" % len(self._images))
+            step("calibrate", "one pass over %d images" % len(self._images))
         self._sample = self._batch(self._next)
         self._next += self._shape[0]
         return mm.Status.OK()
@@ -162,7 +166,7 @@ class Images(mm.CalibDataInterface):  # type: ignore[misc]
 
 
 def described(path: str) -> dict[str, Any]:
-    """The inputs and outputs of the model in the file."""
+    """Return the inputs and outputs of the model in the file."""
     model = mm.Model()
     require("deserialize_from_file", model.deserialize_from_file(path))
     return {
@@ -187,14 +191,14 @@ def tensors(names: list[str], dims: list[Any], types: list[Any]) -> list[dict[st
 
 
 def require(call: str, status: Any) -> None:
-    """Raise Failed if `call`, which only acts, answered otherwise than by a Status that is ok.
+    """Raise StepFailed unless `status`, the result of `call`, is a Status that is ok.
 
-    None is a warning: a release may answer nothing where another one answers with a Status.
+    None is a warning, because a release may return nothing where another one returns a Status.
     """
     if status is None:
         print("warning: %s answered None; the model that is read back decides" % call, flush=True)
     elif not hasattr(status, "ok") or not status.ok():
-        raise Failed("%s answered %s" % (call, status))
+        raise StepFailed("%s answered %s" % (call, status))
 
 
 def step(name: str, words: str) -> None:

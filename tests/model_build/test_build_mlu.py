@@ -185,23 +185,25 @@ UNSUITED = {
     "batch norm first": (
         TEXT.replace("layer {", BATCH_NORM + "layer {", 1).replace('m: "data"', 'm: "norm"')
         .replace('m: "norm" top: "norm"', 'm: "data" top: "norm"'),
-        "the input goes into 'norm' (BatchNorm)",
+        "the input is read by 'norm' (BatchNorm)",
     ),
     "grouped": (TEXT.replace("num_output: 64", "group: 3 num_output: 63"), "group: 3"),
     "V1": (V1, "older form"),
     "several phases": (
         TEXT.replace('type: "ReLU"', 'type: "ReLU" include { phase: TEST }'), "several phases"),
-    "unnamed": (TEXT.replace('name: "relu"', ""), "layers without a name, or of one name"),
-    "of one name": (TEXT.replace('"relu"', '"pool"'), "layers without a name, or of one name"),
+    "unnamed": (TEXT.replace('name: "relu"', ""),
+        "layers without a name or with the same name"),
+    "of one name": (TEXT.replace('"relu"', '"pool"'),
+        "layers without a name or with the same name"),
     "a layer that makes nothing": (
-        TEXT + 'layer { name: "s" type: "Silence" bottom: "fc" }', "layers that make nothing"),
+        TEXT + 'layer { name: "s" type: "Silence" bottom: "fc" }', "layers without a result"),
     "two inputs": (
         TEXT.replace("layer {", 'input: "more" input_dim: [1, 1, 1, 1] layer {', 1),
-        "it has the inputs 'more' beside 'data'",
+        "the network has the inputs 'more' besides 'data'",
     ),
     "two ends": (
         TEXT + 'layer { name: "more" type: "Softmax" bottom: "fc" top: "more" }',
-        "nothing reads 'more'",
+        "'more' are unread too",
     ),
     "two readers": (
         TEXT.replace('bottom: "fc" top: "prob"', 'bottom: "sum" top: "prob"') + """
@@ -229,7 +231,7 @@ def test_what_the_caffe_parser_cannot_get_goes_as_onnx(
     text, why = UNSUITED[name]
     files = network(in_order(text) if name == "two readers" else text)
     code, _, err = build(*files, *BGR)
-    assert code == 0 and "MagicMind gets the network as ONNX, since" in err and why in err
+    assert code == 0 and "MagicMind reads the network as ONNX:" in err and why in err
     job, (pixels, answers) = job_of(stub), golden(tmp_path / "net")
     bare = "insert_bn_before_firstnode" in job["config"]
     assert bare != (name in ("batch norm first", "grouped", "two readers"))
@@ -260,7 +262,7 @@ def test_onnx_is_read_as_onnx(run: Run, build: Run, stub: Path, small: list[str]
     assert run("onnx", *options, "--output", stub.parent / "again")[0] == 0
     assert job_of(stub)["frontend"] == "onnx"
     code, _, err = run("onnx", *options, "--output", stub.parent / "x", "--frontend", "caffe")
-    assert code == 1 and "--frontend caffe reads no ONNX" in err
+    assert code == 1 and "--frontend caffe cannot read ONNX" in err
 
 
 @pytest.mark.parametrize("opset", [11, 13])
@@ -292,9 +294,7 @@ def test_opset_plays_no_part_for_the_caffe_parser(
     asked = ["--frontend", frontend] if frontend else []
     code, _, err = build(*asked, *RGB, "--opset", 13)
     assert code == 0 and job_of(stub)["frontend"] == (frontend or "caffe")
-    assert ("note: --opset plays no part for MagicMind's Caffe parser" in err) is (
-        frontend != "onnx"
-    )
+    assert ("note: --opset has no effect: MagicMind's Caffe parser" in err) is (frontend != "onnx")
 
 
 def test_an_operator_that_opset_11_has_not_is_refused(
@@ -310,7 +310,7 @@ def test_an_operator_that_opset_11_has_not_is_refused(
     mlu = ["--target", "mlu", "--sdk-python", stub, "--output", stub.parent / "net"]
     code, _, err = run("onnx", *options, *mlu)
     assert code == 1 and not (stub.parent / "net").exists()
-    assert "layer 'scores': Einsum came after opset 11; targets take 11" in err
+    assert "layer 'scores': Einsum is newer than opset 11; targets take opset 11" in err
     assert "opset_version=11" in err
     assert run("onnx", *options, "--output", stub.parent / "cpu")[0] == 0
 
@@ -399,13 +399,13 @@ def test_each_switch_of_optimisation_is_taken(build: Run, stub: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ('{"rgb2bgr": true}', "rgb2bgr: no key of MagicMind"),
-        ('{"opt_config": {"tfu_enable": true}}', "opt_config.tfu_enable: no key of MagicMind"),
+        ('{"rgb2bgr": true}', "rgb2bgr: not a key of MagicMind"),
+        ('{"opt_config": {"tfu_enable": true}}', "opt_config.tfu_enable: not a key of MagicMind"),
         ('{"compute_determinism": 1}', "compute_determinism: "),
         ('{"computation_preference": "slow"}', "computation_preference: "),
         ('{"archs": null}', "archs: "),
         ('{"crop_config": {"mtp_372": {"plugin": {}}}}', "crop_config.mtp_372.plugin.lib_path: "),
-        ('{"graph_shape_mutable": false}', "what says it is --shape-mutable"),
+        ('{"graph_shape_mutable": false}', "it is set by --shape-mutable"),
         ('{"precision_config": {"precision_mode": "force_float16"}}', "is --precision"),
         ('{"dim_range": {"0": {"max": [8, 3, 32, 32], "min": [1, 3, 32, 32]}}}', "--batch-range"),
         ("[]", "the whole: "),
@@ -490,7 +490,7 @@ def test_photos_are_spread_over_the_names(build: Run, stub: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("options", "devices", "said"),
     [
-        (INT8[:2], 1, "name a folder of them with --image-dir"),
+        (INT8[:2], 1, "with --image-dir"),
         ([*INT8[:2], "--image-dir", "absent"], 1, "absent: No such file or directory"),
         ([*INT8[:2], "--image-dir", os.devnull], 1, "Not a directory"),
         (INT8, 0, "The SDK sees 0 devices"),
@@ -512,7 +512,7 @@ def test_a_broken_photo_is_named(build: Run, stub: Path, tmp_path: Path) -> None
     folder.mkdir()
     (folder / "broken.jpg").write_bytes((PHOTOS / "rocket.jpg").read_bytes()[:100])
     code, _, err = build(*INT8[:2], "--image-dir", folder)
-    assert code == 1 and "broken.jpg: no photo to calibrate with" in err
+    assert code == 1 and "broken.jpg: not usable for calibration" in err
     assert not (tmp_path / "net").exists()
 
 
@@ -521,8 +521,8 @@ def test_float_builds_need_no_card(build: Run, tmp_path: Path) -> None:
     write_stub(tmp_path, devices=0)
     code, _, err = build("--image-dir", "absent", "--calibration-images", 5)
     assert code == 0
-    assert "note: --image-dir plays no part for force_float32" in err
-    assert "note: --calibration-images plays no part for force_float32" in err
+    assert "note: --image-dir has no effect for force_float32" in err
+    assert "note: --calibration-images has no effect for force_float32" in err
 
 
 # What the SDK says
@@ -571,12 +571,12 @@ def test_the_reference_is_the_cpus(build: Run, run: Run, stub: Path, small: list
             {"inputs": [{**ROW, "dims": [-1, 3, SIDE, SIDE]}]},
             "the input 'data' has [-1, 3, 32, 32]",
         ),
-        ({"inputs": [{**ROW, "type": "float32"}]}, "is float32; uint8 was asked for"),
-        ({"inputs": [{**ROW, "dims": [1, SIDE, SIDE, 3]}]}, "[-1, 32, 32, 3] was asked for"),
-        ({"inputs": [ROW, ROW]}, "one input expected, found 'data'"),
-        ({"outputs": [ANSWER, ANSWER]}, "one output expected"),
-        ({"outputs": []}, "one output expected, found none"),
-        ({"outputs": [{**ANSWER, "dims": [-1, 11]}]}, "has [-1, 11]; [-1, 10] was asked for"),
+        ({"inputs": [{**ROW, "type": "float32"}]}, "is float32; expected uint8"),
+        ({"inputs": [{**ROW, "dims": [1, SIDE, SIDE, 3]}]}, "expected [-1, 32, 32, 3]"),
+        ({"inputs": [ROW, ROW]}, "expected one input, found 'data'"),
+        ({"outputs": [ANSWER, ANSWER]}, "expected one output"),
+        ({"outputs": []}, "expected one output, found none"),
+        ({"outputs": [{**ANSWER, "dims": [-1, 11]}]}, "has [-1, 11]; expected [-1, 10]"),
         ({"outputs": [{**ANSWER, "dims": [-1, 10, 2]}]}, "has [-1, 10, 2]"),
         ({"outputs": [{**ANSWER, "type": "float16"}]}, "is float16; float32 was asked for"),
     ],
@@ -587,7 +587,7 @@ def test_another_model_than_asked_is_refused(
     """By what is other; nothing is written."""
     write_stub(tmp_path, {**RIGHT, **ends})
     code, _, err = build()
-    assert code == 1 and "MagicMind built another model than asked: " in err and said in err
+    assert code == 1 and "MagicMind built another model than requested: " in err and said in err
     assert sorted(path.name for path in tmp_path.iterdir() if "net" in path.name) == []
 
 
@@ -601,8 +601,8 @@ def test_sides_of_one_and_open_ones_pass(build: Run, tmp_path: Path, dims: list[
 FAILS = "Path(job['result']).write_text(json.dumps({'failed': 'parse answered bad layer'}))"
 ENDINGS = {
     "a bad Status": (f"{FAILS}; sys.exit(1)", "failed to build: parse answered bad layer"),
-    "a signal": ("os.kill(os.getpid(), signal.SIGABRT)", "ended by signal 6; its last line: "),
-    "an exit": ("print('no license'); sys.exit(3)", "ended with 3; its last line: no license"),
+    "a signal": ("os.kill(os.getpid(), signal.SIGABRT)", "killed by signal 6; its last line: "),
+    "an exit": ("print('no license'); sys.exit(3)", "exited with 3; its last line: no license"),
 }
 
 
@@ -672,6 +672,6 @@ def test_ctrl_c_ends_the_compiler(small: list[str], tmp_path: Path) -> None:
         assert any("build: waits" in line for line in process.stderr)
         process.send_signal(signal.SIGINT)
         rest = process.stderr.read()
-    assert process.returncode == 130 and "interrupted: MagicMind was ended" in rest
+    assert process.returncode == 130 and "interrupted: MagicMind was killed" in rest
     assert not Path(f"/proc/{(tmp_path / 'pid').read_text()}").exists()
     assert not list(tmp_path.glob(".net*")) and "Traceback" not in rest

@@ -48,7 +48,7 @@ def test_every_form_of_input_is_understood(head: str, tmp_path: Path) -> None:
         ('input: "data" input_dim: 1', "the shape (1,)"),
         ('input: "data" input_shape { dim: 1 dim: 1 dim: 6 dim: 8 }', "the shape (1, 1, 6, 8)"),
         ('input: "data" input_shape { dim: 1 dim: 3 dim: 0 dim: 8 }', "the shape (1, 3, 0, 8)"),
-        ('input: "data" input_dim: [1, 3, 5, 5]' + INPUT, "the layer (10, 3, 6, 8)"),
+        ('input: "data" input_dim: [1, 3, 5, 5]' + INPUT, "(10, 3, 6, 8) in the layer"),
     ],
 )
 def test_other_inputs_are_refused(head: str, said: str, tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_the_output_can_be_named(tmp_path: Path) -> None:
     assert read(tmp_path, *lines, output="b").output == "b"
     assert [layer.name for layer in read(tmp_path, *lines, output="a").layers] == ["a"]
     for name in ("c", "data"):
-        with pytest.raises(BuildError, match=f"makes the output '{name}'; nothing reads 'prob'"):
+        with pytest.raises(BuildError, match=f"makes the output '{name}'; unread blobs: 'prob'"):
             read(tmp_path, *lines, output=name)
 
 

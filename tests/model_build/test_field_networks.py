@@ -96,8 +96,8 @@ def test_field_cases_of_caffe_are_built(name: str, data_folder: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("name", "layer", "said", "remedy"),
     [
-        ("c04_Normalize", "n", "layers of type 'Normalize' are not known", "known are AbsVal,"),
-        ("c19_utf16", "", "a text in UTF-16; a prototxt is UTF-8", "iconv -f UTF-16 -t UTF-8"),
+        ("c04_Normalize", "n", "unknown layer type 'Normalize'", "known types are AbsVal,"),
+        ("c19_utf16", "", "the file is in UTF-16; a prototxt is UTF-8", "iconv -f UTF-16 -t UTF-8"),
     ],
 )
 def test_field_cases_of_caffe_are_refused_by_name(
@@ -125,7 +125,7 @@ def test_weights_of_several_layers_of_one_name_are_refused(name: str, tmp_path: 
     text = HEAD + CONV + second + GAP.replace('bottom: "conv"', 'bottom: "c"') + TAIL
     text = text.replace('name: "conv"', f'name: "{name}"')
     error = caffe_refused(tmp_path, text, **{name: blobs(8, 3, 3, 3)})
-    assert f"several layers are named '{name}', and weights are found by the name" in str(error)
+    assert f"several layers have the name '{name}', and weights are found by name" in str(error)
     assert error.layer == f"{name or 'Convolution'}#1"
 
 
@@ -211,7 +211,7 @@ def test_two_inputs_that_are_needed_are_refused(tmp_path: Path) -> None:
     add = 'layer { name: "add" type: "Eltwise" bottom: "data" bottom: "more" top: "sum" }\n'
     text = HEAD + more + add + CONV.replace('"data"', '"sum"') + GAP + TAIL
     error = caffe_refused(tmp_path, text)
-    assert "one input expected, found 'data', 'more'" in str(error)
+    assert "expected one input, found 'data', 'more'" in str(error)
 
 
 SHUFFLENET = """
@@ -254,18 +254,18 @@ def test_groups_that_do_not_divide_the_channels_are_refused(group: int, tmp_path
         shuffle_channel_param {{ group: {group} }} }}\n"""
     text = HEAD + CONV + shuffle + GAP.replace('bottom: "conv"', 'bottom: "s"') + TAIL
     error = caffe_refused(tmp_path, text)
-    assert error.layer == "s" and f"8 channels in group: {group}" in str(error)
+    assert error.layer == "s" and f"8 channels cannot be divided into group: {group}" in str(error)
 
 
 PAGE = "\n\n<!DOCTYPE html>\n<html>"
 STRANGERS = {
-    "UTF-16, little": (PLAIN.encode("utf-16-le"), "a text in UTF-16"),
-    "UTF-16, big": (PLAIN.encode("utf-16-be"), "a text in UTF-16"),
-    "UTF-16, big, marked": (b"\xfe\xff" + PLAIN.encode("utf-16-be"), "a text in UTF-16"),
-    "UTF-16 after a comment": (f"# 网络\n{PLAIN}".encode("utf-16-le"), "a text in UTF-16"),
-    "UTF-32": (PLAIN.encode("utf-32"), "a text in UTF-32"),
-    "UTF-32, little": (PLAIN.encode("utf-32-le"), "a text in UTF-32"),
-    "UTF-32, big": (PLAIN.encode("utf-32-be"), "a text in UTF-32"),
+    "UTF-16, little": (PLAIN.encode("utf-16-le"), "the file is in UTF-16"),
+    "UTF-16, big": (PLAIN.encode("utf-16-be"), "the file is in UTF-16"),
+    "UTF-16, big, marked": (b"\xfe\xff" + PLAIN.encode("utf-16-be"), "the file is in UTF-16"),
+    "UTF-16 after a comment": (f"# 网络\n{PLAIN}".encode("utf-16-le"), "the file is in UTF-16"),
+    "UTF-32": (PLAIN.encode("utf-32"), "the file is in UTF-32"),
+    "UTF-32, little": (PLAIN.encode("utf-32-le"), "the file is in UTF-32"),
+    "UTF-32, big": (PLAIN.encode("utf-32-be"), "the file is in UTF-32"),
     "gzip": (gzip.compress(PLAIN.encode()), "it is gzip; unpack it"),
     "a Git LFS pointer": (
         b"version https://git-lfs.github.com/spec/v1\noid sha256:01\n", "`git lfs pull`"),
@@ -404,7 +404,9 @@ def test_batch_normalization_of_training_is_refused(data_folder: Path) -> None:
     """With what to do, which does not lead to another error."""
     with pytest.raises(BuildError) as caught:
         onnx_model.load(onnx_case(data_folder, "o06_bn_training"))
-    assert "it was exported in training mode: BatchNormalization takes the" in str(caught.value)
+    assert "the network was exported in training mode: BatchNormalization takes the" in str(
+        caught.value
+    )
     assert "call model.eval() before the export" in caught.value.remedy
 
 
@@ -437,7 +439,7 @@ def test_what_only_training_does_is_refused(what: str, tmp_path: Path) -> None:
     model = network([*nodes, node("GlobalAveragePool", "y", "seen"), *TAIL_OF_SEEN],
                     {**VECTORS, **RATIO}, opset=opset)  # fmt: skip
     onnx.save(model, tmp_path / "net.onnx")
-    with pytest.raises(BuildError, match="it was exported in training mode") as caught:
+    with pytest.raises(BuildError, match="the network was exported in training mode") as caught:
         onnx_model.load(tmp_path / "net.onnx")
     assert what.split()[0] in str(caught.value) and "model.eval()" in caught.value.remedy
 

@@ -326,4 +326,4 @@ def test_the_text_may_be_binary_and_the_weights_text(
     text_bytes, weights_bytes = text.read_bytes(), weights.read_bytes()
     text.write_bytes(weights_bytes)
     weights.write_bytes(text_bytes)
-    assert "the caffemodel is the other file" in build("swapped files", "small.prototxt")
+    assert "the caffemodel as --caffemodel" in build("swapped files", "small.prototxt")

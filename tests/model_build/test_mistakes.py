@@ -248,8 +248,8 @@ def test_a_resampling_that_wins_by_little(figure: Callable[[str], None]) -> None
     said = list(verification._recipe_lines(recipe))[-3:]
     figure(f"verify, a resampling that wins by little: {' '.join(said)}")
     assert said == [
-        "note: --resample bicubic scores 2.0 points more, which is too little to tell:",
-        "      take the resampling that the network was trained with",
+        "note: --resample bicubic scores 2.0 points more, too little for a verdict:",
+        "      use the resampling that the network was trained with",
         "recipe against labels: right: no other choice wins",
     ]
 

@@ -106,14 +106,14 @@ def test_numbers_that_others_use_are_left_to_them(tmp_path: Path) -> None:
 MEAN = node("ReduceMean", "flat", "mean", axes=[0])
 FIXED = {
     # A class token of one image, as transformers are exported without a free batch.
-    "it does not take 3 images at once": [
+    "cannot take 3 images at once": [
         node("Concat", "flat token", "more", axis=1),
         node("MatMul", "more wide", "scores"),
     ],
     # One mean for all.
-    "(1, 5) in place of (3, 5)": [MEAN, node("MatMul", "mean matrix", "scores")],
+    "(1, 5) instead of (3, 5)": [MEAN, node("MatMul", "mean matrix", "scores")],
     # Each image and the mean of all.
-    "3 images at once are answered otherwise than one by one: they differ by": [
+    "3 images at once differ from those to single images: a difference of": [
         MEAN,
         node("Add", "flat mean", "moved"),
         node("MatMul", "moved matrix", "scores"),
@@ -173,7 +173,7 @@ def test_weights_may_stand_among_the_inputs(tmp_path: Path) -> None:
         (("N", 3, 16, 16), TensorProto.FLOAT16, "'data' is float16, ? x 3 x 16 x 16"),
         ((1, 3, 16, 16), TensorProto.UINT8, "'data' is uint8"),
         ((1, 3, 16, 16), 99, "'data' is of no type"),
-        ((1, 3, 4097, 16), TensorProto.FLOAT, "images of 4097 x 16"),
+        ((1, 3, 4097, 16), TensorProto.FLOAT, "image size 4097 x 16"),
     ],
 )
 def test_other_inputs_are_refused(
@@ -192,7 +192,7 @@ def test_one_input_is_taken(tmp_path: Path) -> None:
     )
     bias = helper.make_tensor_value_info("bias", TensorProto.FLOAT, (1, CLASSES))
     model.graph.input.append(bias)
-    assert "one input expected, found 'data', 'bias'" in str(refused(model, tmp_path))
+    assert "expected one input, found 'data', 'bias'" in str(refused(model, tmp_path))
 
 
 # The output
@@ -246,10 +246,10 @@ def test_probabilities_leave_whatever_the_file_ends_in(
 @pytest.mark.parametrize(
     ("tail", "said"),
     [
-        ([FLAT, SCORES, node("Sigmoid", "scores", "prob")], "it ends in a Sigmoid"),
-        ([MAP, node("Softmax", "maps", "prob", axis=3)], "it ends in a Softmax"),
-        ([node("Relu", "bent", "prob")], "answered with 8 x 8 x 8"),
-        ([node("ReduceMean", "pooled", "prob", axes=[1])], "answered with 1 x 1 x 1"),
+        ([FLAT, SCORES, node("Sigmoid", "scores", "prob")], "the output is a Sigmoid"),
+        ([MAP, node("Softmax", "maps", "prob", axis=3)], "the output is a Softmax"),
+        ([node("Relu", "bent", "prob")], "one image is 8 x 8 x 8"),
+        ([node("ReduceMean", "pooled", "prob", axes=[1])], "one image is 1 x 1 x 1"),
         ([FLAT, node("ArgMax", "flat", "prob", axis=1)], "the output is int64"),
         ([FLAT, node("ReduceMean", "flat", "prob", keepdims=0)], "the output is float32 ()"),
         ([FLAT, node("Log", "minus", "nan"), node("Add", "flat nan", "prob")], "NaN or infinity"),
@@ -394,7 +394,7 @@ def test_what_came_after_our_opsets_is_spelled_out(what: str, tmp_path: Path) ->
 
 
 NODES = {
-    "GridSample came after opset 13": (
+    "GridSample is newer than opset 13": (
         16,
         node("GridSample", "bent grid", "odd"),
         {"grid": np.zeros((1, 8, 8, 2), np.float32)},
@@ -415,12 +415,12 @@ NODES = {
         node("Pad", "bent pads value axes", "odd"),
         {"pads": ints(1, 1), "value": np.float32(0), "axes": ints(3)},
     ),
-    "the operator Odd is not ONNX's own but of 'com.example'": (
+    "the operator Odd is not ONNX's own; its domain is 'com.example'": (
         13,
         node("Odd", "bent", "odd", domain="com.example"),
         {},
     ),
-    "quantized networks are not read": (
+    "quantized networks are not supported": (
         13,
         node("QuantizeLinear", "bent one", "odd"),
         {"one": np.float32(1)},
@@ -448,7 +448,7 @@ def test_an_operator_that_onnx_does_not_spell_out(newest: int, tmp_path: Path) -
     tail = [node("Swish", "scores", "soft"), node("Softmax", "soft", "prob", axis=1)]
     model = network([FLAT, SCORES, *tail], opset=24)
     error = refused(model, tmp_path, newest=newest)
-    assert f"ONNX does not write Swish in operators of opset {newest}: " in str(error)
+    assert f"ONNX cannot express Swish in operators of opset {newest}: " in str(error)
     assert f"opset_version={newest}" in error.remedy
 
 
@@ -592,7 +592,7 @@ def test_a_resize_to_opset_11(size: str, tmp_path: Path) -> None:
 
 
 YOUNGER = {
-    "Einsum came after opset 11; targets take 11": (
+    "Einsum is newer than opset 11; targets take opset 11": (
         12, [node("Einsum", "bent", "odd", equation="nchw->nc")]),
     "Max takes no int64 in opset 11": (
         12, [node("Shape", "bent", "sides"), node("Max", "sides sides", "odd")]),
@@ -631,4 +631,4 @@ def test_control_flow_is_refused(tmp_path: Path) -> None:
     model = network(
         [FLAT, branch, node("MatMul", "taken matrix", "scores"), PROB], {"yes": np.array(True)}
     )
-    assert "If has graphs or lists of tensors inside" in str(refused(model, tmp_path))
+    assert "If contains graphs or lists of tensors" in str(refused(model, tmp_path))

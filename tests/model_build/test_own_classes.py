@@ -188,7 +188,7 @@ def test_1001_classes(data_folder: Path, tmp_path: Path, figure: Callable[[str],
     assert refused.returncode == 1
     error, remedy = refused.stderr.splitlines()[-2:]
     figure(f"1001 classes, --labels 2012: exit 1: {error}{remedy}")
-    assert "the network answers 1001 classes; --labels 2012 has 1000" in error
+    assert "the network has 1001 classes; --labels 2012 has 1000" in error
     assert "probably has a background class first" in remedy
     lines = Path(remedy.rsplit(" ", 1)[1]).read_text()
     (tmp_path / "own.txt").write_text(f"background\n{lines}")
@@ -202,9 +202,13 @@ def test_1001_classes(data_folder: Path, tmp_path: Path, figure: Callable[[str],
 @pytest.mark.parametrize(
     ("lines", "error", "remedy"),
     [
-        (NAMES[:8], "the network answers 10 classes; --labels", "give --labels a file with a line"),
-        (NAMES[:9], "the network answers 10 classes; --labels", "the line background, then the 9"),
-        (["background", *NAMES], "has 11", "leave the line out"),
+        (NAMES[:8], "the network has 10 classes; --labels", "give --labels a file with a line"),
+        (
+            NAMES[:9],
+            "the network has 10 classes; --labels",
+            "the line background, followed by the 9",
+        ),
+        (["background", *NAMES], "has 11", "remove the line"),
         ([*NAMES[:4], "", *NAMES[4:]], "line 5: '' is not a label", "its names alone, or its wnid"),
         (["n0212407 cat", *NAMES[1:]], "line 1: 'n0212407 cat' is not", "(n and eight digits)"),
         ([f"{at} {name}" for at, name in enumerate(NAMES)], "numbered", "remove the numbers"),
@@ -229,4 +233,4 @@ def test_labels_that_are_built(small: list[str], tmp_path: Path) -> None:
     files = ("--labels", tmp_path / "own.txt", "--output", tmp_path / "net")
     ended = run(BUILD, "caffe", *small, *files)
     assert ended.returncode == 0
-    assert "note: 2 classes are called '8' in" in ended.stderr
+    assert "note: 2 classes have the name '8' in" in ended.stderr

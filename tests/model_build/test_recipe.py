@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 
 from model_build import recipe
-from model_build.recipe import PRESETS, Preprocessing, Recipe
+from model_build.recipe import PRESETS, PreprocessingRecipe, Recipe
 from service.errors import BuildError
 
 
-def asked(preprocessing: Preprocessing) -> Recipe:
+def asked(preprocessing: PreprocessingRecipe) -> Recipe:
     """A recipe with this preprocessing."""
     files = Path("net.prototxt"), Path("net.caffemodel")
     return Recipe("net", "caffe", files, "cpu", "force_float32", (1, 64), preprocessing, "2012")
@@ -24,7 +24,7 @@ def test_a_preset_alone_is_whole() -> None:
 def test_parts_given_replace_those_of_the_preset() -> None:
     """And only those."""
     made = recipe.preprocessing("onnx", "caffe", color="rgb", std=(2, 2, 2), crop=224)
-    assert made == Preprocessing(
+    assert made == PreprocessingRecipe(
         "rgb", PRESETS["caffe"].mean, (2, 2, 2), 256, "opencv-bilinear", 224
     )
 
@@ -32,7 +32,7 @@ def test_parts_given_replace_those_of_the_preset() -> None:
 def test_parts_alone_make_a_preprocessing() -> None:
     """No preset is needed when color, mean, std and resize are given."""
     made = recipe.preprocessing("caffe", None, "bgr", (1, 2, 3), (4, 5, 6), 299)
-    assert made == Preprocessing("bgr", (1, 2, 3), (4, 5, 6), 299, "opencv-bilinear")
+    assert made == PreprocessingRecipe("bgr", (1, 2, 3), (4, 5, 6), 299, "opencv-bilinear")
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_missing_parts_are_named_with_the_presets() -> None:
 @pytest.mark.parametrize(
     ("parts", "said"),
     [
-        ({"preset": "resnet"}, "--preprocess resnet is not known"),
+        ({"preset": "resnet"}, "unknown --preprocess resnet"),
         ({"preset": "caffe", "std": (1, 0, 1)}, "--std"),
         ({"preset": "caffe", "std": (1, -2, 1)}, "--std"),
         ({"preset": "caffe", "crop": 257}, "--resize 256 is smaller than --crop 257"),
@@ -110,8 +110,8 @@ def test_a_pixel_range_of_one(given: tuple, made: tuple) -> None:
 @pytest.mark.parametrize(
     ("parts", "said"),
     [
-        ({}, "the --mean and --std of --preprocess resnext are of"),
-        ({"mean": (0.5, 0.5, 0.5)}, "the --std of --preprocess resnext are of"),
+        ({}, "the --mean and --std of --preprocess resnext are for"),
+        ({"mean": (0.5, 0.5, 0.5)}, "the --std of --preprocess resnext are for"),
     ],
 )
 def test_a_presets_numbers_are_of_bytes(parts: dict, said: str) -> None:
@@ -142,7 +142,7 @@ def test_a_presets_numbers_are_of_bytes(parts: dict, said: str) -> None:
 )
 def test_numbers_that_are_probably_mistaken(mean: tuple, std: tuple, options: str) -> None:
     """The warning has the options that were probably meant, ready to be copied."""
-    found = recipe.doubt(Preprocessing("rgb", mean, std, 256, "bilinear"))
+    found = recipe.doubt(PreprocessingRecipe("rgb", mean, std, 256, "bilinear"))
     assert found is not None and found[0].startswith(recipe.options_of(mean, std))
     assert found[1] == options
 
@@ -150,7 +150,8 @@ def test_numbers_that_are_probably_mistaken(mean: tuple, std: tuple, options: st
 def test_numbers_that_may_be_right() -> None:
     """Those of presets, raw pixels, and pixels that are only divided."""
     only_divided = (
-        Preprocessing("rgb", (0, 0, 0), (std,) * 3, 256, "bilinear") for std in (1, 255, 256, 300)
+        PreprocessingRecipe("rgb", (0, 0, 0), (std,) * 3, 256, "bilinear")
+        for std in (1, 255, 256, 300)
     )
     for asked in (*PRESETS.values(), *only_divided):
         assert recipe.doubt(asked) is None
@@ -203,9 +204,9 @@ def test_architectures() -> None:
     """A name, with the numbers of clusters or without; nothing else."""
     assert recipe.arch("mtp_372") == "mtp_372"
     assert recipe.arch("mtp_372:6,8") == {"mtp_372": [6, 8]}
-    assert (recipe.arch(recipe.ARCH),) == recipe.Card().archs
+    assert (recipe.arch(recipe.ARCH),) == recipe.CardRecipe().archs
     for wrong in ("", "mlu370", "mtp_372:", "mtp_372:0", "mtp_372:6,", "mtp_372:six"):
-        with pytest.raises(BuildError, match="is no architecture"):
+        with pytest.raises(BuildError, match="is not the architecture"):
             recipe.arch(wrong)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from model_build import verify
+from model_build import comparison
 from service import artifact
 from tests.support.magicmind import SimulatedSdk
 from tests.support.seeded import write_seeded_weights
@@ -82,15 +82,15 @@ def test_what_the_compiler_got_wrong(
 )
 def test_the_bounds(agreeing: int, difference: float, fault: str, holds: bool) -> None:
     """Both must be kept, and the golden answers be right."""
-    bound = verify.Bound(difference=0.8, tie=0.1, agreement=0.9)
-    assert verify.Comparison(100, difference, agreeing, bound, fault).holds is holds
+    bound = comparison.Bound(difference=0.8, tie=0.1, agreement=0.9)
+    assert comparison.Comparison(100, difference, agreeing, bound, fault).holds is holds
 
 
 def test_of_few_rows_one_may_differ() -> None:
     """Of three golden rows a near tie is a third."""
-    bound = verify.BOUNDS["qint8_mixed_float16"]
-    assert verify.Comparison(3, 0.1, 2, bound, "").holds
-    assert not verify.Comparison(3, 0.1, 1, bound, "").holds
+    bound = comparison.BOUNDS["qint8_mixed_float16"]
+    assert comparison.Comparison(3, 0.1, 2, bound, "").holds
+    assert not comparison.Comparison(3, 0.1, 1, bound, "").holds
 
 
 def test_a_build_fails_where_the_card_is_wrong(
@@ -220,7 +220,7 @@ def test_golden_answers_are_for_cards(tmp_path: Path) -> None:
     """An artifact of the CPU has the reference's, and keeps them."""
     topfive_build("caffe", *write_small_network(tmp_path), "--output", tmp_path / "net")
     code, said = verified(tmp_path / "net", "--device-id", "0")
-    assert (code, "leave it out" in said) == (1, True), said
+    assert (code, "leave --device-id out" in said) == (1, True), said
 
 
 def test_a_folder_that_is_no_artifact(tmp_path: Path) -> None:

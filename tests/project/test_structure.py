@@ -116,7 +116,7 @@ def test_no_module_imports_itself_over_others() -> None:
 
 # What runs a device, measures it, or reads label files.
 MEASURING = {
-    "model_build.verify": {"service.core.device_session"},
+    "model_build.comparison": {"service.core.device_session"},
     "model_build.scoring": {"service.tools.evaluation.labels", "service.tools.evaluation.results"},
     "model_build.sweep": {"service.tools.bench.device", "service.tools.evaluation"},
 }

@@ -113,7 +113,7 @@ def test_int8_is_calibrated(job: dict[str, Any], algorithm: str, batch: int) -> 
     job["shape"] = [batch, 3, SIDE, SIDE]
     code, result, said = compile_job(job)
     assert code == 0, said
-    assert "[topfive:calibrate] a pass over 6 images" in said
+    assert "[topfive:calibrate] one pass over 6 images" in said
     assert result["inputs"][0]["type"] == "uint8"
 
 

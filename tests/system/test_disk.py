@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from model_build import pictures, writer
+from model_build import image_folder, writer
 from model_build.caffe import text, weights
 from model_build.onnx_model import file as onnx_file
 from service import artifact, settings
@@ -87,7 +87,7 @@ def unreadable(open_folder: Path) -> dict[str, Callable[[], object]]:
         "net.onnx": lambda: onnx_file.read(there["net.onnx"]),
         "labels.txt": lambda: artifact.read_labels(there["labels.txt"]),
         "labels.csv": lambda: read_samples(there["labels.csv"], CLASSES, None),
-        "photos": lambda: pictures.in_folder(open_folder / "photos"),
+        "photos": lambda: image_folder.in_folder(open_folder / "photos"),
         "classes/n00000001": lambda: read_samples(open_folder / "classes", CLASSES, None),
         "tiny": lambda: artifact.read(open_folder / "tiny"),
     }
@@ -305,7 +305,7 @@ def test_a_remedy_opens_no_more_than_the_file(open_folder: Path) -> None:
     for path, read, said in (
         (inside, artifact.read_labels, f"Run chmod a+x {closed}, or "),
         (beside, artifact.read_labels, f"Run chmod a+r {beside}, or "),
-        (photos, pictures.in_folder, f"Run chmod a+rx {photos}, or "),
+        (photos, image_folder.in_folder, f"Run chmod a+rx {photos}, or "),
     ):
         _, remedy = nobody.said(partial(read, path)).splitlines()
         assert remedy.startswith(said) and "-R" not in remedy

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model_build import pictures, reference
+from model_build import image_folder, reference
 from service import artifact as artifacts
 from service.artifact import Resample
 from tests.support.serving import COMMAND, plain_environment, serving
@@ -92,7 +92,7 @@ def reference_classes(name: str, models: Path, files: list[Path]) -> np.ndarray:
 def classes_with(artifact: Path, resample: Resample, files: list[Path]) -> np.ndarray:
     """The most likely classes of the artifact's network, of rows made with another resampling."""
     opened = artifacts.read(artifact)
-    rows, _ = pictures.decoded(files, opened, print, resample)
+    rows, _ = image_folder.decoded(files, opened, print, resample)
     return reference.opened(opened)(rows).argmax(axis=1)
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model_build import pictures
+from model_build import image_folder
 from model_build.mlu import calibration
-from model_build.recipe import Calibration
+from model_build.recipe import CalibrationRecipe
 from service import artifact
 from service.errors import BuildError
 from service.tools.bench import bodies
@@ -30,9 +30,9 @@ def test_what_cannot_be_decoded_is_left_out_and_said(
     files[3].mkdir()
     files[4].write_bytes(encoded(seed=2))
     said: list[str] = []
-    rows, whole = pictures.decoded(files, made, said.append)
+    rows, whole = image_folder.decoded(files, made, said.append)
     assert whole == [0, 4]
-    alone = [pictures.decoded([files[place]], made, said.append)[0][0] for place in whole]
+    alone = [image_folder.decoded([files[place]], made, said.append)[0][0] for place in whole]
     assert np.array_equal(rows, alone)
     assert not np.array_equal(rows[0], rows[1])
     assert [line.split(":")[1].strip() for line in said] == [str(file) for file in files[1:4]]
@@ -41,10 +41,10 @@ def test_what_cannot_be_decoded_is_left_out_and_said(
 def test_nothing_to_decode(made: artifact.Artifact, tmp_path: Path) -> None:
     """A folder without images and one of broken ones each say what to give."""
     with pytest.raises(BuildError, match="no images"):
-        pictures.in_folder(tmp_path / "tiny")
+        image_folder.in_folder(tmp_path / "tiny")
     (tmp_path / "broken.png").write_bytes(b"no picture")
     with pytest.raises(BuildError, match="none of the 1 images"):
-        pictures.decoded(pictures.in_folder(tmp_path), made, lambda line: None)
+        image_folder.decoded(image_folder.in_folder(tmp_path), made, lambda line: None)
 
 
 def test_every_command_finds_the_same_images(tmp_path: Path) -> None:
@@ -55,13 +55,13 @@ def test_every_command_finds_the_same_images(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
     found = sorted(tmp_path / name for name in images)
-    assert pictures.in_folder(tmp_path) == found
-    assert list(calibration.photos(Calibration(tmp_path, 9, "linear", "per_tensor"))) == found
+    assert image_folder.in_folder(tmp_path) == found
+    assert list(calibration.photos(CalibrationRecipe(tmp_path, 9, "linear", "per_tensor"))) == found
     assert bodies.read([tmp_path]).found == len(found)
 
 
 @pytest.mark.parametrize(("count", "chosen"), [(1, [0]), (3, [0, 3, 6]), (10, list(range(10)))])
 def test_spread(count: int, chosen: list[int]) -> None:
     """Evenly over all, and no more than there are."""
-    assert pictures.spread(range(10), count) == chosen
-    assert pictures.spread(range(10), 99) == list(range(10))
+    assert image_folder.spread(range(10), count) == chosen
+    assert image_folder.spread(range(10), 99) == list(range(10))

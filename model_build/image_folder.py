@@ -1,6 +1,6 @@
-"""Image files as an artifact's rows, for what is tried out on many of them.
+"""Image files as rows of an artifact, to run many of them through a device or a reference.
 
-Files enter, rows leave. What cannot be read or decoded is left out and said, as by `topfive eval`.
+Files that cannot be read or decoded are skipped and reported, as in `topfive eval`.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,15 +20,15 @@ T = TypeVar("T")
 
 
 def spread(found: Sequence[T], count: int) -> list[T]:
-    """`count` of them or all, evenly: where they are in the order of classes, of all classes."""
+    """Return `count` elements spread evenly, or all. A list sorted by class keeps all classes."""
     count = min(count, len(found))
     return [found[place * len(found) // count] for place in range(count)]
 
 
 def in_folder(folder: Path) -> list[Path]:
-    """Return the images in the folder and below; raise BuildError if there is none."""
+    """Return the images in the folder and its subfolders; raise BuildError if there are none."""
     endings = ", ".join(sorted(image_files.ENDINGS))
-    remedy = f"name a folder that has {endings} in it as --image-dir"
+    remedy = f"name a folder that contains {endings} files as --image-dir"
     try:
         found = image_files.in_folder(folder)
     except OSError as error:
@@ -36,19 +36,20 @@ def in_folder(folder: Path) -> list[Path]:
         detail, remedy = disk.unreadable(place, error, remedy)
         raise BuildError(detail, remedy, file=str(place)) from error
     if not found:
-        raise BuildError("no images in it", remedy, file=str(folder))
+        raise BuildError("no images in this folder", remedy, file=str(folder))
     return found
 
 
 def decoded(
     files: Sequence[Path],
     artifact: Artifact,
-    say: Callable[[str], None],
+    report: Callable[[str], None],
     resample: Resample | None = None,
 ) -> tuple[NDArray[np.uint8], list[int]]:
-    """Return the rows (N,height,width,3) of those that can be decoded, and their places in `files`.
+    """Return the rows (N,height,width,3) of the decodable files, and their places in `files`.
 
-    `resample` None is the artifact's own resampling. Raise BuildError if no file can be decoded.
+    If `resample` is None, the artifact's own resampling is used. Raise BuildError if no file can be
+    decoded.
     """
     recipe = artifact.manifest.preprocessing
     resample = resample or recipe.resample
@@ -60,7 +61,7 @@ def decoded(
                 file.read_bytes(), rows[len(whole)], recipe.resize, resample, MAX_PIXELS
             )
         except (OSError, RequestError) as error:
-            say(f"left out: {file}: {error}")
+            report(f"skipped: {file}: {error}")
             continue
         whole.append(place)
     if not whole:

@@ -1,9 +1,7 @@
-"""The device against the CPU reference of the same recipe.
+"""Comparison of an artifact's device with the CPU reference of the same recipe.
 
-An artifact enters; what leaves is how far its device is from the reference, and whether that is
-within what the precision may cost. It catches what a compiler got wrong without a word: a dropped
-ceil_mode, a layout that was not converted, mean and std that were not applied. The device is run by
-the host that serves.
+The comparison finds silent errors of a compiler: a dropped ceil_mode, a layout that was not
+converted, a missing mean and std. The device runs in the same host process that serves.
 """
 
 import asyncio
@@ -20,15 +18,15 @@ from service.artifact import GOLDEN, Artifact, Manifest, Precision, facts
 from service.core import device_session
 from service.errors import BuildError, DeviceError, SdkError
 
-Say = Callable[[str], None]
+Report = Callable[[str], None]
 Answers = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Bound:
-    """What a right device may differ by: of a probability, and in the share of most likely classes.
+    """Maximum difference of a probability, and minimum share of rows with the same class.
 
-    A class that the reference has within `tie` of its own most likely one is as good.
+    A class whose reference probability is within `tie` of the most likely one counts as the same.
     """
 
     difference: float
@@ -36,11 +34,11 @@ class Bound:
     agreement: float
 
 
-# Of a CPU's device: the same file and engine in another process.
+# A CPU device runs the same file with the same engine in another process.
 ON_CPU = Bound(1e-4, 1e-4, 1.0)
-# Of a card's. float32: products of 10 bits. float16: five times what it costs on CPUs (0.0094 at
-# most, four networks on 133 photos). int8: on the simulator three trained networks differed by up
-# to 0.53 on 600 photos and agreed on 96 % or more; without mean and std on 46 %.
+# Bounds of cards. float32: products have 10 bits. float16: five times the difference on CPUs (at
+# most 0.0094, four networks on 133 photos). int8: on the simulator three trained networks differed
+# by up to 0.53 on 600 photos and agreed on 96 % or more; without mean and std on 46 %.
 _INT8 = Bound(0.8, 0.1, 0.9)
 BOUNDS: dict[Precision, Bound] = {
     "force_float32": Bound(0.01, 0.01, 1.0),
@@ -49,15 +47,19 @@ BOUNDS: dict[Precision, Bound] = {
     "qint8_mixed_float16": _INT8,
 }
 LEAST_TOLERANCE = 1e-3
-"""Of golden answers by a card: the same card again, or another of its kind, is nearer than this."""
+"""Minimum tolerance of golden answers by a card.
+
+The same card in another run, or another card of its kind, differs by less.
+"""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a device and its reference answered to the same rows, the golden ones among them.
+    """The difference between a device and its reference on the same rows, golden rows included.
 
-    `agreeing` of them have the same most likely class, near ties included. `fault` is what is wrong
-    with the golden rows' answers by the artifact's own tolerance; empty if they are right.
+    `agreeing` is the number of rows with the same most likely class, near ties included. `fault`
+    describes what is wrong with the answers to the golden rows by the artifact's own tolerance. It
+    is empty if they are right.
     """
 
     rows: int
@@ -73,7 +75,7 @@ class Comparison:
     @property
     def holds(self) -> bool:
         near = self.difference <= self.bound.difference
-        # Of few rows a single one is a large share.
+        # A single row is a large share of few rows.
         agreed = self.agreement >= self.bound.agreement or self.agreeing == self.rows - 1
         return near and agreed and not self.fault
 
@@ -82,7 +84,7 @@ class Comparison:
         return (
             f"device against reference: {'right' if self.holds else 'WRONG'}: over {self.rows} "
             f"rows the largest difference is {self.difference:.2g} (at most "
-            f"{self.bound.difference:.2g}), the first class agrees in {self.agreement:.1%} "
+            f"{self.bound.difference:.2g}), the most likely class agrees in {self.agreement:.1%} "
             f"(at least {self.bound.agreement:.0%}){golden}"
         )
 
@@ -90,19 +92,22 @@ class Comparison:
 def compare(
     artifact: Artifact, rows: NDArray[np.uint8], ordinal: int, python: str | None
 ) -> Comparison:
-    """Run the golden rows and `rows` on both; DeviceError or SdkError where the device cannot."""
+    """Run the golden rows and `rows` on the device and on the reference.
+
+    Raise DeviceError or SdkError if the device cannot run them.
+    """
     golden, manifest = artifact.golden, artifact.manifest
     rows = np.concatenate([golden.rows, rows])
     right = reference.opened(artifact)(rows)
     found = device_session.answers(artifact, rows, ordinal, python)
     bound = ON_CPU if manifest.target == "cpu" else BOUNDS[manifest.precision]
-    # A network that is sure of nothing has small probabilities, and small differences.
+    # An unsure network has small probabilities, and therefore small differences.
     scale = float(right.max())
     lost = right.max(axis=1) - right[np.arange(len(rows)), found.argmax(axis=1)]
     difference = float(np.abs(found - right).max())
     return Comparison(
         rows=len(rows),
-        # NaN would compare as neither more nor less.
+        # A comparison with NaN is always false.
         difference=np.inf if np.isnan(difference) else difference,
         agreeing=int((lost <= bound.tie * scale).sum()),
         bound=Bound(bound.difference * scale, bound.tie * scale, bound.agreement),
@@ -111,7 +116,7 @@ def compare(
 
 
 def why_not(artifact: Artifact, ordinal: int, python: str | None) -> SdkError | None:
-    """Why the device cannot be run here; None if it can."""
+    """Return why the device cannot run here; None if it can."""
     try:
         sdk.chosen_devices(artifact.manifest.target, str(ordinal), python)
     except SdkError as error:
@@ -119,39 +124,39 @@ def why_not(artifact: Artifact, ordinal: int, python: str | None) -> SdkError | 
     return None
 
 
-def after_build(artifact: Artifact, python: str, ordinal: int, say: Say) -> None:
-    """At the end of a build for a card, before the artifact gets its name.
+def after_build(artifact: Artifact, python: str, ordinal: int, report: Report) -> None:
+    """Compare the card with the reference at the end of a build, before the artifact is in place.
 
-    `python` is the SDK's, `ordinal` the card. BuildError where the card does not answer as the
-    reference does; where there is no card, that is said.
+    `python` is the SDK's interpreter, `ordinal` the card. Raise BuildError if the card's answers
+    differ too much. If there is no card, report that the comparison was not made.
     """
     missing = why_not(artifact, ordinal, python)
     if missing:
-        later = "topfive-build verify does it later"
-        say(f"device against reference: not done: {missing.detail}; {later}")
+        later = "run topfive-build verify on a machine with the card"
+        report(f"device against reference: not done: {missing.detail}; {later}")
         return
     try:
         compared = compare(artifact, artifact.golden.rows[:0], ordinal, python)
     except DeviceError as error:
         raise BuildError(
-            f"the card does not run what was compiled for it: {error}",
-            f"{error.remedy or 'topfive doctor looks at the card'}; to build for another card than "
-            "this one, hide it: MLU_VISIBLE_DEVICES=",
+            f"the card cannot run the compiled model: {error}",
+            f"{error.remedy or 'run topfive doctor to check the card'}; to build for another card "
+            "than this one, hide this one: MLU_VISIBLE_DEVICES=",
         ) from error
-    say(str(compared))
+    report(str(compared))
     if not compared.holds:
         raise BuildError(
-            f"the card does not answer as the CPU does: {compared}",
-            "build with the other --frontend and with --precision force_float32 to find out what "
-            "it gets wrong; the largest difference of a right float32 build is below 0.01",
+            f"the answers of the card differ from the CPU's: {compared}",
+            "build with the other --frontend and with --precision force_float32 to find the cause; "
+            "the largest difference of a right float32 build is below 0.01",
         )
 
 
 def replace_golden(artifact: Artifact, ordinal: int, python: str | None) -> Manifest:
-    """Write the artifact anew with the device's own golden answers and a tight tolerance.
+    """Replace the golden answers with the device's own and a tight tolerance.
 
-    The tolerance is LEAST_TOLERANCE and twice what two runs differ by, one of all rows at once and
-    one of each alone. The folder is what it was, or the whole new artifact.
+    The tolerance is LEAST_TOLERANCE plus twice the difference between two runs: one with all rows
+    at once, one with each row alone. The folder afterwards holds the old or the whole new artifact.
     """
     rows = artifact.golden.rows
     first = device_session.answers(artifact, rows, ordinal, python)
@@ -161,9 +166,11 @@ def replace_golden(artifact: Artifact, ordinal: int, python: str | None) -> Mani
         for name in artifact.manifest.files.keys() - {GOLDEN}:
             shutil.copyfile(artifact.path / name, folder / name)
             if facts(folder / name) != artifact.manifest.files[name]:
-                remedy = "run it again, on an artifact that nothing else writes"
+                remedy = "run the command again while no other process writes the artifact"
                 raise BuildError(
-                    "the file was replaced meanwhile", remedy, file=str(artifact.path / name)
+                    "the file was replaced during the command",
+                    remedy,
+                    file=str(artifact.path / name),
                 )
         np.savez(
             folder / GOLDEN,

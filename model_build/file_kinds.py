@@ -1,4 +1,4 @@
-"""Files that people take for a network's, known by their first bytes."""
+"""Files that are often given instead of a network's file, recognised by their first bytes."""
 
 import re
 
@@ -11,12 +11,12 @@ _BEGINNINGS = {
     b"\xfd7zXZ": "xz; unpack it",
     b"BZh": "bzip2; unpack it",
 }
-# GitHub's pages begin with empty lines, and so does a caffemodel: its first tag is a line feed.
+# GitHub's pages begin with empty lines. A caffemodel may begin alike: its first tag is a line feed.
 _PAGE = re.compile(rb"\s*<(?:!doctype|html|\?xml)", re.IGNORECASE)
 
 
-def stranger(data: bytes) -> str:
-    """Return what the file of these bytes is and what to do; empty for what may be a network's."""
+def foreign_kind(data: bytes) -> str:
+    """Return what kind of file these bytes are and what to do; empty for a possible network."""
     for start, what in _BEGINNINGS.items():
         if data.startswith(start):
             return what
