@@ -15,7 +15,7 @@
     │   ├── HeadTooLarge       431  more bytes of headers than are taken
     │   ├── HttpVersion        505  another HTTP than 1.1 and 1.0
     │   │                      not the caller's:
-    │   ├── ClientGone         499  the caller left; never sent, only counted
+    │   ├── ClientDisconnected 499  the client disconnected; never sent, only counted
     │   ├── Internal           500  a bug of ours
     │   ├── Overloaded         503  no row free, or no room for another body
     │   ├── NotReady           503  no device is proven
@@ -73,6 +73,17 @@ class RequestError(TopfiveError):
     code = "internal"
     title = "Internal error"
 
+    def fields(self) -> dict[str, object]:
+        """Return the members of the error in an answer, for a whole request or one image of it."""
+        fields: dict[str, object] = {
+            "status": self.status,
+            "code": self.code,
+            "detail": self.detail,
+        }
+        if self.remedy:
+            fields["remedy"] = self.remedy
+        return fields | self.members
+
 
 class Malformed(RequestError):
     status, code, title = 400, "malformed", "Malformed request"
@@ -83,7 +94,13 @@ class NotFound(RequestError):
 
 
 class MethodNotAllowed(RequestError):
+    """`allow` lists the methods that the path has."""
+
     status, code, title = 405, "method_not_allowed", "Method not allowed"
+
+    def __init__(self, detail: str, remedy: str, allow: str) -> None:
+        super().__init__(detail, remedy)
+        self.allow = allow
 
 
 class HeadTimeout(RequestError):
@@ -118,7 +135,7 @@ class HttpVersion(RequestError):
     status, code, title = 505, "http_version", "HTTP version not supported"
 
 
-class ClientGone(RequestError):
+class ClientDisconnected(RequestError):
     status, code, title = 499, "client_gone", "Caller left"
 
 

@@ -1,13 +1,13 @@
-"""The decode processes seen from here: images wait for a slot, a slot's body becomes a row.
+"""The decode processes, seen from the event loop: an image file becomes a row.
 
-A body is copied into a free slot of shared memory; whichever process is free takes it from there
-(decoding/worker.py). What the processes have finished is collected, and handed on at once. No more
-is decoded than the devices want soon, and nothing of a request that is over.
+A file is copied into a free slot of shared memory, from where an idle decode worker takes it
+(decoding/worker.py). Finished images are collected and passed on at once. The pool decodes no
+further ahead than the devices pull soon, and no image of a request that has ended.
 
-When a process ends, by a file that its decoder cannot bear or by somebody's hand, the image that it
-was at is answered with an error; all processes are started anew and do the others again. If they
-end before they have started, the service cannot go on. Everything here happens on the event loop,
-in the main thread.
+When a worker exits, because a file crashed it or because it was killed, its image is answered with
+an error. All workers are then restarted, and the other images are decoded again. If the workers
+exit before they have started, the service cannot continue. Everything here happens on the event
+loop, in the main thread.
 """
 
 import asyncio
@@ -22,8 +22,11 @@ import socket
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from typing import Protocol
+
+from prometheus_client.core import Metric
 
 from service.artifact import Resample
 from service.core import child_process
@@ -40,23 +43,25 @@ from service.errors import (
     out_of_memory,
 )
 from service.system import cgroup
+from service.telemetry.metrics import Metrics, gauge_family
 
 log = logging.getLogger("topfive.decoder")
 
 RECENT = 64
-"""Images over which their cost is averaged; a moment without a core is no forecast."""
-IN_HAND, MOST_IN_HAND = 12, 256
-"""Images that the processes have at one time, for each and of all: TOGETHER and a few more, so that
-none waits for the service, which is late when it is busy. A Unix socket holds 277 requests."""
+"""Number of images over which the decode time is averaged, so that one slow image counts little."""
+SLOTS_PER_PROCESS, MAX_SLOTS = 12, 256
+"""Slots per worker and in total: enough to keep the workers busy while the event loop is late. A
+Unix socket holds 277 requests."""
 LEAST_SLOT_BYTES = 1 << 16
-"""An error fits in."""
+"""Minimum size of a slot, in which an error fits."""
 LARGE_BODY_BYTES = 1 << 20
-"""After a larger one its slot's memory is given back."""
+"""Size of a file above which the memory of its slot is freed afterwards."""
 PIPE_BYTES = 1 << 16
+"""Maximum number of bytes that are read from the result pipe at once."""
 _ENVIRONMENT = {
-    "OPENBLAS_NUM_THREADS": "1",  # no linear algebra is done there
-    # Else malloc may give a picture's memory back to the system and ask for it again at each one:
-    # 330 page faults an image, a third of its time. So each process keeps 32 MiB.
+    "OPENBLAS_NUM_THREADS": "1",  # the workers do no linear algebra
+    # Otherwise malloc may return an image's memory to the system and allocate it again for the next
+    # image: 330 page faults per image, a third of its time. So each process keeps 32 MiB.
     "MALLOC_MMAP_THRESHOLD_": str(16 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(32 << 20),
 }
@@ -65,9 +70,20 @@ _ERRORS: dict[str, type[RequestError]] = {
 }
 
 
+@dataclass(frozen=True)
+class DecodeOptions:
+    """How images are decoded, by how many processes, and the largest file in bytes."""
+
+    resize: int
+    resample: Resample
+    max_pixels: int
+    processes: int
+    body_bytes: int
+
+
 @dataclass(slots=True)
 class Decoded:
-    """`error` says why the row was not filled; then `pixels` is 0."""
+    """A finished image; `error` is the reason why its row was not filled, with `pixels` 0."""
 
     image: Image
     pixels: int
@@ -75,41 +91,48 @@ class Decoded:
     error: RequestError | None
 
 
-class Decoder:
-    """`processes` processes for bodies of up to `body_bytes`; `finished` gets what they have done.
+class Pipeline(Protocol):
+    """The part of the pipeline that a decode pool reports to."""
 
-    `wanted` says how many images they may have now, and whoever makes that more calls `supply`.
-    `restarted` is called when they have to be started anew, `fatal` with the reason when that is
-    no use. DeviceError where they cannot be started at all.
+    def decode_limit(self) -> int:
+        """Return how many images the processes may have now; call `dispatch` when it grows."""
+
+    def decoded(self, finished: list[Decoded]) -> None:
+        """Continue with the finished images."""
+
+
+class DecodePool:
+    """The decode processes of one model.
+
+    `fatal` is called with the reason when restarting the processes would not help. Raise
+    DeviceError if they cannot be started at all.
     """
 
     def __init__(
         self,
         rows: Rows,
-        resize: int,
-        resample: Resample,
-        max_pixels: int,
-        processes: int,
-        body_bytes: int,
-        wanted: Callable[[], int],
-        finished: Callable[[list[Decoded]], None],
-        restarted: Callable[[], None],
+        options: DecodeOptions,
+        pipeline: Pipeline,
+        metrics: Metrics,
         fatal: Callable[[DeviceError], None],
     ) -> None:
-        self._rows, self._max_pixels = rows, max_pixels
-        self._resize, self._resample = resize, resample
-        self._processes = processes
-        self._wanted, self._finished = wanted, finished
-        self._restarted, self._fatal = restarted, fatal
+        self._rows = rows
+        self._options = options
+        self._processes = processes = options.processes
+        self._pipeline = pipeline
+        self._restarts = metrics.decode_restarts
+        self._cpu_seconds = metrics.decode_cpu_seconds
+        self._counted_pid, self._counted_cpu_seconds = 0, 0.0
+        self._fatal = fatal
         self._loop = asyncio.get_running_loop()
-        self._todo: deque[Image] = deque()
-        self._in_hand: dict[int, tuple[Image, int]] = {}
+        self._queue: deque[Image] = deque()
+        self._in_flight: dict[int, tuple[Image, int]] = {}
         self._seconds = 0.0
         self._alive = False
-        slots = min(IN_HAND * processes, MOST_IN_HAND)
+        slots = min(SLOTS_PER_PROCESS * processes, MAX_SLOTS)
         self._free = list(range(slots))
         self._slots_offset = _whole_pages(processes * CLAIM.size)
-        self._slot_bytes = _whole_pages(max(body_bytes, LEAST_SLOT_BYTES))
+        self._slot_bytes = _whole_pages(max(options.body_bytes, LEAST_SLOT_BYTES))
         size = self._slots_offset + slots * self._slot_bytes
         self._descriptor = memory_file("topfive-bodies", size)
         self._bodies = mmap.mmap(self._descriptor, size)
@@ -117,11 +140,11 @@ class Decoder:
 
     def put(self, image: Image) -> None:
         """Decode `image.data` into `image.row`, which is filling."""
-        self._todo.append(image)
-        self.supply()
+        self._queue.append(image)
+        self.dispatch()
 
     def close(self) -> None:
-        """End the processes, whatever they are at: nobody waits for it any more."""
+        """End the processes at once, with the images that they are decoding."""
         if self._alive:
             self._process.send_signal(END)
             self._end()
@@ -129,33 +152,59 @@ class Decoder:
         os.close(self._descriptor)
 
     def wait_s(self, images: int) -> float:
-        """Until `images` that come now would be begun, if each takes as long as recent ones did."""
-        busy = min(len(self._in_hand), self._processes)
-        waiting = len(self._todo) + len(self._in_hand) - busy
+        """Return the estimated seconds until `images` new images start decoding."""
+        busy = min(len(self._in_flight), self._processes)
+        waiting = len(self._queue) + len(self._in_flight) - busy
         return (waiting + images) * self._seconds / self._processes
 
     def alone_s(self, images: int) -> float:
-        """Until `images` are decoded with nothing else to do, if each takes as long as recent ones
-        did on average; 0 before the first."""
+        """Return the estimated seconds to decode `images` without other load; 0 if unknown."""
         return math.ceil(images / self._processes) * self._seconds
 
     @property
     def pid(self) -> int:
-        """Of the process that has started the others."""
+        """The process id of the leader, which forks the workers."""
         return self._process.pid
 
     def statistics(self) -> dict[str, int]:
-        """Processes, those busy, and images waiting for one."""
-        in_hand = len(self._in_hand)
-        busy = min(in_hand, self._processes)
-        waiting = len(self._todo) + in_hand - busy
+        """Return the number of processes, of busy ones, and of images that wait for one."""
+        in_flight = len(self._in_flight)
+        busy = min(in_flight, self._processes)
+        waiting = len(self._queue) + in_flight - busy
         return {"processes": self._processes, "busy": busy, "waiting": waiting}
 
     def usage(self) -> tuple[float, float]:
-        """CPU seconds and resident bytes of all the processes together."""
+        """Return the CPU seconds and the resident bytes of all the processes together."""
         pids = [self.pid, *child_process.children(self.pid)]
-        cpu_seconds, memory = zip(*map(child_process.usage, pids), strict=True)
-        return sum(cpu_seconds), sum(memory)
+        cpu_seconds, memory_bytes = zip(*map(child_process.usage, pids), strict=True)
+        return sum(cpu_seconds), sum(memory_bytes)
+
+    def collect(self) -> Iterable[Metric]:
+        """Yield the families that are read at the scrape, and count the CPU time used since."""
+        cpu_seconds, memory_bytes = self.usage()
+        self._count_cpu(cpu_seconds)
+        yield gauge_family(
+            "decode_processes_busy",
+            "Decode processes that decode an image now.",
+            (),
+            [((), self.statistics()["busy"])],
+        )
+        yield gauge_family(
+            "decode_resident_memory_bytes",
+            "Resident memory of the decode processes.",
+            (),
+            [((), memory_bytes)],
+        )
+
+    def _count_cpu(self, cpu_seconds: float) -> None:
+        """Count the CPU time since the last scrape.
+
+        Restarted processes begin at 0; the last part of those that have ended is not known.
+        """
+        if self.pid != self._counted_pid:
+            self._counted_pid, self._counted_cpu_seconds = self.pid, 0.0
+        self._cpu_seconds.inc(max(0.0, cpu_seconds - self._counted_cpu_seconds))
+        self._counted_cpu_seconds = max(cpu_seconds, self._counted_cpu_seconds)
 
     def _start(self) -> None:
         for number in range(self._processes):
@@ -173,8 +222,10 @@ class Decoder:
         self._loop.add_reader(self._wake, self._woken)
 
     def _open(self, opened: contextlib.ExitStack, theirs: contextlib.ExitStack) -> None:
-        """Start the processes, with all that is `opened` between us; `theirs` is what only they
-        keep."""
+        """Start the processes and open the descriptors to them.
+
+        `opened` closes the descriptors of this process, `theirs` those that only they keep.
+        """
         self._requests, requests = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         opened.callback(self._requests.close)
         theirs.callback(requests.close)
@@ -203,32 +254,33 @@ class Decoder:
             slot_bytes=self._slot_bytes,
             rows=self._rows.descriptor,
             row_shape=(total, height, width, channels),
-            resize=self._resize,
-            resample=self._resample,
-            max_pixels=self._max_pixels,
+            resize=self._options.resize,
+            resample=self._options.resample,
+            max_pixels=self._options.max_pixels,
         )
 
-    def supply(self) -> None:
-        """Give the processes what is wanted and there are slots for."""
-        over = []
-        most = self._wanted()
-        while self._todo and self._free and len(self._in_hand) < most:
-            image = self._todo.popleft()
+    def dispatch(self) -> None:
+        """Send queued images to the processes, up to the decode limit and the free slots."""
+        unwanted = []
+        limit = self._pipeline.decode_limit()
+        while self._queue and self._free and len(self._in_flight) < limit:
+            image = self._queue.popleft()
             size, data, image.data = len(image.data), image.data, b""
-            if image.request.over:
-                over.append(Decoded(image, 0, 0.0, None))
+            if image.request.done:
+                unwanted.append(Decoded(image, 0, 0.0, None))
                 continue
             slot = self._free.pop()
             at = self._place(slot)
             self._bodies[at : at + size] = data
-            self._in_hand[slot] = image, size
-            self._ask(slot)
-        if over:
-            self._finished(over)
+            self._in_flight[slot] = image, size
+            self._send(slot)
+        if unwanted:
+            self._pipeline.decoded(unwanted)
 
-    def _ask(self, slot: int) -> None:
-        image, size = self._in_hand[slot]
-        with contextlib.suppress(ConnectionError):  # they have ended, and are asked anew
+    def _send(self, slot: int) -> None:
+        image, size = self._in_flight[slot]
+        # If the processes have ended, the image is sent again after the restart.
+        with contextlib.suppress(ConnectionError):
             self._requests.send(REQUEST.pack(slot, image.row, size))
 
     def _woken(self) -> None:
@@ -236,7 +288,7 @@ class Decoder:
         self._collect()
 
     def _collect(self) -> None:
-        """Take all results that there are, hand them on, supply the processes."""
+        """Read all results, pass them on, and dispatch further images."""
         try:
             results = os.read(self._results, PIPE_BYTES)
         except BlockingIOError:
@@ -246,19 +298,19 @@ class Decoder:
             if slot == STARTED:
                 self._started = True
             elif slot == ENDED:
-                finished += self._blame(second, pixels)
+                finished += self._crashed(second, pixels)
             else:
                 self._seconds += (seconds - self._seconds) / RECENT
                 error = self._error(slot, second) if second else None
-                finished.append(Decoded(self._let_go(slot), pixels, seconds, error))
-        self._finished(finished)
-        self.supply()
+                finished.append(Decoded(self._release(slot), pixels, seconds, error))
+        self._pipeline.decoded(finished)
+        self.dispatch()
 
-    def _let_go(self, slot: int) -> Image:
-        image, size = self._in_hand.pop(slot)
+    def _release(self, slot: int) -> Image:
+        image, size = self._in_flight.pop(slot)
         if size > LARGE_BODY_BYTES:
             self._bodies.madvise(mmap.MADV_REMOVE, self._place(slot), self._slot_bytes)
-        # Taken from the end: the slot given back last is the one still in the caches.
+        # Acquired from the end: the slot released last is the one still in the CPU caches.
         self._free.append(slot)
         return image
 
@@ -272,38 +324,38 @@ class Decoder:
             log.error("decode_failed", extra={"traceback": trace})
         return _ERRORS[code](detail, remedy, **members)
 
-    def _blame(self, process: int, status: int) -> list[Decoded]:
-        """The image at which `process` has ended, if it was at one."""
+    def _crashed(self, process: int, status: int) -> list[Decoded]:
+        """Return the image that `process` was decoding when it exited, if any, with its error."""
         [slot] = CLAIM.unpack_from(self._bodies, process * CLAIM.size)
         code = os.waitstatus_to_exitcode(status)
         how = child_process.how_it_ended(code, self._oom_kills)
         log.error("decode_process_ended", extra={"number": process, "how": how})
-        if slot not in self._in_hand:
+        if slot not in self._in_flight:
             return []
         detail = f"The process that decoded the image ended {how}."
         report = Internal(detail, "Send another image, and report this one.")
         error = out_of_memory(detail) if code == -signal.SIGKILL else report
-        return [Decoded(self._let_go(slot), 0, 0.0, error)]
+        return [Decoded(self._release(slot), 0, 0.0, error)]
 
     def _ended(self) -> None:
-        """The processes have ended, all of them: start them anew, and ask again for the rest."""
+        """Restart the processes after all of them have ended, and send them the rest again."""
         self._collect()
         code = self._end()
         if not self._started:
             how = child_process.how_it_ended(code, self._oom_kills)
             self._fatal(DeviceError(f"The decode processes ended {how} during their start."))
             return
-        self._restarted()
+        self._restarts.inc()
         try:
             self._start()
         except DeviceError as error:
             self._fatal(error)
             return
-        for slot in self._in_hand:
-            self._ask(slot)
+        for slot in self._in_flight:
+            self._send(slot)
 
     def _end(self) -> int:
-        """The exit code, when everything between us is closed."""
+        """Close all descriptors of the processes, and return the leader's exit code."""
         self._alive = False
         for descriptor in (self._pidfd, self._wake):
             self._loop.remove_reader(descriptor)

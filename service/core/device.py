@@ -1,13 +1,14 @@
-"""One device that serves a model, and its life.
+"""One device that serves a model, and its lifecycle.
 
     starting -> proving -> ready -> failed -> waiting -> starting ...
                                           \\-> quarantined -> starting ...
 
-A device is proven on the golden rows before it is ready, and probed with them while it is; a probe
-that is due goes before callers' batches. A ready device pulls batches by itself. When its host
-fails, the host is killed, and only once it is reaped are the rows of its unanswered batches tried
-again or given back: until then it may write to them. A host that cannot be reaped keeps them, its
-images are tried again in other rows, and its device stays in quarantine until it can.
+A device must pass a self-test on the golden rows before it is ready (state `proving`), and is
+probed with them while it is ready; a probe goes before the batches of requests. A ready device
+pulls batches by itself. When its host fails, the host is killed. Only after the host has been
+reaped are the rows of its unanswered batches tried again or released: until then it may write to
+them. A host that cannot be reaped keeps its rows. Their images are tried again in other rows, and
+the device stays in quarantine until the host is reaped.
 """
 
 import asyncio
@@ -17,15 +18,16 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 import numpy as np
 
 from service.artifact import Artifact
 from service.core.batcher import Batcher
-from service.core.host_process import Host, Timings, hello
+from service.core.host_process import Host, Timings, hello_message
 from service.core.request import Image
 from service.core.rows import Rows, State
-from service.core.throughput import Rate
+from service.core.throughput import Throughput
 from service.errors import ArtifactError, DeviceError, DeviceFailed
 from service.settings import Settings
 from service.telemetry.metrics import RESTART_REASONS, Metrics
@@ -33,17 +35,25 @@ from service.telemetry.metrics import RESTART_REASONS, Metrics
 log = logging.getLogger("topfive.device")
 
 LONGEST_DELAY_S = 30.0
+"""Maximum seconds between two starts of a device that is not in quarantine."""
+
+
+class Pipeline(Protocol):
+    """The part of the pipeline that a device reports to."""
+
+    def pulled(self) -> None:
+        """Continue after a device has pulled a batch."""
+
+    def computed(self, batch: list[Image], sent_at: float, timings: Timings) -> None:
+        """Continue with a batch that was sent at `sent_at` (`time.perf_counter`) and computed."""
+
+    def failed(self, image: Image, error: DeviceFailed) -> None:
+        """Continue with an image that two devices have failed."""
 
 
 @dataclass(frozen=True)
 class Shared:
-    """What the devices of a pool share.
-
-    `python` is the interpreter of the hosts. `sent` is called after each batch that was pulled;
-    `answer` gets each that a device has computed, when it was sent (`time.perf_counter`) and the
-    host's timings; `refuse` each image that a device failed for good; `changed` is called when a
-    device has changed its state.
-    """
+    """What the devices of a pool share; `python` is the interpreter of their hosts."""
 
     artifact: Artifact
     settings: Settings
@@ -51,25 +61,29 @@ class Shared:
     rows: Rows
     batcher: Batcher
     metrics: Metrics
-    sent: Callable[[], None]
-    answer: Callable[[list[Image], float, Timings], None]
-    refuse: Callable[[Image, DeviceFailed], None]
-    changed: Callable[[], None]
+    pipeline: Pipeline
 
 
 class Device:
-    """One device: its state, its host, and the loop of its life."""
+    """One device: its state, its host, and its lifecycle.
 
-    def __init__(self, ordinal: int, kept: Sequence[int], shared: Shared) -> None:
+    `reserved` are the numbers of the rows that hold its golden rows. `changed` is called when
+    `state` has changed.
+    """
+
+    def __init__(
+        self, ordinal: int, reserved: Sequence[int], shared: Shared, changed: Callable[[], None]
+    ) -> None:
         self.state = "starting"
         self.host: Host | None = None
         self._ordinal = ordinal
-        self._kept = kept
+        self._reserved = reserved
         self._shared = shared
+        self._changed = changed
         self.failure: DeviceError | None = None
         self._failures = 0
-        self._unproven_images = 0
-        self.rate = Rate()
+        self._unverified_images = 0
+        self.throughput = Throughput()
         self.description = ""
         self.largest_batch = 0
         self.retry_at = 0.0
@@ -77,7 +91,7 @@ class Device:
         self.name = f"cpu{ordinal}" if manifest.target == "cpu" else str(ordinal)
         self._fixed_batch = manifest.input.batch.min
         self._bind_metrics(shared.metrics, manifest.name)
-        shared.rows.inputs[kept] = shared.artifact.golden.rows
+        shared.rows.inputs[reserved] = shared.artifact.golden.rows
 
     def _bind_metrics(self, metrics: Metrics, model: str) -> None:
         self._batch_images = metrics.batch_images.labels(model, self.name)
@@ -103,25 +117,25 @@ class Device:
         self._retries = metrics.image_retries.labels(model)
         self._late_replies = metrics.late_replies.labels(self.name)
 
-    async def live(self) -> None:
-        """One host after another, for ever."""
+    async def run(self) -> None:
+        """Start a host, serve until it fails, wait, and repeat."""
         while True:
             self.failure = failure = await self._serve_until_failure()
             self._failures += 1
             quarantined = self._failures >= self._shared.settings.quarantine_failures
             delay = self._delay_s(quarantined)
             self.retry_at = time.monotonic() + delay
-            self._become("quarantined" if quarantined else "waiting", delay_s=round(delay, 1))
+            self._set_state("quarantined" if quarantined else "waiting", delay_s=round(delay, 1))
             await asyncio.sleep(delay)
             self._restarts[failure.reason].inc()
 
     async def stop(self) -> None:
-        """End the host, if there is one; `live` is cancelled already."""
+        """End the host, if there is one; cancel `run` first."""
         if self.host is not None:
             await self.host.stop(self._shared.settings.reap_timeout_s)
 
     def statistics(self) -> dict[str, object]:
-        """State, what the engine says of itself, batches in flight, failures in a row."""
+        """Return the state, the engine's description, batches in flight, failures in a row."""
         return {
             "device": self.name,
             "state": self.state,
@@ -132,35 +146,35 @@ class Device:
 
     @property
     def batches_in_flight(self) -> int:
-        """Batches sent and not answered, probes included."""
+        """Number of batches that were sent and not answered, including probes."""
         return len(self.host.unanswered) if self.host else 0
 
     def usage(self) -> tuple[float, float]:
-        """CPU seconds and resident bytes of the host process; zeros without one."""
+        """Return the CPU seconds and resident bytes of the host process; zeros without one."""
         return self.host.usage() if self.host else (0.0, 0.0)
 
     async def _serve_until_failure(self) -> DeviceError:
-        """A host's whole life; when this returns its rows have new owners."""
-        self._become("starting")
+        """Run one host until it fails and return its failure; its rows are released by then."""
+        self._set_state("starting")
         shared = self._shared
         timeout_s = shared.settings.batch_timeout_ms / 1000
-        self._unproven_images = 0
-        self.rate = Rate()
+        self._unverified_images = 0
+        self.throughput = Throughput()
         try:
             host = Host(
                 self.name, shared.python, shared.rows.descriptor, timeout_s, self._late_replies.inc
             )
         except DeviceError as error:
-            self._become("failed", **_facts(error))
+            self._set_state("failed", **_facts(error))
             return error
         self.host = host
         async with asyncio.TaskGroup() as tasks:
             work = tasks.create_task(self._work(host))
             failure = await asyncio.shield(host.failure)
             work.cancel()
-        self._become("failed", **_facts(failure))
+        self._set_state("failed", **_facts(failure))
         if failure.reason == "wrong_answer":
-            self._doubtful.inc(self._unproven_images)
+            self._doubtful.inc(self._unverified_images)
         await self._reclaim(host, failure)
         self.host = None
         return failure
@@ -170,59 +184,59 @@ class Device:
         try:
             await self._check_model()
             largest = shared.settings.max_batch
-            told = hello(shared.artifact, shared.rows, self._ordinal, largest)
-            await host.greet(told, shared.settings.start_timeout_s)
+            hello = hello_message(shared.artifact, shared.rows, self._ordinal, largest)
+            await host.open(hello, shared.settings.start_timeout_s)
             self.description = str(host.facts["description"])
             self.largest_batch = host.facts["largest_batch"]
-            self._become("proving")
-            await self._probe(host, self._kept)
+            self._set_state("proving")
+            await self._probe(host, self._reserved)
         except DeviceError as error:
             host.fail(error)
             return
-        self._become("ready", engine=self.description)
+        self._set_state("ready", engine=self.description)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._pull(host))
             tasks.create_task(self._probe_regularly(host))
 
     async def _check_model(self) -> None:
-        """Raise DeviceError if the host would read another model than the one that is served."""
+        """Raise DeviceError if the model's files are no longer those that the service has read."""
         try:
             await asyncio.to_thread(self._shared.artifact.check_model_unchanged)
         except ArtifactError as error:
             raise DeviceError(error.detail, error.remedy, reason="artifact") from error
 
     async def _pull(self, host: Host) -> None:
-        """Keep the host supplied: as soon as it has room for another batch, the next one."""
+        """Send the host the next batch whenever it has room for one."""
         in_flight = self._shared.settings.inflight_per_device or host.facts["batches_in_flight"]
         room = asyncio.Semaphore(in_flight)
         while True:
             await room.acquire()
             batch = await self._shared.batcher.pull(self.largest_batch)
             self._send(host, batch, room)
-            self._shared.sent()
+            self._shared.pipeline.pulled()
 
     def _send(self, host: Host, batch: list[Image], room: asyncio.Semaphore) -> None:
         numbers = [image.row for image in batch]
         self._shared.rows.move(numbers, State.WAITING, State.RUNNING)
         self._batch_images.observe(len(batch))
         self._padding.inc(max(0, self._fixed_batch - len(batch)))
-        self.rate.begin()
+        self.throughput.begin()
         host.send(batch, numbers, partial(self._answered, batch, room, time.perf_counter()))
 
     def _answered(
         self, batch: list[Image], room: asyncio.Semaphore, sent_at: float, timings: Timings
     ) -> None:
         room.release()
-        self.rate.finish(len(batch), sum(timings) / 1e9)
+        self.throughput.finish(len(batch), sum(timings) / 1e9)
         self._batches["ok"].inc()
-        self._unproven_images += len(batch)
+        self._unverified_images += len(batch)
         for stage, nanoseconds in zip(self._stages, timings, strict=True):
             stage.observe(nanoseconds / 1e9)
-        self._shared.answer(batch, sent_at, timings)
+        self._shared.pipeline.computed(batch, sent_at, timings)
 
     async def _probe_regularly(self, host: Host) -> None:
-        # One row at a time: on a slow device all of them would be a share of its throughput.
-        for number in itertools.cycle(self._kept):
+        # One row at a time: all rows at once would hold up a slow device.
+        for number in itertools.cycle(self._reserved):
             await asyncio.sleep(self._shared.settings.probe_interval_s)
             try:
                 await self._probe(host, [number])
@@ -232,14 +246,16 @@ class Device:
             self._failures = 0
 
     async def _probe(self, host: Host, numbers: Sequence[int]) -> None:
-        """Run these golden rows; DeviceError if all answers, the others' of earlier, are not the
-        golden ones."""
+        """Run these golden rows; raise DeviceError if the device's answers are not the golden ones.
+
+        The answers of the other golden rows, from earlier probes, are compared as well.
+        """
         rows, golden = self._shared.rows, self._shared.artifact.golden
         rows.outputs[numbers] = np.nan
-        vouched_for = 0
+        verified = 0
         for first in range(0, len(numbers), self.largest_batch):
-            vouched_for = await self._run_kept(host, numbers[first : first + self.largest_batch])
-        answers = rows.outputs[self._kept]
+            verified = await self._run_golden(host, numbers[first : first + self.largest_batch])
+        answers = rows.outputs[self._reserved]
         self._deviation.set(golden.deviation(answers))
         if fault := golden.fault(answers):
             self._probes["fail"].inc()
@@ -251,23 +267,23 @@ class Device:
             )
         self._probes["pass"].inc()
         self._probe_passed_at.set_to_current_time()
-        self._unproven_images -= vouched_for
+        self._unverified_images -= verified
 
-    async def _run_kept(self, host: Host, numbers: Sequence[int]) -> int:
-        """Have these kept rows computed; the unproven images that were answered before them."""
+    async def _run_golden(self, host: Host, numbers: Sequence[int]) -> int:
+        """Compute these golden rows; return how many unverified images preceded them."""
         answered: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
         def count(timings: Timings) -> None:
-            self.rate.assume(len(numbers), sum(timings) / 1e9)
-            # Now, not when the awaiting task wakes up: by then later batches may be answered.
+            self.throughput.assume(len(numbers), sum(timings) / 1e9)
+            # Read here: when the awaiting task wakes up, later batches may have been answered.
             if not answered.cancelled():
-                answered.set_result(self._unproven_images)
+                answered.set_result(self._unverified_images)
 
         host.send([], numbers, count)
         return await answered
 
     async def _reclaim(self, host: Host, failure: DeviceError) -> None:
-        """Find new owners for the rows of the batches that the host did not answer."""
+        """Try the images of unanswered batches again, or release their rows."""
         outcome = self._batches["timed_out" if failure.reason == "hung" else "failed"]
         images: list[Image] = []
         for sent in host.unanswered.values():
@@ -284,57 +300,59 @@ class Device:
         self._shared.rows.move(lost, State.RUNNING, State.LOST)
         for image in images:
             self._try_elsewhere(image, failure)
-        self._become("quarantined", detail="The device host cannot be reaped.", lost_rows=len(lost))
+        self._set_state(
+            "quarantined", detail="The device host cannot be reaped.", lost_rows=len(lost)
+        )
         await host.reaped.wait()
-        self._shared.rows.give_back(lost, State.LOST)
+        self._shared.rows.release(lost, State.LOST)
 
     def _try_again(self, image: Image, state: State, failure: DeviceError) -> None:
-        """Queue the image, whose row is in `state`, once more; refuse it the second time."""
+        """Queue the image, whose row is in `state`, for a second attempt; fail it after that."""
         rows = self._shared.rows
-        if image.tries == 0:
-            image.tries = 1
+        if image.attempts == 0:
+            image.attempts = 1
             rows.move([image.row], state, State.WAITING)
             self._retries.inc()
             self._shared.batcher.put(image)
             return
-        rows.give_back([image.row], state)
-        self._shared.refuse(image, _refusal(failure))
+        rows.release([image.row], state)
+        self._shared.pipeline.failed(image, _device_failed(failure))
 
     def _try_elsewhere(self, image: Image, failure: DeviceError) -> None:
-        """Copy the image out of its row, which is lost, into a free one, and try it again there."""
+        """Copy the image from its lost row into a free one, and try it again there."""
         rows = self._shared.rows
-        taken = rows.take(1)
-        if taken is None:
-            self._shared.refuse(image, _refusal(failure))
+        acquired = rows.acquire(1)
+        if acquired is None:
+            self._shared.pipeline.failed(image, _device_failed(failure))
             return
-        rows.inputs[taken] = rows.inputs[image.row]
-        [image.row] = taken
+        rows.inputs[acquired] = rows.inputs[image.row]
+        [image.row] = acquired
         self._try_again(image, State.FILLING, failure)
 
     def _delay_s(self, quarantined: bool) -> float:
         settings = self._shared.settings
         if quarantined:
             return settings.quarantine_s
-        # The exponent is bounded, since a float's is.
+        # The exponent is bounded so that the result is a finite float.
         delay: float = settings.restart_delay_s * 2 ** min(self._failures - 1, 16)
         return min(delay, LONGEST_DELAY_S)
 
-    def _become(self, state: str, **facts: object) -> None:
+    def _set_state(self, state: str, **facts: object) -> None:
         level = logging.WARNING if state in ("failed", "quarantined") else logging.INFO
         self.state, before = state, self.state
         log.log(
             level, "device_state", extra={"device": self.name, "from": before, "to": state, **facts}
         )
-        self._shared.changed()
+        self._changed()
 
 
 def _facts(failure: DeviceError) -> dict[str, str]:
-    """Return what the log says of a failure."""
-    said = {"reason": failure.reason, "detail": failure.detail, "remedy": failure.remedy}
-    return {name: value for name, value in said.items() if value}
+    """Return the fields of a failure in the log."""
+    facts = {"reason": failure.reason, "detail": failure.detail, "remedy": failure.remedy}
+    return {name: value for name, value in facts.items() if value}
 
 
-def _refusal(failure: DeviceError) -> DeviceFailed:
+def _device_failed(failure: DeviceError) -> DeviceFailed:
     return DeviceFailed(
         f"The device failed on the batch of this image ({failure.reason}).",
         "Send the request again. If the error repeats, the operator finds the reason in the log.",

@@ -1,4 +1,4 @@
-"""The devices of one model: how many are ready, and when too few have been for too long."""
+"""The devices of one model: how many are ready, and when none has been ready for too long."""
 
 import asyncio
 import logging
@@ -14,69 +14,71 @@ from service.telemetry.metrics import DEVICE_STATES, counter_family, gauge_famil
 log = logging.getLogger("topfive.pool")
 
 BATCHES_AHEAD = 2
-"""Decoded for each device, beside those that were sent to it: one to pull, one being filled."""
+"""Batches per device to decode ahead, in addition to those sent: one to pull, one to fill."""
 
 
-class Pool:
+class DevicePool:
     """The devices of one model.
 
-    `fatal` is called when no device got ready within `start_timeout_s`, when none was for
-    `no_device_grace_s`, and when the life of a device ended by a bug.
+    `fatal` is called when no device was ready within `start_timeout_s`, when none has been ready
+    for `no_device_grace_s`, and when the lifecycle of a device ended by a bug. `on_change` is
+    called when a device has changed its state.
     """
 
     def __init__(
         self, ordinals: Sequence[int], shared: Shared, fatal: Callable[[DeviceError], None]
     ) -> None:
         golden = len(shared.artifact.golden.rows)
-        kept = shared.rows.kept
+        reserved = shared.rows.reserved
         self.devices = [
-            Device(ordinal, kept[place * golden : (place + 1) * golden], shared)
+            Device(ordinal, reserved[place * golden : (place + 1) * golden], shared, self._changed)
             for place, ordinal in enumerate(ordinals)
         ]
         self._settings = shared.settings
         self._fatal = fatal
-        self._lives: list[asyncio.Task[None]] = []
+        self.on_change: Callable[[], None] = lambda: None
+        self._tasks: list[asyncio.Task[None]] = []
         self._alarm: asyncio.TimerHandle | None = None
         self.first_ready = asyncio.Event()
 
     @property
     def ready(self) -> int:
-        """Devices that are ready."""
+        """Number of devices that are ready."""
         return sum(device.state == "ready" for device in self.devices)
 
     @property
     def images_per_second(self) -> float:
-        """What the ready devices compute while they are busy; 0 before one has computed."""
-        rates = [device.rate.images_per_second for device in self.devices]
+        """Total throughput of the ready devices while they are busy; 0 if unknown."""
+        rates = [device.throughput.images_per_second for device in self.devices]
         known = [rate for rate in rates if rate]
-        # A device that is new is taken to be like the others.
+        # A device that has computed nothing counts as the average of the others.
         return sum(known) / len(known) * self.ready if known else 0.0
 
     @property
-    def ahead(self) -> int:
-        """Images that should wait decoded; 0 before a device has said how many it takes."""
+    def images_ahead(self) -> int:
+        """Number of images to decode ahead of the devices; 0 before a device is open."""
         return BATCHES_AHEAD * sum(device.largest_batch for device in self.devices)
 
     def start(self) -> None:
-        """Begin the devices' lives."""
+        """Start the devices."""
         self._set_alarm(self._settings.start_timeout_s)
         for device in self.devices:
-            life = asyncio.create_task(device.live(), name=f"device {device.name}")
-            life.add_done_callback(self._life_ended)
-            self._lives.append(life)
+            task = asyncio.create_task(device.run(), name=f"device {device.name}")
+            task.add_done_callback(self._task_ended)
+            self._tasks.append(task)
 
     async def stop(self) -> None:
-        """End all devices; rows that are still running are nobody's after this."""
+        """End all devices; afterwards no device uses a row."""
         if self._alarm:
             self._alarm.cancel()
-        for life in self._lives:
-            life.remove_done_callback(self._life_ended)
-            life.cancel()
-        await asyncio.gather(*self._lives, return_exceptions=True)
+        for task in self._tasks:
+            task.remove_done_callback(self._task_ended)
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.gather(*(device.stop() for device in self.devices))
 
-    def changed(self) -> None:
-        """A device has changed its state: watch over how many are ready."""
+    def _changed(self) -> None:
+        """Check how many devices are ready after one has changed its state."""
         if self.ready:
             self.first_ready.set()
             if self._alarm:
@@ -84,9 +86,10 @@ class Pool:
                 self._alarm = None
         elif self._alarm is None:
             self._set_alarm(self._settings.no_device_grace_s)
+        self.on_change()
 
     def seconds_to_ready(self) -> float:
-        """A guess at when the next device may be ready: until its next start, and a second."""
+        """Return the estimated seconds until a device is ready: its next start, and a second."""
         now = time.monotonic()
         waits = [
             max(0.0, device.retry_at - now) if device.state in ("waiting", "quarantined") else 0.0
@@ -95,11 +98,11 @@ class Pool:
         return min(waits) + 1.0
 
     def statistics(self) -> list[dict[str, object]]:
-        """Each device's."""
+        """Return the statistics of each device."""
         return [device.statistics() for device in self.devices]
 
     def collect(self) -> Iterable[Metric]:
-        """The families that are read at the scrape."""
+        """Yield the families that are read at the scrape."""
         states = [
             ((device.name, state), float(device.state == state))
             for device in self.devices
@@ -141,7 +144,7 @@ class Pool:
             detail, remedy = f"{detail} {failure.detail}", failure.remedy or remedy
         self._fatal(DeviceError(detail, remedy))
 
-    def _life_ended(self, life: asyncio.Task[None]) -> None:
-        if not life.cancelled():
-            log.critical("device_life_ended", exc_info=life.exception())
-            self._fatal(DeviceError(f"The task of {life.get_name()} ended. This is a bug."))
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled():
+            log.critical("device_life_ended", exc_info=task.exception())
+            self._fatal(DeviceError(f"The task of {task.get_name()} ended. This is a bug."))

@@ -1,7 +1,7 @@
-"""One device tried out: its host opened, rows run, without a pool, a queue or a service.
+"""A device session: one open device without a pool, a queue or a service.
 
-For whoever measures or checks a device: the host, the wire and the rows are those that serve, so
-what holds here holds there. A device that fails raises the DeviceError; it is not started again.
+Commands that measure or check a device use it. The host, the wire and the rows are those of the
+service, so results carry over. A device that fails raises its DeviceError and is not restarted.
 """
 
 import asyncio
@@ -13,20 +13,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.artifact import Artifact
-from service.core.host_process import Host, Timings, hello
+from service.core.host_process import Host, Timings, hello_message
 from service.core.rows import Rows
 from service.sdk import chosen_devices
 from service.settings import require_linux
 
 BATCH_TIMEOUT_S = 60.0
+"""Seconds to wait for the answer to a batch."""
 REAP_TIMEOUT_S = 5.0
+"""Seconds to wait for the host to exit at the end."""
 
 
-class Trial:
-    """An open device over rows of its own.
+class DeviceSession:
+    """An open device with rows of its own.
 
-    `facts` are the engine's largest_batch, batches_in_flight and description. Rows are written to
-    `inputs` (rows,height,width,3 uint8); answers appear in `outputs` (rows,classes float32).
+    `facts` are the engine's largest_batch, batches_in_flight and description. Write rows to
+    `inputs` (rows, height, width, 3; uint8) and read probabilities from `outputs` (rows, classes;
+    float32).
     """
 
     def __init__(self, host: Host, rows: Rows) -> None:
@@ -36,11 +39,11 @@ class Trial:
         self._host = host
 
     def send(self, numbers: Sequence[int], answered: Callable[[Timings], None]) -> None:
-        """Have these rows computed; then `answered` gets the times. For several under way."""
+        """Compute these rows; `answered` is called with the times. Several may be in flight."""
         self._host.send([], numbers, answered)
 
     async def run(self, numbers: Sequence[int]) -> Timings:
-        """Compute these rows, at most `largest_batch`; DeviceError if the device fails."""
+        """Compute these rows, at most `largest_batch`; raise DeviceError if the device fails."""
         done: asyncio.Future[Timings] = asyncio.get_running_loop().create_future()
         self.send(numbers, done.set_result)
         await asyncio.wait((done, self.failure), return_when=asyncio.FIRST_COMPLETED)
@@ -49,7 +52,7 @@ class Trial:
         return done.result()
 
     async def answers(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """The probabilities (N,classes) of `pixels` (N,height,width,3), any number of them."""
+        """Return the probabilities (N, classes) of `pixels` (N, height, width, 3) for any N."""
         most = min(self.facts["largest_batch"], len(self.inputs))
         answers = np.empty((len(pixels), self.outputs.shape[1]), np.float32)
         for first in range(0, len(pixels), most):
@@ -70,12 +73,12 @@ async def opened(
     largest_batch: int = 0,
     timeout_s: float = 120.0,
     import_timeout_s: float | None = None,
-) -> AsyncIterator[Trial]:
-    """The device `ordinal` with the artifact's model on it, over `rows` rows; ended afterwards.
+) -> AsyncIterator[DeviceSession]:
+    """Open the device `ordinal` with the artifact's model and `rows` rows; end it afterwards.
 
-    `python` is the hosts' interpreter, found if None; `largest_batch` 0 leaves it to the engine;
-    `import_timeout_s` is the setting of that name, as the environment has it if None.
-    DeviceError if the device does not open within `timeout_s`, SdkError if it is not there.
+    `python` is the interpreter of the host, or None to find one; `largest_batch` 0 is the engine's
+    default; `import_timeout_s` is the setting of that name, or None for the environment's.
+    Raise DeviceError if the device does not open within `timeout_s`, SdkError if there is none.
     """
     require_linux()
     manifest = artifact.manifest
@@ -85,14 +88,14 @@ async def opened(
     try:
         host = Host(str(ordinal), python, memory.descriptor, BATCH_TIMEOUT_S, lambda: None)
         try:
-            greeting = host.greet(hello(artifact, memory, ordinal, largest_batch), timeout_s)
-            greeted = asyncio.ensure_future(greeting)
-            await asyncio.wait((greeted, host.failure), return_when=asyncio.FIRST_COMPLETED)
+            hello = hello_message(artifact, memory, ordinal, largest_batch)
+            opening = asyncio.ensure_future(host.open(hello, timeout_s))
+            await asyncio.wait((opening, host.failure), return_when=asyncio.FIRST_COMPLETED)
             if host.failure.done():
-                greeted.cancel()
+                opening.cancel()
                 raise host.failure.result()
-            await greeted
-            yield Trial(host, memory)
+            await opening
+            yield DeviceSession(host, memory)
         finally:
             await host.stop(REAP_TIMEOUT_S)
     finally:
@@ -106,11 +109,11 @@ def answers(
     python: str | None = None,
     import_timeout_s: float | None = None,
 ) -> NDArray[np.float32]:
-    """`Trial.answers` of a device that is opened for it; to be called outside an event loop."""
+    """Open a device and return its `DeviceSession.answers`; call it outside an event loop."""
 
     async def ask() -> NDArray[np.float32]:
         rows, time = min(len(pixels), 64), import_timeout_s
-        async with opened(artifact, rows, ordinal, python, import_timeout_s=time) as trial:
-            return await trial.answers(pixels)
+        async with opened(artifact, rows, ordinal, python, import_timeout_s=time) as session:
+            return await session.answers(pixels)
 
     return asyncio.run(ask())

@@ -1,11 +1,12 @@
-"""One device host seen from here: its process, its socket, its time-outs.
+"""One device host, seen from the event loop: its process, its socket, its timeouts.
 
-A host fails once, in whatever way: it says so, it ends, it is late with a batch, or somebody finds
-its answers wrong and says `fail`. Then it is killed, and `failure` has the reason. Batches without
-an answer stay in `unanswered`: until the process is reaped it may still write to their rows.
+A host fails at most once: it reports an error, exits, misses a batch timeout, or gives wrong
+answers and the caller calls `fail`. Then it is killed, and `failure` has the reason. Batches
+without an answer stay in `unanswered`: until the process is reaped, it may still write to their
+rows.
 
-Everything here happens on the event loop, in the main thread: the kernel kills a host with the
-thread that spawned it.
+Everything here happens on the event loop, in the main thread: the kernel kills a host when the
+thread that spawned it exits.
 """
 
 import asyncio
@@ -34,22 +35,22 @@ log = logging.getLogger("topfive.host")
 FOLDER = Path(__file__).resolve().parent.parent / "device_host"
 
 Timings = tuple[int, int, int]
-"""Nanoseconds, on the host's clock: copy in, compute, copy out."""
+"""Nanoseconds on the host's clock: copy in, compute, copy out."""
 
 
 @dataclass(slots=True)
 class Sent:
-    """A batch that was sent, the timer that calls it late; without images it is a probe."""
+    """A batch that was sent, and the timer of its timeout; a probe has no images."""
 
     images: Sequence[Image]
     answered: Callable[[Timings], None]
     timer: asyncio.TimerHandle
 
 
-def hello(
+def hello_message(
     artifact: Artifact, rows: Rows, ordinal: int, largest_batch: int = 0
 ) -> dict[str, object]:
-    """What a host is told: the model, the device, the shared rows; see Job in engine.py."""
+    """Return the first message to a host: model, device, shared rows. See Job in engine.py."""
     manifest = artifact.manifest
     return {
         "engine": manifest.engine,
@@ -69,7 +70,7 @@ def hello(
 
 
 class Host:
-    """A process that was just spawned; `greet` makes it a device."""
+    """The process that drives one device; call `open` before `send`."""
 
     def __init__(
         self,
@@ -79,8 +80,10 @@ class Host:
         batch_timeout_s: float,
         late_reply: Callable[[], None],
     ) -> None:
-        """Spawn a host under the interpreter `python`; DeviceError if that cannot be run, or no
-        descriptor is left."""
+        """Spawn a host under the interpreter `python`.
+
+        Raise DeviceError if the interpreter cannot be run, or if no descriptor is left.
+        """
         self._loop = asyncio.get_running_loop()
         self._name = name
         self._batch_timeout_s = batch_timeout_s
@@ -91,7 +94,7 @@ class Host:
         self.failure: asyncio.Future[DeviceError] = self._loop.create_future()
         self.reaped = asyncio.Event()
         self.facts: dict[str, Any] = {}
-        self._opened = asyncio.Event()
+        self._is_open = asyncio.Event()
         try:
             self._open(python, memory)
         except OSError as error:
@@ -101,10 +104,10 @@ class Host:
         self._loop.add_reader(self._pidfd, self._exited)
         assert self.process.stdout is not None
         os.set_blocking(self.process.stdout.fileno(), False)
-        self._loop.add_reader(self.process.stdout.fileno(), self._said)
+        self._loop.add_reader(self.process.stdout.fileno(), self._log_output)
 
     def _open(self, python: str, memory: int) -> None:
-        """Spawn the process, with all descriptors between us, or close again what was opened."""
+        """Spawn the process with the descriptors to it; close them if that fails."""
         with contextlib.ExitStack() as opened:
             self._connection, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             opened.callback(self._connection.close)
@@ -115,15 +118,15 @@ class Host:
             self._pidfd = child_process.pidfd(self.process)
             opened.pop_all()
 
-    async def greet(self, hello: dict[str, object], timeout_s: float) -> None:
-        """Open the device: send a `hello`, wait for its `facts` (those of wire.pack_ready).
+    async def open(self, hello: dict[str, object], timeout_s: float) -> None:
+        """Open the device: send `hello` and wait for the `facts` (see wire.pack_ready).
 
-        DeviceError if they are not there in time; a refusal is the host's `failure`.
+        Raise DeviceError if they do not arrive in time; a refusal is the host's `failure`.
         """
         self._send(wire.pack_hello(hello))
         try:
             async with asyncio.timeout(timeout_s):
-                await self._opened.wait()
+                await self._is_open.wait()
         except TimeoutError:
             raise DeviceError(
                 f"Device {self._name} did not open within {timeout_s:g} s.", reason="hung"
@@ -135,14 +138,14 @@ class Host:
         numbers: Sequence[int],
         answered: Callable[[Timings], None],
     ) -> None:
-        """Have the rows `numbers`, those of `images`, computed; then `answered` gets the times."""
+        """Compute the rows `numbers` of `images`; `answered` is called with the times."""
         batch_id = self._next_id = self._next_id + 1
         timer = self._loop.call_later(self._batch_timeout_s, self._late, batch_id)
         self.unanswered[batch_id] = Sent(images, answered, timer)
         self._send(wire.pack_run(batch_id, numbers))
 
     def fail(self, error: DeviceError) -> None:
-        """The host is done for: kill it. The first reason counts."""
+        """Mark the host as failed and kill it. Only the first error is kept."""
         if self.failure.done():
             return
         self.failure.set_result(error)
@@ -151,12 +154,12 @@ class Host:
         self.kill()
 
     def kill(self) -> None:
-        """SIGKILL, unless the process was reaped."""
+        """Send SIGKILL, unless the process was reaped."""
         if not self.reaped.is_set():
             self.process.kill()
 
     async def reap(self, timeout_s: float) -> bool:
-        """Wait for the process to end; whether it did in time."""
+        """Wait for the process to exit; return whether it did in time."""
         try:
             async with asyncio.timeout(timeout_s):
                 await self.reaped.wait()
@@ -165,11 +168,11 @@ class Host:
         return True
 
     def usage(self) -> tuple[float, float]:
-        """CPU seconds (user and system) and resident bytes of the process."""
+        """Return the CPU seconds (user and system) and the resident bytes of the process."""
         return child_process.usage(self.process.pid)
 
     async def stop(self, timeout_s: float) -> None:
-        """Ask the host to end after what it was sent; kill it when it takes longer."""
+        """Ask the host to exit after the batches that it has; kill it after `timeout_s`."""
         self._send(wire.pack_stop())
         if not await self.reap(timeout_s):
             self.kill()
@@ -178,22 +181,22 @@ class Host:
     def _send(self, message: bytes) -> None:
         try:
             self._connection.send(message)
-        except OSError as error:  # the host is ending; its exit tells why
+        except OSError as error:  # the host is exiting, and its exit code is the reason
             log.debug("send_failed", extra={"device": self._name, "error": str(error)})
 
     def _readable(self) -> bool:
-        """Take in the next message of the host; whether there was one."""
+        """Read the next message of the host; return whether there was one."""
         try:
             message = self._connection.recv(wire.MAX_MESSAGE_BYTES)
         except BlockingIOError:
             return False
         except OSError:
             message = b""
-        if not message:  # the process is ending: its exit is the failure
+        if not message:  # the process is exiting: its exit is the failure
             self._loop.remove_reader(self._connection)
             return False
         try:
-            if self._opened.is_set():
+            if self._is_open.is_set():
                 self._replied(message)
             else:
                 self._greeted(message)
@@ -202,7 +205,7 @@ class Host:
         return True
 
     def _read_all(self) -> None:
-        """Take in whatever the host has sent."""
+        """Read all messages that the host has sent."""
         while self._readable():
             pass
 
@@ -210,7 +213,7 @@ class Host:
         facts = wire.unpack_answer(message)
         if facts["ready"]:
             self.facts = facts
-            self._opened.set()
+            self._is_open.set()
             return
         detail = f"Device {self._name} does not open: {facts['detail']}"
         self.fail(DeviceError(detail, sdk.remedy_for(detail), facts["reason"]))
@@ -229,7 +232,7 @@ class Host:
         sent.answered(timings)
 
     def _late(self, batch_id: int) -> None:
-        # When it was we who were held up, the answer is there already.
+        # If the event loop was held up, the answer may have arrived already.
         if not self.failure.done():
             self._read_all()
         if batch_id in self.unanswered:
@@ -241,7 +244,7 @@ class Host:
         self._loop.remove_reader(self._pidfd)
         os.close(self._pidfd)
         self._read_all()
-        self._said()
+        self._log_output()
         code = self.process.wait()
         how = child_process.how_it_ended(code, self._oom_kills)
         self._loop.remove_reader(self._connection)
@@ -250,8 +253,8 @@ class Host:
         self.reaped.set()
         self.fail(DeviceError(f"The host of device {self._name} ended {how}."))
 
-    def _said(self) -> None:
-        """Log what the host, or the SDK in it, has printed."""
+    def _log_output(self) -> None:
+        """Log the output of the host and of the SDK in it."""
         output = self.process.stdout
         if output is None or output.closed:
             return

@@ -1,75 +1,71 @@
-"""One caller's images on their way through the core, until each has its outcome.
+"""One client's images on their way through the core, until each image has an outcome.
 
-A request ends once: when its last image has an outcome, or before that by its deadline or its
-caller's departure. Rows of images that are still on their way then go back as whoever holds them
-looks at `over`.
+A request ends once: when its last image has an outcome, or before that at its deadline or when its
+client disconnects. The rows of images that are still in the pipeline are released later, by the
+part of the pipeline that holds them and sees that the request is `done`.
 """
 
 import asyncio
 from dataclasses import dataclass
 
-from service.errors import ClientGone, RequestError
+from service.core.classification import TopClasses
+from service.errors import ClientDisconnected, RequestError, Undecodable
+
+Outcome = TopClasses | RequestError
 
 
 @dataclass(slots=True, frozen=True)
-class Prediction:
-    """The k most likely classes, best first, and their probabilities."""
+class TimeLimit:
+    """When a request must be answered, on the event loop's clock."""
 
-    class_ids: list[int]
-    scores: list[float]
+    at: float
+    shortened: bool = False
+    """The client asked for a shorter time than the default."""
 
 
 class Request:
-    """The outcomes of `count` images, in their order; `answered` is done when the last is there.
+    """The outcomes of `count` images, in their order; `answered` is done when the request ends.
 
-    `deadline` is on the event loop's clock. When the request was made, `left_s` seconds were left
-    until then, and `ahead` images of other requests were in flight. `shortened` says whether the
-    deadline is the caller's own, and not the default. `stages` holds the largest
-    seconds of each stage, and `batch` the images in the largest batch that an image of the request
-    was in.
+    `images_ahead` images of other requests were in flight when the request was made. `stages` has
+    the largest seconds of each stage, and `batch` the size of the largest batch that computed an
+    image of this request.
     """
 
     __slots__ = (
-        "_missing", "ahead", "answered", "batch", "deadline", "left_s", "outcomes",
+        "_missing", "answered", "batch", "deadline", "images_ahead", "outcomes", "seconds_left",
         "shortened", "stages", "top_k",
     )  # fmt: skip
 
-    def __init__(
-        self,
-        count: int,
-        top_k: int,
-        deadline: float,
-        left_s: float = 0.0,
-        ahead: int = 0,
-        shortened: bool = False,
-    ) -> None:
+    def __init__(self, count: int, top_k: int, limit: TimeLimit, images_ahead: int = 0) -> None:
+        loop = asyncio.get_running_loop()
         self.top_k = top_k
-        self.deadline = deadline
-        self.left_s = left_s
-        self.ahead = ahead
-        self.shortened = shortened
-        self.outcomes: list[Prediction | RequestError | None] = [None] * count
+        self.deadline = limit.at
+        self.shortened = limit.shortened
+        self.seconds_left = limit.at - loop.time()
+        """Seconds until the deadline, when the request was made."""
+        self.images_ahead = images_ahead
+        self.outcomes: list[Outcome | None] = [None] * count
         self.stages: dict[str, float] = {}
         self.batch = 0
-        self.answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.answered: asyncio.Future[None] = loop.create_future()
         self._missing = count
 
     @property
-    def over(self) -> bool:
-        """Nobody waits for the images any more."""
+    def done(self) -> bool:
+        """Whether the request has ended, and its images are no longer wanted."""
         return self.answered.done()
 
     @property
-    def why_over(self) -> str:
-        """Of a request that is over: abandoned by its caller, or expired."""
-        # Cancelled is who awaited `answered` unshielded.
+    def end_reason(self) -> str:
+        """Return the metric label of a request that ended early: `abandoned` or `expired`."""
+        # A task that awaits `answered` without a shield cancels it when the task is cancelled.
         cancelled = self.answered.cancelled()
-        gone = cancelled or isinstance(self.answered.exception(), ClientGone)
-        return "abandoned" if gone else "expired"
+        disconnected = cancelled or isinstance(self.answered.exception(), ClientDisconnected)
+        return "abandoned" if disconnected else "expired"
 
-    def settle(self, index: int, outcome: Prediction | RequestError) -> None:
-        """The outcome of one image; of no interest when the request is over."""
-        if self.over:
+    def set_result(self, index: int, outcome: Outcome) -> None:
+        """Set the outcome of one image; it is ignored when the request has ended."""
+        if self.done:
             return
         self.outcomes[index] = outcome
         self._missing -= 1
@@ -78,12 +74,39 @@ class Request:
 
     def end(self, error: RequestError) -> None:
         """End the whole request with `error`, unless it has ended."""
-        if not self.over:
+        if not self.done:
             self.answered.set_exception(error)
 
-    def took(self, stage: str, seconds: float) -> None:
+    def disconnect(self) -> None:
+        """End the request because its client has disconnected."""
+        self.end(ClientDisconnected("The client disconnected."))
+
+    def record_stage(self, stage: str, seconds: float) -> None:
         """Keep the largest `seconds` of `stage`."""
         self.stages[stage] = max(seconds, self.stages.get(stage, 0.0))
+
+    async def wait(self) -> list[Outcome]:
+        """Wait until the request ends and return the outcome of each image, in order.
+
+        Raise the error that the request ended with. If no image has a prediction, raise the error
+        of the only image, or of an image that the service failed, or Undecodable with all errors.
+        """
+        await self.answered
+        outcomes = [outcome for outcome in self.outcomes if outcome is not None]
+        errors = [outcome for outcome in outcomes if isinstance(outcome, RequestError)]
+        if len(errors) < len(outcomes):
+            return outcomes
+        ours = [error for error in errors if error.status >= 500]
+        if len(errors) == 1 or ours:
+            raise (ours or errors)[0]
+        raise Undecodable(
+            f"None of the {len(errors)} images can be classified.",
+            "See errors for the reason of each image.",
+            errors=[
+                {"pointer": f"#/images/{index}", **error.fields()}
+                for index, error in enumerate(errors)
+            ],
+        )
 
 
 @dataclass(slots=True, eq=False)
@@ -94,8 +117,9 @@ class Image:
     index: int
     row: int
     data: bytes = b""
-    waits_since: float = 0.0
-    """By `time.perf_counter`, since uvloop's own clock counts milliseconds; moved on by the seconds
-    of its decode, so that what is between this and its sending is what it waited, before and after.
-    """
-    tries: int = 0
+    queued_since: float = 0.0
+    """Start of the image's wait, by `time.perf_counter`: uvloop's own clock counts milliseconds.
+    The seconds of decoding are added to it, so that the rest until dispatch is the time in queues,
+    before and after decoding."""
+    attempts: int = 0
+    """Number of devices that failed the image."""

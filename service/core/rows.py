@@ -5,9 +5,9 @@ output (classes, float32). An image is decoded straight into its row; the device
 the same file, reads it there and writes the probabilities there. The number of rows is the bound
 on work accepted.
 
-A row's life: free -> filling -> waiting -> running -> free, or lost with a host that cannot be
-reaped, until it is. Whoever moves a row says from where to where; a row that is not there, or a
-step that is not in STEPS, is a bug, and said to be one.
+A row's lifecycle: free -> filling -> waiting -> running -> free, or lost with a host that cannot be
+reaped, until it is. The caller that moves a row names the state before and after. A row that is in
+another state, or a step that is not in STEPS, is a bug and raises a RuntimeError.
 """
 
 import enum
@@ -50,10 +50,12 @@ STEPS = frozenset(
 
 
 class Rows:
-    """`callers` rows for requests, and after them `kept` rows (numbers callers..) for probes."""
+    """`callers` rows for requests, and `reserved` rows (numbers from `callers`) for probes."""
 
-    def __init__(self, callers: int, kept: int, shape: tuple[int, int, int], classes: int) -> None:
-        total = callers + kept
+    def __init__(
+        self, callers: int, reserved: int, shape: tuple[int, int, int], classes: int
+    ) -> None:
+        total = callers + reserved
         inputs_bytes = total * int(np.prod(shape))
         self.outputs_offset = -(-inputs_bytes // _PAGE) * _PAGE
         self.memory_bytes = self.outputs_offset + total * classes * 4
@@ -64,7 +66,7 @@ class Rows:
             (total, classes), np.float32, memory, self.outputs_offset
         )
         self.capacity = callers
-        # Taken from the end: the row given back last is the one still in the caches.
+        # Acquired from the end: the row released last is the one still in the CPU caches.
         self._free = list(range(callers - 1, -1, -1))
         self._states = [State.FREE] * callers
         self._counts = dict.fromkeys(State, 0) | {State.FREE: callers}
@@ -73,33 +75,33 @@ class Rows:
 
     @property
     def free(self) -> int:
-        """Rows that `take` would give now."""
+        """Number of rows that `acquire` could return now."""
         return len(self._free)
 
     @property
-    def kept(self) -> range:
-        """Numbers of the rows that are not given to callers."""
+    def reserved(self) -> range:
+        """Numbers of the rows that no request gets."""
         return range(self.capacity, len(self.inputs))
 
     @property
-    def under_way(self) -> int:
-        """Rows of images that are being decoded, wait or are computed."""
+    def in_use(self) -> int:
+        """Number of rows whose images are being decoded, wait or are computed."""
         return self.capacity - self._counts[State.FREE] - self._counts[State.LOST]
 
     @property
     def waiting(self) -> int:
-        """Of these the ones that are on no device yet."""
+        """Number of rows whose images are being decoded or queued."""
         return self._counts[State.FILLING] + self._counts[State.WAITING]
 
-    def take(self, count: int) -> list[int] | None:
-        """The numbers of `count` rows, all at once, now filling; None if so many are not free."""
+    def acquire(self, count: int) -> list[int] | None:
+        """Return the numbers of `count` free rows, now filling; None if fewer are free."""
         if count > len(self._free):
             return None
         numbers = [self._free.pop() for _ in range(count)]
         self._move(numbers, State.FREE, State.FILLING)
         return numbers
 
-    def give_back(self, numbers: Sequence[int], source: State) -> None:
+    def release(self, numbers: Sequence[int], source: State) -> None:
         """Make the rows free again; they are in the state `source`."""
         self._move(numbers, source, State.FREE)
         self._free.extend(numbers)
@@ -113,7 +115,7 @@ class Rows:
         self._move(numbers, source, target)
 
     def _move(self, numbers: Sequence[int], source: State, target: State) -> None:
-        """All of them or, with a RuntimeError, none."""
+        """Move all rows; raise RuntimeError, with no row moved, if one is not in `source`."""
         if (source, target) not in STEPS or len(set(numbers)) < len(numbers):
             raise RuntimeError(f"{source.value} -> {target.value}: {numbers}. This is a bug.")
         for number in numbers:
@@ -129,13 +131,13 @@ class Rows:
         self._counts[target] += len(numbers)
 
     def statistics(self) -> dict[str, float]:
-        """Rows by state, the capacity, and the time integral of rows in use (row seconds)."""
+        """Return rows by state, the capacity, and the row seconds: the integral of rows in use."""
         self._integrate()
         states = {state.value: count for state, count in self._counts.items()}
         return states | {"capacity": self.capacity, "row_seconds": self._row_seconds}
 
     def close(self) -> None:
-        """Let the memory file go; what has it mapped keeps it until it ends."""
+        """Close the memory file; a process that has mapped it keeps the memory until it exits."""
         os.close(self.descriptor)
 
     def _integrate(self) -> None:
@@ -146,7 +148,7 @@ class Rows:
 
 
 def memory_file(name: str, size_bytes: int) -> int:
-    """The descriptor of an anonymous memory file whose size nobody can change."""
+    """Return the descriptor of an anonymous memory file whose size cannot be changed."""
     descriptor = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.ftruncate(descriptor, size_bytes)
     # A process that shrank the file would kill the service with SIGBUS.

@@ -25,7 +25,7 @@ from uvicorn._types import ASGI3Application
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from service.api.http.middleware import KEY, REFUSAL, Exchange, internal
+from service.api.http.middleware import KEY, REFUSAL, RequestContext, internal
 from service.errors import HeadTimeout, HeadTooLarge, HttpVersion, Malformed, RequestError
 from service.server.connections import Connections
 
@@ -341,9 +341,9 @@ class Protocol(HttpToolsProtocol):
             if cycle is not None and not cycle.response_complete:
                 cycle.disconnected = True
                 cycle.message_event.set()
-                exchange: Exchange | None = cast(dict[str, Any], cycle.scope).get(KEY)
-                if exchange is not None:
-                    exchange.departed()
+                context: RequestContext | None = cast(dict[str, Any], cycle.scope).get(KEY)
+                if context is not None:
+                    context.disconnect()
         self._table.lost(self)
 
     def shutdown(self) -> None:

@@ -21,8 +21,8 @@ from collections.abc import Iterator
 import uvicorn
 from fastapi import FastAPI
 
-from service.api.http.body import Intake
-from service.core.model import Model
+from service.api.http.body import BodyReader
+from service.core.service import Service
 from service.server.connections import SWEEP_S, Connections
 from service.server.listener import accepted, any_waits, drop_new, waiting
 from service.server.uvicorn_protocol import Protocol
@@ -46,7 +46,7 @@ class Server(uvicorn.Server):
     def __init__(self, app: FastAPI, settings: Settings, listener: socket.socket) -> None:
         super().__init__(
             uvicorn.Config(
-                app.state.edge,
+                app,
                 http=Protocol,
                 ws="none",
                 log_config=None,
@@ -80,8 +80,8 @@ class Server(uvicorn.Server):
         await self.accept()
 
     def _bound_connections(self) -> None:
-        model: Model = self._app.state.model
-        devices = len(model.pool.devices)
+        service: Service = self._app.state.service
+        devices = len(service.model.devices.devices)
         most = self._settings.max_connections
         needed = descriptors.needed(most, self._settings.rows, devices)
         limit = descriptors.raise_limit(needed)
@@ -184,12 +184,12 @@ class Server(uvicorn.Server):
         if not self.started:  # nothing was accepted
             self.should_exit = True
             return
-        model: Model = self._app.state.model
-        intake: Intake = self._app.state.intake
-        model.drain(delay_s + drain_s)
+        service: Service = self._app.state.service
+        bodies: BodyReader = self._app.state.bodies
+        service.drain(delay_s + drain_s)
         loop = asyncio.get_running_loop()
         self._drained_at = loop.time() + delay_s + drain_s
-        loop.call_later(delay_s + drain_s, intake.end)
+        loop.call_later(delay_s + drain_s, bodies.end)
         loop.call_later(delay_s, setattr, self, "should_exit", True)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

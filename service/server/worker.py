@@ -22,7 +22,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from service.core.model import Model
+from service.core.service import Service
 from service.device_host.parent import die_with_parent
 from service.errors import ArtifactError, TopfiveError
 from service.server import app, metrics_merge
@@ -106,8 +106,8 @@ class _Server(Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        model: Model = self._app.state.model
-        model.on_change = self._tell
+        service: Service = self._app.state.service
+        service.on_ready_change = self._tell
         self._tell()
         self._loop.add_reader(self._channel, self._told)
 
@@ -131,7 +131,7 @@ class _Server(Server):
     def _become(self, accepting: bool) -> None:
         if accepting != self._accepts:
             log.info("accepts" if accepting else "accept_paused")
-        self._accepts, self._app.state.edge.away = accepting, not accepting
+        self._accepts, self._app.state.paused = accepting, not accepting
 
     async def on_tick(self, counter: int) -> bool:
         if self._accepts:
@@ -176,7 +176,7 @@ class _Server(Server):
 
     def _tell(self) -> None:
         """A device has changed its state: tell the parent what comes of it, unless all stop."""
-        ready = self._app.state.model.ready
+        ready = self._app.state.service.ready
         if ready != self._said_ready and not self._all_stop:
             self._said_ready = ready
             if not ready:  # the parent may be slow; refusals are fast

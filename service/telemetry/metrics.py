@@ -48,6 +48,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
+        self._snapshots: list[_Snapshot] = []
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         GCCollector(registry=registry)
@@ -199,12 +200,14 @@ class Metrics:
 
     def add(self, collect: Callable[[], Iterable[Metric]]) -> None:
         """Expose the families that `collect` yields; it is called by `snapshot` alone."""
-        self._snapshot = _Snapshot(collect)
-        self.registry.register(self._snapshot)
+        snapshot = _Snapshot(collect)
+        self._snapshots.append(snapshot)
+        self.registry.register(snapshot)
 
     def snapshot(self) -> None:
         """Read what is not counted here but known to queues and pools; on the event loop."""
-        self._snapshot.take()
+        for snapshot in self._snapshots:
+            snapshot.read()
 
 
 class _Snapshot(Collector):
@@ -214,7 +217,7 @@ class _Snapshot(Collector):
         self._read = read
         self._families: list[Metric] = []
 
-    def take(self) -> None:
+    def read(self) -> None:
         self._families = list(self._read())
 
     def collect(self) -> Iterable[Metric]:

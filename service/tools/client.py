@@ -3,9 +3,7 @@
 import asyncio
 import sys
 import time
-from asyncio import FIRST_COMPLETED
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import orjson
 
-from service.errors import DeviceError, RequestError, Unreachable
+from service.errors import RequestError, Unreachable
 from service.system import disk
 
 if TYPE_CHECKING:
-    from service.core.model import Model
-    from service.core.request import Prediction
+    from service.core.local_model import LocalModel
 
 STDIN = Path("-")
 START_IT = "Start the server with topfive serve, or correct the URL."
@@ -154,79 +151,26 @@ def said(reply: httpx.Response) -> dict[str, Any]:
     return fields if isinstance(fields, dict) else {}
 
 
-@dataclass(frozen=True)
-class OpenedModel:
-    """A model that answers in this process; `given_up` is set when its devices are gone."""
-
-    model: "Model"
-    given_up: asyncio.Future[DeviceError]
-
-    async def classify(
-        self, image: bytes, top_k: int, timeout_s: float
-    ) -> "Prediction | RequestError":
-        """The outcome of one file; RequestError if it was not taken, DeviceError at the end."""
-        deadline = asyncio.get_running_loop().time() + timeout_s
-        request = self.model.submit([image], top_k, deadline)
-        await asyncio.wait((request.answered, self.given_up), return_when=FIRST_COMPLETED)
-        if self.given_up.done():
-            raise self.given_up.result()
-        request.answered.result()
-        [outcome] = request.outcomes
-        assert outcome is not None
-        return outcome
-
-
-@asynccontextmanager
-async def opened_model(
-    path: Path, devices: str | None = None, device_python: str | None = None
-) -> AsyncIterator[OpenedModel]:
-    """The artifact in the folder `path` on its devices, ready; stopped at the end.
-
-    `devices` and `device_python` are the settings of these names, as flags give them.
-    """
-    from service import artifact as artifacts
-    from service import sdk, settings
-    from service.core.model import Model
-    from service.telemetry.metrics import Metrics
-
-    settings.require_linux()
-    given_up: asyncio.Future[DeviceError] = asyncio.get_running_loop().create_future()
-    artifact = artifacts.read(path)
-    effective, _ = settings.load({"devices": devices, "device_python": device_python})
-    target, python = artifact.manifest.target, effective.device_python
-    chosen = sdk.chosen_devices(target, effective.devices, python, effective.import_timeout_s)
-    model = Model(artifact, effective, Metrics(), given_up.set_result, chosen)
-    model.start()
-    try:
-        ready = asyncio.ensure_future(model.pool.first_ready.wait())
-        await asyncio.wait((ready, given_up), return_when=FIRST_COMPLETED)
-        if given_up.done():
-            raise given_up.result()
-        yield OpenedModel(model, given_up)
-    finally:
-        await model.stop()
-
-
 async def _classify_on_artifact(
     path: Path, files: list[Path], top_k: int, timeout_s: float
 ) -> list[Answer]:
-    async with opened_model(path) as opened:
-        return [await _submit(opened, file, top_k, timeout_s) for file in files]
+    from service.core import local_model
+
+    async with local_model.opened(path) as model:
+        return [await _submit(model, file, top_k, timeout_s) for file in files]
 
 
-async def _submit(opened: OpenedModel, file: Path, top_k: int, timeout_s: float) -> Answer:
-    labels = opened.model.artifact.labels
+async def _submit(model: "LocalModel", file: Path, top_k: int, timeout_s: float) -> Answer:
+    labels = model.artifact.labels
     try:
-        outcome = await opened.classify(_read(file), min(top_k, len(labels)), timeout_s)
+        prediction = await model.classify(_read(file), min(top_k, len(labels)), timeout_s)
     except OSError as error:
         return _unreadable(file, error)
     except RequestError as error:
         return Answer(file, [], error.detail)
-    if isinstance(outcome, RequestError):
-        return Answer(file, [], outcome.detail)
     predictions = [
         {"class_id": class_id, **labels[class_id].members(), "score": score}
-        for class_id, score in zip(outcome.class_ids, outcome.scores, strict=True)
+        for class_id, score in zip(prediction.class_ids, prediction.scores, strict=True)
     ]
     return Answer(file, predictions)
 

@@ -219,7 +219,7 @@ def broken_app(artifact: Path) -> FastAPI:
 
 async def ask_broken(artifact: Path) -> httpx.Response:
     app = broken_app(artifact)
-    transport = httpx.ASGITransport(app.state.edge, raise_app_exceptions=False)
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with (
         app.router.lifespan_context(app),
         httpx.AsyncClient(transport=transport, base_url="http://x") as http,

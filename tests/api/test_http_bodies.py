@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from starlette.types import Message
 
 from service.api.http import payload
-from service.api.http.body import Intake
+from service.api.http.body import BodyReader
 from service.api.http.middleware import Headers
 from service.errors import BodyTimeout, Malformed, TooLarge, Undecodable, UnsupportedMedia
 from tests.support import pictures, tiny
@@ -644,9 +644,9 @@ def test_a_default_deadline_shorter_than_the_body_takes() -> None:
         raise AssertionError
 
     async def steps() -> None:
-        intake = Intake(1000, 1000, 10.0, 0.02, lambda _: None)
+        intake = BodyReader(1000, 1000, 10.0, 0.02, lambda _: None)
         headers = Headers({"type": "http", "headers": []})
-        with intake.room() as room, pytest.raises(BodyTimeout) as late:
+        with intake.reservation() as room, pytest.raises(BodyTimeout) as late:
             await intake.receive(headers, nothing, 0.02, room)
         operator = "the operator can raise --default-deadline-ms"
         assert late.value.remedy == f"send the body faster; {operator}"

@@ -183,7 +183,7 @@ def test_a_gzip_bomb_is_refused_in_little_memory(service: Service) -> None:
 
 
 def resident_bytes(service: Service) -> int:
-    status = Path(f"/proc/{service.system.process.pid}/status").read_text()
+    status = Path(f"/proc/{service.process.pid}/status").read_text()
     found = re.search(r"VmHWM:\s+(\d+) kB", status)
     assert found
     return int(found[1]) * 1024

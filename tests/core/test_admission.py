@@ -9,11 +9,11 @@ from typing import Any
 import httpx
 import pytest
 
-from service.api.http.middleware import Exchange
+from service.api.http.middleware import RequestContext
 from service.api.http.problem import problem
 from service.core import throughput
-from service.core.request import Request
-from service.core.throughput import Rate
+from service.core.request import Request, TimeLimit
+from service.core.throughput import Throughput
 from service.errors import Deadline, Overloaded
 from tests.support.faulty import faulty_python
 from tests.support.pictures import encoded
@@ -33,7 +33,7 @@ def run(steps: Callable[[], Coroutine[object, object, None]]) -> None:
 
 def known_rate(service: Running, images_per_second: float) -> None:
     """Have the device's history say so."""
-    service.device.rate.images_per_second = images_per_second
+    service.device.throughput.images_per_second = images_per_second
 
 
 def test_a_wait_beyond_the_deadline_is_refused(artifact: Path) -> None:
@@ -42,13 +42,13 @@ def test_a_wait_beyond_the_deadline_is_refused(artifact: Path) -> None:
     async def steps() -> None:
         async with running(artifact) as service:
             known_rate(service, 10)
-            service.model.admit(0.001)  # nothing is before it
+            service.service.admit(0.001)  # nothing is before it
             service.freeze()
             requests = [service.submit(seed) for seed in range(20)]
             with pytest.raises(Overloaded) as refused:
-                service.model.admit(2.0)
+                service.service.admit(2.0)
             assert 2000 <= retry_after_of(refused.value) <= 2667
-            service.model.admit(3.0)
+            service.service.admit(3.0)
             service.thaw()
             for seed, request in enumerate(requests):
                 await request.answered
@@ -87,7 +87,8 @@ def retry_after_of(error: Overloaded) -> int:
 
 
 def header_of(error: Overloaded) -> str:
-    return problem(Exchange({"path": "/classify", "headers": []}), error).headers["retry-after"]
+    context = RequestContext({"path": "/classify", "headers": []})
+    return problem(context, error).headers["retry-after"]
 
 
 def test_the_images_that_came_are_counted(artifact: Path) -> None:
@@ -98,11 +99,11 @@ def test_the_images_that_came_are_counted(artifact: Path) -> None:
             service.freeze()
             service.submit(*range(5))
             known_rate(service, 10)
-            service.model.admit(1.0)
+            service.service.admit(1.0)
             with pytest.raises(Overloaded, match="with the 5 images of this request") as refused:
                 service.submit(*range(5), deadline_s=1.0)
             assert "fewer images" in refused.value.remedy
-            assert service.model.rows.under_way == 5
+            assert service.model.rows.in_use == 5
             service.submit(6, deadline_s=1.0)
             service.thaw()
 
@@ -116,7 +117,7 @@ def test_an_idle_service_takes_what_comes(artifact: Path) -> None:
         async with running(artifact) as service:
             known_rate(service, 0.001)
             await service.answers_rightly(1, 2, 3)
-            assert service.model.pool.images_per_second > 1
+            assert service.model.devices.images_per_second > 1
 
     run(steps)
 
@@ -126,7 +127,7 @@ def test_the_self_test_tells_a_rate(artifact: Path) -> None:
 
     async def steps() -> None:
         async with running(artifact) as service:
-            assert service.model.pool.images_per_second > 0
+            assert service.model.devices.images_per_second > 0
 
     run(steps)
 
@@ -199,7 +200,7 @@ def test_an_unknown_rate_refuses_nobody(artifact: Path) -> None:
             known_rate(service, 0)
             service.freeze()
             service.submit(1)
-            service.model.admit(0.001)
+            service.service.admit(0.001)
             service.thaw()
 
     run(steps)
@@ -210,17 +211,17 @@ def test_the_queue_has_a_bound(artifact: Path) -> None:
 
     async def steps() -> None:
         async with running(artifact, queue_images=3) as service:
-            assert service.model.largest_request == 3
+            assert service.model.admission.largest_request == 3
             requests = await service.frozen_full()
             requests += [service.submit(7), service.submit(8)]
             with pytest.raises(Overloaded, match="The queue has 2 images, and the request has 2"):
                 service.submit(1, 2)
             requests.append(service.submit(9))
             with pytest.raises(Overloaded, match="this server queues at most 3"):
-                service.model.admit(10)
+                service.service.admit(10)
             service.thaw()
             await asyncio.gather(*(each.answered for each in requests))
-            service.model.admit(10)
+            service.service.admit(10)
 
     run(steps)
 
@@ -252,7 +253,7 @@ def test_batches_in_flight_are_a_setting(artifact: Path) -> None:
             await until(lambda: service.rows("running") == 1)
             requests += [service.submit(seed) for seed in range(1, 5)]
             await until(lambda: service.rows("waiting") == 4)
-            assert service.model.pool.devices[0].batches_in_flight == 1
+            assert service.model.devices.devices[0].batches_in_flight == 1
             service.thaw()
             await asyncio.gather(*(each.answered for each in requests))
 
@@ -263,7 +264,7 @@ def test_the_rate_is_that_of_a_busy_device(monkeypatch: pytest.MonkeyPatch) -> N
     """Two batches of 8 in 0.1 s each, with a second of nothing between them: 80 a second."""
     now = 0.0
     monkeypatch.setattr(throughput.time, "perf_counter", lambda: now)
-    measured = Rate()
+    measured = Throughput()
     assert measured.images_per_second == 0
     for start in (0.0, 1.0, 2.0):
         now = start
@@ -277,7 +278,7 @@ def test_overlapping_batches_share_their_time(monkeypatch: pytest.MonkeyPatch) -
     """Three sent at once, answered each 0.1 s after the one before; 0.02 s of it beside another."""
     now = 0.0
     monkeypatch.setattr(throughput.time, "perf_counter", lambda: now)
-    measured = Rate()
+    measured = Throughput()
     for _ in range(3):
         measured.begin()
     for number in (1, 2, 3):
@@ -292,7 +293,7 @@ def test_an_answer_that_the_event_loop_comes_late_to_is_not_the_devices_time(
     """0.1 s in the host each; a second later both answers are read."""
     now = 0.0
     monkeypatch.setattr(throughput.time, "perf_counter", lambda: now)
-    measured = Rate()
+    measured = Throughput()
     measured.begin()
     measured.begin()
     now = 1.2
@@ -341,21 +342,28 @@ def test_more_time_is_whose_deadline_it_is(
             known_rate(service, 1)
             files = [encoded()] * images
             with pytest.raises(Deadline) as expired:
-                service.model.submit(files, 5, 0.0, shortened)
+                service.service.submit(files, 5, TimeLimit(0.0, shortened))
             service.freeze()
             assert expired.value.remedy == remedy
             service.submit(1)
             with pytest.raises(Overloaded) as refused:
-                service.model.submit(files, 5, asyncio.get_running_loop().time() + 0.5, shortened)
+                soon = asyncio.get_running_loop().time() + 0.5
+                service.service.submit(files, 5, TimeLimit(soon, shortened))
             assert refused.value.remedy.endswith(
                 f"If the error repeats, {remedy[0].lower()}{remedy[1:]}"
             )
             with pytest.raises(Overloaded, match="queueing") as refused:
-                service.model.admit(1.0)
+                service.service.admit(1.0)
             assert refused.value.remedy.endswith("X-Request-Timeout-Ms.")
             service.thaw()
 
     run(steps)
+
+
+def late_request(service: Running, seconds: float) -> Deadline:
+    """Return the error of a request of 8 images, with 3 before it, that had so many seconds."""
+    limit = TimeLimit(asyncio.get_running_loop().time() + seconds)
+    return service.model.admission.deadline_error(Request(8, 5, limit, images_ahead=3))
 
 
 def test_what_a_request_takes_alone(artifact: Path) -> None:
@@ -364,10 +372,10 @@ def test_what_a_request_takes_alone(artifact: Path) -> None:
     async def steps() -> None:
         async with running(artifact, decode_processes=2) as service:
             known_rate(service, 10)
-            service.model._decoder._seconds = 0.1
-            late = service.model._too_late(Request(8, 5, 0.0, left_s=2.0, ahead=3))
+            service.model._decode_pool._seconds = 0.1
+            late = late_request(service, 2.0)
             assert "3 images came before" in late.detail
-            late = service.model._too_late(Request(8, 5, 0.0, left_s=1.5, ahead=3))
+            late = late_request(service, 1.5)
             assert "Without any other load, 8 images may take 1.6 s." in late.detail
 
     run(steps)

@@ -6,8 +6,8 @@ from collections.abc import Coroutine
 import pytest
 
 from service.core.batcher import Batcher
-from service.core.request import Image, Request
-from service.errors import ClientGone
+from service.core.request import Image, Request, TimeLimit
+from service.errors import ClientDisconnected
 from tests.support.running import until
 
 
@@ -17,7 +17,9 @@ def run(steps: Coroutine[object, object, None]) -> None:
 
 def image(number: int, deadline_s: float = 60) -> Image:
     """An image with the row `number`, of a request of its own."""
-    return Image(Request(1, 5, asyncio.get_running_loop().time() + deadline_s), 0, number)
+    return Image(
+        Request(1, 5, TimeLimit(asyncio.get_running_loop().time() + deadline_s)), 0, number
+    )
 
 
 def numbers(batch: list[Image]) -> list[int]:
@@ -74,12 +76,12 @@ def test_images_that_nobody_waits_for_are_dropped() -> None:
     async def steps() -> None:
         batcher, dropped = fresh(waiting=1)
         gone, late = image(10), image(11, deadline_s=-0.001)
-        gone.request.end(ClientGone("left"))
+        gone.request.end(ClientDisconnected("left"))
         for each in (gone, late, image(1), image(2), image(3)):
             batcher.put(each)
         assert numbers(await batcher.pull(3)) == [0, 1, 2]
         assert dropped == [gone, late]
-        assert isinstance(gone.request.answered.exception(), ClientGone)
+        assert isinstance(gone.request.answered.exception(), ClientDisconnected)
 
     run(steps())
 

@@ -19,12 +19,18 @@ import numpy as np
 import pytest
 
 from service.core import child_process
-from service.core.decode_pool import IN_HAND, LARGE_BODY_BYTES, Decoded, Decoder
-from service.core.request import Image, Request
+from service.core.decode_pool import (
+    LARGE_BODY_BYTES,
+    SLOTS_PER_PROCESS,
+    Decoded,
+    DecodeOptions,
+    DecodePool,
+)
+from service.core.request import Image, Request, TimeLimit
 from service.core.rows import Rows
 from service.decoding.worker import CLAIM, NO_CLAIM
 from service.errors import (
-    ClientGone,
+    ClientDisconnected,
     DeviceError,
     Internal,
     TooManyPixels,
@@ -32,6 +38,7 @@ from service.errors import (
     UnsupportedMedia,
 )
 from service.system import cgroup
+from service.telemetry.metrics import Metrics
 from tests.support.pictures import encoded, pixels, vast_png
 from tests.support.running import send, until
 from tests.support.serving import children
@@ -53,24 +60,24 @@ class Decoding:
 
     def __init__(self, rows: Rows, processes: int, max_pixels: int) -> None:
         self.wakes: list[list[Decoded]] = []
-        self.restarts = 0
         self.fatal: list[DeviceError] = []
-        self._taken = rows.take(rows.capacity) or []
-        self.decoder = Decoder(
-            rows,
-            SIDE,
-            "bilinear",
-            max_pixels,
-            processes,
-            BODY_BYTES,
-            lambda: rows.capacity,
-            self.wakes.append,
-            self._restarted,
-            self.fatal.append,
-        )
+        self.metrics = Metrics()
+        self._limit = rows.capacity
+        self._taken = rows.acquire(rows.capacity) or []
+        options = DecodeOptions(SIDE, "bilinear", max_pixels, processes, BODY_BYTES)
+        self.decoder = DecodePool(rows, options, self, self.metrics, self.fatal.append)
 
-    def _restarted(self) -> None:
-        self.restarts += 1
+    def decode_limit(self) -> int:
+        return self._limit
+
+    def decoded(self, finished: list[Decoded]) -> None:
+        self.wakes.append(finished)
+
+    @property
+    def restarts(self) -> int:
+        """How often the processes were restarted."""
+        value = self.metrics.registry.get_sample_value("topfive_decode_restarts_total")
+        return int(value or 0)
 
     @property
     def finished(self) -> list[Decoded]:
@@ -81,7 +88,7 @@ class Decoding:
         return children(self.decoder.pid)
 
     def put(self, data: bytes) -> Image:
-        image = Image(Request(1, 5, 1e9), 0, self._taken.pop(), data)
+        image = Image(Request(1, 5, TimeLimit(1e9)), 0, self._taken.pop(), data)
         self.decoder.put(image)
         return image
 
@@ -151,7 +158,7 @@ def test_a_bug_is_an_internal_error(rows: Rows, caplog: pytest.LogCaptureFixture
 
     async def steps() -> None:
         async with decoding(rows, processes=1) as begun:
-            begun.decoder.put(Image(Request(1, 5, 1e9), 0, 1_000_000, encoded()))
+            begun.decoder.put(Image(Request(1, 5, TimeLimit(1e9)), 0, 1_000_000, encoded()))
             await until(lambda: begun.finished)
             assert isinstance(begun.finished[0].error, Internal)
             [record] = [record for record in caplog.records if record.msg == "decode_failed"]
@@ -170,16 +177,16 @@ def test_a_request_that_is_over_is_not_decoded(rows: Rows) -> None:
     async def steps() -> None:
         async with decoding(rows, processes=1) as begun:
             send(signal.SIGSTOP, begun.processes)
-            for seed in range(IN_HAND):
+            for seed in range(SLOTS_PER_PROCESS):
                 begun.put(encoded(seed=seed))
-            left = begun.put(encoded(seed=IN_HAND))
-            left.request.end(ClientGone("left"))
+            left = begun.put(encoded(seed=SLOTS_PER_PROCESS))
+            left.request.end(ClientDisconnected("left"))
             send(signal.SIGCONT, begun.processes)
-            await until(lambda: len(begun.finished) == IN_HAND + 1)
+            await until(lambda: len(begun.finished) == SLOTS_PER_PROCESS + 1)
             [decoded] = [decoded for decoded in begun.finished if decoded.image is left]
             assert (decoded.pixels, decoded.error) == (0, None)
             assert not rows.inputs[left.row].any()
-            assert isinstance(left.request.answered.exception(), ClientGone)
+            assert isinstance(left.request.answered.exception(), ClientDisconnected)
 
     asyncio.run(steps())
 

@@ -177,7 +177,7 @@ def test_kills_under_load(artifact: Path) -> None:
                 await service.answers_rightly(seed)
                 answered += 1
             except NotReady:
-                await until(lambda: service.model.ready)
+                await until(lambda: service.service.ready)
         return answered
 
     async def steps() -> None:
@@ -224,7 +224,7 @@ def test_rows_have_no_new_owner_before_the_host_is_reaped(artifact: Path) -> Non
             await until(lambda: service.device.state == "failed")
             statistics = service.model.rows.statistics()
             assert (statistics["running"], statistics["waiting"]) == (2, 0)
-            assert service.model.rows.take(3) is None
+            assert service.model.rows.acquire(3) is None
             assert service.value("image_retries_total") == 0
             service.kill_host()
             await request.answered
@@ -248,7 +248,7 @@ def test_a_host_that_cannot_be_reaped(artifact: Path) -> None:
             assert service.value("rows", state="lost") == 2
             assert service.value("rows", state="waiting") == 2
             assert service.device.host is stuck
-            assert not request.over
+            assert not request.done
             service.kill_host()
             await service.all_rows_free()
             assert_right(request, 1, 2)
@@ -288,7 +288,7 @@ def test_a_late_reply(artifact: Path) -> None:
             await until(lambda: service.device.state == "failed")
             service.thaw()
             await until(lambda: service.value("late_replies_total") == batches)
-            assert not request.over
+            assert not request.done
             service.kill_host()
             await request.answered
             assert_right(request, 1, 2)
@@ -444,11 +444,12 @@ def test_another_device_takes_over_at_once(artifact: Path, faults: Faults) -> No
             await asyncio.gather(*(request.answered for request in requests))
             for seed, request in enumerate(requests):
                 assert_right(request, seed)
-            assert [device.state for device in service.model.pool.devices] == ["waiting", "ready"]
+            states = [device.state for device in service.model.devices.devices]
+            assert states == ["waiting", "ready"]
             assert service.value("image_retries_total") >= 1
             assert service.value("batches_total", device="cpu0", outcome="ok") == 0
             await service.answers_rightly(1, 2, 3)
-            assert service.model.ready
+            assert service.service.ready
 
     run(steps)
 
@@ -497,7 +498,7 @@ def test_after_very_many_failures(artifact: Path) -> None:
             service.device._failures = 5000
             service.kill_host()
             await until(lambda: service.device.state == "waiting")
-            assert 29 < service.model.pool.seconds_to_ready() <= 31
+            assert 29 < service.model.devices.seconds_to_ready() <= 31
             assert not service.fatal
 
     run(steps)
@@ -541,7 +542,7 @@ def test_a_grace_that_is_kept(artifact: Path) -> None:
         async with running(artifact, no_device_grace_s=3) as service:
             service.kill_host()
             await until(lambda: service.device.state != "ready")
-            alarm = service.model.pool._alarm
+            alarm = service.model.devices._alarm
             await service.ready()
             assert alarm is not None
             assert alarm.cancelled()
@@ -632,7 +633,7 @@ def test_stopping_with_a_probe_under_way(artifact: Path, caplog: pytest.LogCaptu
             process = service.host.process
             service.freeze()
             await until(lambda: service.device.batches_in_flight == 1)
-            stopping = asyncio.create_task(service.model.pool.stop())
+            stopping = asyncio.create_task(service.model.devices.stop())
             await asyncio.sleep(0)
             service.thaw()
             await stopping
@@ -647,7 +648,7 @@ def test_a_device_is_named_once(artifact: Path) -> None:
 
     async def steps() -> None:
         async with running(artifact, devices="1,0,1,01") as service:
-            assert [device.name for device in service.model.pool.devices] == ["cpu1", "cpu0"]
+            assert [device.name for device in service.model.devices.devices] == ["cpu1", "cpu0"]
 
     run(steps)
 

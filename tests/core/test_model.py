@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from service.core.decode_pool import IN_HAND
-from service.core.model import top_k
-from service.core.request import Prediction
+from service.core.classification import TopClasses, top_k
+from service.core.decode_pool import SLOTS_PER_PROCESS
+from service.core.request import TimeLimit
 from service.errors import (
-    ClientGone,
+    ClientDisconnected,
     Deadline,
     Draining,
     NotReady,
@@ -81,14 +81,14 @@ def test_no_more_is_decoded_than_the_device_pulls_next(artifact: Path) -> None:
         async with running(artifact, decode_processes=2) as service:
             requests = await service.frozen_full()
             requests += [service.submit(seed) for seed in range(100)]
-            most = 7 + 2 * IN_HAND
-            await until(lambda: not service.model._decoder.statistics()["busy"])
+            most = 7 + 2 * SLOTS_PER_PROCESS
+            await until(lambda: not service.model._decode_pool.statistics()["busy"])
             assert 16 <= service.rows("waiting") <= most
             assert service.rows("filling") == 100 - service.rows("waiting")
             gone = requests[most:]
             assert gone
             for request in gone:
-                request.end(ClientGone("left"))
+                request.end(ClientDisconnected("left"))
             service.thaw()
             await asyncio.gather(*(each.answered for each in requests if each not in gone))
             await service.all_rows_free()
@@ -111,7 +111,7 @@ def test_the_next_is_decoded_when_those_that_waited_are_nobodys(artifact: Path) 
             await until(lambda: service.rows("waiting") == 16)
             last = service.submit(1)
             for request in gone:
-                request.end(ClientGone("left"))
+                request.end(ClientDisconnected("left"))
             service.thaw()
             await asyncio.gather(*(each.answered for each in [*first, last]))
             await service.all_rows_free()
@@ -143,11 +143,11 @@ def test_one_bad_image_fails_alone(artifact: Path) -> None:
     async def steps() -> None:
         async with running(artifact) as service:
             files = [encoded(seed=0), b"no image", encoded(seed=2)]
-            deadline = asyncio.get_running_loop().time() + 10
-            request = service.model.submit(files, 5, deadline)
+            limit = TimeLimit(asyncio.get_running_loop().time() + 10)
+            request = service.service.submit(files, 5, limit)
             await request.answered
             kinds = [type(outcome) for outcome in request.outcomes]
-            assert kinds == [Prediction, UnsupportedMedia, Prediction]
+            assert kinds == [TopClasses, UnsupportedMedia, TopClasses]
             assert service.value("images_total", outcome="ok") == 2
             assert service.value("images_total", outcome="failed") == 1
             await service.all_rows_free()
@@ -232,9 +232,9 @@ def test_rows_of_a_request_that_ends_early(
             request = service.submit(1, 2)
             await until(lambda: service.rows(state) == 2)
             if way == "departure":
-                request.end(ClientGone("left"))
+                request.end(ClientDisconnected("left"))
             elif way == "deadline":
-                service.model._expire(request)
+                service.model.expire(request)
             else:
                 request.answered.cancel()
             batches = service.value("batch_images_sum")
@@ -308,7 +308,7 @@ def test_nothing_is_taken_before_a_device_is_proven(artifact: Path) -> None:
             with pytest.raises(NotReady) as refused:
                 service.submit(1)
             assert int(str(refused.value.members["retry_after_ms"])) >= 1000
-            assert not service.model.ready
+            assert not service.service.ready
             await service.ready()
             await service.answers_rightly(1)
 
@@ -321,16 +321,16 @@ def test_draining(artifact: Path) -> None:
     async def steps() -> None:
         async with running(artifact) as service:
             answered = service.submit(1)
-            service.model.drain(0.3)
+            service.service.drain(0.3)
             await answered.answered
             assert_right(answered, 1)
-            service.model.admit(10)
+            service.service.admit(10)
             await service.answers_rightly(2)
             assert service.value("draining") == 1
             assert service.value("ready") == 0
             await asyncio.sleep(0.4)
             with pytest.raises(Draining):
-                service.model.admit(10)
+                service.service.admit(10)
 
     run(steps)
 
@@ -341,7 +341,7 @@ def test_a_drain_that_takes_too_long(artifact: Path) -> None:
     async def steps() -> None:
         async with running(artifact, reap_timeout_s=0.2) as service:
             request = await service.frozen_with(1, 2)
-            service.model.drain(0.1)
+            service.service.drain(0.1)
             with pytest.raises(Draining):
                 await request.answered
 
@@ -404,7 +404,7 @@ def test_cpu_seconds_of_processes_that_ended(artifact: Path) -> None:
             await service.answers_rightly(1)
             before = service.value("decode_cpu_seconds_total")
             assert before > 0
-            os.kill(service.model._decoder.pid, signal.SIGKILL)
+            os.kill(service.model._decode_pool.pid, signal.SIGKILL)
             await until(lambda: service.value("decode_restarts_total"))
             assert service.value("decode_cpu_seconds_total") >= before
             await service.answers_rightly(2)

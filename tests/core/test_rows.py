@@ -31,7 +31,7 @@ class RowsMachine(RuleBasedStateMachine):
 
     @rule(count=st.integers(0, CAPACITY + 1))
     def take(self, count: int) -> None:
-        numbers = self.rows.take(count)
+        numbers = self.rows.acquire(count)
         if count > CAPACITY - len(self.held):
             assert numbers is None
             return
@@ -48,7 +48,7 @@ class RowsMachine(RuleBasedStateMachine):
             with pytest.raises(RuntimeError, match="This is a bug"):
                 self.rows.move(numbers, source, goal)
         elif goal is State.FREE:
-            self.rows.give_back(numbers, source)
+            self.rows.release(numbers, source)
             for number in numbers:
                 del self.held[number]
         else:
@@ -65,21 +65,21 @@ class RowsMachine(RuleBasedStateMachine):
             with pytest.raises(RuntimeError, match="This is a bug"):
                 self.rows.move(others + numbers, claimed, goal)
             with pytest.raises(RuntimeError, match="This is a bug"):
-                self.rows.give_back(others + numbers, claimed)
+                self.rows.release(others + numbers, claimed)
 
     @precondition(lambda self: self.held)
     @rule(data=st.data())
     def doubled(self, data: st.DataObject) -> None:
         numbers, source = self.some(data)
         with pytest.raises(RuntimeError, match="This is a bug"):
-            self.rows.give_back(numbers * 2, source)
+            self.rows.release(numbers * 2, source)
 
     @rule(number=st.integers(0, CAPACITY - 1))
     def give_back_what_is_free(self, number: int) -> None:
         if number not in self.held:
             for source in State:
                 with pytest.raises(RuntimeError, match="This is a bug"):
-                    self.rows.give_back([number], source)
+                    self.rows.release([number], source)
 
     def some(self, data: st.DataObject) -> tuple[list[int], State]:
         """Some of the rows that are held in one state."""
@@ -127,10 +127,10 @@ def test_a_device_host_sees_the_same_rows() -> None:
 def test_kept_rows_are_nobody_s() -> None:
     """The rows of the probes come after the callers' and are never taken."""
     rows = make_rows()
-    taken = rows.take(CAPACITY)
+    taken = rows.acquire(CAPACITY)
     assert taken is not None
-    assert not set(taken) & set(rows.kept)
-    assert list(rows.kept) == [CAPACITY, CAPACITY + 1]
+    assert not set(taken) & set(rows.reserved)
+    assert list(rows.reserved) == [CAPACITY, CAPACITY + 1]
     rows.close()
 
 
@@ -147,12 +147,12 @@ def test_row_seconds_are_the_integral(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr("service.core.rows.time.monotonic", lambda: now)
     rows = make_rows()
-    first, second = rows.take(2) or []
+    first, second = rows.acquire(2) or []
     now = 103.0
-    rows.give_back([first], State.FILLING)
+    rows.release([first], State.FILLING)
     now = 107.0
     rows.move([second], State.FILLING, State.WAITING)
-    rows.give_back([second], State.WAITING)
+    rows.release([second], State.WAITING)
     now = 1000.0
     assert math.isclose(rows.statistics()["row_seconds"], 10)
     rows.close()

@@ -13,10 +13,12 @@ import numpy as np
 
 from service import artifact as artifacts
 from service import sdk
+from service.core.classification import TopClasses
 from service.core.device import Device
 from service.core.host_process import Host
 from service.core.model import Model
-from service.core.request import Prediction, Request
+from service.core.request import Request, TimeLimit
+from service.core.service import Service
 from service.errors import DeviceError
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
@@ -29,22 +31,27 @@ PATIENCE_S = 20
 
 @dataclass
 class Running:
-    """A model of the tiny artifact, its metrics, and the errors that it called fatal."""
+    """A service of the tiny artifact, its metrics, and its fatal errors."""
 
-    model: Model
+    service: Service
     metrics: Metrics
     fatal: list[DeviceError]
 
     @property
+    def model(self) -> Model:
+        """The model of the service."""
+        return self.service.model
+
+    @property
     def device(self) -> Device:
         """The first."""
-        return self.model.pool.devices[0]
+        return self.model.devices.devices[0]
 
     def submit(self, *seeds: int, top_k: int = CLASSES, deadline_s: float = PATIENCE_S) -> Request:
         """A request for the pictures of these seeds."""
         files = [encoded(seed=seed) for seed in seeds]
-        deadline = asyncio.get_running_loop().time() + deadline_s
-        return self.model.submit(files, top_k, deadline)
+        limit = TimeLimit(asyncio.get_running_loop().time() + deadline_s)
+        return self.service.submit(files, top_k, limit)
 
     @property
     def host(self) -> Host:
@@ -63,11 +70,11 @@ class Running:
 
     def hold_decoding(self) -> None:
         """The decode processes stand still."""
-        send(signal.SIGSTOP, children(self.model._decoder.pid))
+        send(signal.SIGSTOP, children(self.model._decode_pool.pid))
 
     def release_decoding(self) -> None:
         """They go on."""
-        send(signal.SIGCONT, children(self.model._decoder.pid))
+        send(signal.SIGCONT, children(self.model._decode_pool.pid))
 
     def kill_host(self) -> None:
         """kill -9, which ends a frozen process too."""
@@ -113,7 +120,7 @@ class Running:
 
     async def ready(self) -> None:
         """Until all devices are."""
-        await until(lambda: self.model.pool.ready == len(self.model.pool.devices))
+        await until(lambda: self.model.devices.ready == len(self.model.devices.devices))
 
     async def all_rows_free(self) -> None:
         """Until every row is back; then each image that had one has one outcome."""
@@ -142,21 +149,21 @@ async def running(artifact: Path, ready: bool = True, **settings: object) -> Asy
     read = artifacts.read(artifact)
     target, python = read.manifest.target, effective.device_python
     devices = sdk.chosen_devices(target, effective.devices, python)
-    model = Model(read, effective, metrics, fatal.append, devices)
-    model.start()
-    service = Running(model, metrics, fatal)
+    made = Service(read, effective, metrics, devices, fatal.append)
+    made.start()
+    service = Running(made, metrics, fatal)
     try:
         if ready:
             await service.ready()
         yield service
     finally:
-        await model.stop()
+        await made.stop()
 
 
 def assert_right(request: Request, *seeds: int) -> None:
     """Each outcome is the `top_k` best of what numpy computes from the pixels, to 1e-5."""
     for seed, outcome in zip(seeds, request.outcomes, strict=True):
-        assert isinstance(outcome, Prediction), outcome
+        assert isinstance(outcome, TopClasses), outcome
         expected = probabilities(pixels(seed)[None])[0]
         best = np.argsort(-expected, kind="stable")[: request.top_k]
         assert outcome.class_ids == best.tolist()

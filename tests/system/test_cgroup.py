@@ -12,7 +12,7 @@ import pytest
 from benchmarks import bare_engine
 from model_build.network import cpu_hints
 from service import artifact as artifacts
-from service.core.host_process import hello
+from service.core.host_process import hello_message
 from service.core.rows import Rows
 from service.sdk import Devices
 from service.server.supervisor import deal
@@ -205,7 +205,7 @@ def test_engines_get_their_threads(
     monkeypatch.setattr(cgroup, "cores", lambda: cgroup.Cores(2, quota))
     read = artifacts.read(artifact)
     rows = Rows(1, 0, (SIDE, SIDE, 3), CLASSES)
-    assert hello(read, rows, 0)["threads"] == threads
+    assert hello_message(read, rows, 0)["threads"] == threads
     rows.close()
     if threads:
         monkeypatch.setattr(bare_engine, "cores", cgroup.cores)

@@ -1,4 +1,4 @@
-"""What is served and how it fares: GET /model for people, GET /metrics for Prometheus."""
+"""The state of the service: GET /model for people, GET /metrics for Prometheus."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -8,34 +8,45 @@ from fastapi import APIRouter, Request, Response
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from service.api.http.body import Intake
+from service.api.http.body import BodyReader
 from service.api.http.openapi import get
-from service.core.model import Model
+from service.api.http.schema import ModelState
+from service.core.service import Service
 
 
 def router(
-    model: Model, intake: Intake, collected: Callable[[], Awaitable[Collector]]
+    service: Service, bodies: BodyReader, collected: Callable[[], Awaitable[Collector]]
 ) -> APIRouter:
-    """The manifest with live statistics, and the metrics, of which `collected` gives all."""
+    """Return the routes for the manifest with live statistics, and for the metrics.
+
+    `collected` returns the collector of all metrics to expose.
+    """
     routes = APIRouter()
-    manifest = model.artifact.manifest.model_dump(mode="json", by_alias=True)
+    manifest = service.model.artifact.manifest.model_dump(mode="json", by_alias=True)
 
     @get(
         routes,
         "/model",
         "Describes the served model, with statistics of bodies, rows, queue and devices",
-        {"model": {"name": "efficientnet-lite0"}, "ready": True, "statistics": {}},
+        ModelState,
+        ({"model": {"name": "efficientnet-lite0"}, "ready": True, "statistics": {}}, None),
     )
     async def about() -> Response:
-        statistics = {"bodies": intake.statistics(), **model.statistics()}
-        body = {"model": manifest, "ready": model.ready, "statistics": statistics}
+        statistics = {"bodies": bodies.statistics(), **service.model.statistics()}
+        body = {"model": manifest, "ready": service.ready, "statistics": statistics}
         return Response(
             orjson.dumps(body),
             headers={"cache-control": "no-store"},
             media_type="application/json",
         )
 
-    @get(routes, "/metrics", "Metrics as Prometheus text or OpenMetrics", "# HELP topfive_ready")
+    @get(
+        routes,
+        "/metrics",
+        "Metrics as Prometheus text or OpenMetrics",
+        None,
+        ("# HELP topfive_ready", None),
+    )
     async def scrape(http: Request) -> Response:
         encode, media_type = choose_encoder(http.headers.get("accept", ""))
         families = await collected()

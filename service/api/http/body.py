@@ -1,4 +1,4 @@
-"""Receiving a body: bounded in bytes, in time, and over all requests together."""
+"""Reads request bodies within limits of bytes, of time, and of memory for all requests together."""
 
 import asyncio
 import zlib
@@ -11,7 +11,7 @@ from service.api.http.middleware import Headers
 from service.api.http.problem import CODINGS
 from service.errors import (
     BodyTimeout,
-    ClientGone,
+    ClientDisconnected,
     Malformed,
     Overloaded,
     RequestError,
@@ -26,12 +26,12 @@ _ALIASES = {"x-gzip": "gzip"}
 _INFLATE = {"gzip": zlib.MAX_WBITS | 16, "deflate": zlib.MAX_WBITS}
 
 
-class Intake:
-    """The bodies in memory: together at most `limit_bytes`, each at most `max_body_bytes`, and
-    whole within `timeout_s`.
+class BodyReader:
+    """Reads the bodies of all requests.
 
-    A deadline below `default_deadline_s` is the caller's own.
-    `observe` is called with the size of each, as it was received.
+    All bodies in memory together have at most `limit_bytes`, each has at most `max_body_bytes`, and
+    each must be received within `timeout_s`. A deadline below `default_deadline_s` was set by the
+    client. `observe` is called with the size of each body as received.
     """
 
     def __init__(
@@ -51,12 +51,12 @@ class Intake:
         self._timers: set[asyncio.Timeout] = set()
         self._ended = False
 
-    def room(self) -> "Room":
-        """Room for a body, none of it taken yet."""
-        return Room(self)
+    def reservation(self) -> "Reservation":
+        """Return an empty reservation of memory for one body."""
+        return Reservation(self)
 
     def reserve(self, more_bytes: int) -> None:
-        """Overloaded if so many more do not fit."""
+        """Reserve `more_bytes`; raise Overloaded if the bodies in memory leave no room for them."""
         if self._reserved_bytes + more_bytes > self._limit_bytes:
             raise Overloaded(
                 "The memory for request bodies is full.",
@@ -66,7 +66,7 @@ class Intake:
         self._reserved_bytes += more_bytes
 
     def statistics(self) -> dict[str, int]:
-        """Bodies being received, the bytes reserved by all in memory, and the bound on them."""
+        """Return the number of bodies being received, the bytes reserved, and their limit."""
         return {
             "receiving": len(self._timers),
             "reserved_bytes": self._reserved_bytes,
@@ -74,14 +74,14 @@ class Intake:
         }
 
     def end(self) -> None:
-        """Answer every body that is still being received that we stop."""
+        """End every body that is still being received with Draining."""
         self._ended = True
         for timer in self._timers:
             if not timer.expired():
                 timer.reschedule(asyncio.get_running_loop().time())
 
     def check_head(self, headers: Headers) -> None:
-        """Refuse what the head alone tells is not taken: UnsupportedMedia or TooLarge."""
+        """Validate the headers: raise UnsupportedMedia or TooLarge."""
         coding = _coding(headers)
         if coding not in CODINGS:
             raise UnsupportedMedia(
@@ -91,30 +91,32 @@ class Intake:
         self._check_size(_length(headers))
 
     async def receive(
-        self, headers: Headers, receive: Receive, deadline_s: float, room: "Room"
+        self, headers: Headers, receive: Receive, deadline_s: float, reservation: "Reservation"
     ) -> bytes:
-        """The whole body, without its content coding; its bytes are taken from `room`.
+        """Return the whole body without its content coding; `reservation` grows to its size.
 
-        Overloaded if there is no room for it, TooLarge and Malformed as it comes; BodyTimeout
-        after `timeout_s`, or after the request's `deadline_s`; ClientGone when the caller
-        leaves; Draining after `end`.
+        Raise Overloaded if there is no room for it, TooLarge or Malformed for its content,
+        BodyTimeout after `timeout_s` or after the request's `deadline_s`, ClientDisconnected, or
+        Draining after `end`.
         """
-        room.take(_length(headers))
-        body = await self._read_in_time(receive, deadline_s, room)
+        reservation.grow(_length(headers))
+        body = await self._read_in_time(receive, deadline_s, reservation)
         self._observe(len(body))
         coding = _coding(headers)
         if coding == "identity":
             return body
         body = await asyncio.to_thread(self._inflate, body, coding)
-        room.take(len(body))
+        reservation.grow(len(body))
         return body
 
-    async def _read_in_time(self, receive: Receive, deadline_s: float, room: "Room") -> bytes:
+    async def _read_in_time(
+        self, receive: Receive, deadline_s: float, reservation: "Reservation"
+    ) -> bytes:
         timer = asyncio.timeout(min(self._timeout_s, deadline_s))
         self._timers.add(timer)
         try:
             async with timer:
-                return await self._read(receive, room)
+                return await self._read(receive, reservation)
         except TimeoutError:
             raise self._late(deadline_s) from None
         finally:
@@ -133,17 +135,17 @@ class Intake:
             "Send the body faster, or send a smaller one.",
         )
 
-    async def _read(self, receive: Receive, room: "Room") -> bytes:
+    async def _read(self, receive: Receive, reservation: "Reservation") -> bytes:
         parts: list[bytes] = []
         size, more = 0, True
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
-                raise ClientGone("The client disconnected before the end of the body.")
+                raise ClientDisconnected("The client disconnected before the end of the body.")
             parts.append(message.get("body", b""))
             size += len(parts[-1])
             self._check_size(size)
-            room.take(size)
+            reservation.grow(size)
             more = message.get("more_body", False)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
@@ -174,31 +176,31 @@ class Intake:
         return inflated
 
 
-class Room:
-    """What one body has of the memory for all; a context manager, which gives it back."""
+class Reservation:
+    """The memory that is reserved for one body; a context manager that releases it."""
 
-    __slots__ = ("_intake", "_taken_bytes")
+    __slots__ = ("_reader", "_reserved_bytes")
 
-    def __init__(self, intake: Intake) -> None:
-        self._intake = intake
-        self._taken_bytes = 0
+    def __init__(self, reader: BodyReader) -> None:
+        self._reader = reader
+        self._reserved_bytes = 0
 
-    def take(self, size_bytes: int) -> None:
-        """Have `size_bytes` at least; Overloaded if there is no room for what is missing."""
-        more = size_bytes - self._taken_bytes
+    def grow(self, size_bytes: int) -> None:
+        """Reserve at least `size_bytes` in all; raise Overloaded if there is no room."""
+        more = size_bytes - self._reserved_bytes
         if more > 0:
-            self._intake.reserve(more)
-            self._taken_bytes = size_bytes
+            self._reader.reserve(more)
+            self._reserved_bytes = size_bytes
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._intake.reserve(-self._taken_bytes)
+        self._reader.reserve(-self._reserved_bytes)
 
 
 def _coding(headers: Headers) -> str:
-    """The content coding of the body, one of CODINGS; what is not taken is returned as it came.
+    """Return the content coding of the body, one of CODINGS, or an unsupported one as declared.
 
     RFC 9110 8.4: x-gzip is gzip, names have no case, and `identity` in a list changes nothing.
     """
@@ -211,5 +213,5 @@ def _coding(headers: Headers) -> str:
 
 
 def _length(headers: Headers) -> int:
-    """Bytes of the body that the head announces; 0 for a chunked one."""
+    """Return the size of the body that the head declares; 0 for a chunked body."""
     return int(headers.get("content-length", "0"))

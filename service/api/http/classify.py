@@ -1,26 +1,23 @@
-"""POST /classify: image files in, for each the most likely labels out."""
+"""POST /classify: image files in, the most likely labels of each image out."""
 
 import asyncio
 from typing import Any
 from urllib.parse import parse_qs
 
 import orjson
-from fastapi import APIRouter, Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from service.api.http import openapi, payload
-from service.api.http.body import Intake
-from service.api.http.middleware import CLASSIFY, KEY, Exchange, Headers
-from service.api.http.problem import fields
-from service.core.model import Model
-from service.core.request import Prediction
-from service.core.request import Request as CoreRequest
-from service.errors import ClientGone, Malformed, RequestError, Undecodable
+from service.api.http.body import BodyReader
+from service.api.http.middleware import KEY, Headers, RequestContext
+from service.core.request import Outcome, Request, TimeLimit
+from service.core.service import Service
+from service.errors import Malformed, RequestError
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
 
-# Splitting a larger body into files takes milliseconds: not on the event loop.
 LARGE_BODY_BYTES = 1 << 20
+"""Size above which a body is split into files on a thread: it would hold up the event loop."""
 DEADLINE_HEADERS = ("x-request-timeout-ms", "x-envoy-expected-rq-timeout-ms")
 _HEADERS = ((b"content-type", b"application/json"), (b"cache-control", b"no-store"))
 STAGES = ("receive", "decode", "queue", "copy_in", "compute", "copy_out", "encode")
@@ -29,93 +26,84 @@ _SERVER_TIMING = (
 )
 
 
-def door(model: Model, intake: Intake, settings: Settings, metrics: Metrics) -> ASGIApp:
-    """The door of `model`, without a router; bodies come in through `intake`.
+class Classify:
+    """The ASGI endpoint of POST /classify.
 
-    It raises the RequestError that a request ends with.
+    It raises the RequestError that a request ends with; the middleware answers it.
     """
-    receive_seconds = metrics.request_stage.labels("classify", "receive")
-    encode_seconds = metrics.request_stage.labels("classify", "encode")
-    labels = [label.members() for label in model.artifact.labels]
-    about_model = {
-        "name": model.artifact.manifest.name,
-        "version": model.artifact.manifest.version,
-    }
 
-    async def classify(scope: Scope, receive: Receive, send: Send) -> None:
-        exchange: Exchange = scope[KEY]
+    def __init__(
+        self, service: Service, bodies: BodyReader, settings: Settings, metrics: Metrics
+    ) -> None:
+        self._service = service
+        self._bodies = bodies
+        self._default_deadline_ms = settings.default_deadline_ms
+        self._server_timing = settings.server_timing
+        self._receive_seconds = metrics.request_stage.labels("classify", "receive")
+        self._encode_seconds = metrics.request_stage.labels("classify", "encode")
+        artifact = service.model.artifact
+        self._labels = [label.members() for label in artifact.labels]
+        self._model = {"name": artifact.manifest.name, "version": artifact.manifest.version}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        context: RequestContext = scope[KEY]
         headers = Headers(scope)
-        # What the caller must change comes before what time may change; all of it before the body.
+        # Errors that the client must correct come before errors that pass with time, and both come
+        # before the body is read.
         content_type = headers.get("content-type", "")
         payload.media_type(content_type)
-        top_k = _top_k(scope["query_string"], len(labels))
-        deadline_s = _deadline_ms(headers, settings.default_deadline_ms) / 1000
-        intake.check_head(headers)
-        model.admit(deadline_s)
-        deadline = asyncio.get_running_loop().time() + deadline_s
-        with intake.room() as room:
-            body = await intake.receive(headers, receive, deadline_s, room)
-            received = exchange.seconds()
-            receive_seconds.observe(received)
-            image_files = _split(exchange, body, content_type, model)
-            shortened = deadline_s < settings.default_deadline_ms / 1000
-            request = model.submit(await image_files, top_k, deadline, shortened)
-            request.took("receive", received)
-            await _answered(exchange, request)
+        top_k = _top_k(scope["query_string"], len(self._labels))
+        deadline_ms = _deadline_ms(headers, self._default_deadline_ms)
+        self._bodies.check_head(headers)
+        self._service.admit(deadline_ms / 1000)
+        at = asyncio.get_running_loop().time() + deadline_ms / 1000
+        limit = TimeLimit(at, shortened=deadline_ms < self._default_deadline_ms)
+        with self._bodies.reservation() as reservation:
+            body = await self._bodies.receive(headers, receive, deadline_ms / 1000, reservation)
+            received = context.seconds()
+            self._receive_seconds.observe(received)
+            files = await self._split(context, body, content_type)
+            request = self._service.submit(files, top_k, limit)
+            request.record_stage("receive", received)
+            outcomes = await _outcomes(context, request)
+        await self._answer(context, request, outcomes, send)
 
-        encoding = exchange.seconds()
+    async def _split(self, context: RequestContext, body: bytes, content_type: str) -> list[bytes]:
+        limit = self._service.model.admission.largest_request
+        if len(body) < LARGE_BODY_BYTES:
+            files = payload.split(body, content_type, limit)
+        else:
+            files = await asyncio.to_thread(payload.split, body, content_type, limit)
+        context.images = len(files)
+        return files
+
+    async def _answer(
+        self, context: RequestContext, request: Request, outcomes: list[Outcome], send: Send
+    ) -> None:
+        started = context.seconds()
+        results = [_result(outcome, self._labels) for outcome in outcomes]
         answer = orjson.dumps(
-            {
-                "model": about_model,
-                "request_id": exchange.request_id,
-                "results": [_result(outcome, labels) for outcome in _outcomes(request)],
-            }
+            {"model": self._model, "request_id": context.request_id, "results": results}
         )
-        request.took("encode", exchange.seconds() - encoding)
-        encode_seconds.observe(request.stages["encode"])
-        said = [*_HEADERS, (b"content-length", b"%d" % len(answer))]
-        if settings.server_timing:
-            said.append((b"server-timing", _server_timing(request, exchange).encode()))
-        await send({"type": "http.response.start", "status": 200, "headers": said})
+        request.record_stage("encode", context.seconds() - started)
+        self._encode_seconds.observe(request.stages["encode"])
+        headers = [*_HEADERS, (b"content-length", b"%d" % len(answer))]
+        if self._server_timing:
+            headers.append((b"server-timing", _server_timing(request, context).encode()))
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": answer})
 
-    return classify
 
-
-def documentation(model: Model, settings: Settings) -> APIRouter:
-    """The same door for /docs and for the router, which answers 405 there; POST gets to neither."""
-    routes = APIRouter()
-
-    @routes.post(
-        CLASSIFY, **openapi.classify(settings, model.largest_request, len(model.artifact.labels))
-    )
-    async def classify() -> Response:
-        raise AssertionError("Edge has answered this")
-
-    return routes
-
-
-async def _split(exchange: Exchange, body: bytes, content_type: str, model: Model) -> list[bytes]:
-    limit = model.largest_request
-    if len(body) < LARGE_BODY_BYTES:
-        found = payload.split(body, content_type, limit)
-    else:
-        found = await asyncio.to_thread(payload.split, body, content_type, limit)
-    exchange.images = len(found)
-    return found
-
-
-async def _answered(exchange: Exchange, request: CoreRequest) -> None:
-    """Until `request` has ended, by its caller's departure at the latest; what it ended with is
-    raised."""
-    exchange.on_departure = lambda: request.end(ClientGone("The client disconnected."))
-    if exchange.gone:
-        exchange.on_departure()
-    await request.answered
+async def _outcomes(context: RequestContext, request: Request) -> list[Outcome]:
+    """Wait for the outcomes of `request`, which ends when its client disconnects."""
+    context.on_disconnect = request.disconnect
+    if context.disconnected:
+        request.disconnect()
+    return await request.wait()
 
 
 def _deadline_ms(headers: Headers, default_ms: int) -> int:
-    """The least of the caller's, its proxy's and our own."""
+    """Return the shortest of the deadlines of the client, its proxy and the settings."""
     deadline_ms = default_ms
     for name in DEADLINE_HEADERS:
         if (text := headers.get(name)) is not None:
@@ -124,7 +112,7 @@ def _deadline_ms(headers: Headers, default_ms: int) -> int:
 
 
 def _positive(name: str, text: str) -> int:
-    # Of very many digits the first tell enough: it is above any default.
+    # The first 18 of very many digits are enough: such a number is above any default.
     if not (text.isascii() and text.isdigit() and int(text[:18]) >= 1):
         raise Malformed(f"{name} is {text[:40]!r}.", "Send a whole number of milliseconds.")
     return int(text[:18])
@@ -154,27 +142,9 @@ def _top_k(query: bytes, classes: int) -> int:
     return min(int(digits), classes)
 
 
-def _outcomes(request: CoreRequest) -> list[Prediction | RequestError]:
-    """Each image's; raised when the request has no prediction at all."""
-    outcomes = [outcome for outcome in request.outcomes if outcome is not None]
-    errors = [outcome for outcome in outcomes if isinstance(outcome, RequestError)]
-    if len(errors) < len(outcomes):
-        return outcomes
-    ours = [error for error in errors if error.status >= 500]
-    if len(errors) == 1 or ours:
-        raise (ours or errors)[0]
-    raise Undecodable(
-        f"None of the {len(errors)} images can be classified.",
-        "See errors for the reason of each image.",
-        errors=[
-            {"pointer": f"#/images/{index}", **fields(error)} for index, error in enumerate(errors)
-        ],
-    )
-
-
-def _result(outcome: Prediction | RequestError, labels: list[dict[str, str]]) -> dict[str, Any]:
+def _result(outcome: Outcome, labels: list[dict[str, str]]) -> dict[str, Any]:
     if isinstance(outcome, RequestError):
-        return {"error": fields(outcome)}
+        return {"error": outcome.fields()}
     return {
         "predictions": [
             {"class_id": class_id, **labels[class_id], "score": score}
@@ -183,7 +153,7 @@ def _result(outcome: Prediction | RequestError, labels: list[dict[str, str]]) ->
     }
 
 
-def _server_timing(request: CoreRequest, exchange: Exchange) -> str:
-    """Milliseconds a stage; of several images the largest, of a batch its own."""
+def _server_timing(request: Request, context: RequestContext) -> str:
+    """Return the milliseconds of each stage, the largest of several images, and the batch size."""
     milliseconds = [request.stages[stage] * 1e3 for stage in STAGES]
-    return _SERVER_TIMING % (*milliseconds, exchange.seconds() * 1e3, request.batch)
+    return _SERVER_TIMING % (*milliseconds, context.seconds() * 1e3, request.batch)

@@ -1,6 +1,6 @@
-"""Is the process alive, should traffic come? In our words and in those of the V2 protocol.
+"""Liveness and readiness, in the words of Kubernetes and of the V2 protocol.
 
-Nothing here touches a device or a disk: the answers are evaluated from what is known now.
+Nothing here touches a device or a disk: the answers come from the state that is known now.
 """
 
 import math
@@ -10,35 +10,42 @@ import orjson
 from fastapi import APIRouter, Response
 
 from service.api.http.openapi import get
-from service.core.model import Model
+from service.api.http.schema import Liveness, Readiness, ServerReady
+from service.core.service import Service
 from service.errors import LONGEST_RETRY_S
 
 
-def router(model: Model) -> APIRouter:
-    """Liveness and readiness of the service around `model`."""
+def router(service: Service) -> APIRouter:
+    """Return the routes for the health of `service`."""
     routes = APIRouter()
 
-    @get(routes, "/healthz", "Alias of /livez", _LIVE)
-    @get(routes, "/livez", "Reports whether the event loop runs", _LIVE)
-    @get(routes, "/v2/health/live", "Liveness of the V2 protocol", _LIVE)
+    @get(routes, "/healthz", "Alias of /livez", Liveness, (_LIVE, None))
+    @get(routes, "/livez", "Reports whether the event loop runs", Liveness, (_LIVE, None))
+    @get(routes, "/v2/health/live", "Liveness of the V2 protocol", Liveness, (_LIVE, None))
     async def live() -> Response:
-        return _answer(model, 200, _LIVE)
+        return _answer(service, 200, _LIVE)
 
-    @get(routes, "/readyz", "Reports whether the service accepts traffic", _READY, _NOT_READY)
+    @get(
+        routes,
+        "/readyz",
+        "Reports whether the service accepts traffic",
+        Readiness,
+        (_READY, _NOT_READY),
+    )
     async def ready() -> Response:
-        return _answer(model, 200 if model.ready else 503, _readiness(model))
+        return _answer(service, 200 if service.ready else 503, _readiness(service))
 
     @get(
         routes,
         "/v2/health/ready",
         "Readiness of the V2 protocol",
-        {"ready": True},
-        {"ready": False, "error": "not ready: starting"},
+        ServerReady,
+        ({"ready": True}, {"ready": False, "error": "not ready: starting"}),
     )
     async def v2_ready() -> Response:
-        if model.ready:
-            return _answer(model, 200, {"ready": True})
-        return _answer(model, 503, {"ready": False, "error": f"not ready: {_reason(model)}"})
+        if service.ready:
+            return _answer(service, 200, {"ready": True})
+        return _answer(service, 503, {"ready": False, "error": f"not ready: {_reason(service)}"})
 
     return routes
 
@@ -48,22 +55,22 @@ _READY = {"ready": True, "devices": {"ready": 1, "total": 1}}
 _NOT_READY = {"ready": False, "reason": "starting", "devices": {"ready": 0, "total": 1}}
 
 
-def _readiness(model: Model) -> dict[str, Any]:
-    devices = {"ready": model.pool.ready, "total": len(model.pool.devices)}
-    if model.ready:
+def _readiness(service: Service) -> dict[str, Any]:
+    devices = {"ready": service.model.devices.ready, "total": len(service.model.devices.devices)}
+    if service.ready:
         return {"ready": True, "devices": devices}
-    return {"ready": False, "reason": _reason(model), "devices": devices}
+    return {"ready": False, "reason": _reason(service), "devices": devices}
 
 
-def _reason(model: Model) -> str:
-    if model.draining:
+def _reason(service: Service) -> str:
+    if service.draining:
         return "draining"
-    return "no_device" if model.pool.first_ready.is_set() else "starting"
+    return "no_device" if service.model.devices.first_ready.is_set() else "starting"
 
 
-def _answer(model: Model, status: int, body: dict[str, Any]) -> Response:
+def _answer(service: Service, status: int, body: dict[str, Any]) -> Response:
     headers = {"cache-control": "no-store"}
     if status == 503:
-        wait_s = 1.0 if model.draining else model.pool.seconds_to_ready()
+        wait_s = 1.0 if service.draining else service.model.devices.seconds_to_ready()
         headers["retry-after"] = str(math.ceil(min(wait_s, LONGEST_RETRY_S)))
     return Response(orjson.dumps(body), status, headers=headers, media_type="application/json")

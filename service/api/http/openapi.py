@@ -1,14 +1,18 @@
-"""What /docs says of the doors: bodies, answers, errors, with examples.
+"""The OpenAPI document of the service, with examples.
 
-The handlers read and write bytes themselves, so FastAPI cannot know; this is the only place that
-tells it.
+FastAPI describes the routes for health and administration. POST /classify is a plain ASGI endpoint,
+so its description is written here.
 """
 
 from collections.abc import Callable
 from typing import Any
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, FastAPI, Response
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
 
+from service.api.http.schema import Answer, ImagesForm, ImagesRequest, Problem
 from service.decoding import images
 from service.errors import (
     BodyTimeout,
@@ -32,9 +36,10 @@ from service.settings import Settings
 
 Handler = Callable[..., Any]
 
+CLASSIFY = "/classify"
 DEFAULT_TOP_K = 5
 
-_REFUSALS: tuple[type[RequestError], ...] = (
+_ERRORS: tuple[type[RequestError], ...] = (
     Malformed, BodyTimeout, HeadTimeout, TooLarge, TooManyPixels, UnsupportedMedia, Undecodable,
     HeadTooLarge, Internal, Overloaded, NotReady, Draining, DeviceFailed, Deadline, HttpVersion,
 )  # fmt: skip
@@ -50,78 +55,71 @@ _ANSWER = {
     "request_id": "5b0b6d7c2f4e4f6f8d0f4f3f0a1b2c3d",
     "results": [{"predictions": [_PREDICTION]}],
 }
-_ERROR_FIELDS = {
-    "status": {"type": "integer"},
-    "code": {"type": "string"},
-    "detail": {"type": "string"},
-    "remedy": {"type": "string"},
-}
-_PROBLEM_SCHEMA = {
-    "type": "object",
-    "required": ["type", "title", "status", "code", "detail", "request_id", "error"],
-    "properties": {
-        **_ERROR_FIELDS,
-        "type": {"type": "string"},
-        "title": {"type": "string"},
-        "request_id": {"type": "string"},
-        "error": {"type": "string"},
-        "retry_after_ms": {"type": "integer"},
-        "errors": {"type": "array", "items": {"type": "object"}},
-    },
-}
-_ANSWER_SCHEMA = {
-    "type": "object",
-    "required": ["model", "request_id", "results"],
-    "properties": {
-        "model": {
-            "type": "object",
-            "required": ["name", "version"],
-            "properties": {"name": {"type": "string"}, "version": {"type": "string"}},
-        },
-        "request_id": {"type": "string"},
-        "results": {
-            "type": "array",
-            "description": "One result for each image, in the order of the images.",
-            "items": {
-                "oneOf": [
-                    {
-                        "type": "object",
-                        "required": ["predictions"],
-                        "properties": {
-                            "predictions": {
-                                "type": "array",
-                                "items": {
-                                    "type": "object",
-                                    "required": ["class_id", "label", "score"],
-                                    "properties": {
-                                        "class_id": {"type": "integer"},
-                                        "wnid": {
-                                            "type": "string",
-                                            "description": "Absent if the class has no wnid.",
-                                        },
-                                        "label": {"type": "string"},
-                                        "score": {"type": "number"},
-                                    },
-                                },
-                            }
-                        },
-                    },
-                    {
-                        "type": "object",
-                        "required": ["error"],
-                        "properties": {"error": {"type": "object", "properties": _ERROR_FIELDS}},
-                    },
-                ]
-            },
-        },
-    },
-}
 
 
-def classify(settings: Settings, largest_request: int, classes: int) -> dict[str, Any]:
-    """The words of POST /classify, as keyword arguments of its route."""
+def add_classify(app: FastAPI, settings: Settings, largest_request: int, classes: int) -> None:
+    """Add the description of POST /classify to the document of `app`, which has all its routes."""
+    document = get_openapi(
+        title=app.title, version=app.version, summary=app.summary, routes=app.routes
+    )
+    _, schemas = models_json_schema(
+        [
+            (Answer, "serialization"),
+            (Problem, "serialization"),
+            (ImagesRequest, "validation"),
+            (ImagesForm, "validation"),
+        ],
+        ref_template="#/components/schemas/{model}",
+    )
+    document["components"]["schemas"] |= schemas["$defs"]
+    classify = {"post": _classify(settings, largest_request, classes)}
+    document["paths"] = {CLASSIFY: classify, **document["paths"]}
+    app.openapi = lambda: document  # type: ignore[method-assign] - FastAPI's way to extend it
+
+
+def get(
+    routes: APIRouter,
+    path: str,
+    summary: str,
+    answer: type[BaseModel] | None,
+    examples: tuple[object, object],
+) -> Callable[[Handler], Handler]:
+    """Return a decorator for the handler of GET `path`, whose answer is JSON of the model `answer`.
+
+    `examples` are of its answers 200 and 503; the second is None if there is no 503. Without a
+    model the answer is plain text.
+    """
+    responses: dict[int | str, dict[str, Any]] = {}
+    for status, description, example in (
+        (200, "The requested data.", examples[0]),
+        (503, "The service is not ready; the body has the reason.", examples[1]),
+    ):
+        if example is not None:
+            responses[status] = _example(description, answer, example)
+    return routes.get(
+        path,
+        summary=summary,
+        tags=["operation"],
+        operation_id=path.strip("/").replace("/", "_"),
+        responses=responses,
+        response_class=Response,
+    )
+
+
+def _example(description: str, answer: type[BaseModel] | None, example: object) -> dict[str, Any]:
+    if answer is None:
+        content = {"text/plain": {"schema": {"type": "string"}, "example": example}}
+        return {"description": description, "content": content}
+    content = {"application/json": {"example": example}}
+    return {"description": description, "model": answer, "content": content}
+
+
+def _classify(settings: Settings, largest_request: int, classes: int) -> dict[str, Any]:
+    """Return the OpenAPI operation of POST /classify."""
+    answer = {"schema": _reference(Answer), "example": _ANSWER}
     return {
         "tags": ["classify"],
+        "operationId": "classify",
         "summary": "Classifies one or several images",
         "description": (
             f"A request has at most {largest_request} images and "
@@ -130,57 +128,29 @@ def classify(settings: Settings, largest_request: int, classes: int) -> dict[str
             "bytes decide the format of an image, not its declared type. Classification "
             "has no side effects and may be retried."
         ),
-        "response_class": Response,
+        "parameters": [
+            _parameter(
+                "top_k",
+                "query",
+                f"Number of labels for each image. The maximum is {classes}, the "
+                f"number of classes; a larger number counts as {classes}.",
+                default=min(DEFAULT_TOP_K, classes),
+            ),
+            _parameter(
+                "X-Request-Timeout-Ms",
+                "header",
+                "Deadline in milliseconds, after which the answer is 504. Default "
+                f"and maximum: {settings.default_deadline_ms}.",
+            ),
+        ],
+        "requestBody": {"required": True, "content": _bodies()},
         "responses": {
-            200: {
+            "200": {
                 "description": "Predictions, best first.",
-                "content": {"application/json": {"schema": _ANSWER_SCHEMA, "example": _ANSWER}},
+                "content": {"application/json": answer},
             },
             **_problems(),
         },
-        "openapi_extra": {
-            "parameters": [
-                _parameter(
-                    "top_k",
-                    "query",
-                    f"Number of labels for each image. The maximum is {classes}, the "
-                    f"number of classes; a larger number counts as {classes}.",
-                    default=min(DEFAULT_TOP_K, classes),
-                ),
-                _parameter(
-                    "X-Request-Timeout-Ms",
-                    "header",
-                    "Deadline in milliseconds, after which the answer is 504. Default "
-                    f"and maximum: {settings.default_deadline_ms}.",
-                ),
-            ],
-            "requestBody": {"required": True, "content": _bodies()},
-        },
-    }
-
-
-def get(
-    routes: APIRouter, path: str, summary: str, example: object, refusal: object = None
-) -> Callable[[Handler], Handler]:
-    """Decorates the handler of GET `path`, with an example of its answer.
-
-    `refusal` is an example of its 503, if it has one; text stands for plain text.
-    """
-    responses: dict[int | str, dict[str, Any]] = {200: _example("The requested data.", example)}
-    if refusal is not None:
-        responses[503] = _example("The service is not ready; the body has the reason.", refusal)
-    return routes.get(
-        path, summary=summary, tags=["operation"], responses=responses, response_class=Response
-    )
-
-
-def _example(description: str, example: object) -> dict[str, Any]:
-    plain = isinstance(example, str)
-    schema = {"type": "string" if plain else "object"}
-    media_type = "text/plain" if plain else "application/json"
-    return {
-        "description": description,
-        "content": {media_type: {"schema": schema, "example": example}},
     }
 
 
@@ -188,35 +158,30 @@ def _parameter(name: str, place: str, description: str, **schema: int) -> dict[s
     return {
         "name": name,
         "in": place,
+        "required": False,
         "description": description,
         "schema": {"type": "integer", "minimum": 1, **schema},
     }
 
 
-def _problems() -> dict[int, dict[str, Any]]:
-    """The refusals by status; those with the same status share an entry."""
-    answers: dict[int, dict[str, Any]] = {}
-    for error in _REFUSALS:
+def _problems() -> dict[str, dict[str, Any]]:
+    """Return the error answers by status; errors with the same status share an entry."""
+    answers: dict[str, dict[str, Any]] = {}
+    for error in _ERRORS:
+        example = {
+            "type": f"/problems/{error.code}",
+            "title": error.title,
+            "status": error.status,
+            "code": error.code,
+            "detail": "What was wrong, with the values.",
+            "remedy": "What to do.",
+            "request_id": _ANSWER["request_id"],
+            "error": "What was wrong, with the values.",
+        }
+        problem = {"schema": _reference(Problem), "example": example}
         answer = answers.setdefault(
-            error.status,
-            {
-                "description": "",
-                "content": {
-                    "application/problem+json": {
-                        "schema": _PROBLEM_SCHEMA,
-                        "example": {
-                            "type": f"/problems/{error.code}",
-                            "title": error.title,
-                            "status": error.status,
-                            "code": error.code,
-                            "detail": "What was wrong, with the values.",
-                            "remedy": "What to do.",
-                            "request_id": _ANSWER["request_id"],
-                            "error": "What was wrong, with the values.",
-                        },
-                    }
-                },
-            },
+            str(error.status),
+            {"description": "", "content": {"application/problem+json": problem}},
         )
         answer["description"] += f"`{error.code}`: {error.title}. "
     return answers
@@ -224,38 +189,14 @@ def _problems() -> dict[int, dict[str, Any]]:
 
 def _bodies() -> dict[str, Any]:
     raw = {"schema": {"type": "string", "format": "binary"}}
-    text = {
-        "type": "string",
-        "format": "byte",
-        "description": "Base64 of the standard or the URL alphabet, with or without line "
-        "breaks and padding, or a data: URL of base64.",
-    }
-    image = {
-        "type": "object",
-        "required": ["b64"],
-        "properties": {"b64": text},
-        "additionalProperties": False,
-    }
+    example = {"images": [{"b64": _EXAMPLE_PNG}]}
     return {
-        # The first is what /docs offers to send: it has an example.
-        "application/json": {
-            "schema": {
-                "type": "object",
-                "required": ["images"],
-                "properties": {"images": {"type": "array", "items": {"oneOf": [image, text]}}},
-                "additionalProperties": False,
-            },
-            "example": {"images": [{"b64": _EXAMPLE_PNG}]},
-        },
-        # One name for its parts: /docs sends a part for each that is listed.
-        "multipart/form-data": {
-            "schema": {
-                "type": "object",
-                "required": ["image"],
-                "properties": {
-                    "image": {"type": "array", "items": {"type": "string", "format": "binary"}}
-                },
-            }
-        },
+        # /docs offers the first one, which has an example.
+        "application/json": {"schema": _reference(ImagesRequest), "example": example},
+        "multipart/form-data": {"schema": _reference(ImagesForm)},
         **dict.fromkeys((*images.MEDIA_TYPES, "application/octet-stream"), raw),
     }
+
+
+def _reference(model: type[BaseModel]) -> dict[str, str]:
+    return {"$ref": f"#/components/schemas/{model.__name__}"}

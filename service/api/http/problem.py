@@ -1,4 +1,4 @@
-"""Errors as answers: RFC 9457 problem details, one body for all doors."""
+"""Errors as answers: RFC 9457 problem details, the same for all endpoints."""
 
 import asyncio
 import math
@@ -10,7 +10,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from service.decoding import images
-from service.errors import Draining, RequestError, UnsupportedMedia
+from service.errors import Draining, MethodNotAllowed, RequestError, UnsupportedMedia
 
 MEDIA_TYPE = "application/problem+json"
 MEDIA_TYPES = (
@@ -22,34 +22,28 @@ MEDIA_TYPES = (
 CODINGS = ("gzip", "deflate", "identity")
 
 LINGER_BYTES = 1 << 20
+"""Maximum number of bytes of a body that are dropped after its answer."""
 LINGER_SECONDS = 1.0
+"""Maximum seconds to drop bytes of a body after its answer."""
 
 
 class Answering(Protocol):
-    """What is being answered: its id, its error's code for the count, whether its body is read."""
+    """The parts of a request context that an error needs; `reason` is set to the error's code."""
 
     request_id: str
     reason: str
     body_ended: bool
 
 
-def fields(error: RequestError) -> dict[str, object]:
-    """What an error says, whether it is the whole answer or one image's."""
-    said: dict[str, object] = {"status": error.status, "code": error.code, "detail": error.detail}
-    if error.remedy:
-        said["remedy"] = error.remedy
-    return said | error.members
-
-
 def problem(answering: Answering, error: RequestError) -> Response:
-    """The answer to a request that ends with `error`."""
+    """Return the answer to a request that ends with `error`."""
     answering.reason = error.code
     body = {
         "type": f"/problems/{error.code}",
         "title": error.title,
-        **fields(error),
+        **error.fields(),
         "request_id": answering.request_id,
-        # What the clients of the inference protocols look for.
+        # The field that clients of the inference protocols read.
         "error": error.detail,
     }
     headers = _headers(error)
@@ -60,10 +54,10 @@ def problem(answering: Answering, error: RequestError) -> Response:
 
 
 class _LastAnswer(Response):
-    """An answer after which the connection closes while the body may still be coming.
+    """An answer after which the connection closes while the body may still arrive.
 
-    A close with bytes unread resets the connection, and the caller may lose the answer with it: so
-    a little more is taken in and dropped first.
+    Closing a socket with unread bytes resets the connection, and the client may lose the answer. So
+    some more of the body is read and dropped first.
     """
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -91,6 +85,8 @@ def _headers(error: RequestError) -> dict[str, str]:
         headers["retry-after"] = str(max(1, math.ceil(int(str(wait_ms)) / 1000)))
     if error.status in (408, 413) or isinstance(error, Draining):  # no more of this body, or none
         headers["connection"] = "close"
+    if isinstance(error, MethodNotAllowed):
+        headers["allow"] = error.allow
     if isinstance(error, UnsupportedMedia):
         headers["accept"] = ", ".join(MEDIA_TYPES)
         headers["accept-encoding"] = ", ".join(CODINGS)

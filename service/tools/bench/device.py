@@ -17,7 +17,7 @@ from functools import partial
 import numpy as np
 
 from service.artifact import Artifact, Batch
-from service.core.device_session import Trial, opened
+from service.core.device_session import DeviceSession, opened
 from service.core.host_process import Timings
 
 LIKELY_SIZES = (1, 2, 4, 8, 16)
@@ -104,12 +104,12 @@ def measure_each(
 
     async def run() -> list[Measured]:
         largest = max(batch_sizes)
-        async with opened(artifact, largest, ordinal, python, largest) as trial:
-            shape = trial.inputs.shape
-            trial.inputs[:] = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-            depth = in_flight or trial.facts["batches_in_flight"]
+        async with opened(artifact, largest, ordinal, python, largest) as session:
+            shape = session.inputs.shape
+            session.inputs[:] = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+            depth = in_flight or session.facts["batches_in_flight"]
             return [
-                await _Window(trial, size, depth, warmup_s, duration_s).measured()
+                await _Window(session, size, depth, warmup_s, duration_s).measured()
                 for size in batch_sizes
             ]
 
@@ -120,9 +120,14 @@ class _Window:
     """Batches of one size, `in_flight` of them sent until the window has closed."""
 
     def __init__(
-        self, trial: Trial, batch_size: int, in_flight: int, warmup_s: float, duration_s: float
+        self,
+        session: DeviceSession,
+        batch_size: int,
+        in_flight: int,
+        warmup_s: float,
+        duration_s: float,
     ) -> None:
-        self._trial = trial
+        self._trial = session
         self._batch_size = batch_size
         self._in_flight = in_flight
         self._warmup_ns, self._duration_ns = int(warmup_s * 1e9), int(duration_s * 1e9)

@@ -18,7 +18,8 @@ from typing import Any, Protocol
 import httpx
 
 from service.artifact import Label
-from service.core.request import Prediction
+from service.core import local_model
+from service.core.local_model import LocalModel
 from service.errors import EvaluationError, RequestError, Unreachable
 from service.tools import client
 
@@ -191,25 +192,23 @@ def _later(reply: httpx.Response) -> Later:
 
 
 class _OnArtifact:
-    def __init__(self, opened: client.OpenedModel, where: str, timeout_s: float) -> None:
-        artifact = opened.model.artifact
+    def __init__(self, opened: LocalModel, where: str, timeout_s: float) -> None:
+        artifact = opened.artifact
         self.where, self.classes = where, artifact.labels
         self.model = ModelName(artifact.manifest.name, artifact.manifest.version)
         self.preprocessing = artifact.manifest.preprocessing.model_dump(mode="json", by_alias=True)
         self._opened, self._timeout_s = opened, timeout_s
 
     async def ask(self, image: bytes) -> Answer:
+        top = min(TOP, len(self.classes))
         try:
-            top = min(TOP, len(self.classes))
-            outcome: Any = await self._opened.classify(image, top, self._timeout_s)
+            prediction = await self._opened.classify(image, top, self._timeout_s)
         except RequestError as error:
-            outcome = error
-        if isinstance(outcome, Prediction):
-            return Top5(tuple(outcome.class_ids))
-        if outcome.status in _AGAIN:
-            wait_s = float(outcome.members.get("retry_after_ms", RETRY_S * 1000)) / 1000
-            return Later(wait_s, outcome.code, outcome.detail)
-        return Failed(outcome.code, outcome.detail)
+            if error.status not in _AGAIN:
+                return Failed(error.code, error.detail)
+            wait_ms: Any = error.members.get("retry_after_ms", RETRY_S * 1000)
+            return Later(float(wait_ms) / 1000, error.code, error.detail)
+        return Top5(tuple(prediction.class_ids))
 
 
 @asynccontextmanager
@@ -220,5 +219,5 @@ async def on_artifact(
 
     `devices` and `device_python` take the place of the settings of these names.
     """
-    async with client.opened_model(path, devices, device_python) as opened:
+    async with local_model.opened(path, devices, device_python) as opened:
         yield _OnArtifact(opened, str(path), timeout_s)

@@ -1,0 +1,75 @@
+"""A whole model in this process, without a server: for commands, notebooks and other servers.
+
+    async with opened(Path("models/lite0")) as model:
+        prediction = await model.classify(image, top_k=5, timeout_s=30)
+
+Its devices are those that serve, each in a host process. The kernel ends a host when the thread
+that started it exits, so open the model on a thread that lives as long as the model.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from service import artifact as artifacts
+from service import sdk, settings
+from service.artifact import Artifact
+from service.core.classification import TopClasses
+from service.core.request import TimeLimit
+from service.core.service import Service
+from service.errors import DeviceError, RequestError
+from service.telemetry.metrics import Metrics
+
+
+@dataclass(frozen=True)
+class LocalModel:
+    """A model that is ready; `failure` is done when its devices have failed for good."""
+
+    artifact: Artifact
+    service: Service
+    failure: asyncio.Future[DeviceError]
+
+    async def classify(self, image: bytes, top_k: int, timeout_s: float) -> TopClasses:
+        """Return the prediction of one image file.
+
+        Raise the RequestError that the request ends with, or DeviceError if no device is left.
+        """
+        limit = TimeLimit(asyncio.get_running_loop().time() + timeout_s)
+        request = self.service.submit([image], top_k, limit)
+        await asyncio.wait((request.answered, self.failure), return_when=asyncio.FIRST_COMPLETED)
+        if self.failure.done():
+            raise self.failure.result()
+        [outcome] = await request.wait()
+        assert not isinstance(outcome, RequestError)
+        return outcome
+
+
+@asynccontextmanager
+async def opened(
+    path: Path, devices: str | None = None, device_python: str | None = None
+) -> AsyncIterator[LocalModel]:
+    """Open the artifact in the folder `path` on its devices, and close it at the end.
+
+    `devices` and `device_python` are the settings of these names, as flags give them; the other
+    settings are those of the environment and the settings file. Raise ArtifactError, SettingsError
+    or SdkError if the artifact or its devices cannot be used, DeviceError if no device gets ready.
+    """
+    settings.require_linux()
+    failure: asyncio.Future[DeviceError] = asyncio.get_running_loop().create_future()
+    artifact = artifacts.read(path)
+    effective, _ = settings.load({"devices": devices, "device_python": device_python})
+    target, python = artifact.manifest.target, effective.device_python
+    chosen = sdk.chosen_devices(target, effective.devices, python, effective.import_timeout_s)
+    service = Service(artifact, effective, Metrics(), chosen, failure.set_result)
+    service.start()
+    try:
+        ready = asyncio.ensure_future(service.model.devices.first_ready.wait())
+        await asyncio.wait((ready, failure), return_when=asyncio.FIRST_COMPLETED)
+        if failure.done():
+            ready.cancel()
+            raise failure.result()
+        yield LocalModel(artifact, service, failure)
+    finally:
+        await service.stop()
