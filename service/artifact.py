@@ -173,8 +173,8 @@ class Manifest(_Part):
         if self.schema_version > 1:
             return ""
         return (
-            "schema 1: images are scaled by antialiased bilinear, with which the artifact was verified; "
-            "a rebuild with the network's own --preprocess may gain points of top-1"
+            "schema 1: images are scaled by antialiased bilinear, with which the artifact was "
+            "verified; a rebuild with the network's own --preprocess may gain points of top-1"
         )
 
     @model_validator(mode="after")

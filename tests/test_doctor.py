@@ -132,7 +132,7 @@ def test_without_card_sdk_and_artifact(tmp_path: Path) -> None:
     assert "  -> try: Install the MagicMind wheel into a CPython 3.7" in lines["sdk"]
     if not list(Path("/dev").glob("cambricon_dev*")):
         assert lines["nodes"].startswith(
-            "warn  nodes     there is no /dev/cambricon_dev* on this machine (an art"
+            "warn  nodes     there is no /dev/cambricon_dev* on this machine (not needed"
         )
     assert lines["driver"].startswith(
         "skip  driver    not checked: there is no cnmon on the path  -> "
@@ -164,7 +164,8 @@ def test_a_check_that_failed(artifact: Path) -> None:
     assert (done.returncode, done.stderr) == (3, "")
     line = f"FAIL  port      127.0.0.1:{port}: Address already in use"
     assert [each for each in done.stdout.splitlines() if "FAIL" in each] == [
-        f"{line}  -> try: Stop the process that listens there (another topfive?), or give another --port."
+        f"{line}  -> try: Stop the process that listens there (another topfive?), or give "
+        "another --port."
     ]
 
 
@@ -530,8 +531,20 @@ def test_cpu(
     [
         ("8000000", "max", 256, "ok", "the machine has 8,192 MB"),
         ("1000000", "max", 256, "warn", "the machine has 1,024 MB"),
-        ("8000000", "600000000", 256, "warn", "limit of the container or service (cgroup) has 600 MB"),
-        ("8000000", "300000000", 256, "FAIL", "limit of the container or service (cgroup) has 300 MB"),
+        (
+            "8000000",
+            "600000000",
+            256,
+            "warn",
+            "limit of the container or service (cgroup) has 600 MB",
+        ),
+        (
+            "8000000",
+            "300000000",
+            256,
+            "FAIL",
+            "limit of the container or service (cgroup) has 300 MB",
+        ),
         ("550000", "max", 65536, "FAIL", "(65536 rows of 1 kB, hosts: 1, "),
     ],
 )
@@ -564,7 +577,10 @@ def test_few_open_files() -> None:
     """A hard limit below what the rows need, and how to raise it."""
     shell = ["sh", "-c", 'ulimit -n 300; exec "$@"', "sh", *COMMAND, "doctor", "--port", "0"]
     done = subprocess.run(shell, capture_output=True, text=True, env=plain_environment())
-    assert "warn  files     300 files may be open; 592 are enough for 256 rows; the service accepts fewer" in done.stdout
+    assert (
+        "warn  files     300 files may be open; 592 are enough for 256 rows; the service accepts "
+        "fewer connections" in done.stdout
+    )
     assert "try: Raise the limit: LimitNOFILE=592" in done.stdout
 
 
@@ -654,7 +670,10 @@ def test_cards_that_are_well(simulated: tuple[SimulatedSdk, Path]) -> None:
     ("fault", "said"),
     [
         ({"answers": "wrong"}, "device 1: the largest difference is "),
-        ({"open": "memory"}, "Device 1 does not open: EngineError: create_i_engine returned nothing"),
+        (
+            {"open": "memory"},
+            "Device 1 does not open: EngineError: create_i_engine returned nothing",
+        ),
         ({"sync": "abort"}, "The host of device 1 ended by SIGABRT."),
     ],
 )
