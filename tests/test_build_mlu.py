@@ -492,7 +492,7 @@ def test_photos_are_spread_over_the_names(build: Run, stub: Path, tmp_path: Path
         ([*INT8[:2], "--image-dir", "absent"], 1, "absent: No such file or directory"),
         ([*INT8[:2], "--image-dir", os.devnull], 1, "Not a directory"),
         (INT8, 0, "The SDK sees 0 devices"),
-        ([*INT8, "--device-id", "3"], 1, "so no device 3"),
+        ([*INT8, "--device-id", "3"], 1, "device 3 does not exist"),
     ],
 )
 def test_what_calibration_lacks_is_said_before_the_work(
