@@ -378,7 +378,7 @@ def _label(line: str) -> Label | None:
 
 
 LABEL_FORM = (
-    "Give a text file with one line for each class: its names, or its wnid (n and eight "
+    "Give a text with one line for each class: its names, or its wnid (n and eight "
     "digits), a space and its names."
 )
 _REBUILD = "Copy the artifact again, or build it again with topfive-build."

@@ -641,7 +641,7 @@ def test_no_sdk_is_said_before_the_work(build: Run, tmp_path: Path) -> None:
     """With what each interpreter lacks."""
     write_stub(tmp_path, why_not="ModuleNotFoundError: No module named 'magicmind'")
     code, _, err = build()
-    assert code == 1 and "no interpreter can load MagicMind" in err and "reading" not in err
+    assert code == 1 and "No interpreter can load MagicMind" in err and "reading" not in err
     assert "No module named 'magicmind'" in err
 
 
