@@ -202,7 +202,7 @@ def test_1001_classes(data_folder: Path, tmp_path: Path, figure: Callable[[str],
 @pytest.mark.parametrize(
     ("lines", "error", "remedy"),
     [
-        (NAMES[:8], "the network answers 10 classes; --labels", "Give --labels a file with one line"),
+        (NAMES[:8], "answers 10 classes; --labels", "Give --labels a file with one line"),
         (NAMES[:9], "the network answers 10 classes; --labels", "the line background, then the 9"),
         (["background", *NAMES], "has 11", "leave the line out"),
         ([*NAMES[:4], "", *NAMES[4:]], "line 5: '' is not a label", "its names, or its wnid"),
