@@ -174,8 +174,7 @@ class Manifest(_Part):
             return ""
         return (
             "schema 1: images are scaled by antialiased bilinear, with which the artifact was "
-            "verified; "
-            "a rebuild with the network's own --preprocess may gain points of top-1"
+            "verified; a rebuild with the network's own --preprocess may gain points of top-1"
         )
 
     @model_validator(mode="after")
@@ -379,7 +378,7 @@ def _label(line: str) -> Label | None:
 
 
 LABEL_FORM = (
-    "Give a text file with one line for each class: its names, or its wnid (n and eight "
+    "Give a text with one line for each class: its names, or its wnid (n and eight "
     "digits), a space and its names."
 )
 _REBUILD = "Copy the artifact again, or build it again with topfive-build."

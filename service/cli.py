@@ -129,7 +129,7 @@ def serve(settings: "Settings", sources: dict[str, str]) -> None:
 
 
 def config(settings: "Settings", sources: dict[str, str]) -> None:
-    """Print the effective settings, and where each comes from.
+    """Print the effective settings and the source of each.
 
     Example: topfive config --port 9000
     """
@@ -178,11 +178,11 @@ def doctor(
         ),
     ] = None,
 ) -> None:
-    """Look for what would keep `topfive serve`, given the same flags, from serving.
+    """Check whether `topfive serve` could serve with the same flags.
 
-    A line for each check, with a remedy. Exit 3 if one failed. With --card it goes through the open
-    questions about MagicMind on this machine's card and writes the answers to a text that can be
-    sent: docs/first-card.md.
+    The command prints a line for each check, with a remedy where a check failed. The exit code is 3
+    if a check failed. With --card the command answers the open questions about MagicMind on this
+    machine's card, and writes a report that can be sent: docs/first-card.md.
 
     Example: topfive doctor --artifact models/resnext50 --port 8080
     """
@@ -224,7 +224,7 @@ def classify(
         float, typer.Option(help="Seconds to wait for the answer to each image.")
     ] = 30.0,
 ) -> None:
-    """Classify images: over HTTP, or straight on an artifact's device.
+    """Classify images over HTTP, or directly on the device of an artifact.
 
     Example: topfive classify http://127.0.0.1:8080 model_build/photos/cat.png
     """
@@ -292,10 +292,10 @@ def evaluate(
         bool, typer.Option("--force", help="Start over and overwrite existing results.")
     ] = False,
 ) -> None:
-    """Measure accuracy: top-1 and top-5 over labelled images, and the sample's files.
+    """Measure top-1 and top-5 accuracy over labelled images, and write the files of the sample.
 
-    A run that was interrupted goes on with the same command. Exit 5 if any image is missing or
-    failed; failed.csv lists them.
+    The same command resumes an interrupted run. The exit code is 5 if an image is missing or
+    failed; failed.csv lists these images.
 
     Example: topfive eval --url http://127.0.0.1:8080 --image-dir val --label-file val.txt
     --output eval
@@ -336,9 +336,10 @@ def health(
         bool, typer.Option("--quiet", "-q", help="Print nothing. Only set the exit code.")
     ] = False,
 ) -> None:
-    """Ask a server whether it is ready: exit 0, else 4. For container health checks.
+    """Check whether a server is ready, for example as the health check of a container.
 
-    Without --url it asks the address that `topfive serve` would listen on here.
+    The exit code is 0 if the server is ready, else 4. Without --url the command checks the address
+    that `topfive serve` would listen on here.
 
     Example: topfive health --wait-s 60
     """

@@ -73,7 +73,9 @@ class Settings(BaseSettings):
     )
 
     head_timeout_s: Seconds = Field(
-        10, description="Seconds to receive the head of a request. Then the answer is 408."
+        10,
+        description="Seconds from a new connection, or from the first byte of a head, to the end "
+        "of the head. Then the answer is 408.",
     )
     default_deadline_ms: Positive = Field(
         10_000,

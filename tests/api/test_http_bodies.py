@@ -648,7 +648,7 @@ def test_a_default_deadline_shorter_than_the_body_takes() -> None:
         headers = Headers({"type": "http", "headers": []})
         with intake.reservation() as room, pytest.raises(BodyTimeout) as late:
             await intake.receive(headers, nothing, 0.02, room)
-        operator = "the operator can raise --default-deadline-ms"
-        assert late.value.remedy == f"send the body faster; {operator}"
+        operator = "ask the operator to raise --default-deadline-ms."
+        assert late.value.remedy == f"Send the body faster, or {operator}"
 
     asyncio.run(steps())

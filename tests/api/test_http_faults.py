@@ -41,7 +41,7 @@ def test_no_device_is_left(artifact: Path) -> None:
     with serving(artifact, "--restart-delay-s", "30") as service:
         os.kill(service.hosts()[0], signal.SIGKILL)
         failed = service.await_event("device_state", to="failed")
-        assert failed["detail"].endswith("by SIGKILL, most likely because memory was used up")
+        assert failed["detail"].endswith("by SIGKILL, most likely because memory was used up.")
         service.await_event("device_state", to="waiting")
         assert service.http.get("/livez").status_code == 200
         unready = service.http.get("/readyz")

@@ -164,7 +164,14 @@ def conforms(value: Any, schema: dict[str, Any], document: dict[str, Any]) -> bo
         return conforms(value, document["components"]["schemas"][name], document)
     if "anyOf" in schema:
         return any(conforms(value, one, document) for one in schema["anyOf"])
-    types = {"object": dict, "array": list, "string": str, "integer": int, "number": (int, float)}
+    types = {
+        "object": dict,
+        "array": list,
+        "string": str,
+        "integer": int,
+        "number": (int, float),
+        "boolean": bool,
+    }
     if "type" in schema and not isinstance(value, types[schema["type"]]):
         return False
     if isinstance(value, list):

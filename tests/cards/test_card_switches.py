@@ -323,14 +323,14 @@ def test_the_time_to_load_is_a_variable(command: str, simulated: Simulated, tmp_
     """That of the setting, in the commands that do not take settings, too; the remedy names it."""
     said = ended(simulated, command, tmp_path, {"TOPFIVE_IMPORT_TIMEOUT_S": "0.001"})
     assert "did not answer within 0.001 s" in said
-    assert "TOPFIVE_IMPORT_TIMEOUT_S gives an SDK that loads slowly more time" in said
+    assert "TOPFIVE_IMPORT_TIMEOUT_S gives it more time" in said
 
 
 @pytest.mark.parametrize("value", ["soon", "0", "-1", "nan", "1e9"])
 def test_a_time_to_load_that_is_none(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The variable is named, with what it says."""
     monkeypatch.setenv("TOPFIVE_IMPORT_TIMEOUT_S", value)
-    with pytest.raises(SettingsError, match=f"TOPFIVE_IMPORT_TIMEOUT_S: .* not '{value}'"):
+    with pytest.raises(SettingsError, match=f"TOPFIVE_IMPORT_TIMEOUT_S must be .* not '{value}'"):
         sdk.find("python3.7")
 
 
@@ -364,7 +364,7 @@ def test_a_second_process_is_refused(
     """While a service has the card: the remedy names the mode and the other process."""
     switches = beside | {"TOPFIVE_START_TIMEOUT_S": "2"}
     said = ended(simulated, command, tmp_path, switches)
-    assert "another process may have the card: cnmon lists the processes and the compute" in said
+    assert "Another process may use the card. cnmon lists the processes and the compute" in said
 
 
 @pytest.mark.large
@@ -375,7 +375,7 @@ def test_a_walk_beside_a_service(
     done = simulated.run(simulated.walk(tmp_path), beside)
     assert done.returncode == 3, done.stderr
     text = (tmp_path / "first-card.txt").read_text()
-    assert "another process may have the card: cnmon lists the processes" in text
+    assert "Another process may use the card. cnmon lists the processes" in text
     assert text.endswith("== End ==\n")
 
 

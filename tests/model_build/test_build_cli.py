@@ -232,7 +232,7 @@ def test_inspect_refuses_what_cannot_be_trusted(run: Run, small: list[str], outp
     run("caffe", *small, "--output", output)
     (output / "model.bin").write_bytes(b"")
     code, out, err = run("inspect", output)
-    assert (code, out) == (1, "") and f"error: {output / 'model.bin'}: 0 bytes" in err
+    assert (code, out) == (1, "") and f"error: {output / 'model.bin'} has 0 bytes" in err
     code, out, err = run("inspect", output, "--json")
     assert (code, out) == (1, "") and "model.bin" in json.loads(err)["detail"]
 
@@ -243,7 +243,7 @@ def test_inspect_refuses_what_cannot_be_trusted(run: Run, small: list[str], outp
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--target", "mlu", "--sdk-python", "absent"], "no interpreter can load MagicMind"),
+        (["--target", "mlu", "--sdk-python", "absent"], "No interpreter can load MagicMind"),
         (["--precision", "qint8_mixed_float16"], "int8 is for cards, --target mlu"),
         (["--precision", "float32"], "--precision float32 cannot be built"),
         (["--batch-range", "1", "8", "--no-shape-mutable"], "contradicts --no-shape-mutable"),

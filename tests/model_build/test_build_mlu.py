@@ -494,7 +494,7 @@ def test_photos_are_spread_over_the_names(build: Run, stub: Path, tmp_path: Path
         ([*INT8[:2], "--image-dir", "absent"], 1, "absent: No such file or directory"),
         ([*INT8[:2], "--image-dir", os.devnull], 1, "Not a directory"),
         (INT8, 0, "The SDK sees 0 devices"),
-        ([*INT8, "--device-id", "3"], 1, "so no device 3"),
+        ([*INT8, "--device-id", "3"], 1, "device 3 does not exist"),
     ],
 )
 def test_what_calibration_lacks_is_said_before_the_work(
@@ -643,7 +643,7 @@ def test_no_sdk_is_said_before_the_work(build: Run, tmp_path: Path) -> None:
     """With what each interpreter lacks."""
     write_stub(tmp_path, why_not="ModuleNotFoundError: No module named 'magicmind'")
     code, _, err = build()
-    assert code == 1 and "no interpreter can load MagicMind" in err and "reading" not in err
+    assert code == 1 and "No interpreter can load MagicMind" in err and "reading" not in err
     assert "No module named 'magicmind'" in err
 
 

@@ -202,14 +202,14 @@ def test_1001_classes(data_folder: Path, tmp_path: Path, figure: Callable[[str],
 @pytest.mark.parametrize(
     ("lines", "error", "remedy"),
     [
-        (NAMES[:8], "the network has 10 classes; --labels", "give --labels a file with a line"),
+        (NAMES[:8], "the network has 10 classes; --labels", "Give --labels a file with"),
         (
             NAMES[:9],
             "the network has 10 classes; --labels",
             "the line background, followed by the 9",
         ),
         (["background", *NAMES], "has 11", "remove the line"),
-        ([*NAMES[:4], "", *NAMES[4:]], "line 5: '' is not a label", "its names alone, or its wnid"),
+        ([*NAMES[:4], "", *NAMES[4:]], "line 5: '' is not a label", "its names, or its wnid"),
         (["n0212407 cat", *NAMES[1:]], "line 1: 'n0212407 cat' is not", "(n and eight digits)"),
         ([f"{at} {name}" for at, name in enumerate(NAMES)], "numbered", "remove the numbers"),
         ([f"{at}: {name}" for at, name in enumerate(NAMES, 1)], "numbered", "remove the numbers"),

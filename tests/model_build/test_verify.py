@@ -77,7 +77,7 @@ def test_what_the_compiler_got_wrong(
         (89, 0.5, "", False),
         (100, 0.81, "", False),
         (100, float("inf"), "", False),
-        (100, 0.5, "off by 0.4", False),
+        (100, 0.5, "the largest difference is 0.4", False),
     ],
 )
 def test_the_bounds(agreeing: int, difference: float, fault: str, holds: bool) -> None:

@@ -88,7 +88,7 @@ def test_a_batch_that_cannot_be(host: StartedHost, dynamic_model: str, numbers: 
     host.greet(dynamic_model)
     batch_id, _, failure = host.run(3, numbers)
     assert (batch_id, failure[0]) == (3, "driver")
-    assert "no such batch" in failure[1]
+    assert "The batch is not valid" in failure[1]
     assert host.exit_code() == 1
 
 
@@ -137,7 +137,7 @@ def test_a_host_of_another_parent(host: StartedHost) -> None:
     """Started when its parent is gone already, a host ends at once."""
     host.spawn_instead(host.command(parent=1))
     assert host.exit_code() == 1
-    assert b"is gone" in host.process.stderr.read()
+    assert b"has exited" in host.process.stderr.read()
 
 
 PARENT = """

@@ -112,7 +112,7 @@ def test_another_kind_is_no_run() -> None:
 
 def test_what_does_not_fit() -> None:
     """A hello beyond the limit is refused; the detail of a failure is cut, and fits."""
-    with pytest.raises(wire.WireError, match="at most 65536"):
+    with pytest.raises(wire.WireError, match="the maximum is 65536"):
         wire.pack_hello({"model": "x" * 65536})
     for message in (wire.pack_refused("driver", "\U0001f600" * 99999), FAILED):
         assert len(message) <= wire.MAX_MESSAGE_BYTES

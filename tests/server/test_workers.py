@@ -299,7 +299,7 @@ def test_a_worker_does_not_serve_another_artifact(tmp_path: Path) -> None:
         write_tiny_artifact(served, seed=1)
         os.kill(children(service.process.pid)[0], signal.SIGKILL)
         line = service.await_event("fatal")
-        assert f"{served} is " in line["detail"] and "was replaced" in line["detail"]
+        assert f"{served} now has version " in line["detail"] and "was replaced" in line["detail"]
         assert (
             line["remedy"] == "Restart the service to serve the artifact that is in the folder now."
         )

@@ -109,4 +109,4 @@ def test_a_card_that_fails_under_way(
     command += ["--device", "1", "--device-python", magicmind.python]
     done = subprocess.run(command, capture_output=True, text=True, env=card)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("error: device 1: EngineError: sync: ")
+    assert done.stderr.startswith("error: Device 1: EngineError: sync: ")

@@ -440,7 +440,7 @@ def test_images_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "labels.txt").write_text("x")
     with pytest.raises(ValueError, match=rf"^{tmp_path} contains no image \(.bmp, .gif, "):
         bodies.read([tmp_path])
-    with pytest.raises(ValueError, match=rf"^{tmp_path}/0.jpg: empty$"):
+    with pytest.raises(ValueError, match=rf"^{tmp_path}/0.jpg is empty$"):
         bodies.read([files(tmp_path, "")])
 
 

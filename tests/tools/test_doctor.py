@@ -133,7 +133,7 @@ def test_without_card_sdk_and_artifact(tmp_path: Path) -> None:
     assert "  -> try: Install the MagicMind wheel into a CPython 3.7" in lines["sdk"]
     if not list(Path("/dev").glob("cambricon_dev*")):
         assert lines["nodes"].startswith(
-            "warn  nodes     there is no /dev/cambricon_dev* on this machine (an art"
+            "warn  nodes     there is no /dev/cambricon_dev* on this machine (not needed"
         )
     assert lines["driver"].startswith(
         "skip  driver    not checked: there is no cnmon on the path  -> "
@@ -165,8 +165,8 @@ def test_a_check_that_failed(artifact: Path) -> None:
     assert (done.returncode, done.stderr) == (3, "")
     line = f"FAIL  port      127.0.0.1:{port}: Address already in use"
     assert [each for each in done.stdout.splitlines() if "FAIL" in each] == [
-        f"{line}  -> try: Stop the process that listens there (another topfive?), "
-        "or give another --port."
+        f"{line}  -> try: Stop the process that listens there (another topfive?), or give "
+        "another --port."
     ]
 
 
@@ -579,8 +579,8 @@ def test_few_open_files() -> None:
     shell = ["sh", "-c", 'ulimit -n 300; exec "$@"', "sh", *COMMAND, "doctor", "--port", "0"]
     done = subprocess.run(shell, capture_output=True, text=True, env=plain_environment())
     assert (
-        "warn  files     300 files may be open; 592 are enough for 256 rows; "
-        "the service accepts fewer" in done.stdout
+        "warn  files     300 files may be open; 592 are enough for 256 rows; the service accepts "
+        "fewer connections" in done.stdout
     )
     assert "try: Raise the limit: LimitNOFILE=592" in done.stdout
 

@@ -101,14 +101,18 @@ def answer(walk: Walk, number: int) -> list[str]:
 SET = [
     (2, {}, "refused: a bad Status: "),
     (2, {"OUTPUTS": "reuse"}, "reused: the same tensor, with the second batch's answers"),
-    (2, {"OUTPUTS": "replace"}, "replaced: another tensor, with the second batch's answers; the"),
-    (3, {}, "read after enqueue: overwritten before enqueue, the answers were the second"),
+    (
+        2,
+        {"OUTPUTS": "replace"},
+        "replaced: a different tensor, with the second batch's answers; the",
+    ),
+    (3, {}, "read after enqueue: overwritten before enqueue: the answers were the second"),
     (3, {"FROM_NUMPY": "copy"}, "copied at once: "),
     (4, {}, "it returns a good Status; it is not needed"),
     (4, {"TO": "none"}, "it returns None; it is not needed"),
     (4, {"TO": "tensor"}, "it returns the same tensor; it is not needed"),
     (5, {}, "a view: the next batch of the context changed it"),
-    (5, {"ASNUMPY": "copy"}, "a copy: two calls give memory of their own"),
+    (5, {"ASNUMPY": "copy"}, "a copy: two calls return separate memory"),
     (10, {}, "unknown key: refused: a bad Status: "),
     (10, {"UNKNOWN_KEYS": "ignore"}, "unknown key: ignored by the configuration, and by the build"),
     (15, {}, "the device has at least 6 clusters and fewer than 8"),
@@ -139,9 +143,9 @@ def test_the_interpreter(
     # Long beside the computing, for which the simulator lets others run.
     monkeypatch.setenv("MAGICMIND_SIM_LATENCY", "1:1,64:300")
     [told] = answer(walked, 6)
-    assert re.match(r"enqueue: [0-9.]+ ms, too short to tell; sync: \d+ ms, the ", told)
-    assert f"the interpreter was {lock} for others" in told
-    assert re.search(r"in sync a signal was heard \d+ ms before its end$", told)
+    assert re.match(r"enqueue: [0-9.]+ ms, too short to measure; sync: \d+ ms, the ", told)
+    assert f"the interpreter was {lock} for other threads" in told
+    assert re.search(r"a signal during sync was handled \d+ ms before its end$", told)
 
 
 RAISES = {"MAGICMIND_SIM_FAILURE": "exception"}
@@ -150,10 +154,10 @@ RAISES = {"MAGICMIND_SIM_FAILURE": "exception"}
 @pytest.mark.parametrize(
     ("fault", "switches", "said"),
     [
-        ({"sync": "bad_status"}, {}, "batch 51 failed by sync: a bad Status: INTERNAL: CN_INVOKE"),
-        ({"sync": "bad_status"}, RAISES, "batch 51 failed by sync: an exception, Fault: CN_INV"),
-        ({"enqueue": "exception"}, {}, "batch 51 failed by enqueue: an exception, Fault: CN_INV"),
-        ({"enqueue": "memory"}, {}, "batch 51 failed by enqueue: a bad Status: INTERNAL: CN_MEM"),
+        ({"sync": "bad_status"}, {}, "batch 51 failed: sync: a bad Status: INTERNAL: CN_INVOKE"),
+        ({"sync": "bad_status"}, RAISES, "batch 51 failed: sync: an exception, Fault: CN_INV"),
+        ({"enqueue": "exception"}, {}, "batch 51 failed: enqueue: an exception, Fault: CN_INV"),
+        ({"enqueue": "memory"}, {}, "batch 51 failed: enqueue: a bad Status: INTERNAL: CN_MEM"),
         ({"sync": "abort"}, {}, "abort: signal 6 (SIGABRT); its last line of output: "),
         ({"sync": "hang"}, {}, "hang: no exit within 2 s; its last line of output: "),
     ],
@@ -177,7 +181,7 @@ def test_a_fault(
 def test_a_card_that_is_well(walk: Callable[..., Walk]) -> None:
     """What cannot be found out on it is said so; a killed process leaves it as it was."""
     walked = walk()
-    assert answer(walked, 7)[0] == "200 batches were computed, and none failed"
+    assert answer(walked, 7)[0] == "200 batches were computed without a failure"
     after, killed, faulted = answer(walked, 8)
     assert (
         after == "after the misuse of question 11: a new process answered the golden rows correctly"
@@ -209,14 +213,16 @@ def test_input_that_does_not_fit(walk: Callable[..., Walk]) -> None:
     """Where it is refused is told, too."""
     found = dict(line.split(": ", 1) for line in answer(walk(), 11))
     assert list(found) == [name.replace("_", " ") for name in answers._REFUSALS]
-    assert found.pop("not contiguous").startswith("unknown: ")
+    assert found.pop("not contiguous").startswith("refused by from_numpy: ")
     assert {said.split(":")[0] for said in found.values()} == {"refused by enqueue"}
 
 
 def test_first_runs(walk: Callable[..., Walk]) -> None:
     """The times that the card is set to, in milliseconds."""
     [told] = answer(walk(), 12)
-    later = {int(n): float(ms) for n, ms in re.findall(r"(\d+): [0-9.]+, then ([0-9.]+)", told)}
+    later = {
+        int(n): float(ms) for n, ms in re.findall(r"(\d+): first [0-9.]+, then ([0-9.]+)", told)
+    }
     assert list(later) == [1, 2, 3, 4, 8, 16, 32, 64]
     assert later[64] == pytest.approx(40, rel=0.2)
 
@@ -260,7 +266,7 @@ def test_clusters(walk: Callable[..., Walk], monkeypatch: pytest.MonkeyPatch) ->
         "compiled for 4 clusters: runs",
     ]
     assert found[3].startswith("compiled for 8 clusters: built, but refused by create_i_engine: ")
-    assert found[4] == "memory and name: a Device has only active, create_queue, id"
+    assert found[4] == "memory and name: a Device has only the attributes active, create_queue, id"
 
 
 def test_a_card_whose_clusters_are_known(
@@ -290,7 +296,9 @@ def test_opset_13(walk: Callable[..., Walk]) -> None:
 def test_calibration(walk: Callable[..., Walk]) -> None:
     """The simulator walks twice over all samples, and resets before each pass."""
     [told] = answer(walk(), 18)
-    assert told.startswith("5 samples were offered, 10 taken; the end was reached 2 times, reset c")
+    assert told.startswith(
+        "5 samples were offered, 10 were read; the end was reached 2 times, reset was c"
+    )
     assert told.count("reset next get_sample next") == 2
 
 
@@ -299,7 +307,7 @@ def test_without_a_float32_model(walk: Callable[..., Walk]) -> None:
     walked = walk()
     walked.__dict__["builds"] = []
     assert answer(walked, 8) == answer(walked, 20) == ["unknown: no float32 model was built"]
-    assert answer(walked, 17)[0].startswith("applied as given")
+    assert answer(walked, 17)[0].startswith("applied in order")
     assert answer(walked, 2)[0].startswith("unknown: Failed: deserialize_from_file: a bad St")
 
 
@@ -435,7 +443,7 @@ def test_an_interrupted_walk(sdk: SimulatedSdk, network: list[str], tmp_path: Pa
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--prototxt", "net.prototxt"], "a network is its text, its weights and its preproc"),
+        (["--prototxt", "net.prototxt"], "A network needs a prototxt, a caffemodel and a preproc"),
         (["--devices", "7"], "The SDK sees 1 device; device 7 does not exist."),
         (["--output", "/nonexistent/text"], "Cannot write /nonexistent/text: No such file"),
     ],

@@ -176,7 +176,7 @@ def test_another_runs_journal_is_refused(artifact: Path, images: Path, tmp_path:
     assert refused.returncode == 1 and "began with model" in refused.stderr
     write_labels(images, range(5))
     refused = evaluate(images, tmp_path / "out", "--artifact", artifact)
-    assert refused.returncode == 1 and "begun with labels" in refused.stderr
+    assert refused.returncode == 1 and "began with labels" in refused.stderr
 
 
 def test_a_folder_without_any_of_the_images(artifact: Path, images: Path, tmp_path: Path) -> None:

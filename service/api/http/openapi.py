@@ -74,7 +74,7 @@ def add_classify(app: FastAPI, settings: Settings, largest_request: int, classes
     document["components"]["schemas"] |= schemas["$defs"]
     classify = {"post": _classify(settings, largest_request, classes)}
     document["paths"] = {CLASSIFY: classify, **document["paths"]}
-    app.openapi = lambda: document  # type: ignore[method-assign] - FastAPI's way to extend it
+    app.openapi = lambda: document  # type: ignore[method-assign]
 
 
 def get(

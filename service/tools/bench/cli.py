@@ -48,7 +48,7 @@ def bench_device(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
-    """Measure a device alone, as mm_run does: throughput, and latency by stage.
+    """Measure the throughput of one device and its latency by stage, as mm_run does.
 
     Example: topfive bench device --artifact models/resnext50 --batch-sizes 1,4,8
     """
@@ -134,9 +134,9 @@ def bench_load(
         Path | None, typer.Option(metavar="FILE", help="PNG file to write, with latency over rate.")
     ] = None,
 ) -> None:
-    """Load a server with images: clients that take turns, rates, or a search for the highest rate.
+    """Load a server with images by concurrent clients, at given rates, or in a search.
 
-    Ctrl-C ends it with what was measured until then; exit 130.
+    Ctrl-C stops the load and prints the results so far. The exit code is then 130.
 
     Example: topfive bench load photos --rate 50,100,200 --plot latency.png
     """
