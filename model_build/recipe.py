@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
+from model_build.targets import BUILD_TARGETS
 from service.errors import BuildError
 
 if TYPE_CHECKING:
-    from service.artifact import Color, Precision, Resample, Target
+    from service.artifact import Color, Precision, Resample
 
 Kind = Literal["caffe", "onnx"]
 Algorithm = Literal["linear", "eqnm"]
@@ -123,7 +124,7 @@ class Recipe:
     kind: Kind
     files: tuple[Path, ...]
     """Files of the network: the prototxt and the caffemodel, or the ONNX file."""
-    target: "Target"
+    target: str
     precision: "Precision"
     batch: tuple[int, int]
     preprocessing: PreprocessingRecipe
@@ -134,7 +135,7 @@ class Recipe:
     output: str | None = None
     """Name of the blob or value that holds the classes."""
     card: CardRecipe | None = None
-    """Options for the target mlu; None for the target cpu."""
+    """Options of a target that needs the SDK; None for other targets."""
 
     @property
     def label_order(self) -> str:
@@ -259,9 +260,9 @@ def preprocessing(
     return chosen
 
 
-def precision(name: str, target: "Target") -> "Precision":
+def precision(name: str, target: str) -> "Precision":
     """Return the precision if the target has it, else raise BuildError."""
-    known = FLOATS + INT8 if target == "mlu" else FLOATS
+    known = BUILD_TARGETS[target].precisions
     if name in known:
         return cast("Precision", name)
     why = "; int8 is for cards, --target mlu" if name in INT8 else ""

@@ -74,8 +74,9 @@ def run(plan: SweepPlan, report: Report) -> Table:
     Raise BuildError if the output exists, SdkError if the card is missing.
     """
     _check_output(plan)
-    if card := plan.recipes[0].card:
-        sdk.chosen_devices("mlu", str(card.device), card.python)
+    first = plan.recipes[0]
+    if first.card:
+        sdk.chosen_devices(first.target, str(first.card.device), first.card.python)
     table = Table()
     for recipe in plan.recipes:
         top = _accuracy(plan, recipe, table, report)

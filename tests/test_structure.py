@@ -12,17 +12,17 @@ LEAVES = {
     f"service.{name}"
     for name in (
         *("errors", "settings", "images", "resampling", "metrics", "artifact", "sdk", "disk"),
-        *("cgroup", "photos", "signals", "descriptors", "process", "command"),
+        *("cgroup", "photos", "signals", "descriptors", "process", "command", "targets"),
     )
 }
 # What a leaf may import beside the errors; of the artifact only its types.
 BESIDE_ERRORS = {
-    "service.sdk": {"service.process"},
+    "service.sdk": {"service.process", "service.targets"},
     "service.process": {"service.signals"},
     "service.command": {"service.disk"},
     "service.images": {"service.artifact", "service.resampling"},
     "service.resampling": {"service.artifact"},
-    "service.artifact": {"service.disk"},
+    "service.artifact": {"service.disk", "service.targets"},
     "service.settings": {"service.disk"},
     "service.descriptors": {"service.settings"},
 }
@@ -190,6 +190,7 @@ def test_the_build_imports_the_contract_alone(file: Path) -> None:
         "service.disk",
         "service.photos",
         "service.command",
+        "service.targets",
     }
     contract |= MEASURING.get(name_of(file), set())
     assert {name for name in ours(file) if not inside(name, contract)} == set()

@@ -192,3 +192,8 @@ def acted(step: str, answer: Any, reason: str = "driver") -> None:
         print("warning: %s answered None; the golden rows decide" % step, file=sys.stderr)
     if hasattr(answer, "ok") and not answer.ok():
         raise EngineError(reason, "%s: %s" % (step, answer))
+
+
+def open_engine(job: Job, inputs: Any, outputs: Any) -> Engine:
+    """Return the open engine of the job."""
+    return MagicMindEngine(job, inputs, outputs)
