@@ -14,7 +14,7 @@ OURS = sorted(
     {
         *(ROOT / "service" / "device").glob("*.py"),
         *(ROOT / "service" / "card").glob("*.py"),
-        *(ROOT / "model_build" / "sdk").glob("*.py"),
+        *(ROOT / "model_build" / "mlu" / "compiler").glob("*.py"),
     }
 )
 

@@ -90,7 +90,7 @@ HOMES = {
     "openvino": {"service.device.engine_openvino", "model_build"},
     "magicmind": {
         *("service.device.engine_magicmind", "service.device.facts", "service.card"),
-        "model_build.sdk",
+        "model_build.mlu.compiler",
     },
     "onnx": {"model_build"},
     "google": {"model_build"},
@@ -226,7 +226,7 @@ def test_the_questions_to_a_card_stand_alone(file: Path) -> None:
 
 def test_the_compiler_stands_alone() -> None:
     """It knows the standard library, numpy and the SDK, and nothing is beside it to be imported."""
-    [file] = (ROOT / "model_build" / "sdk").glob("*.py")
+    [file] = (ROOT / "model_build" / "mlu" / "compiler").glob("*.py")
     tops = {imported.split(".")[0] for imported in imports(file)}
     assert tops - sys.stdlib_module_names == {"numpy", "magicmind"}
 
@@ -238,7 +238,9 @@ def test_no_module_of_a_flat_folder_hides_a_library(flat: list[Path]) -> None:
     assert not names & ({"numpy", "openvino", "magicmind"} | sys.stdlib_module_names)
 
 
-@pytest.mark.parametrize("folder", ["service/device", "service/card", "model_build/sdk", "tests37"])
+@pytest.mark.parametrize(
+    "folder", ["service/device", "service/card", "model_build/mlu/compiler", "tests37"]
+)
 def test_python_3_7_can_read_it(folder: str) -> None:
     """The SDK's interpreter runs it: vermin finds nothing newer than 3.7."""
     vermin = str(Path(sys.executable).with_name("vermin"))
