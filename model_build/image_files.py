@@ -15,6 +15,7 @@ from service.artifact import Artifact, Resample
 from service.errors import BuildError, RequestError
 
 MAX_PIXELS = 50_000_000
+"""Maximum pixels of an image file."""
 T = TypeVar("T")
 
 

@@ -29,9 +29,11 @@ Triple = tuple[float, float, float]
 LARGEST_BATCH = 64
 """Maximum batch size of a mutable model by default: the upper end of the sample's dim_range."""
 MAX_BATCH = 1024
+"""Maximum rows in one batch."""
 # Clusters of one half of an MLU370-X8, of an S4 and of an X4. Public builds have at most three.
 ARCH = "mtp_372:4,6,8"
 CALIBRATION_IMAGES = 128
+"""Number of photos for calibration by default."""
 TWICE = 1000
 """Limit above which mean or std were multiplied by 255 twice.
 
@@ -54,6 +56,13 @@ class PreprocessingRecipe:
     resize: int
     resample: "Resample"
     crop: int | None = None
+
+    @property
+    def rgb(self) -> tuple[Triple, Triple]:
+        """Return mean and std in the order red, green, blue, which is the order of rows."""
+        if self.color == "rgb":
+            return self.mean, self.std
+        return self.mean[::-1], self.std[::-1]
 
 
 # Sources: cls/README.md and evaluation_cls.py of soeaver/caffe-model. "caffe" is BVLC's own

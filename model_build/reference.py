@@ -18,6 +18,7 @@ from service.artifact import Artifact
 from service.errors import BuildError
 
 BATCH = 8
+"""Rows that the reference computes at once, unless its batch is fixed."""
 
 _AGAIN = "build the artifact again with this topfive-build"
 

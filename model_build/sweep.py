@@ -62,7 +62,7 @@ class Table:
             lines += ["", *(f"- {line}" for line in paragraph)] if paragraph else []
         return "\n".join(lines) + "\n"
 
-    def tell(self, line: str) -> None:
+    def add_note(self, line: str) -> None:
         """Add a note on the figures, unless the table has it already."""
         if line not in self.about:
             self.about.append(line)
@@ -117,7 +117,7 @@ def _accuracy(plan: SweepPlan, recipe: Recipe, table: Table, report: Report) -> 
     except TopfiveError as error:
         table.failures.append(_failure(f"{what}: no accuracy", error))
         return FAILED, FAILED
-    table.tell(_about_accuracy(plan.labelled, manifest, results))
+    table.add_note(_about_accuracy(plan.labelled, manifest, results))
     if results.failed:
         table.failures.append(f"{what}: {len(results.failed)} images were not classified")
     if results.top1.share is None or results.top5.share is None:
@@ -159,7 +159,7 @@ def _throughput(
     except TopfiveError as error:
         table.failures.append(_failure(f"{what}: no throughput", error))
         return FAILED, FAILED
-    table.tell(_about_throughput(plan, measured))
+    table.add_note(_about_throughput(plan, measured))
     milliseconds = measured.latency_ms["round_trip"]["median"]
     return f"{measured.images_per_second:.1f}", f"{milliseconds:.2f}"
 

@@ -20,6 +20,7 @@ from service.errors import BuildError
 LEAST_IMAGES = 30
 """Minimum number of labelled images for a verdict."""
 FEW_IMAGES = 100
+"""Number of labelled images below which the report notes the weight of each."""
 Report = Callable[[str], None]
 
 

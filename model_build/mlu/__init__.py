@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from model_build.mlu import calibration, check, compiler_process, config, parser_input
+from model_build import calibration
+from model_build.mlu import check, compiler_process, config, parser_input
 from model_build.network import Network
 from model_build.recipe import CardRecipe, Recipe
 from model_build.targets import BUILD_TARGETS, Compiled
