@@ -66,7 +66,7 @@ types: $(VENV)/.dev
 	cd service/tools/doctor/card && ../../../../$(BIN)/mypy --config-file ../../../../pyproject.toml --explicit-package-bases *.py
 
 python37: $(VENV)/.dev ## the device host's tests under the SDK's CPython 3.7
-	$(BIN)/vermin --quiet --no-tips --no-parse-comments --violations -t=3.7- service/device_host service/tools/doctor/card model_build/sdk
+	$(BIN)/vermin --quiet --no-tips --no-parse-comments --violations -t=3.7- service/device_host service/tools/doctor/card model_build/mlu/compiler
 ifeq ($(PYTHON37),)
 	@echo "SKIPPED: no CPython 3.7 here, so the device host's tests did not run under it; try: make test PYTHON37=/path/to/python3.7"
 	@test -z "$$CI" || { echo "error: CI must run them"; exit 1; }

@@ -7,28 +7,26 @@ labels. The output is then unchanged.
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
-from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
 from onnx import ModelProto
 
-from model_build import caffe, cpu, golden, mlu, onnx_model, writer
+from model_build import caffe, cpu, golden, onnx_model, writer
 from model_build.network import OPSETS, Network, fold_preprocessing, run_reference
 from model_build.recipe import LABEL_ORDERS, LARGEST_BATCH, Recipe, check_input_size
+from model_build.targets import BUILD_TARGETS, BuildTarget, Compiled
 from service import artifact
 from service.artifact import (
     Batch,
+    Golden,
     Input,
     Inside,
     Label,
     Manifest,
     Output,
     Preprocessing,
-    Sdk,
     Source,
 )
 from service.errors import BuildError
@@ -42,7 +40,9 @@ def build(recipe: Recipe, output: Path, force: bool, report: Report) -> Manifest
     `force` replaces an artifact that is there.
     """
     writer.check_output(output, force)
-    tools = mlu.look(recipe.card, report) if recipe.card else None
+    target = BUILD_TARGETS[recipe.target]
+    compiler = target.load_compiler()
+    tools = compiler.look(recipe, report)
     labels = _labels_file(recipe)
     read = artifact.read_labels(labels)
     _check_labels(labels, read, report)
@@ -51,23 +51,25 @@ def build(recipe: Recipe, output: Path, force: bool, report: Report) -> Manifest
     check_input_size(recipe, network.height, network.width)
     _check_label_count(recipe, network, len(read))
     with writer.aside(output, force) as folder:
-        # A card's compiler gets the original network and adds the preprocessing itself.
-        job = mlu.prepare(recipe, network, tools, folder / "job", report) if tools else None
+        # The compiler may need the network without the preprocessing, and add its own.
+        job = compiler.prepare(recipe, network, tools, folder / "job", report)
         report("adding the preprocessing to the network")
         # The name is bound again so that the weights are in memory only once.
         network = replace(network, model=_folded(recipe, network))
-        if job:
-            compiled = _for_card(recipe, network, job, folder, report)
-        else:
-            compiled = _for_cpu(recipe, network, folder, report)
+        if not target.is_own_reference:
+            _write_reference(target, recipe, network, folder, report)
+        report(f"compiling for {recipe.target}, {recipe.precision}")
+        compiled = compiler.compile_into(folder, recipe, network, job, report)
+        if target.is_own_reference:
+            _validate(recipe, _write_golden(recipe, network, folder, report), folder, report)
         (folder / artifact.LABELS).write_bytes(labels.read_bytes())
         manifest = _write_manifest(recipe, network, files, folder, compiled)
-        if tools:
+        if not target.is_own_reference:
             # Imported here because it loads the service's core, which takes memory.
             from model_build import comparison
 
-            python, ordinal = tools.sdk.python, tools.card.device
-            comparison.after_build(artifact.read(folder), python, ordinal, report)
+            ordinal = recipe.card.device if recipe.card else 0
+            comparison.after_build(artifact.read(folder), compiled.python, ordinal, report)
         return manifest
 
 
@@ -132,52 +134,31 @@ def _folded(recipe: Recipe, network: Network) -> ModelProto:
     return fold_preprocessing(network, wanted.color, wanted.mean, wanted.std)
 
 
-@dataclass(frozen=True)
-class _Compiled:
-    """What the manifest says of a compiled model: its file, engine, input and output."""
-
-    engine: Literal["openvino", "magicmind"]
-    model: str
-    note: str
-    input_name: str
-    output_name: str
-    sdk: Sdk | None = None
-
-
-def _for_cpu(recipe: Recipe, network: Network, folder: Path, report: Report) -> _Compiled:
-    report(f"compiling for {recipe.target}, {recipe.precision}")
-    cpu.compile_into(folder / cpu.MODEL, network.model, recipe.batch, recipe.precision)
-    rows, reference = _write_golden(recipe, network, folder, report)
-    report("golden rows: running the compiled model")
-    answers = cpu.run(folder, rows, recipe.batch)
-    difference = golden.validate(answers, reference, recipe.precision)
-    report(f"golden rows: the largest difference is {difference:.1g}")
-    note, source = cpu.NOTES[recipe.precision], network.model.graph.input[0].name
-    return _Compiled("openvino", cpu.MODEL, note, source, network.output_name)
-
-
-def _for_card(
-    recipe: Recipe, network: Network, job: mlu.CompilerJob, folder: Path, report: Report
-) -> _Compiled:
+def _write_reference(
+    target: BuildTarget, recipe: Recipe, network: Network, folder: Path, report: Report
+) -> None:
+    """Write the CPU reference, and golden.npz: a network without right answers fails early."""
     report("compiling the reference, for the CPU in float32")
     any_batch = (1, LARGEST_BATCH)
-    cpu.compile_into(folder / mlu.REFERENCE, network.model, any_batch, "force_float32")
+    cpu.write_ir(folder / target.reference, network.model, any_batch, "force_float32")
     _write_golden(recipe, network, folder, report)
-    report(f"compiling for {recipe.target}, {recipe.precision}")
-    names, compiled = mlu.compile_into(folder, recipe, network, job, report)
-    return _Compiled("magicmind", mlu.MODEL, mlu.NOTES[recipe.precision], *names, compiled)
 
 
-def _write_golden(
-    recipe: Recipe, network: Network, folder: Path, report: Report
-) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Write golden.npz. Return the rows and the answers of the float32 reference."""
+def _validate(recipe: Recipe, answered: Golden, folder: Path, report: Report) -> None:
+    """Raise BuildError if the model in `folder` does not answer the golden rows correctly."""
+    report("golden rows: running the compiled model")
+    answers = cpu.run(folder, answered.rows, recipe.batch)
+    difference = golden.validate(answers, answered, recipe.precision)
+    report(f"golden rows: the largest difference is {difference:.1g}")
+
+
+def _write_golden(recipe: Recipe, network: Network, folder: Path, report: Report) -> Golden:
+    """Write golden.npz with the answers of the float32 reference, and return it."""
     report("golden rows: running the float32 reference")
     rows = golden.rows(network.height, network.width, recipe.preprocessing)
     reference = run_reference(network.model, rows)
     golden.check(reference)
-    golden.write(folder, rows, reference, recipe.target, recipe.precision)
-    return rows, reference
+    return golden.write(folder, rows, reference, recipe.target, recipe.precision)
 
 
 def _write_manifest(
@@ -185,8 +166,9 @@ def _write_manifest(
     network: Network,
     files: tuple[Path, ...],
     folder: Path,
-    compiled: _Compiled,
+    compiled: Compiled,
 ) -> Manifest:
+    target = BUILD_TARGETS[recipe.target]
     wanted = recipe.preprocessing
     least, most = recipe.batch
     return writer.write_manifest(
@@ -194,9 +176,9 @@ def _write_manifest(
         name=recipe.name,
         target=recipe.target,
         precision=recipe.precision,
-        precision_note=compiled.note,
-        engine=compiled.engine,
-        model=compiled.model,
+        precision_note=target.precisions[recipe.precision].note,
+        engine=target.served.engine,
+        model=target.model,
         source=Source(kind=recipe.kind, files={path.name: artifact.facts(path) for path in files}),
         sdk=compiled.sdk,
         input=Input(

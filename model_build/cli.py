@@ -22,7 +22,7 @@ from service.errors import INSTALL, ArtifactError, BuildError
 from service.system import disk
 
 DOES_NOT_HOLD = 3
-DEMO_NAME = "efficientnet-lite0"
+DEMO_NAME, DEMO_TARGET = "efficientnet-lite0", "cpu"
 DEMO_SOURCES = {"efficientnet_lite0.prototxt", "efficientnet_lite0.caffemodel"}
 
 cli = typer.Typer(
@@ -142,7 +142,7 @@ def _build_demo(output: Path) -> None:
             name=DEMO_NAME,
             kind="caffe",
             files=(prototxt, caffemodel),
-            target="cpu",
+            target=DEMO_TARGET,
             precision="force_float32",
             batch=(1, recipe.LARGEST_BATCH),
             preprocessing=recipe.PRESETS["efficientnet-lite"],
@@ -273,7 +273,7 @@ def _is_whole_demo(output: Path) -> bool:
     if ours:
         try:
             found = read(output).manifest
-            ours = found.target == "cpu" and found.source.files.keys() == DEMO_SOURCES
+            ours = found.target == DEMO_TARGET and found.source.files.keys() == DEMO_SOURCES
             note = found.resample_note
         except ArtifactError as error:
             note = str(error)

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_build import reference, writer
+from model_build.targets import BUILD_TARGETS, Bound
 from service import sdk
-from service.artifact import GOLDEN, Artifact, Manifest, Precision, facts
+from service.artifact import GOLDEN, Artifact, Manifest, facts
 from service.core import device_session
 from service.errors import BuildError, DeviceError, SdkError
 
@@ -22,30 +23,6 @@ Report = Callable[[str], None]
 Answers = NDArray[np.float32]
 
 
-@dataclass(frozen=True)
-class Bound:
-    """Maximum difference of a probability, and minimum share of rows with the same class.
-
-    A class whose reference probability is within `tie` of the most likely one counts as the same.
-    """
-
-    difference: float
-    tie: float
-    agreement: float
-
-
-# A CPU device runs the same file with the same engine in another process.
-ON_CPU = Bound(1e-4, 1e-4, 1.0)
-# Bounds of cards. float32: products have 10 bits. float16: five times the difference on CPUs (at
-# most 0.0094, four networks on 133 photos). int8: on the simulator three trained networks differed
-# by up to 0.53 on 600 photos and agreed on 96 % or more; without mean and std on 46 %.
-_INT8 = Bound(0.8, 0.1, 0.9)
-BOUNDS: dict[Precision, Bound] = {
-    "force_float32": Bound(0.01, 0.01, 1.0),
-    "force_float16": Bound(0.05, 0.05, 0.98),
-    "qint8_mixed_float32": _INT8,
-    "qint8_mixed_float16": _INT8,
-}
 LEAST_TOLERANCE = 1e-3
 """Minimum tolerance of golden answers by a card.
 
@@ -100,7 +77,7 @@ def compare(
     rows = np.concatenate([golden.rows, rows])
     right = reference.opened(artifact)(rows)
     found = device_session.answers(artifact, rows, ordinal, python)
-    bound = ON_CPU if manifest.target == "cpu" else BOUNDS[manifest.precision]
+    bound = BUILD_TARGETS[manifest.target].precisions[manifest.precision].bound
     # An unsure network has small probabilities, and therefore small differences.
     scale = float(right.max())
     lost = right.max(axis=1) - right[np.arange(len(rows)), found.argmax(axis=1)]
@@ -124,11 +101,11 @@ def why_not(artifact: Artifact, ordinal: int, python: str | None) -> SdkError | 
     return None
 
 
-def after_build(artifact: Artifact, python: str, ordinal: int, report: Report) -> None:
+def after_build(artifact: Artifact, python: str | None, ordinal: int, report: Report) -> None:
     """Compare the card with the reference at the end of a build, before the artifact is in place.
 
-    `python` is the SDK's interpreter, `ordinal` the card. Raise BuildError if the card's answers
-    differ too much. If there is no card, report that the comparison was not made.
+    `python` is the interpreter of the host, `ordinal` the device. Raise BuildError if the card's
+    answers differ too much. If there is no card, report that the comparison was not made.
     """
     missing = why_not(artifact, ordinal, python)
     if missing:

@@ -1,29 +1,44 @@
 """The CPU as a target: OpenVINO IR of a network with its preprocessing.
 
-`compile_into` writes model.xml and model.bin. `run` computes answers as the device will. OpenVINO
+`write_ir` writes model.xml and model.bin. `run` computes answers as the device will. OpenVINO
 is imported where it is used, because its import takes a quarter of a second and errors in a network
 should be reported earlier.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from model_build.network import cpu_hints
+from model_build.network import Network, cpu_hints
+from model_build.recipe import Recipe
+from model_build.targets import BUILD_TARGETS, Compiled
 from service.artifact import Precision
 from service.errors import BuildError
 
-MODEL = "model.xml"
-NOTES: dict[Precision, str] = {
-    "force_float32": "weights and arithmetic are float32",
-    "force_float16": "weights are stored as float16 and widened when the model is opened; "
-    "the arithmetic is float32",
-}
+Report = Callable[[str], None]
+MODEL = BUILD_TARGETS["cpu"].model
+
+
+def look(recipe: Recipe, report: Report) -> None:
+    """Return nothing: OpenVINO is installed with the build."""
+
+
+def prepare(recipe: Recipe, network: Network, tools: None, folder: Path, report: Report) -> None:
+    """Return nothing: the network with its preprocessing is all that OpenVINO needs."""
 
 
 def compile_into(
+    folder: Path, recipe: Recipe, network: Network, job: None, report: Report
+) -> Compiled:
+    """Write model.xml and model.bin."""
+    write_ir(folder / MODEL, network.model, recipe.batch, recipe.precision)
+    return Compiled(network.model.graph.input[0].name, network.output_name)
+
+
+def write_ir(
     file: Path, model: onnx.ModelProto, batch: tuple[int, int], precision: Precision
 ) -> None:
     """Write the IR of `model` to `file` (.xml) and to the .bin beside it.

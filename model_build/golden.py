@@ -11,25 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_build.recipe import INT8, PreprocessingRecipe
-from service.artifact import GOLDEN, Precision, Target
+from model_build.targets import BUILD_TARGETS
+from service.artifact import GOLDEN, Golden, Precision
 from service.decoding import images
 from service.errors import BuildError
 
 PHOTOS = ("cat.png", "coffee.png", "rocket.jpg")
-# Maximum difference of a probability.
-# CPU, float32: more than the differences between CPUs. CPU, float16: twice the largest difference
-# that was measured, 0.0094, with four trained networks and 133 photos. Card, float16: three times
-# that difference, because a card also computes in float16. Card, float32: no measurement on a card
-# exists, so this is the loss of a network whose products have 10 bits. int8: finds broken models
-# only; accuracy shows how good the ranges are.
-TOLERANCES: dict[tuple[Target, Precision], float] = {
-    ("cpu", "force_float32"): 1e-4,
-    ("cpu", "force_float16"): 2e-2,
-    ("mlu", "force_float32"): 1e-2,
-    ("mlu", "force_float16"): 3e-2,
-    ("mlu", "qint8_mixed_float16"): 0.3,
-    ("mlu", "qint8_mixed_float32"): 0.3,
-}
 
 
 def rows(height: int, width: int, recipe: PreprocessingRecipe) -> NDArray[np.uint8]:
@@ -42,17 +29,13 @@ def rows(height: int, width: int, recipe: PreprocessingRecipe) -> NDArray[np.uin
     return made
 
 
-def validate(
-    answers: NDArray[np.float32], reference: NDArray[np.float32], precision: Precision
-) -> float:
-    """Return the largest difference; raise BuildError if it exceeds the CPU's tolerance."""
-    check(reference)
-    difference = float(np.abs(answers - reference).max())
-    tolerance = TOLERANCES["cpu", precision]
-    if not difference <= tolerance:
+def validate(answers: NDArray[np.float32], golden: Golden, precision: Precision) -> float:
+    """Return the largest difference; raise BuildError if it exceeds the tolerance."""
+    difference = golden.deviation(answers)
+    if not difference <= golden.tolerance:
         raise BuildError(
             f"the compiled model is off by {difference:.2g} on the golden rows; "
-            f"the tolerance of {precision} is {tolerance:g}",
+            f"the tolerance of {precision} is {golden.tolerance:g}",
             "build with --precision force_float32"
             if precision != "force_float32"
             else "this is a fault of topfive or of OpenVINO: please report it",
@@ -74,15 +57,17 @@ def write(
     folder: Path,
     rows: NDArray[np.uint8],
     reference: NDArray[np.float32],
-    target: Target,
+    target: str,
     precision: Precision,
-) -> None:
-    """Write golden.npz. For int8, golden rows must also keep their most likely class."""
-    tolerance = np.float32(TOLERANCES[target, precision])
+) -> Golden:
+    """Write golden.npz and return it. For int8, rows must also keep their most likely class."""
+    tolerance = np.float32(BUILD_TARGETS[target].precisions[precision].tolerance)
+    same_top1 = precision in INT8
     np.savez(
         folder / GOLDEN,
         rows=rows,
         probabilities=reference,
         tolerance=tolerance,
-        same_top1=np.bool_(precision in INT8),
+        same_top1=np.bool_(same_top1),
     )
+    return Golden(rows, reference, float(tolerance), same_top1)

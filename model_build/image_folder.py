@@ -16,6 +16,7 @@ from service.errors import BuildError, RequestError
 from service.system import disk
 
 MAX_PIXELS = 50_000_000
+"""Maximum pixels of an image file."""
 T = TypeVar("T")
 
 

@@ -26,6 +26,7 @@ MAX_SIDE = 4096
 OUTPUT = "prob"
 """Name of the output by default, as is Caffe's convention."""
 LARGE_BYTES = 4096
+"""Maximum size of an initializer that the checker gets with its numbers."""
 ROWS = "rows"
 """Name of the input once the preprocessing is in the network."""
 

@@ -9,12 +9,18 @@ import sys
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from model_build import recipe
+from model_build.targets import BUILD_TARGETS
 from service.errors import BuildError
+
+if TYPE_CHECKING:
+    TargetName = str
+else:
+    TargetName = Literal[tuple(BUILD_TARGETS)]  # typer shows the names as choices
 
 
 @dataclass(frozen=True)
@@ -138,9 +144,7 @@ class Options:
     output: Annotated[
         Path, typer.Option("--output", "--output_model", metavar="DIR", help="Folder to write.")
     ]
-    target: Annotated[Literal["cpu", "mlu"], typer.Option(help="Device that runs the network.")] = (
-        "cpu"
-    )
+    target: Annotated[TargetName, typer.Option(help="Device that runs the network.")] = "cpu"
     precision: Annotated[
         str,
         typer.Option(
@@ -275,13 +279,17 @@ class Options:
             height=self.input_height,
             width=self.input_width,
             output=self.output_name,
-            card=self.card.to_card(precision) if self.target == "mlu" else None,
+            card=self.card.to_card(precision) if self._needs_sdk else None,
         )
+
+    @property
+    def _needs_sdk(self) -> bool:
+        return BUILD_TARGETS[self.target].served.needs_sdk
 
     def _note_unused(self, precision: str) -> None:
         given = self.card.given()
-        if self.target == "cpu":
-            unused, where = given, "--target cpu"
+        if not self._needs_sdk:
+            unused, where = given, f"--target {self.target}"
         else:
             is_float = precision not in recipe.INT8
             unused, where = [one for one in given if is_float and one in _INT8_OPTIONS], precision

@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
+from model_build.targets import BUILD_TARGETS
 from service.errors import BuildError
 
 if TYPE_CHECKING:
-    from service.artifact import Color, Precision, Resample, Target
+    from service.artifact import Color, Precision, Resample
 
 Kind = Literal["caffe", "onnx"]
 Algorithm = Literal["linear", "eqnm"]
@@ -28,9 +29,11 @@ Triple = tuple[float, float, float]
 LARGEST_BATCH = 64
 """Maximum batch size of a mutable model by default: the upper end of the sample's dim_range."""
 MAX_BATCH = 1024
+"""Maximum rows in one batch."""
 # Clusters of one half of an MLU370-X8, of an S4 and of an X4. Public builds have at most three.
 ARCH = "mtp_372:4,6,8"
 CALIBRATION_IMAGES = 128
+"""Number of photos for calibration by default."""
 TWICE = 1000
 """Limit above which mean or std were multiplied by 255 twice.
 
@@ -53,6 +56,13 @@ class PreprocessingRecipe:
     resize: int
     resample: "Resample"
     crop: int | None = None
+
+    @property
+    def rgb(self) -> tuple[Triple, Triple]:
+        """Return mean and std in the order red, green, blue, which is the order of rows."""
+        if self.color == "rgb":
+            return self.mean, self.std
+        return self.mean[::-1], self.std[::-1]
 
 
 # Sources: cls/README.md and evaluation_cls.py of soeaver/caffe-model. "caffe" is BVLC's own
@@ -123,7 +133,7 @@ class Recipe:
     kind: Kind
     files: tuple[Path, ...]
     """Files of the network: the prototxt and the caffemodel, or the ONNX file."""
-    target: "Target"
+    target: str
     precision: "Precision"
     batch: tuple[int, int]
     preprocessing: PreprocessingRecipe
@@ -134,7 +144,7 @@ class Recipe:
     output: str | None = None
     """Name of the blob or value that holds the classes."""
     card: CardRecipe | None = None
-    """Options for the target mlu; None for the target cpu."""
+    """Options of a target that needs the SDK; None for other targets."""
 
     @property
     def label_order(self) -> str:
@@ -259,9 +269,9 @@ def preprocessing(
     return chosen
 
 
-def precision(name: str, target: "Target") -> "Precision":
+def precision(name: str, target: str) -> "Precision":
     """Return the precision if the target has it, else raise BuildError."""
-    known = FLOATS + INT8 if target == "mlu" else FLOATS
+    known = BUILD_TARGETS[target].precisions
     if name in known:
         return cast("Precision", name)
     why = "; int8 is for cards, --target mlu" if name in INT8 else ""

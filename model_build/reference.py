@@ -12,12 +12,13 @@ import openvino as ov
 from numpy.typing import NDArray
 from openvino import op
 
-from model_build import cpu, mlu
 from model_build.network import cpu_hints
+from model_build.targets import BUILD_TARGETS
 from service.artifact import Artifact
 from service.errors import BuildError
 
 BATCH = 8
+"""Rows that the reference computes at once, unless its batch is fixed."""
 
 _AGAIN = "build the artifact again with this topfive-build"
 
@@ -39,8 +40,8 @@ def opened(artifact: Artifact, instead: Normalisation | None = None) -> Answers:
     reference, or if the reference lacks the nodes of the preprocessing.
     """
     batch = artifact.manifest.input.batch
-    on_cpu = artifact.manifest.target == "cpu"
-    file = cpu.MODEL if on_cpu else mlu.REFERENCE
+    target = BUILD_TARGETS[artifact.manifest.target]
+    file = target.reference
     if file not in artifact.manifest.files:
         raise BuildError("the CPU reference is missing", _AGAIN, file=str(artifact.path / file))
     core = ov.Core()
@@ -48,7 +49,8 @@ def opened(artifact: Artifact, instead: Normalisation | None = None) -> Answers:
     if instead:
         _normalise(model, instead)
     compiled = core.compile_model(model, "CPU", cpu_hints())
-    size = batch.min if on_cpu and batch.min == batch.max else BATCH
+    static = target.is_own_reference and batch.min == batch.max
+    size = batch.min if static else BATCH
 
     def answers(rows: NDArray[np.uint8]) -> NDArray[np.float32]:
         filled = np.pad(rows, ((0, -len(rows) % size), (0, 0), (0, 0), (0, 0)), "edge")

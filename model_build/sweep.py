@@ -64,7 +64,7 @@ class Table:
             lines += ["", *(f"- {line}" for line in paragraph)] if paragraph else []
         return "\n".join(lines) + "\n"
 
-    def tell(self, line: str) -> None:
+    def add_note(self, line: str) -> None:
         """Add a note on the figures, unless the table has it already."""
         if line not in self.about:
             self.about.append(line)
@@ -76,8 +76,9 @@ def run(plan: SweepPlan, report: Report) -> Table:
     Raise BuildError if the output exists, SdkError if the card is missing.
     """
     _check_output(plan)
-    if card := plan.recipes[0].card:
-        sdk.chosen_devices("mlu", str(card.device), card.python)
+    first = plan.recipes[0]
+    if first.card:
+        sdk.chosen_devices(first.target, str(first.card.device), first.card.python)
     table = Table()
     for recipe in plan.recipes:
         top = _accuracy(plan, recipe, table, report)
@@ -118,7 +119,7 @@ def _accuracy(plan: SweepPlan, recipe: Recipe, table: Table, report: Report) -> 
     except TopfiveError as error:
         table.failures.append(_failure(f"{what}: no accuracy", error))
         return FAILED, FAILED
-    table.tell(_about_accuracy(plan.labelled, manifest, results))
+    table.add_note(_about_accuracy(plan.labelled, manifest, results))
     if results.failed:
         table.failures.append(f"{what}: {len(results.failed)} images were not classified")
     if results.top1.share is None or results.top5.share is None:
@@ -160,7 +161,7 @@ def _throughput(
     except TopfiveError as error:
         table.failures.append(_failure(f"{what}: no throughput", error))
         return FAILED, FAILED
-    table.tell(_about_throughput(plan, measured))
+    table.add_note(_about_throughput(plan, measured))
     milliseconds = measured.latency_ms["round_trip"]["median"]
     return f"{measured.images_per_second:.1f}", f"{milliseconds:.2f}"
 

@@ -16,6 +16,7 @@ import typer
 
 from model_build import recipe
 from model_build.options import Options, warn, with_options
+from model_build.targets import BUILD_TARGETS
 from service.errors import INSTALL, BuildError
 
 PARTLY = 5
@@ -152,8 +153,9 @@ def _sizes(text: str) -> list[int]:
 
 
 def _all_precisions(options: Options) -> list[str]:
-    can_calibrate = options.target == "mlu" and options.card.image_dir
-    return [*recipe.FLOATS, *(recipe.INT8[:1] if can_calibrate else ())]
+    precisions = BUILD_TARGETS[options.target].precisions
+    int8 = recipe.INT8[:1] if options.card.image_dir else ()
+    return [name for name in (*recipe.FLOATS, *int8) if name in precisions]
 
 
 def _folder(label_file: Path) -> Path:

@@ -13,12 +13,14 @@ from typing import Any, Literal
 from model_build import comparison, image_folder, scoring
 from model_build.comparison import Comparison
 from model_build.scoring import Scored
+from model_build.targets import BUILD_TARGETS
 from service.artifact import Artifact
 from service.errors import BuildError
 
 LEAST_IMAGES = 30
 """Minimum number of labelled images for a verdict."""
 FEW_IMAGES = 100
+"""Number of labelled images below which the report notes the weight of each."""
 Report = Callable[[str], None]
 
 
@@ -96,8 +98,10 @@ def verified(artifact: Artifact, options: VerifyOptions, report: Report) -> Verd
 
     Raise BuildError, DeviceError or SdkError if a check cannot run.
     """
-    if options.ordinal is not None and artifact.manifest.target == "cpu":
-        detail = "--device-id is only for an artifact of a card; this artifact is for the CPU"
+    target = BUILD_TARGETS[artifact.manifest.target]
+    if options.ordinal is not None and target.is_own_reference:
+        title = target.served.title
+        detail = f"--device-id is only for an artifact of a card; this artifact is for {title}"
         raise BuildError(detail, "leave --device-id out", file=str(artifact.path))
     not_done = comparison.why_not(artifact, options.ordinal or 0, options.python)
     if not_done and options.ordinal is not None:

@@ -17,6 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from model_build.targets import BUILD_TARGETS
 from service import artifact
 from service.artifact import GOLDEN, LABELS, MANIFEST, Manifest, Sdk
 from service.errors import ArtifactError, BuildError
@@ -24,17 +25,8 @@ from service.system import disk
 
 _OLD = "-old"
 # A folder with any other file is not replaced, so that no user's file is removed.
-OURS = frozenset(
-    {
-        MANIFEST,
-        LABELS,
-        GOLDEN,
-        "model.xml",
-        "model.bin",
-        "model.mm",
-        "reference.xml",
-        "reference.bin",
-    }
+OURS = frozenset({MANIFEST, LABELS, GOLDEN}).union(
+    *(target.files for target in BUILD_TARGETS.values())
 )
 
 

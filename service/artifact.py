@@ -28,6 +28,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from service.errors import ArtifactError
 from service.system import disk
+from service.targets import SERVED_TARGETS, ServedTarget
 
 SCHEMA = 2
 """What the build writes. Schema 1, with one resampling and only wnids, is still read."""
@@ -40,7 +41,6 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 RESERVED_NAMES = frozenset({"stats", "ready", "infer", "config"})
 
 Color = Literal["rgb", "bgr"]
-Target = Literal["cpu", "mlu"]
 Resample = Literal["opencv-bilinear", "bilinear", "bicubic", "lanczos"]
 Precision = Literal["force_float32", "force_float16", "qint8_mixed_float16", "qint8_mixed_float32"]
 
@@ -59,6 +59,13 @@ def check_model_name(value: str) -> str:
             "'_' or '-', begins with a letter or digit, and is none of "
             f"{', '.join(sorted(RESERVED_NAMES))}"
         )
+    return value
+
+
+def _known_target(value: str) -> str:
+    if value not in SERVED_TARGETS:
+        known = " or ".join(repr(name) for name in SERVED_TARGETS)
+        raise ValueError(f"{value!r} is not a target; expected {known}")
     return value
 
 
@@ -150,11 +157,11 @@ class Manifest(_Part):
     schema_version: Literal[1, 2] = Field(alias="schema")
     name: Annotated[str, AfterValidator(check_model_name)]
     version: Annotated[str, Field(pattern="^[0-9a-f]{12}$")]
-    target: Target
+    target: Annotated[str, AfterValidator(_known_target)]
     precision: Precision
     precision_note: str
     """What the target's engine makes of the precision."""
-    engine: Literal["openvino", "magicmind"]
+    engine: str
     model: Annotated[str, AfterValidator(_plain_name)]
     """The file that the engine opens."""
     source: Source
@@ -166,6 +173,11 @@ class Manifest(_Part):
     preprocessing: Preprocessing
     label_order: str
     files: dict[Annotated[str, AfterValidator(_plain_name)], FileFacts]
+
+    @property
+    def served_target(self) -> ServedTarget:
+        """Return the row of the target."""
+        return SERVED_TARGETS[self.target]
 
     @property
     def resample_note(self) -> str:
@@ -184,9 +196,11 @@ class Manifest(_Part):
         return self
 
     @model_validator(mode="after")
-    def _sdk_of_cards(self) -> Self:
-        if (self.target == "mlu", self.engine == "magicmind") != (self.sdk is not None,) * 2:
-            raise ValueError("target mlu, engine magicmind and 'sdk' must be used together")
+    def _check_engine(self) -> Self:
+        row = self.served_target
+        if (self.engine, self.sdk is not None) != (row.engine, row.needs_sdk):
+            rest = " and has 'sdk'" if row.needs_sdk else ", without 'sdk'"
+            raise ValueError(f"target {row.name} goes with engine {row.engine}{rest}")
         return self
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from service.errors import SdkError, SettingsError
 from service.system import process
+from service.targets import SERVED_TARGETS
 
 FACTS = Path(__file__).resolve().parent / "device" / "facts.py"
 TRIED = ("python3.7", "/usr/bin/python3.7", "/usr/local/bin/python3.7", "python3", "python")
@@ -96,7 +97,7 @@ def chosen_devices(
     cannot be found, or does not see a device that is asked for.
     """
     asked = () if devices == "all" else tuple(dict.fromkeys(map(int, devices.split(","))))
-    if target == "cpu":
+    if not SERVED_TARGETS[target].needs_sdk:
         return Devices(device_python or sys.executable, asked or (0,))
     python = find(device_python, timeout_s).python
     count = device_count(python, timeout_s)

@@ -22,12 +22,16 @@ from service.system import disk
 Blob = NDArray[np.float32]
 Weights = dict[str, list[Blob]]
 
-# Protobuf's own limit.
 MAX_BYTES = (2 << 30) - 1
+"""Maximum size of a caffemodel: protobuf's own limit."""
 MAX_LAYERS = 10_000
+"""Maximum number of layers of each form."""
 MAX_BLOBS = 16
+"""Maximum number of blobs of a layer."""
 MAX_CHUNKS = 1000
+"""Maximum number of pieces in which a blob is stored."""
 MAX_SIDES = 8
+"""Maximum number of sides of a blob."""
 
 _REMEDY = "give the network's complete binary caffemodel"
 

@@ -11,21 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from model_build.mlu import calibration, check, compiler_process, config, parser_input
+from model_build import calibration
+from model_build.mlu import check, compiler_process, config, parser_input
 from model_build.network import Network
 from model_build.recipe import CardRecipe, Recipe
+from model_build.targets import BUILD_TARGETS, Compiled
 from service import artifact, sdk
-from service.artifact import Precision
 
-MODEL = "model.mm"
-REFERENCE = "reference.xml"
-_INT8 = "convolutions and fully connected layers are int8 (ranges found by photos), the rest is"
-NOTES: dict[Precision, str] = {
-    "force_float32": "weights and arithmetic are float32",
-    "force_float16": "weights and arithmetic are float16",
-    "qint8_mixed_float16": f"{_INT8} float16",
-    "qint8_mixed_float32": f"{_INT8} float32",
-}
 Report = Callable[[str], None]
 
 
@@ -49,11 +41,13 @@ class CompilerJob:
     images: Path | None
 
 
-def look(card: CardRecipe, report: Report) -> Tools:
+def look(recipe: Recipe, report: Report) -> Tools:
     """Return the SDK and, for int8, the photos.
 
     Raise SdkError or BuildError if the SDK, the card or the photos are missing.
     """
+    card = recipe.card
+    assert card is not None
     wanted = card.calibration
     photos = calibration.photos(wanted) if wanted else ()
     found = sdk.find(card.python)
@@ -65,7 +59,7 @@ def look(card: CardRecipe, report: Report) -> Tools:
             report(
                 f"note: {wanted.folder} has {len(photos)} photos; {wanted.images} were requested"
             )
-        sdk.chosen_devices("mlu", str(card.device), found.python)
+        sdk.chosen_devices(recipe.target, str(card.device), found.python)
         report(f"calibration runs {len(photos)} photos on device {card.device}")
     return Tools(card, found, photos)
 
@@ -88,12 +82,16 @@ def prepare(
 
 
 def compile_into(
-    folder: Path, recipe: Recipe, network: Network, job: CompilerJob, report: Report
-) -> tuple[tuple[str, str], artifact.Sdk]:
+    folder: Path,
+    recipe: Recipe,
+    network: Network,
+    job: CompilerJob,
+    report: Report,
+) -> Compiled:
     """Write model.mm to `folder` and remove the job's folder.
 
-    Return the names of the input and the output, and how the model was compiled. Raise BuildError
-    with the step at which MagicMind failed, or if the model is not the requested one.
+    Raise BuildError with the step at which MagicMind failed, or if the model is not the requested
+    one.
     """
     job_file = _as_json(folder, recipe, network, job)
     result = compiler_process.compile_job(job.tools.sdk.python, job_file, job.folder, report)
@@ -105,7 +103,7 @@ def compile_into(
         config=job.config,
         calibration=_calibration(job.tools),
     )
-    return names, compiled
+    return Compiled(*names, python=job.tools.sdk.python, sdk=compiled)
 
 
 def _as_json(folder: Path, recipe: Recipe, network: Network, job: CompilerJob) -> dict[str, Any]:
@@ -123,7 +121,7 @@ def _as_json(folder: Path, recipe: Recipe, network: Network, job: CompilerJob) -
         "config": job.config,
         "set_uint8": not job.source.bare,
         "calibration": calibration if wanted else None,
-        "model": str(folder / MODEL),
+        "model": str(folder / BUILD_TARGETS[recipe.target].model),
     }
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from service import sdk
 from service.errors import BuildError
 
-COMPILER = Path(__file__).resolve().parent.parent / "sdk" / "compiler.py"
+COMPILER = Path(__file__).resolve().parent / "compiler" / "compiler.py"
 _STEP = re.compile(r"\[topfive:(\w+)\] (.*)")
 _TRY = {
     "start": "check that the interpreter of --sdk-python can import magicmind.python.runtime",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from model_build.mlu.keys import checked
-from model_build.recipe import CardRecipe, PreprocessingRecipe, Recipe, Triple
+from model_build.recipe import CardRecipe, Recipe
 from service.errors import BuildError
 from service.system import disk
 
@@ -71,17 +71,10 @@ def _made(
         sizes = {"min": [least, 3, height, width], "max": [most, 3, height, width]}
         config["dim_range"] = {"0": sizes}
     if normalise:
-        mean, std = rgb(recipe.preprocessing)
+        mean, std = recipe.preprocessing.rgb
         variance = [number**2 for number in std]
         config["insert_bn_before_firstnode"] = {"0": {"mean": list(mean), "var": variance}}
     return config
-
-
-def rgb(preprocessing: PreprocessingRecipe) -> tuple[Triple, Triple]:
-    """Return mean and std in the order red, green, blue, which is the order of rows."""
-    if preprocessing.color == "rgb":
-        return preprocessing.mean, preprocessing.std
-    return preprocessing.mean[::-1], preprocessing.std[::-1]
 
 
 def _read(path: Path) -> object:

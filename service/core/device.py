@@ -88,7 +88,7 @@ class Device:
         self.largest_batch = 0
         self.retry_at = 0.0
         manifest = shared.artifact.manifest
-        self.name = f"cpu{ordinal}" if manifest.target == "cpu" else str(ordinal)
+        self.name = manifest.served_target.name_of_device(ordinal)
         self._fixed_batch = manifest.input.batch.min
         self._bind_metrics(shared.metrics, manifest.name)
         shared.rows.inputs[reserved] = shared.artifact.golden.rows

@@ -17,6 +17,7 @@ import argparse
 import collections
 import contextlib
 import ctypes
+import importlib
 import mmap
 import os
 import select
@@ -88,16 +89,19 @@ def open_device(connection: socket.socket, memory: int) -> tuple[Engine, int]:
 
 
 def open_engine(name: str, job: Job, inputs: Any, outputs: Any) -> Engine:
-    """The engine `name` opened on `job.device` over uint8 `inputs` and float32 `outputs`."""
-    if name == "openvino":
-        from engine_openvino import OpenVINOEngine
+    """Return the engine of the module engine_NAME, opened on `job.device`.
 
-        return OpenVINOEngine(job, inputs, outputs)
-    if name == "magicmind":
-        from engine_magicmind import MagicMindEngine
-
-        return MagicMindEngine(job, inputs, outputs)
-    raise EngineError("artifact", "The device host has no engine named %r." % name)
+    `inputs` are uint8 rows, `outputs` float32 rows.
+    """
+    try:
+        module = importlib.import_module("engine_" + name)
+    except ImportError as error:
+        if error.name != "engine_" + name:
+            raise
+        detail = "The device host has no engine named %r." % name
+        raise EngineError("artifact", detail) from error
+    engine: Engine = module.open_engine(job, inputs, outputs)
+    return engine
 
 
 def map_rows(memory: int, hello: dict[str, Any]) -> tuple[Any, Any]:

@@ -1,6 +1,11 @@
 """What an engine is.
 
-An engine is opened once, on one device, over the two arrays of shared rows. It is an object with
+The engine NAME is the module engine_NAME.py in this folder. Its function
+
+    open_engine(job, inputs, outputs)
+
+opens the engine of a Job over uint8 rows and float32 rows. An engine is opened once, on one device,
+over the two arrays of shared rows. It is an object with
 
     begin(numbers)       starts a batch: those rows of `inputs`, at most `largest_batch`; does not
                          wait for the device longer than it must

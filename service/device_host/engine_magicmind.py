@@ -204,3 +204,8 @@ def acted(step: str, answer: Any, reason: str = "driver") -> None:
         )
     if hasattr(answer, "ok") and not answer.ok():
         raise EngineError(reason, "%s: %s" % (step, answer))
+
+
+def open_engine(job: Job, inputs: Any, outputs: Any) -> Engine:
+    """Return the open engine of the job."""
+    return MagicMindEngine(job, inputs, outputs)

@@ -65,3 +65,8 @@ class OpenVINOEngine(Engine):
 
     def close(self) -> None:
         self._request = self._compiled = None
+
+
+def open_engine(job: Job, inputs: Any, outputs: Any) -> Engine:
+    """Return the open engine of the job."""
+    return OpenVINOEngine(job, inputs, outputs)

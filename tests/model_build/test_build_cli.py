@@ -10,13 +10,16 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import cv2
 import numpy as np
 import pytest
 
-from model_build import cli, cpu, golden
+from model_build import cli, cpu
+from model_build.targets import BUILD_TARGETS, Accuracy
 from service import artifact
 from tests.support.measured import measured
 from tests.support.seeded import write_seeded_weights, write_weights
@@ -317,7 +320,9 @@ def test_a_model_that_misses_its_golden_answers_is_refused(
     run: Run, small: list[str], output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Float16 held to a tolerance that it cannot keep; the finished model is what was run."""
-    monkeypatch.setitem(golden.TOLERANCES, ("cpu", "force_float16"), 1e-9)
+    precisions = cast(dict[str, Accuracy], BUILD_TARGETS["cpu"].precisions)
+    strict = replace(precisions["force_float16"], tolerance=1e-9)
+    monkeypatch.setitem(precisions, "force_float16", strict)
     code, _, err = run("caffe", *small, "--precision", "force_float16", "--output", output)
     assert code == 1 and "off by" in err and "build with --precision force_float32" in err
     assert_nothing_written(output)

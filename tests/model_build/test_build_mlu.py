@@ -251,7 +251,7 @@ def test_an_old_caffemodel_goes_as_onnx(build: Run, stub: Path, small: list[str]
     file = stub.parent / "old.caffemodel"
     file.write_bytes(old.SerializeToString())
     code, _, err = build("--caffemodel", file)
-    assert code == 0 and "old.caffemodel: it is in Caffe's older form" in err
+    assert code == 0 and "old.caffemodel: the file has Caffe's older form" in err
 
 
 def test_onnx_is_read_as_onnx(run: Run, build: Run, stub: Path, small: list[str]) -> None:
@@ -406,10 +406,10 @@ def test_each_switch_of_optimisation_is_taken(build: Run, stub: Path, tmp_path: 
         ('{"archs": null}', "archs: "),
         ('{"crop_config": {"mtp_372": {"plugin": {}}}}', "crop_config.mtp_372.plugin.lib_path: "),
         ('{"graph_shape_mutable": false}', "it is set by --shape-mutable"),
-        ('{"precision_config": {"precision_mode": "force_float16"}}', "is --precision"),
+        ('{"precision_config": {"precision_mode": "force_float16"}}', "set by --precision"),
         ('{"dim_range": {"0": {"max": [8, 3, 32, 32], "min": [1, 3, 32, 32]}}}', "--batch-range"),
-        ("[]", "the whole: "),
-        ("{", "no JSON"),
+        ("[]", "the file: "),
+        ("{", "not JSON"),
     ],
 )
 def test_a_configuration_that_cannot_be_is_refused(
@@ -480,7 +480,7 @@ def test_photos_are_spread_over_the_names(build: Run, stub: Path, tmp_path: Path
             PHOTOS / ("cat.png" if number % 2 else "rocket.jpg")
         )
     options = [*INT8[:2], "--image_dir", folder, *RGB]
-    assert "note: 4 photos in" in build(*options)[2]
+    assert "has 4 photos" in build(*options)[2]
     all_four = np.load(tmp_path / "job" / "calibration.npy")
     _, _, err = build(*options, "--force", "--calibration-images", 2)
     assert "note:" not in err and "calibration runs 2 photos on device 0" in err
@@ -578,7 +578,7 @@ def test_the_reference_is_the_cpus(build: Run, run: Run, stub: Path, small: list
         ({"outputs": []}, "expected one output, found none"),
         ({"outputs": [{**ANSWER, "dims": [-1, 11]}]}, "has [-1, 11]; expected [-1, 10]"),
         ({"outputs": [{**ANSWER, "dims": [-1, 10, 2]}]}, "has [-1, 10, 2]"),
-        ({"outputs": [{**ANSWER, "type": "float16"}]}, "is float16; float32 was asked for"),
+        ({"outputs": [{**ANSWER, "type": "float16"}]}, "is float16; expected float32"),
     ],
 )
 def test_another_model_than_asked_is_refused(

@@ -179,7 +179,7 @@ TEXTS: dict[str, tuple[Callable[[], str], str]] = {
     "a text of spaces": (lambda: full(" ") + "layers", ""),
     "a text of comments": (lambda: full("#\n"), ""),
     "a text of `layers`": (lambda: full("layers\n"), "line 2"),
-    "a field too many": (lambda: head(1, 3, 32, 32) * (MAX_FIELDS // 4), "16000 are read"),
+    "a field too many": (lambda: head(1, 3, 32, 32) * (MAX_FIELDS // 4), "the maximum is 16000"),
     "a text of digits": (lambda: "input_dim: " + full("9"), "line 1"),
     "20 MB": (lambda: after("") + "#\n" * 10_000_000, ""),
 }  # fmt: skip

@@ -244,7 +244,7 @@ def test_a_resampling_that_wins_by_little(figure: Callable[[str], None]) -> None
         Scored("--resample lanczos", 91, 100, of_resampling=True),
         Scored("--color bgr", 93, 100),
     )
-    recipe = verification.Recipe(scored, 1000, numbers=False)
+    recipe = verification.RecipeScores(scored, 1000, numbers=False)
     said = list(verification._recipe_lines(recipe))[-3:]
     figure(f"verify, a resampling that wins by little: {' '.join(said)}")
     assert said == [

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from model_build import comparison
+from model_build.targets import BUILD_TARGETS, Bound
 from service import artifact
 from tests.support.magicmind import SimulatedSdk
 from tests.support.seeded import write_seeded_weights
@@ -82,13 +83,13 @@ def test_what_the_compiler_got_wrong(
 )
 def test_the_bounds(agreeing: int, difference: float, fault: str, holds: bool) -> None:
     """Both must be kept, and the golden answers be right."""
-    bound = comparison.Bound(difference=0.8, tie=0.1, agreement=0.9)
+    bound = Bound(difference=0.8, tie=0.1, agreement=0.9)
     assert comparison.Comparison(100, difference, agreeing, bound, fault).holds is holds
 
 
 def test_of_few_rows_one_may_differ() -> None:
     """Of three golden rows a near tie is a third."""
-    bound = comparison.BOUNDS["qint8_mixed_float16"]
+    bound = BUILD_TARGETS["mlu"].precisions["qint8_mixed_float16"].bound
     assert comparison.Comparison(3, 0.1, 2, bound, "").holds
     assert not comparison.Comparison(3, 0.1, 1, bound, "").holds
 

@@ -14,7 +14,7 @@ OURS = sorted(
     {
         *(ROOT / "service" / "device_host").glob("*.py"),
         *(ROOT / "service" / "tools" / "doctor" / "card").glob("*.py"),
-        *(ROOT / "model_build" / "sdk").glob("*.py"),
+        *(ROOT / "model_build" / "mlu" / "compiler").glob("*.py"),
     }
 )
 

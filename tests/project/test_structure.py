@@ -10,14 +10,15 @@ from scripts import structure
 from scripts.structure import ROOT, imports, name_of
 
 # Down only: what each room at the top of service/ may import of it, beside itself.
-FOR_ALL = {"errors", "settings", "artifact", "sdk", "system", "telemetry"}
+FOR_ALL = {"errors", "targets", "settings", "artifact", "sdk", "system", "telemetry"}
 MAY_IMPORT = {
     "errors": set(),
+    "targets": set(),
     "system": {"errors"},
     "telemetry": {"errors"},
     "settings": {"errors", "system"},
-    "artifact": {"errors", "system"},
-    "sdk": {"errors", "system"},
+    "artifact": {"errors", "system", "targets"},
+    "sdk": {"errors", "system", "targets"},
     "command": {"errors", "system"},
     "decoding": {"errors", "system", "artifact", "device_host"},
     "core": FOR_ALL | {"decoding", "device_host"},
@@ -56,7 +57,7 @@ HOMES = {
             "service.device_host.facts",
             "service.tools.doctor.card",
         ),
-        "model_build.sdk",
+        "model_build.mlu.compiler",
     },
     "onnx": {"model_build"},
     "google": {"model_build"},
@@ -83,7 +84,7 @@ SERVICE = [file for file in structure.modules() if ROOT / "service" in file.pare
 BUILD = [file for file in structure.modules() if ROOT / "model_build" in file.parents]
 HOST = sorted(DEVICE.glob("*.py"))
 QUESTIONS = sorted(CARD.glob("*.py"))
-COMPILER = sorted((ROOT / "model_build" / "sdk").glob("*.py"))
+COMPILER = sorted((ROOT / "model_build" / "mlu" / "compiler").glob("*.py"))
 
 
 def inside(name: str, rooms: set[str]) -> bool:
@@ -136,6 +137,7 @@ def test_the_build_imports_the_contract_alone(file: Path) -> None:
         "service.system.disk",
         "service.decoding.image_files",
         "service.command",
+        "service.targets",
     }
     contract |= MEASURING.get(name_of(file), set())
     assert {name for name in ours(file) if not inside(name, contract)} == set()
@@ -184,7 +186,8 @@ def test_no_module_of_a_flat_folder_hides_a_library(flat: list[Path]) -> None:
 
 
 @pytest.mark.parametrize(
-    "folder", ["service/device_host", "service/tools/doctor/card", "model_build/sdk", "tests/py37"]
+    "folder",
+    ["service/device_host", "service/tools/doctor/card", "model_build/mlu/compiler", "tests/py37"],
 )
 def test_python_3_7_can_read_it(folder: str) -> None:
     """The SDK's interpreter runs it: vermin finds nothing newer than 3.7."""

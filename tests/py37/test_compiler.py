@@ -20,7 +20,7 @@ import onnx
 import pytest
 from started_host import StartedHost
 
-COMPILER = Path(__file__).resolve().parents[2] / "model_build" / "sdk" / "compiler.py"
+COMPILER = Path(__file__).resolve().parents[2] / "model_build/mlu/compiler/compiler.py"
 SIDE, CLASSES = 8, 5
 CONFIG = {
     "archs": [{"mtp_372": [4, 6]}],
@@ -258,4 +258,4 @@ def test_it_ends_with_its_parent(job: dict[str, Any], tmp_path: Path) -> None:
     process.kill()
     assert process.communicate(timeout=30)[0] == b""  # its end: both have let go of it
     orphan = subprocess.run([*command[3:], "1"], stderr=subprocess.PIPE, timeout=60)
-    assert orphan.returncode == 1 and b"is gone" in orphan.stderr
+    assert orphan.returncode == 1 and b"has exited" in orphan.stderr

@@ -24,7 +24,7 @@ if sys.argv[3].endswith("facts.py"):
         (here / "compiled").unlink()
     print("[topfive:answer] " + json.dumps(facts))
     sys.exit()
-assert sys.argv[1:3] == ["-E", "-s"] and sys.argv[3].endswith("sdk/compiler.py")
+assert sys.argv[1:3] == ["-E", "-s"] and sys.argv[3].endswith("mlu/compiler/compiler.py")
 job = json.loads(Path(sys.argv[4]).read_text())
 shutil.copytree(Path(sys.argv[4]).parent, here / "job", dirs_exist_ok=True)
 (here / "compiled").touch()

@@ -243,7 +243,7 @@ def test_a_full_disk_in_an_evaluation(tmp_path: Path) -> None:
 CALIBRATE = """
 import sys
 from pathlib import Path
-from model_build.mlu import calibration
+from model_build import calibration
 from model_build.recipe import PRESETS
 photo, file = map(Path, sys.argv[1:])
 calibration.write((photo,), PRESETS["resnext"], 224, 224, True, file)

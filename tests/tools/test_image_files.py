@@ -5,8 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model_build import image_folder
-from model_build.mlu import calibration
+from model_build import calibration, image_folder
 from model_build.recipe import CalibrationRecipe
 from service import artifact
 from service.errors import BuildError

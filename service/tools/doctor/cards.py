@@ -29,8 +29,8 @@ _GIVE_NODES = (
 
 def sdk(context: Context) -> Finding:
     """An interpreter can load MagicMind, of a version that is known."""
-    if context.target == "cpu":
-        return _not_needed("sdk")
+    if context.needs_no_sdk:
+        return _not_needed(context, "sdk")
     found = context.sdk
     if isinstance(found, SdkError):
         return _missing(context, "sdk", found.detail, found.remedy)
@@ -51,8 +51,8 @@ def sdk(context: Context) -> Finding:
 
 def nodes(context: Context) -> Finding:
     """Each device has its node, which this user may read and write."""
-    if context.target == "cpu":
-        return _not_needed("nodes")
+    if context.needs_no_sdk:
+        return _not_needed(context, "nodes")
     folder = context.root / "dev"
     found = [path for name in _NODES for path in sorted(folder.glob(name))]
     names = {path.name for path in found}
@@ -75,8 +75,8 @@ def nodes(context: Context) -> Finding:
 
 def driver(context: Context) -> Finding:
     """cnmon names a driver that the SDK's samples work with."""
-    if context.target == "cpu":
-        return _not_needed("driver")
+    if context.needs_no_sdk:
+        return _not_needed(context, "driver")
     cnmon = shutil.which("cnmon")
     if cnmon is None:
         remedy = "To check the driver: docker run -v /usr/bin/cnmon:/usr/bin/cnmon:ro"
@@ -97,8 +97,8 @@ def driver(context: Context) -> Finding:
 
 def mode(context: Context) -> Finding:
     """The cards take several processes, as far as cnmon shows their compute mode."""
-    if context.target == "cpu":
-        return _not_needed("mode")
+    if context.needs_no_sdk:
+        return _not_needed(context, "mode")
     found = re.search(r"\b(?:Exclusive|Prohibited|Default)\w*", _cnmon(), re.IGNORECASE)
     if found is None:
         return Finding("mode", "skip", "not checked: no cnmon reports a compute mode")
@@ -126,8 +126,8 @@ def _cnmon() -> str:
 
 def devices(context: Context) -> Finding:
     """The SDK sees the devices that the setting asks for."""
-    if context.target == "cpu":
-        return _not_needed("devices")
+    if context.needs_no_sdk:
+        return _not_needed(context, "devices")
     if isinstance(context.sdk, SdkError):
         return Finding("devices", "skip", "not checked: there is no SDK")
     count = context.device_count
@@ -164,13 +164,14 @@ def numbers(version: str) -> tuple[int, ...]:
 
 
 def _missing(context: Context, name: str, found: str, remedy: str) -> Finding:
-    if context.target == "mlu":
+    if context.target is not None:
         return Finding(name, "FAIL", found, remedy)
     return Finding(name, "warn", f"{found} (not needed for an artifact for the CPU)", remedy)
 
 
-def _not_needed(name: str) -> Finding:
-    return Finding(name, "skip", "not needed: the artifact is for the CPU")
+def _not_needed(context: Context, name: str) -> Finding:
+    title = context.target.title if context.target else ""
+    return Finding(name, "skip", f"not needed: the artifact is for {title}")
 
 
 def _list(paths: list[Path]) -> str:

@@ -78,7 +78,7 @@ def golden(context: Context) -> Finding:
     found = context.artifact
     if not isinstance(found, Artifact):
         return Finding("golden", "skip", "no artifact to run")
-    ordinals = context.ordinals if found.manifest.target == "mlu" else (0,)
+    ordinals = context.ordinals if found.manifest.served_target.needs_sdk else (0,)
     if absent := _absent(context, found, ordinals):
         return Finding("golden", "skip", f"not checked: {absent}")
     python, import_timeout_s = context.settings.device_python, context.settings.import_timeout_s
@@ -101,7 +101,7 @@ def golden(context: Context) -> Finding:
 
 def _absent(context: Context, artifact: Artifact, ordinals: tuple[int, ...]) -> str:
     """What the golden rows cannot be tried without; empty if it is all there."""
-    if artifact.manifest.target == "cpu":
+    if not artifact.manifest.served_target.needs_sdk:
         return ""
     if isinstance(context.device_count, SdkError):
         return "the SDK's devices could not be counted"

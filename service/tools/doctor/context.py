@@ -10,9 +10,10 @@ from typing import Literal
 
 from service import artifact as artifacts
 from service import sdk
-from service.artifact import Artifact, Target
+from service.artifact import Artifact
 from service.errors import ArtifactError, SdkError
 from service.settings import Settings
+from service.targets import ServedTarget
 
 State = Literal["ok", "warn", "FAIL", "skip"]
 
@@ -50,14 +51,19 @@ class Context:
             return error
 
     @cached_property
-    def target(self) -> Target | None:
-        """The artifact's, as far as its manifest can be read; None if that is not known."""
+    def target(self) -> ServedTarget | None:
+        """The target of the artifact; None if no manifest can be read."""
         if self.settings.artifact is None:
             return None
         try:
-            return artifacts.read_manifest(self.settings.artifact).target
+            return artifacts.read_manifest(self.settings.artifact).served_target
         except ArtifactError:
             return None
+
+    @property
+    def needs_no_sdk(self) -> bool:
+        """Whether the artifact is known to need no SDK and no card."""
+        return self.target is not None and not self.target.needs_sdk
 
     @cached_property
     def sdk(self) -> sdk.Sdk | SdkError:
@@ -83,6 +89,6 @@ class Context:
         asked = self.settings.devices
         if asked != "all":
             return tuple(dict.fromkeys(map(int, asked.split(","))))
-        if self.target == "cpu" or isinstance(self.device_count, SdkError):
+        if self.needs_no_sdk or isinstance(self.device_count, SdkError):
             return (0,)
         return tuple(range(self.device_count))

@@ -37,9 +37,9 @@ def memory(context: Context) -> Finding:
         )
     manifest, settings = context.artifact.manifest, context.settings
     row = manifest.input.height * manifest.input.width * 3 + manifest.output.classes * 4
-    model = context.artifact.model_path.stat().st_size
-    if manifest.target == "cpu":  # the weights stand beside the IR
-        model = sum(file.size for file in manifest.files.values())
+    # The weights of an IR are in a file of the same stem.
+    stem = context.artifact.model_path.stem
+    model = sum(facts.size for name, facts in manifest.files.items() if Path(name).stem == stem)
     hosts = len(context.ordinals)
     needed = settings.rows * row + PROCESS_BYTES * (1 + hosts) + model * hosts
     most = needed + settings.max_receiving_bytes + settings.max_pixels * BYTES_A_PIXEL

@@ -12,12 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_build import image_folder
-from model_build.mlu.config import rgb
 from model_build.recipe import CalibrationRecipe, PreprocessingRecipe
 from service.decoding import images
 from service.errors import BuildError, RequestError
-
-MAX_PIXELS = 50_000_000
 
 
 def photos(wanted: CalibrationRecipe) -> tuple[Path, ...]:
@@ -43,7 +40,7 @@ def write(
     with file.open("r+b") as whole:
         # Without this, a full disk would kill the process at a write to the mapped memory.
         os.posix_fallocate(whole.fileno(), 0, file.stat().st_size)
-    mean, std = (np.array(three, np.float32).reshape(3, 1, 1) for three in rgb(preprocessing))
+    mean, std = (np.array(three, np.float32).reshape(3, 1, 1) for three in preprocessing.rgb)
     row = np.zeros((height, width, 3), np.uint8)
     for place, photo in enumerate(photos):
         _decode(photo, row, preprocessing)
@@ -54,7 +51,9 @@ def write(
 
 def _decode(photo: Path, row: NDArray[np.uint8], recipe: PreprocessingRecipe) -> None:
     try:
-        images.decode_into(photo.read_bytes(), row, recipe.resize, recipe.resample, MAX_PIXELS)
+        images.decode_into(
+            photo.read_bytes(), row, recipe.resize, recipe.resample, image_folder.MAX_PIXELS
+        )
     except (OSError, RequestError) as error:
         remedy = "remove the file from --image-dir"
         raise BuildError(f"not usable for calibration: {error}", remedy, file=str(photo)) from error

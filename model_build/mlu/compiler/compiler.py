@@ -1,6 +1,6 @@
 """Compile one network with MagicMind, in a process of its own under the SDK's own Python.
 
-    python -E -s model_build/sdk/compiler.py JOB PARENT
+    python -E -s model_build/mlu/compiler/compiler.py JOB PARENT
 
 The script is alone in its folder, so that no module of topfive can hide one of the SDK. It is
 killed when its parent, the process PARENT, exits, so that no card stays in use. JOB is a JSON file:
