@@ -274,6 +274,6 @@ def test_a_model_is_run_on_linux_only(monkeypatch: pytest.MonkeyPatch, tmp_path:
         lambda: client.classify_on_artifact(tmp_path, [], 5, 1.0),
         lambda: device_session.answers(artifact, artifact.golden.rows),
     ):
-        with pytest.raises(SettingsError, match="Linux only; this is darwin") as refused:
+        with pytest.raises(SettingsError, match="Linux only; this system is darwin") as refused:
             asked()
         assert "container" in refused.value.remedy

@@ -9,8 +9,8 @@ import pytest
 from tests.support.paths import ROOT
 
 LOCKS = tuple(
-    f"requirements{part}.lock"
-    for part in ("", "-backend", "-cpu", "-dev", "-fuzz", "-mlu", "-sdk37")
+    f"requirements/{part}.lock"
+    for part in ("install", "backend", "cpu", "dev", "fuzz", "mlu", "sdk37")
 )
 
 
