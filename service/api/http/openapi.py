@@ -49,6 +49,11 @@ _EXAMPLE_PNG = (
     "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAGUlEQVR42mNkYPivwPAAE7EwKDBgBYNTAgA3lQj9ZnY0"
     "fQAAAABJRU5ErkJggg=="
 )
+# Generators of clients know application/octet-stream, but not the types of images.
+_ONE_FILE = (
+    "One image file as it is may also be sent with its own type: "
+    f"{', '.join(images.MEDIA_TYPES)}. The type is not checked."
+)
 _PREDICTION = {"class_id": 285, "wnid": "n02124075", "label": "Egyptian cat", "score": 0.57}
 _ANSWER = {
     "model": {"name": "efficientnet-lite0", "version": "0123456789ab"},
@@ -143,7 +148,7 @@ def _classify(settings: Settings, largest_request: int, classes: int) -> dict[st
                 f"and maximum: {settings.default_deadline_ms}.",
             ),
         ],
-        "requestBody": {"required": True, "content": _bodies()},
+        "requestBody": {"required": True, "description": _ONE_FILE, "content": _bodies()},
         "responses": {
             "200": {
                 "description": "Predictions, best first.",
@@ -188,13 +193,12 @@ def _problems() -> dict[str, dict[str, Any]]:
 
 
 def _bodies() -> dict[str, Any]:
-    raw = {"schema": {"type": "string", "format": "binary"}}
     example = {"images": [{"b64": _EXAMPLE_PNG}]}
     return {
         # /docs offers the first one, which has an example.
         "application/json": {"schema": _reference(ImagesRequest), "example": example},
         "multipart/form-data": {"schema": _reference(ImagesForm)},
-        **dict.fromkeys((*images.MEDIA_TYPES, "application/octet-stream"), raw),
+        "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
     }
 
 
