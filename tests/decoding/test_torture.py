@@ -208,6 +208,7 @@ def test_bombs_together_fit_in_memory(tmp_path: Path, figure: Callable[[str], No
     # The last waits for three others, on processors that may be shared: it is about memory.
     flags = ("--decode-processes", str(PROCESSES), "--default-deadline-ms", "60000")
     with serving(artifact, *flags) as service:
+        service.http.timeout = 90  # the deadline ends a request, not its client
         for kind in ("PNG", "WEBP"):  # A format's first picture loads its decoder, which stays.
             assert post(service, "small", pictures.encoded(kind)).reply.status_code == 200
         with growth(service) as grown, ThreadPoolExecutor(CALLERS) as callers:
