@@ -40,7 +40,7 @@ YET_TO_REWRITE = {"service", "model_build", "help"}
 
 DOCUMENTS = sorted(
     str(file.relative_to(ROOT))
-    for pattern in ("README.md", "CONTRIBUTING.md", "docs/*.md")
+    for pattern in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "docs/*.md")
     for file in ROOT.glob(pattern)
     if str(file.relative_to(ROOT)) not in RULES
 )
