@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from tests.support.paths import ROOT
 
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", *(f"docs/{file.name}" for file in
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "SECURITY.md", *(f"docs/{file.name}" for file in
              sorted((ROOT / "docs").glob("*.md"))))  # fmt: skip
 _BLOCK = re.compile(r"^ *```(\w*)\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
 _INLINE_MAKE = re.compile(r"`((?:[A-Z0-9_]+=\S+ )*make\s[^`]+)`")
