@@ -1,6 +1,5 @@
-"""What every answer carries: problem members, ids, headers, timings; and docs/errors.md."""
+"""What every answer has: problem members, ids, headers and timings. And docs/errors.md."""
 
-import asyncio
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +17,7 @@ from tests.support.serving import Service, serving
 
 PNG = pictures.encoded()
 STAGES = {"receive", "decode", "queue", "copy_in", "compute", "copy_out", "encode", "total"}
-# Of conventions 1.2, and what this project adds for programs.
+# The members of conventions 1.2, and those that this project adds for programs.
 MEMBERS = {"type", "title", "status", "detail", "code", "request_id", "error", "remedy"}
 
 
@@ -34,7 +33,7 @@ def service(artifact: Path) -> Iterator[Service]:
 
 
 def refusals(service: Service) -> list[httpx.Response]:
-    """One refusal of each kind that a caller can provoke alone."""
+    """Return one refusal of each kind that a single client can provoke."""
     http = service.http
     return [
         http.post("/classify"),
@@ -52,19 +51,19 @@ def refusals(service: Service) -> list[httpx.Response]:
 
 
 def test_problem_members(service: Service) -> None:
-    """Every error is problem+json with all members, the true status, and what clients look for."""
+    """Each error is problem+json with all members, the right status, and `error` for clients."""
     for reply in refusals(service):
-        said = reply.json()
+        error = reply.json()
         assert reply.headers["content-type"] == "application/problem+json"
         assert reply.headers["cache-control"] == "no-store"
-        assert said.keys() >= MEMBERS, said
-        assert said["status"] == reply.status_code
-        assert said["type"] == f"/problems/{said['code']}"
-        assert said["error"] == said["detail"]
-        assert said["request_id"] == reply.headers["x-request-id"]
+        assert error.keys() >= MEMBERS, error
+        assert error["status"] == reply.status_code
+        assert error["type"] == f"/problems/{error['code']}"
+        assert error["error"] == error["detail"]
+        assert error["request_id"] == reply.headers["x-request-id"]
 
 
-def test_codes_are_those_of_the_errors_page(service: Service) -> None:
+def test_codes_are_those_of_the_error_classes(service: Service) -> None:
     """Status, code and title are those of a class of errors.py."""
     known = {(e.status, e.code, e.title) for e in errors.RequestError.__subclasses__()}
     seen = {
@@ -76,7 +75,7 @@ def test_codes_are_those_of_the_errors_page(service: Service) -> None:
 
 @pytest.mark.parametrize("request_id", ["x", "a-B_c.1:@/+=", "0" * 128])
 def test_a_good_request_id_is_echoed(service: Service, request_id: str) -> None:
-    """On answers and on errors, in the header and in the body."""
+    """The id is in the header and in the body of answers and errors."""
     headers = {"x-request-id": request_id}
     for content in (PNG, b"hello"):
         reply = service.http.post("/classify", content=content, headers=headers)
@@ -87,7 +86,7 @@ def test_a_good_request_id_is_echoed(service: Service, request_id: str) -> None:
 
 @pytest.mark.parametrize("request_id", ["", "-x", "a b", "a\tb", "<script>", "x" * 129, "ü", 'a"b'])
 def test_a_bad_request_id_is_replaced(service: Service, request_id: str) -> None:
-    """By 128 random bits in hex: nothing is reflected raw."""
+    """The new id has 128 random bits in hex, and no byte of the bad one is reflected."""
     headers = {"x-request-id": request_id.encode()}
     replies = [service.http.post("/classify", content=PNG, headers=headers) for _ in range(2)]
     ids = [reply.headers["x-request-id"] for reply in replies]
@@ -102,7 +101,7 @@ def test_a_bad_request_id_is_replaced(service: Service, request_id: str) -> None
      ("POST", "/openapi.json", "GET, HEAD"), ("OPTIONS", "/metrics", "GET, HEAD")],
 )  # fmt: skip
 def test_other_methods(service: Service, method: str, path: str, allow: str) -> None:
-    """405 names the methods that the path has."""
+    """The error is 405 and names the methods of the path."""
     reply = service.http.request(method, path)
     assert (reply.status_code, reply.headers["allow"]) == (405, allow)
 
@@ -111,7 +110,7 @@ def test_other_methods(service: Service, method: str, path: str, allow: str) -> 
     "path", ["/classify/", "/livez/", "//classify", "/Classify", "/", "/x%0d%0ay"]
 )
 def test_other_paths(service: Service, path: str) -> None:
-    """404, and never a redirect, for what is not exactly a path of ours."""
+    """A path that is not exactly one of the service's is 404, never a redirect."""
     reply = service.http.post(service.url + path, content=PNG)
     assert (reply.status_code, reply.json()["code"]) == (404, "not_found")
 
@@ -122,7 +121,7 @@ GETS = ("/livez", "/healthz", "/readyz", "/v2/health/live", "/v2/health/ready", 
 
 @pytest.mark.parametrize("path", GETS)
 def test_head_is_get_without_the_body(service: Service, path: str) -> None:
-    """The same status and type, no byte of a body."""
+    """HEAD has the same status and type as GET, and no body."""
     got, headed = service.http.get(path), service.http.head(path)
     assert headed.status_code == got.status_code == 200
     assert headed.headers["content-type"] == got.headers["content-type"]
@@ -130,7 +129,7 @@ def test_head_is_get_without_the_body(service: Service, path: str) -> None:
 
 
 def test_headers_of_every_answer(service: Service) -> None:
-    """No answer is guessed at, embedded or tells its server's name; results are not kept."""
+    """Answers forbid type sniffing and embedding, name no server, and results are not stored."""
     replies = [service.http.post("/classify", content=PNG), *refusals(service)]
     replies += [service.http.get(path) for path in GETS]
     for reply in replies:
@@ -142,7 +141,7 @@ def test_headers_of_every_answer(service: Service) -> None:
 
 
 def timings(reply: httpx.Response) -> dict[str, dict[str, str]]:
-    """The metrics of Server-Timing with their parameters, read by its grammar."""
+    """Return the metrics of Server-Timing with their parameters, parsed by its grammar."""
     entries = {}
     for entry in reply.headers["server-timing"].split(","):
         name, *parameters = entry.strip().split(";")
@@ -152,19 +151,19 @@ def timings(reply: httpx.Response) -> dict[str, dict[str, str]]:
 
 
 def test_server_timing(service: Service) -> None:
-    """Every stage in milliseconds, in order within the total, and the batch it was in."""
+    """The header has each stage in milliseconds, within the total, and the size of the batch."""
     reply = service.http.post("/classify", content=PNG)
-    said = timings(reply)
-    assert said.keys() == STAGES | {"batch"}
-    assert re.fullmatch(r'"\d+"', said["batch"]["desc"])
-    milliseconds = {stage: float(said[stage]["dur"]) for stage in STAGES}
+    found = timings(reply)
+    assert found.keys() == STAGES | {"batch"}
+    assert re.fullmatch(r'"\d+"', found["batch"]["desc"])
+    milliseconds = {stage: float(found[stage]["dur"]) for stage in STAGES}
     total = milliseconds.pop("total")
     assert sum(milliseconds.values()) - len(milliseconds) < total
     assert total <= reply.elapsed.total_seconds() * 1000 + 1
 
 
 def test_server_timing_can_be_off(artifact: Path) -> None:
-    """A setting keeps the load from strangers."""
+    """A setting hides the load from clients."""
     with serving(artifact, "--no-server-timing") as service:
         assert "server-timing" not in service.http.post("/classify", content=PNG).headers
 
@@ -174,7 +173,7 @@ TRACE = SAMPLED[3:35]
 
 
 @pytest.mark.parametrize(
-    ("traceparent", "taken"),
+    ("traceparent", "valid"),
     [
         (SAMPLED, True),
         (SAMPLED.replace("00-", "cc-", 1) + "-later", True),
@@ -186,17 +185,17 @@ TRACE = SAMPLED[3:35]
         ("nonsense", False),
     ],
 )
-def test_the_trace_is_logged(service: Service, traceparent: str, taken: bool) -> None:
-    """A valid traceparent's trace id stands in the log line of the request; others do not."""
+def test_the_trace_is_logged(service: Service, traceparent: str, valid: bool) -> None:
+    """The trace id of a valid traceparent is in the request's log line. An invalid one is not."""
     request_id = f"trace-{abs(hash(traceparent))}"
     headers = {"traceparent": traceparent, "x-request-id": request_id}
     service.http.get("/model", headers=headers)
     line = service.await_event("answered", request_id=request_id)
-    assert line.get("trace_id") == (TRACE if taken else None)
+    assert line.get("trace_id") == (TRACE if valid else None)
 
 
 def test_a_sampled_trace_is_an_exemplar(service: Service) -> None:
-    """In OpenMetrics the duration's bucket names the trace; an unsampled one is not named."""
+    """In OpenMetrics the bucket of the duration names a sampled trace, and no unsampled one."""
     unsampled = SAMPLED.replace(TRACE, "a" * 32)[:-1] + "0"
     for traceparent in (SAMPLED, unsampled):
         service.http.post("/classify", content=PNG, headers={"traceparent": traceparent})
@@ -207,7 +206,7 @@ def test_a_sampled_trace_is_an_exemplar(service: Service) -> None:
 
 
 def broken_app(artifact: Path) -> FastAPI:
-    """The real application with a door that fails."""
+    """Return the real application with an endpoint that fails."""
     app = create_app(Settings(artifact=artifact), lambda error: None)
 
     @app.get("/broken")
@@ -224,18 +223,20 @@ async def ask_broken(artifact: Path) -> httpx.Response:
         app.router.lifespan_context(app),
         httpx.AsyncClient(transport=transport, base_url="http://x") as http,
     ):
-        return await http.get("/broken?key=hidden", headers={"x-request-id": "of-mine"})
+        return await http.get("/broken?key=hidden", headers={"x-request-id": "my-own"})
 
 
-def test_a_bug_says_nothing_of_itself(artifact: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """500 with the id to report; the trace is in the log, under that id, without the query."""
-    reply = asyncio.run(ask_broken(artifact))
+async def test_an_internal_error_hides_its_cause(
+    artifact: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The answer is 500 with the id to report. The log has the traceback and the id, no query."""
+    reply = await ask_broken(artifact)
     assert (reply.status_code, reply.json()["code"]) == (500, "internal")
-    assert reply.json()["request_id"] == "of-mine"
+    assert reply.json()["request_id"] == "my-own"
     assert not re.search("secret|Zero|Traceback|line 5", reply.text)
     (record,) = [record for record in caplog.records if record.message == "request_failed"]
     assert record.exc_info
-    assert vars(record)["request_id"] == "of-mine"
+    assert vars(record)["request_id"] == "my-own"
     assert "hidden" not in str(vars(record))
 
 
@@ -243,14 +244,14 @@ ERRORS_PAGE = ROOT / "docs/errors.md"
 
 
 def test_every_error_is_explained() -> None:
-    """docs/errors.md has a section for each code, with its status, and for no other."""
+    """docs/errors.md has a section with the status for each code, and no other section."""
     text = ERRORS_PAGE.read_text()
-    told = set(re.findall(r"^### `(\w+)` \((\d+)\)$", text, re.MULTILINE))
-    assert told == {(e.code, str(e.status)) for e in errors.RequestError.__subclasses__()}
+    documented = set(re.findall(r"^### `(\w+)` \((\d+)\)$", text, re.MULTILINE))
+    assert documented == {(e.code, str(e.status)) for e in errors.RequestError.__subclasses__()}
 
 
 def test_every_other_error_is_named() -> None:
-    """The errors of commands have their class's place there too."""
+    """docs/errors.md names the class of each error of a command."""
     text = ERRORS_PAGE.read_text()
     others = set(errors.TopfiveError.__subclasses__()) - {errors.RequestError}
     assert [error.__name__ for error in others if f"`{error.__name__}`" not in text] == []

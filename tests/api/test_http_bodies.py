@@ -1,4 +1,4 @@
-"""POST /classify over a real socket: every form of body, and what is said of bad ones."""
+"""POST /classify over a real socket: every kind of body, and the errors of bad ones."""
 
 import asyncio
 import base64
@@ -39,7 +39,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 
 def post(service: Service, body: bytes, content_type: str = "", **headers: str) -> httpx.Response:
-    """POST `body`; without a Content-Type if that is empty."""
+    """POST `body`, with a Content-Type unless it is empty."""
     typed = {"content-type": content_type} if content_type else {}
     return service.http.post("/classify", content=body, headers=typed | headers)
 
@@ -53,23 +53,23 @@ def b64(seed: int = 0) -> dict[str, str]:
 
 
 def scores(predictions: list[dict[str, Any]]) -> np.ndarray:
-    """The scores by class id, where all classes were asked for."""
+    """Return the scores in the order of class ids, of predictions of all classes."""
     return np.array([p["score"] for p in sorted(predictions, key=lambda p: p["class_id"])])
 
 
 def winners(reply: httpx.Response) -> list[int]:
-    """The best class of each image."""
+    """Return the best class of each image."""
     return [result["predictions"][0]["class_id"] for result in reply.json()["results"]]
 
 
 def expected_winners(*seeds: int) -> list[int]:
-    """What the network of the tiny artifact says, computed by numpy."""
+    """Return the best classes that numpy computes for the tiny artifact."""
     rows = np.array([pictures.pixels(seed) for seed in seeds])
     return [int(row.argmax()) for row in tiny.probabilities(rows)]
 
 
 def assert_problem(reply: httpx.Response, status: int, code: str, *words: str) -> dict[str, Any]:
-    """The problem that the reply is."""
+    """Check the status, the code and words of the detail, and return the problem."""
     assert (reply.status_code, reply.json()["code"]) == (status, code), reply.text
     for word in words:
         assert word in reply.json()["detail"], reply.text
@@ -84,7 +84,7 @@ KINDS = [
 
 @pytest.mark.parametrize(("content_type", "kind"), KINDS)
 def test_raw_bodies_of_each_type(service: Service, content_type: str, kind: str) -> None:
-    """Every image type is taken under its name, as octet-stream and with no type at all."""
+    """Each image type is accepted under its name, as octet-stream and without a type."""
     body = pictures.encoded(kind)
     replies = [post(service, body, name) for name in (content_type, "application/octet-stream", "")]
     assert [reply.status_code for reply in replies] == [200, 200, 200]
@@ -114,7 +114,7 @@ def test_answer_names_the_model(service: Service) -> None:
 
 
 def test_the_bytes_decide_not_the_declared_type(service: Service) -> None:
-    """A PNG that is called a JPEG is classified all the same."""
+    """A PNG that is declared as a JPEG is classified."""
     reply = post(service, pictures.encoded("PNG"), "IMAGE/JPEG; q=1")
     assert winners(reply) == expected_winners(0)
 
@@ -122,18 +122,18 @@ def test_the_bytes_decide_not_the_declared_type(service: Service) -> None:
 @pytest.mark.parametrize(
     "content_type", ["image/jpg", "image/pjpeg", "image/x-png", "image/tiff", "Image/*; q=1"]
 )
-def test_any_image_type_is_taken(service: Service, content_type: str) -> None:
-    """Names that browsers and libraries give to the formats; the bytes are still looked at."""
+def test_any_image_type_is_accepted(service: Service, content_type: str) -> None:
+    """Other names of image types are accepted, and the bytes decide the format."""
     assert winners(post(service, pictures.encoded("PNG"), content_type)) == expected_winners(0)
-    said = assert_problem(post(service, b"II*\0...", content_type), 415, "unsupported_media")
-    assert "TIFF" in said["detail"]
+    error = assert_problem(post(service, b"II*\0...", content_type), 415, "unsupported_media")
+    assert "TIFF" in error["detail"]
 
 
 UNDECLARED = "application/x-www-form-urlencoded"
 
 
 def curl(service: Service, *arguments: str, query: str = "") -> httpx.Response:
-    """What curl is answered, its status and its body."""
+    """Return the answer that curl receives."""
     command = ["curl", "-s", "-w", "%{stderr}%{http_code}", f"{service.url}/classify{query}"]
     done = subprocess.run([*command, *arguments], capture_output=True, check=True)
     return httpx.Response(int(done.stderr), content=done.stdout)
@@ -159,14 +159,14 @@ def test_curl_without_a_type(service: Service, kind: str, tmp_path: Path) -> Non
         (json.dumps({"images": [b64()]}).encode(), "-H 'Content-Type: application/json'"),
     ],
 )
-def test_curl_without_a_type_is_given_the_flag(service: Service, body: bytes, flag: str) -> None:
-    """415 for what does not begin as an image, and what to add to the command."""
+def test_the_remedy_for_curl_without_a_type(service: Service, body: bytes, flag: str) -> None:
+    """A body that does not begin as an image is refused with 415 and the flag to add."""
     reply = post(service, body, f"{UNDECLARED}; charset=utf-8")
     assert flag in assert_problem(reply, 415, "unsupported_media", UNDECLARED)["remedy"]
 
 
-def test_the_flags_that_are_given_work(service: Service, tmp_path: Path) -> None:
-    """The remedies of those refusals, with a file in place of FILE."""
+def test_the_flags_of_the_remedies_work(service: Service, tmp_path: Path) -> None:
+    """The remedies' commands are right, with a file in the place of FILE."""
     image, document = tmp_path / "image", tmp_path / "document"
     image.write_bytes(pictures.encoded(seed=3))
     document.write_text(json.dumps({"images": [b64(3)]}))
@@ -174,18 +174,18 @@ def test_the_flags_that_are_given_work(service: Service, tmp_path: Path) -> None
         image: post(service, b"image=cat.jpg", UNDECLARED).json()["remedy"],
         document: post(service, b"{}", UNDECLARED).json()["remedy"],
     }
-    tried = 0
+    commands = 0
     for file, remedy in flags.items():
         for command in re.findall(r"curl (.+?)(?:,|$)", remedy):
             reply = curl(service, *shlex.split(command.replace("FILE", str(file))))
             assert winners(reply) == expected_winners(3), command
-            tried += 1
-    assert tried == 3
+            commands += 1
+    assert commands == 3
 
 
 @pytest.mark.parametrize("kind", [kind for _, kind in KINDS])
 def test_curl_that_strips_bytes_is_refused(service: Service, kind: str, tmp_path: Path) -> None:
-    """With -d in place of --data-binary: never an answer for what is left of the image."""
+    """curl -d strips bytes of the image, and what is left is refused."""
     file = tmp_path / "image"
     file.write_bytes(pictures.encoded(kind))
     reply = curl(service, "-d", f"@{file}")
@@ -195,7 +195,7 @@ def test_curl_that_strips_bytes_is_refused(service: Service, kind: str, tmp_path
 
 @pytest.mark.parametrize("content_type", ["text/plain", "x", "image", "multipart/mixed"])
 def test_other_media_types_are_refused(service: Service, content_type: str) -> None:
-    """415, with the types that are taken in Accept."""
+    """The error is 415, with the accepted types in Accept."""
     reply = post(service, pictures.encoded(), content_type)
     assert_problem(reply, 415, "unsupported_media", content_type)
     assert "image/webp" in reply.headers["accept"]
@@ -206,12 +206,12 @@ def test_other_media_types_are_refused(service: Service, content_type: str) -> N
     "content_type", ["", "image/png", UNDECLARED, "multipart/form-data; boundary=b"]
 )
 def test_an_empty_body_is_malformed(service: Service, content_type: str) -> None:
-    """400, whatever it is said to be."""
+    """The error is 400 for each declared type."""
     assert_problem(post(service, b"", content_type), 400, "malformed")
 
 
 def test_form_with_several_parts_keeps_their_order(service: Service) -> None:
-    """Parts named image and file, mixed, are answered in the order that they were sent."""
+    """Parts named image and file are answered in the order in which they were sent."""
     names = ("image", "file", "image", "file")
     parts = [(name, ("x.png", pictures.encoded(seed=i))) for i, name in enumerate(names)]
     reply = service.http.post("/classify", files=parts)
@@ -223,7 +223,7 @@ NAMES = ("image", "images", "file", "files")
 
 @pytest.mark.parametrize("name", [*NAMES, *(f"{name}[]" for name in NAMES)])
 def test_names_of_parts(service: Service, name: str) -> None:
-    """Those that clients give to a list of files, with the brackets of PHP and axios."""
+    """Clients may name a list of files as PHP and axios do, with brackets."""
     parts = [(name, ("x.png", pictures.encoded(seed=seed))) for seed in (2, 1)]
     assert winners(service.http.post("/classify", files=parts)) == expected_winners(2, 1)
 
@@ -241,7 +241,7 @@ FORM = "multipart/form-data; boundary=b"
 
 
 def test_form_by_hand(service: Service) -> None:
-    """Odd but right: no file name, lower-case headers, an epilogue, a quoted boundary."""
+    """A form may have no file names, lower-case headers, an epilogue and a quoted boundary."""
     parts = (part(b"content-disposition:form-data;name=image", 1), part(DISPOSITION, 2))
     body = form(*parts) + b"epilogue"
     reply = post(service, body, 'multipart/form-data; boundary="b"')
@@ -265,13 +265,13 @@ FOLDED = b'Content-Disposition: form-data;\r\n name="image";\r\n\tfilename="x"\r
     ],
     ids=["preamble", "lines", "dashes", "lf", "epilogue", "no line", "padding", "folded"],
 )
-def test_forms_as_rfc_2046_has_them(service: Service, body: bytes) -> None:
-    """What is before the first boundary and after the last is ignored; headers may be folded."""
+def test_forms_of_rfc_2046(service: Service, body: bytes) -> None:
+    """Bytes before the first boundary and after the last are ignored. Headers may be folded."""
     assert winners(post(service, body, FORM)) == expected_winners(4)
 
 
 @pytest.mark.parametrize(
-    ("body", "said"),
+    ("body", "detail"),
     [
         (b"no form at all", "does not contain the boundary"),
         (form(part(DISPOSITION), end=b""), "before its last boundary"),
@@ -281,14 +281,16 @@ def test_forms_as_rfc_2046_has_them(service: Service, body: bytes) -> None:
         (form(part(b"Content-Type image/png")), "no colon"),
     ],
 )
-def test_what_is_wrong_with_a_form_is_named(service: Service, body: bytes, said: str) -> None:
-    """The remedy says how to send one."""
-    problem = assert_problem(post(service, body, FORM), 400, "malformed", said)
+def test_the_error_names_what_is_wrong_with_a_form(
+    service: Service, body: bytes, detail: str
+) -> None:
+    """The detail names the mistake, and the remedy says how to send a form."""
+    problem = assert_problem(post(service, body, FORM), 400, "malformed", detail)
     assert "curl -F image=@FILE" in problem["remedy"]
 
 
 def test_bytes_that_look_like_a_boundary_stay_in_the_image() -> None:
-    """Only at the beginning of a line is it one."""
+    """A boundary is one only at the beginning of a line."""
     image = b"x--b\n--b--\r--b\r\n-b\r\n--"
     body = form(DISPOSITION + b"\r\n\r\n" + image)
     assert payload.split(body, FORM, 1) == [image]
@@ -320,37 +322,37 @@ def test_bytes_that_look_like_a_boundary_stay_in_the_image() -> None:
     ],
 )
 def test_bad_forms_are_malformed(service: Service, content_type: str, body: bytes) -> None:
-    """400: no boundary, too long a one, truncated, empty, parts of other names or of none."""
+    """The error is 400 for a bad boundary, a truncated or empty form, and other names of parts."""
     assert_problem(post(service, body, content_type), 400, "malformed")
 
 
 def test_unknown_part_is_named(service: Service) -> None:
-    """The refusal tells the part's name and the names that are taken."""
+    """The error has the name of the part and the accepted names."""
     body = form(part(b'Content-Disposition: form-data; name="photo"'))
-    said = assert_problem(post(service, body, FORM), 400, "malformed", "'photo'")
-    assert "image, images, file or files" in said["remedy"]
+    error = assert_problem(post(service, body, FORM), 400, "malformed", "'photo'")
+    assert "image, images, file or files" in error["remedy"]
 
 
-def test_a_field_of_a_form_is_no_setting(service: Service) -> None:
-    """top_k as a part is refused with the place where it belongs, not left aside."""
+def test_top_k_is_no_field_of_a_form(service: Service) -> None:
+    """A part named top_k is refused, and the remedy says where top_k belongs."""
     payload = [("image", ("x", pictures.encoded()))]
     reply = service.http.post("/classify", files=payload, data={"top_k": "3"})
     assert "?top_k=3" in assert_problem(reply, 400, "malformed", "'top_k'")["remedy"]
 
 
 def test_json_images_in_order(service: Service) -> None:
-    """Base64 in JSON, several of them."""
+    """Several images in base64 are answered in order."""
     reply = post_json(service, [b64(3), b64(1), b64(2)])
     assert winners(reply) == expected_winners(3, 1, 2)
 
 
 def wrapped(data: bytes) -> str:
-    """The base64 that `base64` of coreutils and MIME write: in lines of 76."""
+    """Return base64 in lines of 76 characters, as `base64` of coreutils and MIME write it."""
     return base64.encodebytes(data).decode()
 
 
 def urlsafe(data: bytes) -> str:
-    """The alphabet of URLs, as TensorFlow's clients send it, without padding."""
+    """Return base64 in the alphabet of URLs without padding, as TensorFlow's clients send it."""
     return base64.urlsafe_b64encode(data).decode().rstrip("=")
 
 
@@ -372,9 +374,9 @@ SPELLINGS: list[Callable[[bytes], str]] = [
 def test_spellings_of_base64(
     service: Service, spelling: Callable[[bytes], str], length: int
 ) -> None:
-    """As a string and as b64, in files of each length that is padded otherwise."""
+    """Each spelling is accepted as a string and as b64, with each length of padding."""
     file = pictures.encoded("BMP", 5)
-    file += bytes(-len(file) % 3 + length)  # what follows the pixels of a BMP is not looked at
+    file += bytes(-len(file) % 3 + length)  # bytes after the pixels of a BMP are ignored
     text = spelling(file)
     assert winners(post_json(service, [text, {"b64": text}])) == expected_winners(5, 5)
 
@@ -385,13 +387,13 @@ def test_spellings_of_base64(
                             ("instances", "instances"), ("a/~ü", "a~1~0%C3%BC")],
 )  # fmt: skip
 def test_unknown_members_are_named(service: Service, path: str, member: str, escaped: str) -> None:
-    """400 with the member and where top_k belongs, beside good images and without any."""
+    """The error is 400 and has the member's name and the place of top_k, with or without images."""
     for good in ([b64()], []):
         document = {"images": [{**b64(), member: 3}]} if path else {"images": good, member: 3}
         reply = post(service, json.dumps(document).encode(), "application/json")
-        said = assert_problem(reply, 400, "malformed", repr(member))
-        assert said["errors"][0]["pointer"] == f"#{path}/{escaped}"
-        assert "?top_k=3" in said["remedy"]
+        error = assert_problem(reply, 400, "malformed", repr(member))
+        assert error["errors"][0]["pointer"] == f"#{path}/{escaped}"
+        assert "?top_k=3" in error["remedy"]
 
 
 @pytest.mark.parametrize(
@@ -418,10 +420,10 @@ def test_unknown_members_are_named(service: Service, path: str, member: str, esc
     ],
 )
 def test_wrong_members_are_pointed_at(service: Service, images: object, pointer: str) -> None:
-    """400, with a JSON pointer to the first wrong member."""
-    said = assert_problem(post_json(service, images), 400, "malformed", pointer)
-    assert said["errors"][0]["pointer"] == pointer
-    assert said["errors"][0]["detail"]
+    """The error is 400 with a JSON pointer to the first wrong member."""
+    error = assert_problem(post_json(service, images), 400, "malformed", pointer)
+    assert error["errors"][0]["pointer"] == pointer
+    assert error["errors"][0]["detail"]
 
 
 @pytest.mark.parametrize(
@@ -430,12 +432,12 @@ def test_wrong_members_are_pointed_at(service: Service, images: object, pointer:
      b"\xff", b"null", b"[" * 100_000],
 )  # fmt: skip
 def test_bad_json_is_malformed(service: Service, body: bytes) -> None:
-    """400 for what is no JSON, has no images, or is empty."""
+    """The error is 400 for a body that is not JSON, has no images, or is empty."""
     assert_problem(post(service, body, "application/json"), 400, "malformed")
 
 
 def test_compressed_bodies(service: Service) -> None:
-    """gzip and deflate (zlib's form) of a raw image, and of JSON."""
+    """An image and JSON may be sent with gzip, and with deflate in zlib's format."""
     image, document = pictures.encoded(seed=5), json.dumps({"images": [b64(6)]}).encode()
     zipped = {"content-encoding": "gzip"}
     deflated = {"content-encoding": "Deflate"}
@@ -449,32 +451,32 @@ def test_compressed_bodies(service: Service) -> None:
     "coding", ["x-gzip", "X-GZIP", "GZip", "identity , x-gzip", "gzip,identity", ",gzip"]
 )
 def test_spellings_of_gzip(service: Service, coding: str) -> None:
-    """RFC 9110 8.4.1.3: x-gzip is gzip; a list with nothing else in it is the same."""
+    """x-gzip is gzip (RFC 9110 8.4.1.3), and a list may contain identity."""
     reply = post(service, gzip.compress(pictures.encoded(seed=5)), **{"content-encoding": coding})
     assert winners(reply) == expected_winners(5)
 
 
 @pytest.mark.parametrize("coding", ["identity", "Identity", "identity, identity"])
 def test_identity_is_no_coding(service: Service, coding: str) -> None:
-    """The body as it is."""
+    """A body with the coding identity is read unchanged."""
     reply = post(service, pictures.encoded(seed=5), **{"content-encoding": coding})
     assert winners(reply) == expected_winners(5)
 
 
-ZIPPED = gzip.compress(pictures.encoded(), mtime=0)  # a test of the same name in each run
+ZIPPED = gzip.compress(pictures.encoded(), mtime=0)  # the name of the test is the same in each run
 
 
 @pytest.mark.parametrize(
     "body", [b"not gzip", ZIPPED[:-9], ZIPPED + b"more", ZIPPED + ZIPPED, b"", ZIPPED[:5]]
 )
 def test_broken_compression_is_malformed(service: Service, body: bytes) -> None:
-    """400 for what is not gzip, ends early, or goes on behind the end: never half an image."""
+    """The error is 400 for bytes that are not gzip, end early, or continue after the end."""
     assert_problem(post(service, body, **{"content-encoding": "gzip"}), 400, "malformed")
 
 
 @pytest.mark.parametrize("coding", ["br", "gzip, gzip", "x-gzip, deflate", "zstd", ""])
 def test_unknown_codings_are_refused(service: Service, coding: str) -> None:
-    """415, with the codings that are taken in Accept-Encoding."""
+    """The error is 415 with the accepted codings in Accept-Encoding."""
     reply = post(service, pictures.encoded(), **{"content-encoding": coding})
     assert_problem(reply, 415, "unsupported_media", "Content-Encoding")
     assert reply.headers["accept-encoding"] == "gzip, deflate, identity"
@@ -482,7 +484,7 @@ def test_unknown_codings_are_refused(service: Service, coding: str) -> None:
 
 @pytest.mark.parametrize("top_k", ["1", "5", "10"])
 def test_top_k(service: Service, top_k: str) -> None:
-    """As many predictions as asked for, the best first."""
+    """The answer has as many predictions as top_k, the best first."""
     reply = service.http.post("/classify", params={"top_k": top_k}, content=pictures.encoded())
     values = [p["score"] for p in reply.json()["results"][0]["predictions"]]
     assert len(values) == int(top_k)
@@ -490,13 +492,13 @@ def test_top_k(service: Service, top_k: str) -> None:
 
 
 def test_top_k_is_five_by_default(service: Service) -> None:
-    """Five."""
+    """Without top_k the answer has five predictions."""
     assert len(post(service, pictures.encoded()).json()["results"][0]["predictions"]) == 5
 
 
 @pytest.mark.parametrize("top_k", ["11", "1000", "0011", "9" * 5000, "0" * 30 + "10"])
 def test_top_k_above_the_classes_is_all_of_them(service: Service, top_k: str) -> None:
-    """Generic clients ask for five of two classes."""
+    """A large top_k is no error: clients send 5 to a network of two classes."""
     reply = service.http.post("/classify", params={"top_k": top_k}, content=pictures.encoded())
     assert len(reply.json()["results"][0]["predictions"]) == tiny.CLASSES
 
@@ -505,7 +507,7 @@ def test_top_k_above_the_classes_is_all_of_them(service: Service, top_k: str) ->
     "top_k", ["0", "-1", "abc", "", "1.0", " 5", "٥", "1e1", "0" * 30, "x" * 5000, "1" * 20 + "x"]
 )
 def test_bad_top_k_is_malformed(service: Service, top_k: str) -> None:
-    """400 below 1, and for what is no integer."""
+    """The error is 400 for a top_k below 1, and for one that is no integer."""
     reply = service.http.post("/classify", params={"top_k": top_k}, content=pictures.encoded())
     assert_problem(reply, 400, "malformed", "top_k")
 
@@ -516,27 +518,27 @@ def test_bad_top_k_is_malformed(service: Service, top_k: str) -> None:
      ("top_k%20=3", "top_k "), ("x", "x"), ("=3", ""), ("x" * 5000, "x" * 40)],
 )  # fmt: skip
 def test_unknown_query_parameters_are_named(service: Service, query: str, name: str) -> None:
-    """400 by their name, and the one that there is."""
+    """The error is 400 and names the parameter and the one that exists."""
     reply = service.http.post(f"/classify?{query}", content=pictures.encoded())
-    said = assert_problem(reply, 400, "malformed", f"query parameter {name!r}")
-    assert "/classify?top_k=3" in said["remedy"]
+    error = assert_problem(reply, 400, "malformed", f"query parameter {name!r}")
+    assert "/classify?top_k=3" in error["remedy"]
 
 
 def test_a_repeated_top_k_is_malformed(service: Service) -> None:
-    """400: one of the two would be ignored."""
+    """The error is 400, since one of the two values would be ignored."""
     reply = service.http.post("/classify?top_k=3&top_k=3", content=pictures.encoded())
     assert_problem(reply, 400, "malformed", "top_k is given 2 times")
 
 
 @pytest.mark.parametrize("query", ["", "?", "?&", "?top_k=3&"])
-def test_a_query_of_nothing_else_is_taken(service: Service, query: str) -> None:
-    """An empty query, or an empty end of one."""
+def test_an_empty_query_is_accepted(service: Service, query: str) -> None:
+    """A query may be empty or end in an empty parameter."""
     reply = service.http.post(f"{service.url}/classify{query}", content=pictures.encoded())
     assert winners(reply) == expected_winners(0)
 
 
 def bad_images() -> list[tuple[bytes, int, str]]:
-    """(a file, its status, its code)."""
+    """Return files that are refused, each with its status and code."""
     return [
         (b"hello, I am no image", 415, "unsupported_media"),
         (pictures.encoded("JPEG")[:-60], 422, "undecodable"),
@@ -548,9 +550,9 @@ def bad_images() -> list[tuple[bytes, int, str]]:
 def test_a_single_bad_image_has_its_own_status(
     service: Service, file: bytes, status: int, code: str
 ) -> None:
-    """415, 422 or 413, with a remedy."""
-    said = assert_problem(post(service, file), status, code)
-    assert said["remedy"]
+    """The error of a request with one image is the image's, with a remedy."""
+    error = assert_problem(post(service, file), status, code)
+    assert error["remedy"]
 
 
 @pytest.mark.parametrize(
@@ -559,7 +561,7 @@ def test_a_single_bad_image_has_its_own_status(
 def test_one_bad_image_among_several_fails_alone(
     service: Service, file: bytes, status: int, code: str
 ) -> None:
-    """200, its place has the error, the others their predictions."""
+    """The answer is 200 with an error in the image's place, and predictions for the others."""
     payload = [pictures.encoded(seed=1), file, pictures.encoded(seed=2)]
     reply = service.http.post("/classify", files=[("file", ("x", data)) for data in payload])
     assert reply.status_code == 200
@@ -571,23 +573,23 @@ def test_one_bad_image_among_several_fails_alone(
 
 
 def test_several_images_all_bad(service: Service) -> None:
-    """422, with the error of each under its pointer."""
+    """The error is 422, with the error of each image and its pointer."""
     payload = [("image", ("x", data)) for data, _, _ in bad_images()]
-    said = assert_problem(service.http.post("/classify", files=payload), 422, "undecodable")
-    assert [error["pointer"] for error in said["errors"]] == [f"#/images/{i}" for i in range(3)]
-    assert [error["status"] for error in said["errors"]] == [
+    error = assert_problem(service.http.post("/classify", files=payload), 422, "undecodable")
+    assert [error["pointer"] for error in error["errors"]] == [f"#/images/{i}" for i in range(3)]
+    assert [error["status"] for error in error["errors"]] == [
         status for _, status, _ in bad_images()
     ]
-    assert all(error["detail"] for error in said["errors"])
+    assert all(error["detail"] for error in error["errors"])
 
 
 def test_too_many_images(service: Service) -> None:
-    """413 with the limit, by form and by JSON; as many as the limit are taken."""
+    """The error is 413 with the limit, for forms and JSON. The limit itself is accepted."""
     count = MAX_IMAGES + 1
     parts = [("image", ("x", pictures.encoded()))] * count
     for reply in (service.http.post("/classify", files=parts), post_json(service, [b64()] * count)):
-        said = assert_problem(reply, 413, "too_large", str(MAX_IMAGES))
-        assert said["limit_images"] == MAX_IMAGES
+        error = assert_problem(reply, 413, "too_large", str(MAX_IMAGES))
+        assert error["limit_images"] == MAX_IMAGES
         assert reply.headers["connection"] == "close"
     assert winners(post_json(service, [b64(1)] * MAX_IMAGES)) == expected_winners(1) * MAX_IMAGES
 
@@ -603,8 +605,10 @@ def test_too_many_images(service: Service) -> None:
     ],
 )
 def test_images_are_counted_before_they_are_read(content_type: str, body: bytes) -> None:
-    """One too many is seen before the end of the form, before any base64, and before objects
-    that could be no images are made: a small body can ask for very many.
+    """An image too many is refused before the body is read any further.
+
+    Neither the end of the form is searched, nor base64 decoded, nor an object made for each
+    image, because a small body can name very many.
     """
     with pytest.raises(TooLarge):
         payload.split(body, content_type, 4)
@@ -627,7 +631,7 @@ CONTENT_TYPES = st.one_of(
 @settings(max_examples=1000, deadline=None)
 @given(st.lists(FRAGMENTS | st.binary(max_size=8)).map(b"".join), CONTENT_TYPES)
 def test_any_bytes_are_files_or_refused(body: bytes, content_type: str) -> None:
-    """Whatever a body and its type are, they are split into files, or said to be wrong."""
+    """Any body of any type is split into files, or refused with a detail."""
     try:
         found = payload.split(body, content_type, MAX_IMAGES)
     except (Malformed, TooLarge, Undecodable, UnsupportedMedia) as error:
@@ -636,19 +640,16 @@ def test_any_bytes_are_files_or_refused(body: bytes, content_type: str) -> None:
         assert 1 <= len(found) <= MAX_IMAGES
 
 
-def test_a_default_deadline_shorter_than_the_body_takes() -> None:
-    """The operator's to change: the header would only make it shorter."""
+async def test_a_body_slower_than_the_default_deadline() -> None:
+    """The remedy names the operator's setting, since the header can only shorten the deadline."""
 
-    async def nothing() -> Message:
+    async def receive() -> Message:
         await asyncio.sleep(60)
         raise AssertionError
 
-    async def steps() -> None:
-        intake = BodyReader(1000, 1000, 10.0, 0.02, lambda _: None)
-        headers = Headers({"type": "http", "headers": []})
-        with intake.reservation() as room, pytest.raises(BodyTimeout) as late:
-            await intake.receive(headers, nothing, 0.02, room)
-        operator = "ask the operator to raise --default-deadline-ms."
-        assert late.value.remedy == f"Send the body faster, or {operator}"
-
-    asyncio.run(steps())
+    reader = BodyReader(1000, 1000, 10.0, 0.02, lambda _: None)
+    headers = Headers({"type": "http", "headers": []})
+    with reader.reservation() as reservation, pytest.raises(BodyTimeout) as late:
+        await reader.receive(headers, receive, 0.02, reservation)
+    operator = "ask the operator to raise --default-deadline-ms."
+    assert late.value.remedy == f"Send the body faster, or {operator}"

@@ -1,12 +1,12 @@
-"""Health in every state, GET /model, and /docs with the OpenAPI document behind it."""
+"""Health in every state, GET /model, and /docs with the OpenAPI document that it shows."""
 
-import asyncio
 import json
 import math
 import os
 import re
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ def service(artifact: Path) -> Iterator[Service]:
 
 
 def test_ready(service: Service) -> None:
-    """200 and the plain words of each path."""
+    """Each path answers 200 in the words of its protocol."""
     said = {path: service.http.get(path).json() for path in LIVE}
     assert all(body == {"live": True} for body in said.values())
     ready = {"ready": True, "devices": {"ready": 1, "total": 1}}
@@ -48,7 +48,7 @@ def test_ready(service: Service) -> None:
 
 @pytest.fixture
 def gate(tmp_path: Path) -> Path:
-    """A FIFO beside `python`, an interpreter that starts only when something is written to it."""
+    """Make a FIFO and `python`, an interpreter that starts when the FIFO is written to."""
     gate, python = tmp_path / "gate", tmp_path / "python"
     os.mkfifo(gate)
     python.write_text(f'#!/bin/sh\nread _ < {gate}\nexec {sys.executable} "$@"\n')
@@ -57,7 +57,7 @@ def gate(tmp_path: Path) -> Path:
 
 
 def test_not_ready_at_the_start(artifact: Path, gate: Path) -> None:
-    """Live at once; unready and 503 not_ready with Retry-After until the device is proven."""
+    """Until the device is ready, the service is live and answers 503 with Retry-After."""
     service = Service(artifact, "--device-python", str(gate.with_name("python")))
     try:
         assert [service.http.get(path).status_code for path in LIVE] == [200] * 3
@@ -82,17 +82,28 @@ def assert_not_ready(reply: httpx.Response) -> None:
     assert reply.headers["retry-after"] == str(math.ceil(reply.json()["retry_after_ms"] / 1000))
 
 
-async def ask_draining(http: httpx.AsyncClient, app: FastAPI) -> list[httpx.Response]:
-    await app.state.service.model.devices.first_ready.wait()
-    app.state.service.drain(60)
-    paths = ("/livez", "/readyz", "/v2/health/ready", "/metrics")
-    replies = [await http.get(path) for path in paths]
-    return [*replies, await http.post("/classify", content=pictures.encoded())]
+@asynccontextmanager
+async def in_process(artifact: Path) -> AsyncIterator[tuple[httpx.AsyncClient, FastAPI]]:
+    """Run the application in this process. Yield a client of it, and the application."""
+    app = create_app(Settings(artifact=artifact), lambda error: None)
+    transport = httpx.ASGITransport(app)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://x") as http,
+    ):
+        yield http, app
 
 
-def test_draining(artifact: Path) -> None:
-    """Live and unready; what was on its way is answered still, and each answer is the last."""
-    live, ready, v2_ready, metrics, classify = in_process(artifact, ask_draining)
+async def test_draining(artifact: Path) -> None:
+    """A draining service is live and not ready. Its answers to requests close the connection."""
+    async with in_process(artifact) as (http, app):
+        await app.state.service.model.devices.first_ready.wait()
+        app.state.service.drain(60)
+        live = await http.get("/livez")
+        ready = await http.get("/readyz")
+        v2_ready = await http.get("/v2/health/ready")
+        metrics = await http.get("/metrics")
+        classify = await http.post("/classify", content=pictures.encoded())
     assert live.status_code == 200
     assert (ready.status_code, ready.json()["reason"]) == (503, "draining")
     assert v2_ready.json() == {"ready": False, "error": "not ready: draining"}
@@ -102,23 +113,8 @@ def test_draining(artifact: Path) -> None:
     assert ready.headers["retry-after"] == "1"
 
 
-def in_process(artifact: Path, ask: Callable[[httpx.AsyncClient, FastAPI], Awaitable[Any]]) -> Any:
-    """What `ask` returns, of the application in this process."""
-
-    async def run() -> Any:
-        app = create_app(Settings(artifact=artifact), lambda error: None)
-        transport = httpx.ASGITransport(app)
-        async with (
-            app.router.lifespan_context(app),
-            httpx.AsyncClient(transport=transport, base_url="http://x") as http,
-        ):
-            return await ask(http, app)
-
-    return asyncio.run(run())
-
-
-def test_model_tells_manifest_and_statistics(service: Service, artifact: Path) -> None:
-    """The manifest as the artifact has it, and what rows, queue, threads and devices do."""
+def test_model_has_manifest_and_statistics(service: Service, artifact: Path) -> None:
+    """GET /model has the manifest, and statistics of rows, queue, processes and devices."""
     import json
 
     said = service.http.get("/model").json()
@@ -131,7 +127,7 @@ def test_model_tells_manifest_and_statistics(service: Service, artifact: Path) -
 
 
 def test_docs_need_no_network(service: Service) -> None:
-    """The page refers to nothing elsewhere, and all that it refers to is served."""
+    """The page refers to nothing outside the service, and the service has all that it refers to."""
     page = service.http.get("/docs").text
     assert "://" not in page
     links = re.findall(r"""(?:src|href)=["']([^"']+)|url: '([^']+)""", page)
@@ -151,7 +147,7 @@ def operations(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def contents(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Schema and example of every answer."""
+    """Yield the schema and example of every answer."""
     for operation in operations(document):
         for response in operation["responses"].values():
             assert response["description"].strip()
@@ -187,7 +183,7 @@ def conforms(value: Any, schema: dict[str, Any], document: dict[str, Any]) -> bo
 
 
 def test_openapi_is_whole(document: dict[str, Any]) -> None:
-    """3.1, with the paths there are; ids are unique, every operation says what it is for."""
+    """The document is OpenAPI 3.1 with all paths, unique ids, and a summary for each operation."""
     assert document["openapi"].startswith("3.1")
     assert set(document["paths"]) == {
         "/classify", "/livez", "/healthz", "/readyz", "/v2/health/live", "/v2/health/ready",
@@ -205,8 +201,8 @@ def test_openapi_examples_are_of_their_schemas(document: dict[str, Any]) -> None
         assert conforms(content["example"], content["schema"], document), content
 
 
-def test_openapi_tells_every_status_of_classify(document: dict[str, Any]) -> None:
-    """Those of all errors but for those of the router, and 499, which is never sent."""
+def test_openapi_has_every_status_of_classify(document: dict[str, Any]) -> None:
+    """The document has the status of each error but the router's, and 499, which is never sent."""
     statuses = {error.status for error in errors.RequestError.__subclasses__()} - {404, 405, 499}
     classify = document["paths"]["/classify"]["post"]
     assert set(classify["responses"]) == {"200", *map(str, statuses)}
@@ -226,7 +222,7 @@ def test_openapi_tells_every_body_of_classify(document: dict[str, Any]) -> None:
 
 
 def test_openapi_is_true_of_answers(service: Service, document: dict[str, Any]) -> None:
-    """Answers with results, with errors in them, and problems are of their schemas."""
+    """Answers with results, answers with errors in them, and problems conform to their schemas."""
     responses = document["paths"]["/classify"]["post"]["responses"]
     image = ("image", ("x", pictures.encoded()))
     for files in ([image], [image, ("image", ("x", b"bad"))], [("image", ("x", b"bad"))] * 2):
@@ -236,7 +232,7 @@ def test_openapi_is_true_of_answers(service: Service, document: dict[str, Any]) 
 
 
 def test_the_examples_of_the_docs_work(service: Service, document: dict[str, Any]) -> None:
-    """Each body that has an example is answered 200 as it stands, and is of its schema."""
+    """Each example of a body conforms to its schema and is answered 200 unchanged."""
     bodies = document["paths"]["/classify"]["post"]["requestBody"]["content"]
     examples = {media_type: body for media_type, body in bodies.items() if "example" in body}
     assert list(examples) == ["application/json"] == list(bodies)[:1]
@@ -250,7 +246,7 @@ def test_the_examples_of_the_docs_work(service: Service, document: dict[str, Any
 
 
 def test_the_form_of_the_docs_works(service: Service, document: dict[str, Any]) -> None:
-    """Swagger UI sends a part for each property: chosen files, or an empty field for the others."""
+    """Swagger UI sends a part for each property: the chosen files, or an empty field."""
     bodies = document["paths"]["/classify"]["post"]["requestBody"]["content"]
     schema = document["components"]["schemas"]["ImagesForm"]
     assert bodies["multipart/form-data"]["schema"]["$ref"].endswith("/ImagesForm")
@@ -265,18 +261,17 @@ def test_the_form_of_the_docs_works(service: Service, document: dict[str, Any]) 
         assert [list(result) for result in reply.json()["results"]] == [["predictions"]] * count
 
 
-def test_openapi_tells_how_top_k_is_bounded(document: dict[str, Any]) -> None:
-    """It begins at 1 and has no maximum; the description has the number of classes."""
+def test_openapi_has_the_limits_of_top_k(document: dict[str, Any]) -> None:
+    """top_k is at least 1 and has no maximum. The description has the number of classes."""
     parameters = document["paths"]["/classify"]["post"]["parameters"]
     (top_k,) = [parameter for parameter in parameters if parameter["name"] == "top_k"]
     assert top_k["schema"] == {"type": "integer", "minimum": 1, "default": 5}
     assert str(tiny.CLASSES) in top_k["description"]
 
 
-async def ask_openapi(http: httpx.AsyncClient, app: FastAPI) -> Any:
-    return (await http.get("/openapi.json")).json()
-
-
-def test_openapi_is_generated_without_a_warning(artifact: Path, document: dict[str, Any]) -> None:
-    """In this process, where a warning is an error."""
-    assert in_process(artifact, ask_openapi) == document
+async def test_openapi_is_generated_without_a_warning(
+    artifact: Path, document: dict[str, Any]
+) -> None:
+    """The application generates the document in this process, where a warning is an error."""
+    async with in_process(artifact) as (http, _):
+        assert (await http.get("/openapi.json")).json() == document

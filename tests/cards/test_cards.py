@@ -1,7 +1,7 @@
-"""Pull a card: two simulated ones under load, and a fault on the first in the middle.
+"""Pull a card: two simulated cards under load, and a fault of the first in the middle.
 
-What card 1 could have served is served; the first comes back when the fault is lifted; the metrics
-told the story. Real processes and sockets; the simulator stands for the SDK alone.
+The second card answers all requests, the first is ready again after the fault, and the metrics
+have the reason. Processes and sockets are real: only the SDK is simulated.
 """
 
 import asyncio
@@ -21,9 +21,9 @@ from tests.support.serving import Service, serving
 from tests.support.small import write_small_network
 
 CLIENTS = 64
-PICTURES = [encoded(seed=seed) for seed in range(8)]
+IMAGES = [encoded(seed=seed) for seed in range(8)]
 TWO_CARDS = {"MAGICMIND_SIM_CARDS": "2", "MAGICMIND_SIM_LATENCY": "1:2,8:4,16:6"}
-# What is told to card 0, and the reason that the service must find.
+# The faults of card 0, and the reason that the service must report.
 FAULTS = {
     "enqueue fails": ({"enqueue": "bad_status"}, "driver"),
     "enqueue raises": ({"enqueue": "exception"}, "driver"),
@@ -39,7 +39,7 @@ FAULTS = {
 
 @pytest.fixture(scope="module")
 def artifact(magicmind_module: SimulatedSdk, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small network, built for cards."""
+    """Build a small network for cards, and return the artifact."""
     folder = tmp_path_factory.mktemp("small")
     options = write_small_network(folder)
     magicmind_module.build("caffe", *options, "--output", folder / "artifact")
@@ -47,7 +47,7 @@ def artifact(magicmind_module: SimulatedSdk, tmp_path_factory: pytest.TempPathFa
 
 
 QUICK = "sync fails"
-"""Of these in `make test`; all of them in `make cards`."""
+"""The fault that `make test` runs. `make cards` runs all of them."""
 
 
 @pytest.mark.parametrize(
@@ -56,14 +56,14 @@ QUICK = "sync fails"
 def test_a_card_is_pulled(
     fault: str, artifact: Path, magicmind: SimulatedSdk, figure: Callable[[str], None]
 ) -> None:
-    """No answer but 200; the card is found out, restarted for the right reason, and comes back."""
-    told, reason = FAULTS[fault]
+    """All answers are 200. The card is restarted for the right reason, and is ready again."""
+    switches, reason = FAULTS[fault]
     flags = ["--device-python", magicmind.python, "--batch-timeout-ms", "1000"]
-    flags += ["--start-timeout-s", "8"]  # a card that still hangs does so while it opens
+    flags += ["--start-timeout-s", "8"]  # a card that hangs again hangs while it opens
     environment = magicmind.environment(**TWO_CARDS)
     with serving(artifact, *flags, environment=environment) as service:
         service.await_ready()
-        outcome, noticed_s = asyncio.run(_pull(service, magicmind, told))
+        outcome, noticed_s = asyncio.run(_pull(service, magicmind, switches))
         service.await_event("device_state", device="0", to="ready")
         figure(
             f"{fault}: {outcome.statuses[200]} answers, slowest {outcome.percentile(1):.2f} s, "
@@ -81,82 +81,80 @@ def test_a_card_is_pulled(
 
 
 async def _pull(
-    service: Service, sdk: SimulatedSdk, told: dict[str, object]
+    service: Service, sdk: SimulatedSdk, switches: dict[str, object]
 ) -> tuple[Outcome, float]:
-    """The load's outcome, and the seconds from the fault to its notice; then it is lifted."""
+    """Run a load with a fault in the middle. Return its outcome and the seconds until the fault is
+    noticed.
+    """
     url = service.url
-    loading = asyncio.create_task(load(url, PICTURES, CLIENTS, seconds=4))
-    await asyncio.sleep(1)  # the load's own time, not an event's
+    loading = asyncio.create_task(load(url, IMAGES, CLIENTS, seconds=4))
+    await asyncio.sleep(1)  # a part of the load's duration
     at = time.monotonic()
-    sdk.faults({0: told})
+    sdk.faults({0: switches})
     failed = {"device": "0", "to": "failed"}
     await asyncio.to_thread(service.await_event, "device_state", 30, **failed)
     noticed_s = time.monotonic() - at
-    await asyncio.sleep(1)  # the other card alone, under load, with restarts that fail
+    await asyncio.sleep(1)  # the load of the other card while restarts fail
     sdk.faults({})
     return await loading, noticed_s
 
 
 @pytest.mark.slow
 def test_a_card_that_is_slow_to_open(artifact: Path, magicmind: SimulatedSdk) -> None:
-    """The service is ready with the card that is, and takes the other when it comes."""
+    """The service is ready with the other card, and uses the slow one when it is ready."""
     magicmind.faults({0: {"open": "slow:2"}})
     flags = ("--device-python", magicmind.python)
     with serving(artifact, *flags, environment=magicmind.environment(**TWO_CARDS)) as service:
         assert service.http.get("/readyz").json()["devices"]["ready"] == 1
-        assert service.http.post("/classify", content=PICTURES[0]).status_code == 200
+        assert service.http.post("/classify", content=IMAGES[0]).status_code == 200
         service.await_event("device_state", device="0", to="ready")
         assert service.http.get("/readyz").json()["devices"]["ready"] == 2
 
 
-def test_a_card_whose_host_cannot_be_reaped(
+async def test_a_card_whose_host_cannot_be_reaped(
     artifact: Path, magicmind: SimulatedSdk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stuck in the driver: its rows are retired and counted, the other card serves its images."""
+    """The rows of the blocked host are counted as lost. The other card computes its images."""
     for name, value in magicmind.environment(**TWO_CARDS).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(Host, "kill", lambda host: None)
-
-    async def steps() -> None:
-        settings = {"batch_timeout_ms": 1000, "reap_timeout_s": 0.2, "rows": 64}
-        async with running(
-            artifact, devices="0,1", device_python=magicmind.python, **settings
-        ) as service:
-            stuck = service.device.host
-            assert stuck is not None
-            service.freeze()
-            requests = [service.submit(seed) for seed in range(20)]
-            while not any(sent.images for sent in stuck.unanswered.values()):
-                await requests[-1].answered
-                requests.append(service.submit(len(requests)))
-            await asyncio.gather(*(request.answered for request in requests))
-            outcomes = [outcome for request in requests for outcome in request.outcomes]
-            assert not any(isinstance(outcome, DeviceFailed) for outcome in outcomes)
-            await until(lambda: service.device.state == "quarantined")
-            lost = service.value("rows", state="lost")
-            assert lost > 0
-            assert service.value("image_retries_total") == lost
-            assert service.value("late_replies_total") == 0
-            stuck.process.kill()
-            await service.all_rows_free()
-            await service.ready()
-
-    asyncio.run(asyncio.wait_for(steps(), 60))
+    settings = {"batch_timeout_ms": 1000, "reap_timeout_s": 0.2, "rows": 64}
+    async with running(
+        artifact, devices="0,1", device_python=magicmind.python, **settings
+    ) as service:
+        blocked = service.device.host
+        assert blocked is not None
+        service.freeze()
+        requests = [service.submit(seed) for seed in range(20)]
+        while not any(sent.images for sent in blocked.unanswered.values()):
+            await requests[-1].answered
+            requests.append(service.submit(len(requests)))
+        await asyncio.gather(*(request.answered for request in requests))
+        outcomes = [outcome for request in requests for outcome in request.outcomes]
+        assert not any(isinstance(outcome, DeviceFailed) for outcome in outcomes)
+        await until(lambda: service.device.state == "quarantined")
+        lost = service.value("rows", state="lost")
+        assert lost > 0
+        assert service.value("image_retries_total") == lost
+        assert service.value("late_replies_total") == 0
+        blocked.process.kill()
+        await service.all_rows_free()
+        await service.ready()
 
 
 @pytest.mark.large
-def test_all_cards_are_dead(artifact: Path, magicmind: SimulatedSdk) -> None:
-    """503 with Retry-After, not ready, and a non-zero exit when the grace period is over."""
+def test_all_cards_fail(artifact: Path, magicmind: SimulatedSdk) -> None:
+    """Requests get 503 with Retry-After, and the process exits with 1 after the grace period."""
     flags = ["--device-python", magicmind.python, "--no-device-grace-s", "3"]
-    flags += ["--max-batch", "2"]  # which leaves a ready host no size to run by itself, and fail by
+    flags += ["--max-batch", "2"]  # no size is left that a ready host runs by itself, and fails
     with serving(artifact, *flags, environment=magicmind.environment(**TWO_CARDS)) as service:
         service.await_ready()
         broken = {"enqueue": "bad_status"}
         magicmind.faults({0: broken, 1: broken})
-        service.http.post("/classify", content=PICTURES[0])
+        service.http.post("/classify", content=IMAGES[0])
         for card in ("0", "1"):
             service.await_event("device_state", device=card, to="failed")
-        refused = service.http.post("/classify", content=PICTURES[0])
+        refused = service.http.post("/classify", content=IMAGES[0])
         assert refused.status_code == 503
         assert int(refused.headers["retry-after"]) >= 1
         assert service.http.get("/readyz").status_code == 503

@@ -1,8 +1,7 @@
-"""Who is taken in: by the wait that is to be expected, and by the bound of the queue."""
+"""Admission: by the estimated queueing time, and by the limit of the queue."""
 
 import asyncio
 import base64
-from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -27,59 +26,50 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_artifact(tmp_path_factory.mktemp("artifacts") / "tiny")
 
 
-def run(steps: Callable[[], Coroutine[object, object, None]]) -> None:
-    asyncio.run(asyncio.wait_for(steps(), 60))
-
-
-def known_rate(service: Running, images_per_second: float) -> None:
-    """Have the device's history say so."""
+def set_throughput(service: Running, images_per_second: float) -> None:
+    """Set the recent throughput of the device."""
     service.device.throughput.images_per_second = images_per_second
 
 
-def test_a_wait_beyond_the_deadline_is_refused(artifact: Path) -> None:
-    """With 20 images before it, at 10 a second: not within 2 s, and the answer says when."""
+async def test_a_wait_beyond_the_deadline_is_refused(artifact: Path) -> None:
+    """With 20 images queued at 10 images/s, a deadline of 2 s is refused and one of 3 s is not.
 
-    async def steps() -> None:
-        async with running(artifact) as service:
-            known_rate(service, 10)
-            service.service.admit(0.001)  # nothing is before it
-            service.freeze()
-            requests = [service.submit(seed) for seed in range(20)]
-            with pytest.raises(Overloaded) as refused:
-                service.service.admit(2.0)
-            assert 2000 <= retry_after_of(refused.value) <= 2667
-            service.service.admit(3.0)
-            service.thaw()
-            for seed, request in enumerate(requests):
-                await request.answered
-                assert_right(request, seed)
+    The error has the drain time as its Retry-After.
+    """
+    async with running(artifact) as service:
+        set_throughput(service, 10)
+        service.service.admit(0.001)  # no image is ahead
+        service.freeze()
+        requests = [service.submit(seed) for seed in range(20)]
+        with pytest.raises(Overloaded) as refused:
+            service.service.admit(2.0)
+        assert 2000 <= retry_after_of(refused.value) <= 2667
+        service.service.admit(3.0)
+        service.thaw()
+        for seed, request in enumerate(requests):
+            await request.answered
+            assert_right(request, seed)
 
-    run(steps)
 
-
-def test_retry_after_is_the_drain_time(artifact: Path) -> None:
-    """60 ms of work are 60 to 80 ms; the header has whole seconds, at least one."""
-
-    async def steps() -> None:
-        async with running(artifact, rows=6) as service:
-            service.freeze()
-            service.submit(*range(6))
-            known_rate(service, 100)
-            delays = set()
-            for _ in range(20):
-                with pytest.raises(Overloaded) as refused:
-                    service.submit(7)
-                delays.add(retry_after_of(refused.value))
-            assert 60 <= min(delays) < max(delays) <= 80
-            assert header_of(refused.value) == "1"
-            known_rate(service, 2)
+async def test_retry_after_is_the_drain_time(artifact: Path) -> None:
+    """60 ms of work give 60 to 80 ms. The header has whole seconds, at least one."""
+    async with running(artifact, rows=6) as service:
+        service.freeze()
+        service.submit(*range(6))
+        set_throughput(service, 100)
+        delays = set()
+        for _ in range(20):
             with pytest.raises(Overloaded) as refused:
                 service.submit(7)
-            assert 3000 <= retry_after_of(refused.value) <= 4000
-            assert header_of(refused.value) == str(-(-retry_after_of(refused.value) // 1000))
-            service.thaw()
-
-    run(steps)
+            delays.add(retry_after_of(refused.value))
+        assert 60 <= min(delays) < max(delays) <= 80
+        assert header_of(refused.value) == "1"
+        set_throughput(service, 2)
+        with pytest.raises(Overloaded) as refused:
+            service.submit(7)
+        assert 3000 <= retry_after_of(refused.value) <= 4000
+        assert header_of(refused.value) == str(-(-retry_after_of(refused.value) // 1000))
+        service.thaw()
 
 
 def retry_after_of(error: Overloaded) -> int:
@@ -91,50 +81,41 @@ def header_of(error: Overloaded) -> str:
     return problem(context, error).headers["retry-after"]
 
 
-def test_the_images_that_came_are_counted(artifact: Path) -> None:
-    """Five are before it, at 10 a second: five more are too many for a second, and take no row."""
-
-    async def steps() -> None:
-        async with running(artifact) as service:
-            service.freeze()
-            service.submit(*range(5))
-            known_rate(service, 10)
-            service.service.admit(1.0)
-            with pytest.raises(Overloaded, match="with the 5 images of this request") as refused:
-                service.submit(*range(5), deadline_s=1.0)
-            assert "fewer images" in refused.value.remedy
-            assert service.model.rows.in_use == 5
-            service.submit(6, deadline_s=1.0)
-            service.thaw()
-
-    run(steps)
+async def test_the_images_of_the_request_are_counted(artifact: Path) -> None:
+    """With five images queued at 10 images/s, five more do not fit into 1 s. They take no row."""
+    async with running(artifact) as service:
+        service.freeze()
+        service.submit(*range(5))
+        set_throughput(service, 10)
+        service.service.admit(1.0)
+        with pytest.raises(Overloaded, match="with the 5 images of this request") as refused:
+            service.submit(*range(5), deadline_s=1.0)
+        assert "fewer images" in refused.value.remedy
+        assert service.model.rows.in_use == 5
+        service.submit(6, deadline_s=1.0)
+        service.thaw()
 
 
-def test_an_idle_service_takes_what_comes(artifact: Path) -> None:
-    """A rate that a hang has made low is no reason: only answers correct it."""
-
-    async def steps() -> None:
-        async with running(artifact) as service:
-            known_rate(service, 0.001)
-            await service.answers_rightly(1, 2, 3)
-            assert service.model.devices.images_per_second > 1
-
-    run(steps)
+async def test_an_idle_service_accepts_at_any_throughput(artifact: Path) -> None:
+    """A throughput that a hang has made low refuses no request: only answers can correct it."""
+    async with running(artifact) as service:
+        set_throughput(service, 0.001)
+        await service.answers_rightly(1, 2, 3)
+        assert service.model.devices.images_per_second > 1
 
 
-def test_the_self_test_tells_a_rate(artifact: Path) -> None:
-    """So that many images at once find one, before any was answered."""
-
-    async def steps() -> None:
-        async with running(artifact) as service:
-            assert service.model.devices.images_per_second > 0
-
-    run(steps)
+async def test_the_self_test_measures_a_throughput(artifact: Path) -> None:
+    """The throughput is known when the device becomes ready, before a request was answered."""
+    async with running(artifact) as service:
+        assert service.model.devices.images_per_second > 0
 
 
 def test_many_images_that_cannot_be_finished(artifact: Path, tmp_path: Path) -> None:
-    """Four clients with 32 images each, of which 25 a second are computed, and 2.5 s: the first is
-    answered, the others are refused at once, and nothing expires. By form, then by JSON."""
+    """Of four clients with 32 images each, one is answered and three are refused at once.
+
+    The device computes 25 images/s and the deadline is 2.5 s. No image times out. The bodies are
+    forms first, and then JSON.
+    """
     images = [encoded(seed=seed) for seed in range(32)]
     document = {"images": [base64.b64encode(image).decode() for image in images]}
     bodies: list[Any] = [{"files": [("image", each) for each in images]}, {"json": document}]
@@ -157,111 +138,93 @@ def test_many_images_that_cannot_be_finished(artifact: Path, tmp_path: Path) -> 
         assert service.metric("topfive_images_total", outcome="expired") == 0
 
 
-def test_a_deadline_that_the_caller_made_impossible(artifact: Path, tmp_path: Path) -> None:
-    """504 that names the deadline: before and after the rate is known, and not the load."""
+def test_a_deadline_shorter_than_a_batch(artifact: Path, tmp_path: Path) -> None:
+    """The error is 504 and names the deadline, not the load, before and after the first answer."""
     flags = ("--device-python", faulty_python(tmp_path, slow_s=0.2))
     with serving(artifact, *flags) as service:
         for _ in range(2):
             reply = service.http.post(
                 "/classify", content=encoded(), headers={"X-Request-Timeout-Ms": "100"}
             )
-            said = reply.json()
-            assert (reply.status_code, said["code"]) == (504, "deadline")
-            assert "Without any other load" in said["detail"]
-            assert said["remedy"] == "Send a longer X-Request-Timeout-Ms."
+            error = reply.json()
+            assert (reply.status_code, error["code"]) == (504, "deadline")
+            assert "Without any other load" in error["detail"]
+            assert error["remedy"] == "Send a longer X-Request-Timeout-Ms."
             assert service.http.post("/classify", content=encoded()).status_code == 200
 
 
-def test_a_deadline_that_the_load_took(artifact: Path) -> None:
-    """With others before it, and time enough without them."""
+async def test_a_deadline_that_passes_because_of_load(artifact: Path) -> None:
+    """The remedy names the overload only if the request had time enough without other images."""
+    async with running(artifact) as service:
+        await service.answers_rightly(1)
+        alone = await service.frozen_with(1, deadline_s=0.3)
+        with pytest.raises(Deadline) as unlucky:
+            await alone.answered
+        service.submit(1, 2)
+        late = service.submit(3, deadline_s=0.3)
+        with pytest.raises(Deadline, match="3 images came before") as expired:
+            await late.answered
+        assert "the server is overloaded" in expired.value.remedy
+        assert "overloaded" not in unlucky.value.remedy
+        service.thaw()
 
-    async def steps() -> None:
-        async with running(artifact) as service:
-            await service.answers_rightly(1)
-            alone = await service.frozen_with(1, deadline_s=0.3)
-            with pytest.raises(Deadline) as unlucky:
-                await alone.answered
+
+async def test_an_unknown_throughput_refuses_no_request(artifact: Path) -> None:
+    """Without a throughput there is no estimate of the queueing time."""
+    async with running(artifact) as service:
+        set_throughput(service, 0)
+        service.freeze()
+        service.submit(1)
+        service.service.admit(0.001)
+        service.thaw()
+
+
+async def test_the_queue_has_a_bound(artifact: Path) -> None:
+    """Images on the device do not count. A request that does not fit as a whole is refused."""
+    async with running(artifact, queue_images=3) as service:
+        assert service.model.admission.largest_request == 3
+        requests = await service.frozen_full()
+        requests += [service.submit(7), service.submit(8)]
+        with pytest.raises(Overloaded, match="The queue has 2 images, and the request has 2"):
             service.submit(1, 2)
-            late = service.submit(3, deadline_s=0.3)
-            with pytest.raises(Deadline, match="3 images came before") as expired:
-                await late.answered
-            assert "the server is overloaded" in expired.value.remedy
-            assert "overloaded" not in unlucky.value.remedy
-            service.thaw()
-
-    run(steps)
-
-
-def test_an_unknown_rate_refuses_nobody(artifact: Path) -> None:
-    """Nothing is known of the wait."""
-
-    async def steps() -> None:
-        async with running(artifact) as service:
-            known_rate(service, 0)
-            service.freeze()
-            service.submit(1)
-            service.service.admit(0.001)
-            service.thaw()
-
-    run(steps)
-
-
-def test_the_queue_has_a_bound(artifact: Path) -> None:
-    """What is on the device does not count; a request of more images than fit is refused whole."""
-
-    async def steps() -> None:
-        async with running(artifact, queue_images=3) as service:
-            assert service.model.admission.largest_request == 3
-            requests = await service.frozen_full()
-            requests += [service.submit(7), service.submit(8)]
-            with pytest.raises(Overloaded, match="The queue has 2 images, and the request has 2"):
-                service.submit(1, 2)
-            requests.append(service.submit(9))
-            with pytest.raises(Overloaded, match="this server queues at most 3"):
-                service.service.admit(10)
-            service.thaw()
-            await asyncio.gather(*(each.answered for each in requests))
+        requests.append(service.submit(9))
+        with pytest.raises(Overloaded, match="this server queues at most 3"):
             service.service.admit(10)
-
-    run(steps)
+        service.thaw()
+        await asyncio.gather(*(each.answered for each in requests))
+        service.service.admit(10)
 
 
 @pytest.mark.parametrize(("max_batch", "batches"), [(0, [8, 8]), (4, [4, 4]), (1, [1, 1])])
-def test_the_largest_batch_is_a_setting(artifact: Path, max_batch: int, batches: list[int]) -> None:
-    """Up to it the batches fill."""
-
-    async def steps() -> None:
-        async with running(artifact, max_batch=max_batch) as service:
-            first = await service.frozen_full()
-            requests = [service.submit(seed) for seed in range(sum(batches))]
-            await until(lambda: not service.rows("filling"))
-            service.thaw()
-            await asyncio.gather(*(each.answered for each in first + requests))
-            assert service.value("batch_images_count") == len(first) + len(batches)
-            assert {each.batch for each in requests} == set(batches)
-
-    run(steps)
+async def test_the_largest_batch_is_a_setting(
+    artifact: Path, max_batch: int, batches: list[int]
+) -> None:
+    """Batches fill up to the size that the setting names."""
+    async with running(artifact, max_batch=max_batch) as service:
+        first = await service.frozen_full()
+        requests = [service.submit(seed) for seed in range(sum(batches))]
+        await until(lambda: not service.rows("filling"))
+        service.thaw()
+        await asyncio.gather(*(each.answered for each in first + requests))
+        assert service.value("batch_images_count") == len(first) + len(batches)
+        assert {each.batch for each in requests} == set(batches)
 
 
-def test_batches_in_flight_are_a_setting(artifact: Path) -> None:
-    """With one, a second batch waits here, not in the host's socket."""
-
-    async def steps() -> None:
-        async with running(artifact, inflight_per_device=1) as service:
-            service.freeze()
-            requests = [service.submit(0)]
-            await until(lambda: service.rows("running") == 1)
-            requests += [service.submit(seed) for seed in range(1, 5)]
-            await until(lambda: service.rows("waiting") == 4)
-            assert service.model.devices.devices[0].batches_in_flight == 1
-            service.thaw()
-            await asyncio.gather(*(each.answered for each in requests))
-
-    run(steps)
+async def test_batches_in_flight_are_a_setting(artifact: Path) -> None:
+    """With one batch in flight, the second waits in the service, not in the host's socket."""
+    async with running(artifact, inflight_per_device=1) as service:
+        service.freeze()
+        requests = [service.submit(0)]
+        await until(lambda: service.rows("running") == 1)
+        requests += [service.submit(seed) for seed in range(1, 5)]
+        await until(lambda: service.rows("waiting") == 4)
+        assert service.model.devices.devices[0].batches_in_flight == 1
+        service.thaw()
+        await asyncio.gather(*(each.answered for each in requests))
 
 
-def test_the_rate_is_that_of_a_busy_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two batches of 8 in 0.1 s each, with a second of nothing between them: 80 a second."""
+def test_throughput_counts_busy_time_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches of 8 in 0.1 s each, with a second of idle time between them, are 80 images/s."""
     now = 0.0
     monkeypatch.setattr(throughput.time, "perf_counter", lambda: now)
     measured = Throughput()
@@ -275,7 +238,10 @@ def test_the_rate_is_that_of_a_busy_device(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_overlapping_batches_share_their_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three sent at once, answered each 0.1 s after the one before; 0.02 s of it beside another."""
+    """Three batches sent at once and answered every 0.1 s are 80 images/s.
+
+    Each takes the host 0.12 s, of which 0.02 s overlap with the batch before.
+    """
     now = 0.0
     monkeypatch.setattr(throughput.time, "perf_counter", lambda: now)
     measured = Throughput()
@@ -287,10 +253,10 @@ def test_overlapping_batches_share_their_time(monkeypatch: pytest.MonkeyPatch) -
     assert measured.images_per_second == pytest.approx(80)
 
 
-def test_an_answer_that_the_event_loop_comes_late_to_is_not_the_devices_time(
+def test_a_late_event_loop_does_not_reduce_the_throughput(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """0.1 s in the host each; a second later both answers are read."""
+    """Both batches took the host 0.1 s. Their answers are read a second later."""
     now = 0.0
     monkeypatch.setattr(throughput.time, "perf_counter", lambda: now)
     measured = Throughput()
@@ -302,21 +268,17 @@ def test_an_answer_that_the_event_loop_comes_late_to_is_not_the_devices_time(
     assert measured.images_per_second == pytest.approx(80)
 
 
-def test_a_deadline_that_has_passed(artifact: Path) -> None:
-    """Is no matter of what is in flight; an idle service takes no row for it either."""
-
-    async def steps() -> None:
-        async with running(artifact) as service:
-            for busy in (False, True):
-                if busy:
-                    await service.frozen_with(1)
-                free = service.model.rows.free
-                with pytest.raises(Deadline, match="exceeded 0 s after the whole body"):
-                    service.submit(1, 2, deadline_s=-0.3)
-                assert service.model.rows.free == free
-            service.thaw()
-
-    run(steps)
+async def test_a_deadline_that_has_passed(artifact: Path) -> None:
+    """The request takes no row, whether other images are in flight or the service is idle."""
+    async with running(artifact) as service:
+        for busy in (False, True):
+            if busy:
+                await service.frozen_with(1)
+            free = service.model.rows.free
+            with pytest.raises(Deadline, match="exceeded 0 s after the whole body"):
+                service.submit(1, 2, deadline_s=-0.3)
+            assert service.model.rows.free == free
+        service.thaw()
 
 
 @pytest.mark.parametrize(
@@ -332,50 +294,45 @@ def test_a_deadline_that_has_passed(artifact: Path) -> None:
         ),
     ],
 )
-def test_more_time_is_whose_deadline_it_is(
+async def test_the_remedy_names_the_deadline_that_applied(
     artifact: Path, images: int, shortened: bool, remedy: str
 ) -> None:
-    """The header only makes the default shorter, so it is no help where it was not given."""
-
-    async def steps() -> None:
-        async with running(artifact) as service:
-            known_rate(service, 1)
-            files = [encoded()] * images
-            with pytest.raises(Deadline) as expired:
-                service.service.submit(files, 5, TimeLimit(0.0, shortened))
-            service.freeze()
-            assert expired.value.remedy == remedy
-            service.submit(1)
-            with pytest.raises(Overloaded) as refused:
-                soon = asyncio.get_running_loop().time() + 0.5
-                service.service.submit(files, 5, TimeLimit(soon, shortened))
-            assert refused.value.remedy.endswith(
-                f"If the error repeats, {remedy[0].lower()}{remedy[1:]}"
-            )
-            with pytest.raises(Overloaded, match="queueing") as refused:
-                service.service.admit(1.0)
-            assert refused.value.remedy.endswith("X-Request-Timeout-Ms.")
-            service.thaw()
-
-    run(steps)
+    """The header only shortens the default, so the remedy names the header only if it was sent."""
+    async with running(artifact) as service:
+        set_throughput(service, 1)
+        files = [encoded()] * images
+        with pytest.raises(Deadline) as expired:
+            service.service.submit(files, 5, TimeLimit(0.0, shortened))
+        service.freeze()
+        assert expired.value.remedy == remedy
+        service.submit(1)
+        with pytest.raises(Overloaded) as refused:
+            soon = asyncio.get_running_loop().time() + 0.5
+            service.service.submit(files, 5, TimeLimit(soon, shortened))
+        assert refused.value.remedy.endswith(
+            f"If the error repeats, {remedy[0].lower()}{remedy[1:]}"
+        )
+        with pytest.raises(Overloaded, match="queueing") as refused:
+            service.service.admit(1.0)
+        assert refused.value.remedy.endswith("X-Request-Timeout-Ms.")
+        service.thaw()
 
 
-def late_request(service: Running, seconds: float) -> Deadline:
-    """Return the error of a request of 8 images, with 3 before it, that had so many seconds."""
+def timed_out(service: Running, seconds: float) -> Deadline:
+    """Return the error of a request of 8 images, 3 images ahead, that had `seconds` of time."""
     limit = TimeLimit(asyncio.get_running_loop().time() + seconds)
     return service.model.admission.deadline_error(Request(8, 5, limit, images_ahead=3))
 
 
-def test_what_a_request_takes_alone(artifact: Path) -> None:
-    """8 images of 0.1 s on two processes, computed in 0.8 s meanwhile: with 2 s it was the load."""
+async def test_what_a_request_takes_alone(artifact: Path) -> None:
+    """8 images of 0.1 s take the device 0.8 s, and two decode workers less.
 
-    async def steps() -> None:
-        async with running(artifact, decode_processes=2) as service:
-            known_rate(service, 10)
-            service.model._decode_pool._seconds = 0.1
-            late = late_request(service, 2.0)
-            assert "3 images came before" in late.detail
-            late = late_request(service, 1.5)
-            assert "Without any other load, 8 images may take 1.6 s." in late.detail
-
-    run(steps)
+    A deadline below twice that was too short. With a longer one the load is the reason.
+    """
+    async with running(artifact, decode_processes=2) as service:
+        set_throughput(service, 10)
+        service.model._decode_pool._seconds = 0.1
+        late = timed_out(service, 2.0)
+        assert "3 images came before" in late.detail
+        late = timed_out(service, 1.5)
+        assert "Without any other load, 8 images may take 1.6 s." in late.detail

@@ -1,6 +1,5 @@
-"""Decode processes: files become rows, errors become values, and what ends one costs one image."""
+"""The decode pool: files become rows, errors become values, a crash costs at most one image."""
 
-import asyncio
 import errno
 import logging
 import mmap
@@ -45,7 +44,7 @@ from tests.support.serving import children
 from tests.support.tiny import SIDE
 
 BODY_BYTES = 4 << 20
-SLOW = vast_png(10_000, 8_000)  # a fifth of a second
+SLOW = vast_png(10_000, 8_000)  # decoding takes a fifth of a second
 
 
 @pytest.fixture
@@ -56,16 +55,16 @@ def rows() -> Iterator[Rows]:
 
 
 class Decoding:
-    """A decoder, what it has finished and how often it told so, its restarts, what was fatal."""
+    """A decode pool under test, with what it reported: results, restarts and fatal errors."""
 
     def __init__(self, rows: Rows, processes: int, max_pixels: int) -> None:
         self.wakes: list[list[Decoded]] = []
         self.fatal: list[DeviceError] = []
         self.metrics = Metrics()
         self._limit = rows.capacity
-        self._taken = rows.acquire(rows.capacity) or []
+        self._acquired = rows.acquire(rows.capacity) or []
         options = DecodeOptions(SIDE, "bilinear", max_pixels, processes, BODY_BYTES)
-        self.decoder = DecodePool(rows, options, self, self.metrics, self.fatal.append)
+        self.decode_pool = DecodePool(rows, options, self, self.metrics, self.fatal.append)
 
     def decode_limit(self) -> int:
         return self._limit
@@ -75,7 +74,7 @@ class Decoding:
 
     @property
     def restarts(self) -> int:
-        """How often the processes were restarted."""
+        """Return how often the decode processes were restarted."""
         value = self.metrics.registry.get_sample_value("topfive_decode_restarts_total")
         return int(value or 0)
 
@@ -85,16 +84,16 @@ class Decoding:
 
     @property
     def processes(self) -> list[int]:
-        return children(self.decoder.pid)
+        return children(self.decode_pool.pid)
 
     def put(self, data: bytes) -> Image:
-        image = Image(Request(1, 5, TimeLimit(1e9)), 0, self._taken.pop(), data)
-        self.decoder.put(image)
+        image = Image(Request(1, 5, TimeLimit(1e9)), 0, self._acquired.pop(), data)
+        self.decode_pool.put(image)
         return image
 
-    def at_work(self) -> bool:
-        """Whether the first process has begun an image."""
-        [slot] = CLAIM.unpack_from(self.decoder._bodies, 0)
+    def decodes(self) -> bool:
+        """Return whether the first worker has started an image."""
+        [slot] = CLAIM.unpack_from(self.decode_pool._bodies, 0)
         return bool(slot != NO_CLAIM)
 
 
@@ -102,28 +101,26 @@ class Decoding:
 async def decoding(
     rows: Rows, processes: int = 2, max_pixels: int = 1_000_000
 ) -> AsyncIterator[Decoding]:
-    begun = Decoding(rows, processes, max_pixels)
-    await until(lambda: len(begun.processes) == processes)
-    yield begun
-    begun.decoder.close()
+    pool = Decoding(rows, processes, max_pixels)
+    try:
+        await until(lambda: len(pool.processes) == processes)
+        yield pool
+    finally:
+        pool.decode_pool.close()
 
 
-def test_files_become_rows(rows: Rows) -> None:
-    """Each file's pixels are in its row, with their number, and the file is let go."""
-
-    async def steps() -> None:
-        async with decoding(rows) as begun:
-            put = {seed: begun.put(encoded(seed=seed)) for seed in range(40)}
-            await until(lambda: len(begun.finished) == 40)
-            for seed, image in put.items():
-                assert np.array_equal(rows.inputs[image.row], pixels(seed))
-                assert image.data == b""
-            assert {decoded.pixels for decoded in begun.finished} == {SIDE * SIDE}
-            assert all(decoded.error is None for decoded in begun.finished)
-            assert all(0 < decoded.seconds < 10 for decoded in begun.finished)
-            assert begun.restarts == 0
-
-    asyncio.run(steps())
+async def test_files_become_rows(rows: Rows) -> None:
+    """Each file's pixels are in its row with their number, and the file is released."""
+    async with decoding(rows) as pool:
+        put = {seed: pool.put(encoded(seed=seed)) for seed in range(40)}
+        await until(lambda: len(pool.finished) == 40)
+        for seed, image in put.items():
+            assert np.array_equal(rows.inputs[image.row], pixels(seed))
+            assert image.data == b""
+        assert {decoded.pixels for decoded in pool.finished} == {SIDE * SIDE}
+        assert all(decoded.error is None for decoded in pool.finished)
+        assert all(0 < decoded.seconds < 10 for decoded in pool.finished)
+        assert pool.restarts == 0
 
 
 @pytest.mark.parametrize(
@@ -134,130 +131,102 @@ def test_files_become_rows(rows: Rows) -> None:
         (vast_png(2000, 1000), TooManyPixels, {"limit_pixels": 1_000_000}),
     ],
 )
-def test_errors_are_values(
+async def test_errors_are_values(
     rows: Rows, data: bytes, error: type[Exception], members: dict[str, int]
 ) -> None:
-    """A file that is refused comes back with its reason; its row is as it was."""
-
-    async def steps() -> None:
-        async with decoding(rows) as begun:
-            image = begun.put(data)
-            await until(lambda: begun.finished)
-            [decoded] = begun.finished
-            assert isinstance(decoded.error, error)
-            assert decoded.error.remedy
-            assert decoded.error.members == members
-            assert decoded.pixels == 0
-            assert not rows.inputs[image.row].any()
-
-    asyncio.run(steps())
+    """A refused file is returned with its error, and its row is unchanged."""
+    async with decoding(rows) as pool:
+        image = pool.put(data)
+        await until(lambda: pool.finished)
+        [decoded] = pool.finished
+        assert isinstance(decoded.error, error)
+        assert decoded.error.remedy
+        assert decoded.error.members == members
+        assert decoded.pixels == 0
+        assert not rows.inputs[image.row].any()
 
 
-def test_a_bug_is_an_internal_error(rows: Rows, caplog: pytest.LogCaptureFixture) -> None:
-    """What no decoder should raise becomes Internal, its trace is logged, the process lives on."""
-
-    async def steps() -> None:
-        async with decoding(rows, processes=1) as begun:
-            begun.decoder.put(Image(Request(1, 5, TimeLimit(1e9)), 0, 1_000_000, encoded()))
-            await until(lambda: begun.finished)
-            assert isinstance(begun.finished[0].error, Internal)
-            [record] = [record for record in caplog.records if record.msg == "decode_failed"]
-            assert "IndexError" in record.__dict__["traceback"]
-            begun.put(encoded())
-            await until(lambda: len(begun.finished) == 2)
-            assert begun.finished[1].error is None
-            assert begun.restarts == 0
-
-    asyncio.run(steps())
+async def test_a_bug_is_an_internal_error(rows: Rows, caplog: pytest.LogCaptureFixture) -> None:
+    """An unexpected exception becomes Internal, its traceback is logged, the worker continues."""
+    async with decoding(rows, processes=1) as pool:
+        pool.decode_pool.put(Image(Request(1, 5, TimeLimit(1e9)), 0, 1_000_000, encoded()))
+        await until(lambda: pool.finished)
+        assert isinstance(pool.finished[0].error, Internal)
+        [record] = [record for record in caplog.records if record.msg == "decode_failed"]
+        assert "IndexError" in record.__dict__["traceback"]
+        pool.put(encoded())
+        await until(lambda: len(pool.finished) == 2)
+        assert pool.finished[1].error is None
+        assert pool.restarts == 0
 
 
-def test_a_request_that_is_over_is_not_decoded(rows: Rows) -> None:
-    """Its images come back at once: no process's time for them."""
-
-    async def steps() -> None:
-        async with decoding(rows, processes=1) as begun:
-            send(signal.SIGSTOP, begun.processes)
-            for seed in range(SLOTS_PER_PROCESS):
-                begun.put(encoded(seed=seed))
-            left = begun.put(encoded(seed=SLOTS_PER_PROCESS))
-            left.request.end(ClientDisconnected("left"))
-            send(signal.SIGCONT, begun.processes)
-            await until(lambda: len(begun.finished) == SLOTS_PER_PROCESS + 1)
-            [decoded] = [decoded for decoded in begun.finished if decoded.image is left]
-            assert (decoded.pixels, decoded.error) == (0, None)
-            assert not rows.inputs[left.row].any()
-            assert isinstance(left.request.answered.exception(), ClientDisconnected)
-
-    asyncio.run(steps())
+async def test_a_finished_request_is_not_decoded(rows: Rows) -> None:
+    """The images of a finished request are returned without decoding."""
+    async with decoding(rows, processes=1) as pool:
+        send(signal.SIGSTOP, pool.processes)
+        for seed in range(SLOTS_PER_PROCESS):
+            pool.put(encoded(seed=seed))
+        image = pool.put(encoded(seed=SLOTS_PER_PROCESS))
+        image.request.end(ClientDisconnected("left"))
+        send(signal.SIGCONT, pool.processes)
+        await until(lambda: len(pool.finished) == SLOTS_PER_PROCESS + 1)
+        [decoded] = [decoded for decoded in pool.finished if decoded.image is image]
+        assert (decoded.pixels, decoded.error) == (0, None)
+        assert not rows.inputs[image.row].any()
+        assert isinstance(image.request.answered.exception(), ClientDisconnected)
 
 
-def test_wake_ups_are_coalesced(rows: Rows) -> None:
-    """What is finished one after another is told together."""
-
-    async def steps() -> None:
-        async with decoding(rows) as begun:
-            send(signal.SIGSTOP, begun.processes)
-            for seed in range(24):
-                begun.put(encoded(seed=seed))
-            send(signal.SIGCONT, begun.processes)
-            await until(lambda: len(begun.finished) == 24)
-            assert len(begun.wakes) <= 12
-
-    asyncio.run(steps())
+async def test_wake_ups_are_coalesced(rows: Rows) -> None:
+    """Images that are finished in quick succession are reported together."""
+    async with decoding(rows) as pool:
+        send(signal.SIGSTOP, pool.processes)
+        for seed in range(24):
+            pool.put(encoded(seed=seed))
+        send(signal.SIGCONT, pool.processes)
+        await until(lambda: len(pool.finished) == 24)
+        assert len(pool.wakes) <= 12
 
 
-def test_statistics(rows: Rows) -> None:
-    """Processes, how many are busy, how many images wait for one."""
-
-    async def steps() -> None:
-        async with decoding(rows) as begun:
-            assert begun.decoder.statistics() == {"processes": 2, "busy": 0, "waiting": 0}
-            send(signal.SIGSTOP, begun.processes)
-            for seed in range(40):
-                begun.put(encoded(seed=seed))
-            assert begun.decoder.statistics() == {"processes": 2, "busy": 2, "waiting": 38}
-            send(signal.SIGCONT, begun.processes)
-            await until(lambda: len(begun.finished) == 40)
-            assert begun.decoder.statistics() == {"processes": 2, "busy": 0, "waiting": 0}
-
-    asyncio.run(steps())
+async def test_statistics(rows: Rows) -> None:
+    """The statistics count the workers, the busy ones, and the images that wait for one."""
+    async with decoding(rows) as pool:
+        assert pool.decode_pool.statistics() == {"processes": 2, "busy": 0, "waiting": 0}
+        send(signal.SIGSTOP, pool.processes)
+        for seed in range(40):
+            pool.put(encoded(seed=seed))
+        assert pool.decode_pool.statistics() == {"processes": 2, "busy": 2, "waiting": 38}
+        send(signal.SIGCONT, pool.processes)
+        await until(lambda: len(pool.finished) == 40)
+        assert pool.decode_pool.statistics() == {"processes": 2, "busy": 0, "waiting": 0}
 
 
-def test_the_memory_of_a_large_body_is_given_back(rows: Rows) -> None:
-    """As soon as it is decoded."""
-
-    async def steps() -> None:
-        async with decoding(rows) as begun:
-            begun.put(b"no image" * (BODY_BYTES // 8))
-            await until(lambda: begun.finished)
-            memory = os.fstat(begun.decoder._descriptor)
-            assert memory.st_size > BODY_BYTES
-            assert memory.st_blocks * 512 < LARGE_BODY_BYTES
-
-    asyncio.run(steps())
+async def test_the_memory_of_a_large_body_is_released(rows: Rows) -> None:
+    """The memory is released as soon as the body is decoded."""
+    async with decoding(rows) as pool:
+        pool.put(b"no image" * (BODY_BYTES // 8))
+        await until(lambda: pool.finished)
+        memory = os.fstat(pool.decode_pool._descriptor)
+        assert memory.st_size > BODY_BYTES
+        assert memory.st_blocks * 512 < LARGE_BODY_BYTES
 
 
-def test_a_file_that_ends_its_process(rows: Rows, caplog: pytest.LogCaptureFixture) -> None:
-    """It is answered with an error that tells the signal; all others are decoded, by new ones."""
-
-    async def steps() -> None:
-        async with decoding(rows, processes=1, max_pixels=80_000_000) as begun:
-            slow = begun.put(SLOW)
-            put = {seed: begun.put(encoded(seed=seed)) for seed in range(30)}
-            await until(begun.at_work)
-            send(signal.SIGSEGV, begun.processes)
-            await until(lambda: len(begun.finished) == 31)
-            errors = {id(d.image): d.error for d in begun.finished if d.error}
-            assert list(errors) == [id(slow)]
-            assert isinstance(errors[id(slow)], Internal)
-            assert "SIGSEGV" in str(errors[id(slow)])
-            for seed, image in put.items():
-                assert np.array_equal(rows.inputs[image.row], pixels(seed))
-            assert (begun.restarts, begun.fatal) == (1, [])
-            [record] = [r for r in caplog.records if r.msg == "decode_process_ended"]
-            assert record.levelno == logging.ERROR
-
-    asyncio.run(steps())
+async def test_a_file_that_crashes_its_worker(rows: Rows, caplog: pytest.LogCaptureFixture) -> None:
+    """The file's error names the signal. New workers decode all other files."""
+    async with decoding(rows, processes=1, max_pixels=80_000_000) as pool:
+        slow = pool.put(SLOW)
+        put = {seed: pool.put(encoded(seed=seed)) for seed in range(30)}
+        await until(pool.decodes)
+        send(signal.SIGSEGV, pool.processes)
+        await until(lambda: len(pool.finished) == 31)
+        errors = {id(d.image): d.error for d in pool.finished if d.error}
+        assert list(errors) == [id(slow)]
+        assert isinstance(errors[id(slow)], Internal)
+        assert "SIGSEGV" in str(errors[id(slow)])
+        for seed, image in put.items():
+            assert np.array_equal(rows.inputs[image.row], pixels(seed))
+        assert (pool.restarts, pool.fatal) == (1, [])
+        [record] = [r for r in caplog.records if r.msg == "decode_process_ended"]
+        assert record.levelno == logging.ERROR
 
 
 @pytest.mark.parametrize(
@@ -267,144 +236,116 @@ def test_a_file_that_ends_its_process(rows: Rows, caplog: pytest.LogCaptureFixtu
         (1, "by SIGKILL, because memory was used up"),
     ],
 )
-def test_a_process_that_is_killed_for_memory(
+async def test_a_worker_that_is_killed_for_memory(
     counted: int,
     how: str,
     rows: Rows,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """SIGKILL that is not ours is no bug to report; it is certain where the kernel has counted."""
-
-    async def steps() -> None:
-        async with decoding(rows, processes=1, max_pixels=80_000_000) as begun:
-            before = cgroup.oom_kills()
-            begun.put(SLOW)
-            await until(begun.at_work)
-            monkeypatch.setattr(cgroup, "oom_kills", lambda: before + counted)
-            send(signal.SIGKILL, begun.processes)
-            await until(lambda: begun.finished)
-            error = begun.finished[0].error
-            assert isinstance(error, Internal)
-            assert error.detail == f"The process that decoded the image ended {how}."
-            assert "report" not in error.remedy and "--decode-processes" in error.remedy
-            [record] = [r for r in caplog.records if r.msg == "decode_process_ended"]
-            assert record.__dict__["how"] == how
-
-    asyncio.run(steps())
+    """A SIGKILL from outside is no bug to report. The kernel's count of kills makes it certain."""
+    async with decoding(rows, processes=1, max_pixels=80_000_000) as pool:
+        before = cgroup.oom_kills()
+        pool.put(SLOW)
+        await until(pool.decodes)
+        monkeypatch.setattr(cgroup, "oom_kills", lambda: before + counted)
+        send(signal.SIGKILL, pool.processes)
+        await until(lambda: pool.finished)
+        error = pool.finished[0].error
+        assert isinstance(error, Internal)
+        assert error.detail == f"The process that decoded the image ended {how}."
+        assert "report" not in error.remedy and "--decode-processes" in error.remedy
+        [record] = [r for r in caplog.records if r.msg == "decode_process_ended"]
+        assert record.__dict__["how"] == how
 
 
 def virtual_bytes(process: int) -> int:
     return int(Path(f"/proc/{process}/statm").read_text().split()[0]) * mmap.PAGESIZE
 
 
-def test_memory_that_runs_out_in_a_process(rows: Rows) -> None:
-    """A limit that one picture passes: its error tells of memory, and the next ones are decoded."""
-
-    async def steps() -> None:
-        async with decoding(rows, processes=1, max_pixels=80_000_000) as begun:
-            first = begun.put(encoded(seed=1))
-            await until(lambda: begun.finished)
-            [process] = begun.processes
-            limit = virtual_bytes(process) + (32 << 20)
-            resource.prlimit(process, resource.RLIMIT_AS, (limit, limit))
-            begun.put(SLOW)
-            last = begun.put(encoded(seed=2))
-            await until(lambda: len(begun.finished) == 3)
-            [error] = [decoded.error for decoded in begun.finished if decoded.error]
-            assert isinstance(error, Internal)
-            assert error.detail == "There is not enough memory to decode the image."
-            assert "--max-pixels" in error.remedy
-            assert np.array_equal(rows.inputs[first.row], pixels(1))
-            assert np.array_equal(rows.inputs[last.row], pixels(2))
-            assert begun.restarts == 0
-
-    asyncio.run(steps())
+async def test_memory_that_runs_out_in_a_worker(rows: Rows) -> None:
+    """An image that needs more memory than the limit gets an error, and the next is decoded."""
+    async with decoding(rows, processes=1, max_pixels=80_000_000) as pool:
+        first = pool.put(encoded(seed=1))
+        await until(lambda: pool.finished)
+        [process] = pool.processes
+        limit = virtual_bytes(process) + (32 << 20)
+        resource.prlimit(process, resource.RLIMIT_AS, (limit, limit))
+        pool.put(SLOW)
+        last = pool.put(encoded(seed=2))
+        await until(lambda: len(pool.finished) == 3)
+        [error] = [decoded.error for decoded in pool.finished if decoded.error]
+        assert isinstance(error, Internal)
+        assert error.detail == "There is not enough memory to decode the image."
+        assert "--max-pixels" in error.remedy
+        assert np.array_equal(rows.inputs[first.row], pixels(1))
+        assert np.array_equal(rows.inputs[last.row], pixels(2))
+        assert pool.restarts == 0
 
 
-def test_usage(rows: Rows) -> None:
-    """CPU and memory of all processes together, of which a picture takes some."""
-
-    async def steps() -> None:
-        async with decoding(rows, processes=2, max_pixels=80_000_000) as begun:
-            before, _ = begun.decoder.usage()
-            begun.put(SLOW)
-            await until(lambda: begun.finished)
-            after, memory = begun.decoder.usage()
-            assert after - before >= 0.05
-            each = [child_process.usage(pid) for pid in (begun.decoder.pid, *begun.processes)]
-            assert memory == pytest.approx(sum(resident for _, resident in each), rel=0.1)
-            assert min(resident for _, resident in each) > 1 << 20
-        assert child_process.children(begun.decoder.pid) == []
-
-    asyncio.run(steps())
+async def test_usage(rows: Rows) -> None:
+    """The usage is the CPU time and the memory of all processes, and decoding adds CPU time."""
+    async with decoding(rows, processes=2, max_pixels=80_000_000) as pool:
+        before, _ = pool.decode_pool.usage()
+        pool.put(SLOW)
+        await until(lambda: pool.finished)
+        after, memory = pool.decode_pool.usage()
+        assert after - before >= 0.05
+        each = [child_process.usage(pid) for pid in (pool.decode_pool.pid, *pool.processes)]
+        assert memory == pytest.approx(sum(resident for _, resident in each), rel=0.1)
+        assert min(resident for _, resident in each) > 1 << 20
+    assert child_process.children(pool.decode_pool.pid) == []
 
 
-@pytest.mark.parametrize("who", ["an idle one", "the first"])
-def test_killed_processes_cost_no_image(rows: Rows, who: str) -> None:
-    """kill -9 of one that is at no image, or of the one that starts them: no image is lost."""
-
-    async def steps() -> None:
-        async with decoding(rows) as begun:
-            before = begun.processes
-            send(signal.SIGSTOP, before)
-            put = {seed: begun.put(encoded(seed=seed)) for seed in range(30)}
-            send(signal.SIGKILL, [before[0] if who == "an idle one" else begun.decoder.pid])
-            await until(lambda: len(begun.finished) == 30)
-            assert all(decoded.error is None for decoded in begun.finished)
-            for seed, image in put.items():
-                assert np.array_equal(rows.inputs[image.row], pixels(seed))
-            assert begun.restarts == 1
-            assert not set(begun.processes) & set(before)
-
-    asyncio.run(steps())
+@pytest.mark.parametrize("killed", ["a worker", "the leader"])
+async def test_killed_processes_cost_no_image(rows: Rows, killed: str) -> None:
+    """No image is lost by kill -9 of an idle worker, or of the leader."""
+    async with decoding(rows) as pool:
+        before = pool.processes
+        send(signal.SIGSTOP, before)
+        put = {seed: pool.put(encoded(seed=seed)) for seed in range(30)}
+        send(signal.SIGKILL, [before[0] if killed == "a worker" else pool.decode_pool.pid])
+        await until(lambda: len(pool.finished) == 30)
+        assert all(decoded.error is None for decoded in pool.finished)
+        for seed, image in put.items():
+            assert np.array_equal(rows.inputs[image.row], pixels(seed))
+        assert pool.restarts == 1
+        assert not set(pool.processes) & set(before)
 
 
-def test_processes_that_do_not_start(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Are no use to start again: the service is told to end, with the exit code."""
-
-    async def steps() -> None:
-        with monkeypatch.context() as patched:
-            patched.setattr(sys, "executable", "/bin/false")
-            begun = Decoding(rows, 2, 1_000_000)
-        await until(lambda: begun.fatal)
-        begun.decoder.close()
-        assert "ended with code 1 during their start" in str(begun.fatal[0])
-        assert begun.restarts == 0
-
-    asyncio.run(steps())
+async def test_processes_that_do_not_start(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that exit during their start are not restarted: the error is fatal."""
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "executable", "/bin/false")
+        pool = Decoding(rows, 2, 1_000_000)
+    await until(lambda: pool.fatal)
+    pool.decode_pool.close()
+    assert "ended with code 1 during their start" in str(pool.fatal[0])
+    assert pool.restarts == 0
 
 
-def test_no_interpreter(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Is an error at once."""
-
-    async def steps() -> None:
-        monkeypatch.setattr(sys, "executable", "/nowhere/python")
-        with pytest.raises(DeviceError, match="No such file"):
-            Decoding(rows, 2, 1_000_000)
-
-    asyncio.run(steps())
+async def test_no_interpreter(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The constructor raises if the interpreter does not exist."""
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    with pytest.raises(DeviceError, match="No such file"):
+        Decoding(rows, 2, 1_000_000)
 
 
 def descriptors() -> set[Path]:
     return set(Path("/proc/self/fd").iterdir())
 
 
-def test_nothing_is_left(rows: Rows) -> None:
-    """Closed while one decodes: all processes are gone, and so are our descriptors."""
-
-    async def steps() -> None:
-        before = descriptors()
-        async with decoding(rows, processes=1, max_pixels=80_000_000) as begun:
-            begun.put(SLOW)
-            await until(begun.at_work)
-            ends = [os.pidfd_open(pid) for pid in (begun.decoder.pid, *begun.processes)]
-        assert len(select.select(ends, [], [], 0)[0]) == 2
-        for end in ends:
-            os.close(end)
-        assert descriptors() == before
-
-    asyncio.run(steps())
+async def test_nothing_is_left(rows: Rows) -> None:
+    """After a close during decoding, all processes have exited and all descriptors are closed."""
+    before = descriptors()
+    async with decoding(rows, processes=1, max_pixels=80_000_000) as pool:
+        pool.put(SLOW)
+        await until(pool.decodes)
+        ends = [os.pidfd_open(pid) for pid in (pool.decode_pool.pid, *pool.processes)]
+    assert len(select.select(ends, [], [], 0)[0]) == 2
+    for end in ends:
+        os.close(end)
+    assert descriptors() == before
 
 
 WITHOUT_DESCRIPTORS = [(socket, "socketpair"), (os, "pipe"), (os, "eventfd"), (os, "pidfd_open")]
@@ -415,29 +356,25 @@ def used_up(*_: object) -> int:
 
 
 @pytest.mark.parametrize(("module", "name"), WITHOUT_DESCRIPTORS)
-def test_a_start_without_descriptors(
+async def test_a_start_without_descriptors(
     rows: Rows, module: ModuleType, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Is an error, and leaves neither descriptors nor processes."""
-
-    async def steps() -> None:
-        async with decoding(rows) as begun:
-            decoder = begun.decoder
-            await until(lambda: decoder._started)
-            os.kill(decoder.pid, signal.SIGKILL)
-            with monkeypatch.context() as patched:
-                patched.setattr(module, name, used_up)
-                await until(lambda: begun.fatal)
-            left = descriptors()
-            with monkeypatch.context() as patched, pytest.raises(DeviceError):
-                patched.setattr(module, name, used_up)
-                decoder._start()
-            assert descriptors() <= left
-            expected = "Cannot start the decode processes: Too many open files"
-            assert [str(error) for error in begun.fatal] == [expected]
-            assert children(os.getpid()) == []
-
-    asyncio.run(steps())
+    """The failed start is an error, and leaves neither descriptors nor processes."""
+    async with decoding(rows) as pool:
+        decoder = pool.decode_pool
+        await until(lambda: decoder._started)
+        os.kill(decoder.pid, signal.SIGKILL)
+        with monkeypatch.context() as patched:
+            patched.setattr(module, name, used_up)
+            await until(lambda: pool.fatal)
+        left = descriptors()
+        with monkeypatch.context() as patched, pytest.raises(DeviceError):
+            patched.setattr(module, name, used_up)
+            decoder._start()
+        assert descriptors() <= left
+        expected = "Cannot start the decode processes: Too many open files"
+        assert [str(error) for error in pool.fatal] == [expected]
+        assert children(os.getpid()) == []
 
 
 def test_words_of_an_end() -> None:

@@ -1,4 +1,4 @@
-"""The devices' lives, with real host processes that fail in every way that we know of."""
+"""The lifecycle of devices, with real device hosts that fail in every known way."""
 
 import asyncio
 import errno
@@ -10,13 +10,11 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Coroutine
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
-import uvloop
 
 from service import artifact as artifacts
 from service.core.host_process import Host
@@ -30,7 +28,7 @@ from tests.support.serving import children
 from tests.support.tiny import probabilities, write_tiny_artifact
 
 HUNG_MS = 600
-"""A batch_timeout_ms that costs a test little and a healthy host on a busy machine nothing."""
+"""Time-out of a batch: short for a test, and long enough for a healthy host on a busy machine."""
 
 
 @pytest.fixture(scope="module")
@@ -39,23 +37,23 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Faults:
-    """What the device hosts of a test are told to do wrong; `python` is their interpreter."""
+    """The faults of a test's device hosts. `python` is the interpreter that runs them."""
 
     def __init__(self, folder: Path) -> None:
         self._control = folder / CONTROL
         self.python = faulty_python(folder)
 
-    def tell(self, device: int = 0, **fault: object) -> None:
-        """As faulty_host.py has it: open="hang", or run="wrong", after=1."""
+    def set(self, device: int = 0, **fault: object) -> None:
+        """Make a device faulty, for example open="hang". faulty_host.py has the list of faults."""
         self._write({str(device): fault})
 
-    def heal(self) -> None:
+    def clear(self) -> None:
         self._write({})
 
-    def _write(self, told: dict[str, object]) -> None:
-        aside = self._control.with_suffix(".new")
-        aside.write_text(json.dumps(told))
-        aside.replace(self._control)
+    def _write(self, faults: dict[str, object]) -> None:
+        new = self._control.with_suffix(".new")
+        new.write_text(json.dumps(faults))
+        new.replace(self._control)
 
 
 @pytest.fixture
@@ -63,93 +61,87 @@ def faults(tmp_path: Path) -> Faults:
     return Faults(tmp_path)
 
 
-def run(steps: Callable[[], Coroutine[object, object, None]]) -> None:
-    """On the event loop that `topfive serve` runs on."""
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(asyncio.wait_for(steps(), 60))
+@pytest.fixture(scope="module")
+def anyio_backend() -> tuple[str, dict[str, object]]:
+    """Return asyncio with the event loop of `topfive serve`."""
+    return "asyncio", {"use_uvloop": True}
 
 
 def states(log: pytest.LogCaptureFixture) -> list[str]:
-    """The states that were logged, in order."""
+    """Return the states that were logged, in order."""
     return [record.to for record in log.records if record.msg == "device_state"]
 
 
 def wrong_answers(request: Request, *seeds: int) -> int:
-    """How many outcomes have another first class than numpy finds."""
+    """Return how many outcomes have another first class than numpy computes."""
     right = probabilities(np.stack([pixels(seed) for seed in seeds])).argmax(axis=1)
     firsts = [outcome.class_ids[0] for outcome in request.outcomes]
     return int((right != firsts).sum())
 
 
 @pytest.fixture
-def kills_in_vain(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hosts cannot be killed by the service, as if they were stuck in the driver."""
+def unkillable_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no host be killed by the service, as if it were blocked in the driver."""
     monkeypatch.setattr(Host, "kill", lambda host: None)
 
 
-def test_proven_before_ready(artifact: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A device starts, is proven on the golden rows, is ready; then its figures are there."""
-
-    async def steps() -> None:
-        with caplog.at_level(logging.INFO):
-            async with running(artifact) as service:
-                assert states(caplog) == ["starting", "proving", "ready"]
-                assert service.value("golden_probes_total", result="pass") == 1
-                assert 0 <= service.value("golden_probe_deviation") < 1e-4
-                assert time.time() - service.value("golden_probe_success_timestamp_seconds") < 60
-                assert service.value("host_cpu_seconds_total") > 0
-                assert service.value("host_resident_memory_bytes") > 1e7
-                assert service.device.statistics()["engine"] == service.device.description != ""
-                for state in DEVICE_STATES:
-                    assert service.value("device_state", state=state) == (state == "ready")
-
-    run(steps)
-
-
-def test_a_killed_host(artifact: Path) -> None:
-    """kill -9 with batches in it: each image is tried once more and answered, the host is back."""
-
-    async def steps() -> None:
+async def test_self_test_before_ready(artifact: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A device starts, passes the self-test, and is ready. Its metrics are then there."""
+    with caplog.at_level(logging.INFO):
         async with running(artifact) as service:
-            request = await service.frozen_with(*range(20))
-            sent = service.rows("running")
-            service.kill_host()
-            await request.answered
-            assert_right(request, *range(20))
-            assert service.device.state == "ready"
-            assert service.value("image_retries_total") == sent
-            assert service.value("device_restarts_total", reason="crashed") == 1
-            assert service.value("batches_total", outcome="failed") == 2
-            await service.all_rows_free()
-
-    run(steps)
+            assert states(caplog) == ["starting", "proving", "ready"]
+            assert service.value("golden_probes_total", result="pass") == 1
+            assert 0 <= service.value("golden_probe_deviation") < 1e-4
+            assert time.time() - service.value("golden_probe_success_timestamp_seconds") < 60
+            assert service.value("host_cpu_seconds_total") > 0
+            assert service.value("host_resident_memory_bytes") > 1e7
+            assert service.device.statistics()["engine"] == service.device.description != ""
+            for state in DEVICE_STATES:
+                assert service.value("device_state", state=state) == (state == "ready")
 
 
-def test_an_artifact_that_is_replaced(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A host that starts again does not serve other files: it says so, and what helps.
+async def test_a_killed_host(artifact: Path) -> None:
+    """After kill -9 with batches in flight, each image has a second attempt and is answered.
 
-    Files that were only copied again are right.
+    The device host is restarted.
+    """
+    async with running(artifact) as service:
+        request = await service.frozen_with(*range(20))
+        sent = service.rows("running")
+        service.kill_host()
+        await request.answered
+        assert_right(request, *range(20))
+        assert service.device.state == "ready"
+        assert service.value("image_retries_total") == sent
+        assert service.value("device_restarts_total", reason="crashed") == 1
+        assert service.value("batches_total", outcome="failed") == 2
+        await service.all_rows_free()
+
+
+async def test_an_artifact_that_is_replaced(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A restarted host refuses files other than those that the service read, and says what to do.
+
+    It accepts the same files, copied again.
     """
     served, other = write_tiny_artifact(tmp_path / "served"), tmp_path / "other"
     write_tiny_artifact(other, seed=1)
 
-    async def steps() -> None:
-        async with running(served) as service:
-            shutil.copytree(served, tmp_path / "copied")
-            served.rename(tmp_path / "first")
-            other.rename(served)
-            service.kill_host()
-            await until(lambda: len(failures()) >= 2)
-            served.rename(tmp_path / "second")
-            (tmp_path / "copied").rename(served)
-            await until(lambda: service.device.state == "ready")
-            await service.answers_rightly(5)
-            assert service.value("device_restarts_total", reason="artifact") >= 1
-
     def failures() -> list[logging.LogRecord]:
         return [record for record in caplog.records if getattr(record, "to", "") == "failed"]
 
-    run(steps)
+    async with running(served) as service:
+        shutil.copytree(served, tmp_path / "copied")
+        served.rename(tmp_path / "first")
+        other.rename(served)
+        service.kill_host()
+        await until(lambda: len(failures()) >= 2)
+        served.rename(tmp_path / "second")
+        (tmp_path / "copied").rename(served)
+        await until(lambda: service.device.state == "ready")
+        await service.answers_rightly(5)
+        assert service.value("device_restarts_total", reason="artifact") >= 1
     crashed, replaced = failures()[:2]
     assert (crashed.reason, replaced.reason) == ("crashed", "artifact")
     assert "do not match the manifest that was read (tiny " in replaced.detail
@@ -157,8 +149,8 @@ def test_an_artifact_that_is_replaced(tmp_path: Path, caplog: pytest.LogCaptureF
     assert replaced.remedy == "Restart the service to serve the artifact that is in the folder now."
 
 
-def test_a_model_file_that_is_gone(tmp_path: Path) -> None:
-    """It is named; labels and golden rows are not read again, so they may go."""
+def test_a_missing_model_file(tmp_path: Path) -> None:
+    """The error names the model file. Labels and golden rows may be missing: no host reads them."""
     made = artifacts.read(write_tiny_artifact(tmp_path / "tiny"))
     (tmp_path / "tiny" / "labels.txt").unlink()
     made.check_model_unchanged()
@@ -167,8 +159,8 @@ def test_a_model_file_that_is_gone(tmp_path: Path) -> None:
         made.check_model_unchanged()
 
 
-def test_kills_under_load(artifact: Path) -> None:
-    """Two kills while eight callers ask on and on: all that was taken is answered, rightly."""
+async def test_kills_under_load(artifact: Path) -> None:
+    """With two kills while eight callers send images, each accepted image is answered rightly."""
 
     async def ask(service: Running, seed: int, until_answered: int) -> int:
         answered = 0
@@ -180,477 +172,383 @@ def test_kills_under_load(artifact: Path) -> None:
                 await until(lambda: service.service.ready)
         return answered
 
-    async def steps() -> None:
-        async with running(artifact, quarantine_failures=9) as service:
-            callers = [asyncio.create_task(ask(service, seed, 150)) for seed in range(8)]
-            for kills in (1, 2):
-                await until(lambda goal=kills * 300: service.value("images_total") > goal)
-                await until(lambda: service.device.state == "ready")
-                service.kill_host()
-                await until(lambda: service.device.state != "ready")
-            assert await asyncio.gather(*callers) == [150] * 8
-            assert service.value("images_total", outcome="ok") == 1200
-            assert service.value("images_total") == 1200
-            assert service.value("device_restarts_total") == 2
-            await service.all_rows_free()
-
-    run(steps)
-
-
-def test_a_hung_host(artifact: Path) -> None:
-    """A batch that is late costs its host its life; its rows are tried again."""
-
-    async def steps() -> None:
-        async with running(artifact, batch_timeout_ms=HUNG_MS) as service:
-            process = service.host.process
-            request = await service.frozen_with(1, 2)
-            await request.answered
-            assert_right(request, 1, 2)
-            assert process.returncode == -signal.SIGKILL
-            assert service.value("device_restarts_total", reason="hung") == 1
-            assert service.value("batches_total", outcome="timed_out") >= 1
-            assert service.value("images_total", outcome="ok") == 2
-
-    run(steps)
-
-
-@pytest.mark.usefixtures("kills_in_vain")
-def test_rows_have_no_new_owner_before_the_host_is_reaped(artifact: Path) -> None:
-    """Until then it may write: the rows stay running, nobody else gets them, nobody tries them."""
-
-    async def steps() -> None:
-        async with running(artifact, batch_timeout_ms=HUNG_MS, rows=4) as service:
-            request = await service.frozen_with(1, 2)
-            await until(lambda: service.device.state == "failed")
-            statistics = service.model.rows.statistics()
-            assert (statistics["running"], statistics["waiting"]) == (2, 0)
-            assert service.model.rows.acquire(3) is None
-            assert service.value("image_retries_total") == 0
+    async with running(artifact, quarantine_failures=9) as service:
+        callers = [asyncio.create_task(ask(service, seed, 150)) for seed in range(8)]
+        for kills in (1, 2):
+            await until(lambda goal=kills * 300: service.value("images_total") > goal)
+            await until(lambda: service.device.state == "ready")
             service.kill_host()
-            await request.answered
-            assert_right(request, 1, 2)
-            assert service.value("image_retries_total") == 2
-
-    run(steps)
-
-
-@pytest.mark.usefixtures("kills_in_vain")
-def test_a_host_that_cannot_be_reaped(artifact: Path) -> None:
-    """Its rows are lost, its device quarantined with no second host, till it ends after all."""
-
-    async def steps() -> None:
-        settings = {"batch_timeout_ms": HUNG_MS, "reap_timeout_s": 0.1, "rows": 8}
-        async with running(artifact, **settings) as service:
-            stuck = service.host
-            request = await service.frozen_with(1, 2)
-            await until(lambda: service.device.state == "quarantined")
-            assert service.model.rows.statistics()["lost"] == 2
-            assert service.value("rows", state="lost") == 2
-            assert service.value("rows", state="waiting") == 2
-            assert service.device.host is stuck
-            assert not request.done
-            service.kill_host()
-            await service.all_rows_free()
-            assert_right(request, 1, 2)
-            assert service.value("image_retries_total") == 2
-            await service.ready()
-            await service.answers_rightly(4)
-            assert service.device.host is not stuck
-
-    run(steps)
+            await until(lambda: service.device.state != "ready")
+        assert await asyncio.gather(*callers) == [150] * 8
+        assert service.value("images_total", outcome="ok") == 1200
+        assert service.value("images_total") == 1200
+        assert service.value("device_restarts_total") == 2
+        await service.all_rows_free()
 
 
-@pytest.mark.usefixtures("kills_in_vain")
-def test_no_row_left_for_what_is_stuck(artifact: Path) -> None:
-    """Images whose rows are lost, with none free, are refused: nobody waits for rows."""
-
-    async def steps() -> None:
-        settings = {"batch_timeout_ms": HUNG_MS, "reap_timeout_s": 0.1, "rows": 2}
-        async with running(artifact, **settings) as service:
-            request = await service.frozen_with(1, 2)
-            await request.answered
-            assert all(isinstance(outcome, DeviceFailed) for outcome in request.outcomes)
-            assert service.value("images_total", outcome="failed") == 2
-            service.kill_host()
-            await service.all_rows_free()
-
-    run(steps)
+async def test_a_hung_host(artifact: Path) -> None:
+    """A host that exceeds the time-out of a batch is killed, and its rows have a second attempt."""
+    async with running(artifact, batch_timeout_ms=HUNG_MS) as service:
+        process = service.host.process
+        request = await service.frozen_with(1, 2)
+        await request.answered
+        assert_right(request, 1, 2)
+        assert process.returncode == -signal.SIGKILL
+        assert service.value("device_restarts_total", reason="hung") == 1
+        assert service.value("batches_total", outcome="timed_out") >= 1
+        assert service.value("images_total", outcome="ok") == 2
 
 
-@pytest.mark.usefixtures("kills_in_vain")
-def test_a_late_reply(artifact: Path) -> None:
-    """A reply to a batch that was given up is counted and dropped; the batch is tried again."""
-
-    async def steps() -> None:
-        async with running(artifact, batch_timeout_ms=HUNG_MS) as service:
-            request = await service.frozen_with(1, 2)
-            batches = service.device.batches_in_flight
-            await until(lambda: service.device.state == "failed")
-            service.thaw()
-            await until(lambda: service.value("late_replies_total") == batches)
-            assert not request.done
-            service.kill_host()
-            await request.answered
-            assert_right(request, 1, 2)
-            assert service.value("images_total") == 2
-
-    run(steps)
+@pytest.mark.usefixtures("unkillable_hosts")
+async def test_rows_have_no_new_owner_before_the_host_is_reaped(artifact: Path) -> None:
+    """A host that has not exited may still write, so its rows stay running and are not reused."""
+    async with running(artifact, batch_timeout_ms=HUNG_MS, rows=4) as service:
+        request = await service.frozen_with(1, 2)
+        await until(lambda: service.device.state == "failed")
+        statistics = service.model.rows.statistics()
+        assert (statistics["running"], statistics["waiting"]) == (2, 0)
+        assert service.model.rows.acquire(3) is None
+        assert service.value("image_retries_total") == 0
+        service.kill_host()
+        await request.answered
+        assert_right(request, 1, 2)
+        assert service.value("image_retries_total") == 2
 
 
-def test_a_reply_that_nobody_expects(artifact: Path, faults: Faults) -> None:
-    """A reply for a batch that was never sent is counted, and harms nobody."""
+@pytest.mark.usefixtures("unkillable_hosts")
+async def test_a_host_that_cannot_be_reaped(artifact: Path) -> None:
+    """The host's rows are lost. The device is quarantined without a second host until it exits."""
+    settings = {"batch_timeout_ms": HUNG_MS, "reap_timeout_s": 0.1, "rows": 8}
+    async with running(artifact, **settings) as service:
+        stuck = service.host
+        request = await service.frozen_with(1, 2)
+        await until(lambda: service.device.state == "quarantined")
+        assert service.model.rows.statistics()["lost"] == 2
+        assert service.value("rows", state="lost") == 2
+        assert service.value("rows", state="waiting") == 2
+        assert service.device.host is stuck
+        assert not request.done
+        service.kill_host()
+        await service.all_rows_free()
+        assert_right(request, 1, 2)
+        assert service.value("image_retries_total") == 2
+        await service.ready()
+        await service.answers_rightly(4)
+        assert service.device.host is not stuck
 
-    async def steps() -> None:
-        async with running(artifact, device_python=faults.python) as service:
-            faults.tell(run="stale")
-            await service.answers_rightly(1)
-            assert service.value("late_replies_total") == 1
-            assert service.value("device_restarts_total") == 0
 
-    run(steps)
+@pytest.mark.usefixtures("unkillable_hosts")
+async def test_no_free_row_for_a_second_attempt(artifact: Path) -> None:
+    """An image whose row is lost is refused at once if no row is free."""
+    settings = {"batch_timeout_ms": HUNG_MS, "reap_timeout_s": 0.1, "rows": 2}
+    async with running(artifact, **settings) as service:
+        request = await service.frozen_with(1, 2)
+        await request.answered
+        assert all(isinstance(outcome, DeviceFailed) for outcome in request.outcomes)
+        assert service.value("images_total", outcome="failed") == 2
+        service.kill_host()
+        await service.all_rows_free()
+
+
+@pytest.mark.usefixtures("unkillable_hosts")
+async def test_a_late_reply(artifact: Path) -> None:
+    """A reply to a batch that has timed out is counted and dropped. The batch runs again."""
+    async with running(artifact, batch_timeout_ms=HUNG_MS) as service:
+        request = await service.frozen_with(1, 2)
+        batches = service.device.batches_in_flight
+        await until(lambda: service.device.state == "failed")
+        service.thaw()
+        await until(lambda: service.value("late_replies_total") == batches)
+        assert not request.done
+        service.kill_host()
+        await request.answered
+        assert_right(request, 1, 2)
+        assert service.value("images_total") == 2
+
+
+async def test_an_unexpected_reply(artifact: Path, faults: Faults) -> None:
+    """A reply to a batch that was never sent is counted, and has no other effect."""
+    async with running(artifact, device_python=faults.python) as service:
+        faults.set(run="stale")
+        await service.answers_rightly(1)
+        assert service.value("late_replies_total") == 1
+        assert service.value("device_restarts_total") == 0
 
 
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [("raise", "driver"), ("exit", "crashed"), ("kill", "crashed"), ("garbage", "crashed")],
 )
-def test_a_batch_that_fails(artifact: Path, faults: Faults, fault: str, reason: str) -> None:
-    """In whatever way the host fails its batch: restarted for that reason, the batch answered."""
-
-    async def steps() -> None:
-        async with running(artifact, device_python=faults.python) as service:
-            faults.tell(run=fault)
-            request = service.submit(1, 2)
-            await until(lambda: service.device.state != "ready")
-            faults.heal()
-            await request.answered
-            assert_right(request, 1, 2)
-            assert service.value("device_restarts_total", reason=reason) >= 1
-            assert service.value("device_restarts_total") == service.value(
-                "device_restarts_total", reason=reason
-            )
-            await service.all_rows_free()
-
-    run(steps)
+async def test_a_batch_that_fails(artifact: Path, faults: Faults, fault: str, reason: str) -> None:
+    """The host is restarted for the reason of its failure, and the batch is answered."""
+    async with running(artifact, device_python=faults.python) as service:
+        faults.set(run=fault)
+        request = service.submit(1, 2)
+        await until(lambda: service.device.state != "ready")
+        faults.clear()
+        await request.answered
+        assert_right(request, 1, 2)
+        assert service.value("device_restarts_total", reason=reason) >= 1
+        assert service.value("device_restarts_total") == service.value(
+            "device_restarts_total", reason=reason
+        )
+        await service.all_rows_free()
 
 
-def test_failing_twice(artifact: Path, faults: Faults) -> None:
-    """An image whose second try fails too is refused with the reason, and its row is free."""
-
-    async def steps() -> None:
-        async with running(artifact, device_python=faults.python) as service:
-            faults.tell(run="raise", after=1)  # proven, and no more
-            request = service.submit(1)
-            await request.answered
-            outcome = request.outcomes[0]
-            assert isinstance(outcome, DeviceFailed)
-            assert "driver" in outcome.detail
-            assert outcome.members["retry_after_ms"] == 1000
-            assert service.model.rows.free == service.model.rows.capacity
-            assert service.value("image_retries_total") == 1
-            assert service.value("images_total", outcome="failed") == 1
-            assert service.value("batches_total", outcome="failed") == 2
-
-    run(steps)
+async def test_failing_twice(artifact: Path, faults: Faults) -> None:
+    """An image whose second attempt fails is refused with the reason, and its row is free."""
+    async with running(artifact, device_python=faults.python) as service:
+        faults.set(run="raise", after=1)  # the self-test passes
+        request = service.submit(1)
+        await request.answered
+        outcome = request.outcomes[0]
+        assert isinstance(outcome, DeviceFailed)
+        assert "driver" in outcome.detail
+        assert outcome.members["retry_after_ms"] == 1000
+        assert service.model.rows.free == service.model.rows.capacity
+        assert service.value("image_retries_total") == 1
+        assert service.value("images_total", outcome="failed") == 1
+        assert service.value("batches_total", outcome="failed") == 2
 
 
-def test_wrong_answers(artifact: Path, faults: Faults) -> None:
-    """A probe finds them: the host is ended, and those it answered since the last are counted."""
-
-    async def steps() -> None:
-        async with running(artifact, device_python=faults.python, probe_interval_s=0.5) as service:
-            await service.answers_rightly(*range(20))
-            passed = service.value("golden_probes_total", result="pass")
-            await until(lambda: service.value("golden_probes_total", result="pass") > passed)
-            faults.tell(run="wrong")
-            request = service.submit(1, 2, 3, 4, 5)
-            await request.answered
-            assert wrong_answers(request, 1, 2, 3, 4, 5) == 5
-            await until(lambda: service.device.state != "ready")
-            faults.heal()
-            assert service.value("golden_probes_total", result="fail") == 1
-            assert service.value("golden_probe_deviation") > 1e-4
-            assert service.value("doubtful_images_total") == 5
-            await service.ready()
-            assert service.value("device_restarts_total", reason="wrong_answer") >= 1
-            await service.answers_rightly(6)
-
-    run(steps)
+async def test_wrong_answers(artifact: Path, faults: Faults) -> None:
+    """A golden probe finds wrong answers. The host is restarted, and its answers since the last
+    passed probe are counted as doubtful.
+    """
+    async with running(artifact, device_python=faults.python, probe_interval_s=0.5) as service:
+        await service.answers_rightly(*range(20))
+        passed = service.value("golden_probes_total", result="pass")
+        await until(lambda: service.value("golden_probes_total", result="pass") > passed)
+        faults.set(run="wrong")
+        request = service.submit(1, 2, 3, 4, 5)
+        await request.answered
+        assert wrong_answers(request, 1, 2, 3, 4, 5) == 5
+        await until(lambda: service.device.state != "ready")
+        faults.clear()
+        assert service.value("golden_probes_total", result="fail") == 1
+        assert service.value("golden_probe_deviation") > 1e-4
+        assert service.value("doubtful_images_total") == 5
+        await service.ready()
+        assert service.value("device_restarts_total", reason="wrong_answer") >= 1
+        await service.answers_rightly(6)
 
 
-def test_a_probe_does_not_vouch_for_later_batches(artifact: Path, faults: Faults) -> None:
-    """A batch behind a passed probe, both answers read at once: the next probe may doubt it."""
+async def test_a_probe_does_not_vouch_for_later_batches(artifact: Path, faults: Faults) -> None:
+    """A batch after a passed probe is doubtful if the next probe fails.
 
-    async def steps() -> None:
-        async with running(artifact, device_python=faults.python, probe_interval_s=0.5) as service:
-            service.freeze()
-            await until(lambda: service.device.batches_in_flight == 1)  # the probe
-            request = await service.frozen_with(1, 2)
-            service.thaw()
-            time.sleep(0.3)  # noqa: ASYNC251 - held up until both answers are there
-            faults.tell(run="wrong")
-            await request.answered
-            assert_right(request, 1, 2)
-            await until(lambda: service.device.state != "ready")
-            assert service.value("doubtful_images_total") == 2
-
-    run(steps)
-
-
-def test_batches_of_a_device_found_wrong_are_tried_again(artifact: Path, faults: Faults) -> None:
-    """Those not answered when the probe fails are answered rightly by its next host."""
-
-    async def steps() -> None:
-        async with running(artifact, device_python=faults.python, probe_interval_s=0.1) as service:
-            service.freeze()
-            await until(lambda: service.device.batches_in_flight == 1)  # the probe
-            request = await service.frozen_with(1, 2)
-            faults.tell(run="wrong")
-            service.thaw()
-            await until(lambda: service.device.state != "ready")
-            faults.heal()
-            await request.answered
-            doubtful = service.value("doubtful_images_total")
-            assert doubtful + service.value("image_retries_total") == 2
-            assert wrong_answers(request, 1, 2) == doubtful
-
-    run(steps)
+    That holds if both answers are read at the same time.
+    """
+    async with running(artifact, device_python=faults.python, probe_interval_s=0.5) as service:
+        service.freeze()
+        await until(lambda: service.device.batches_in_flight == 1)  # the probe
+        request = await service.frozen_with(1, 2)
+        service.thaw()
+        time.sleep(0.3)  # noqa: ASYNC251 - block until both answers are there
+        faults.set(run="wrong")
+        await request.answered
+        assert_right(request, 1, 2)
+        await until(lambda: service.device.state != "ready")
+        assert service.value("doubtful_images_total") == 2
 
 
-def test_never_ready_with_wrong_answers(artifact: Path, faults: Faults) -> None:
-    """A device that computes the golden rows wrongly gets no caller's image, ever."""
-
-    async def steps() -> None:
-        faults.tell(run="wrong")
-        settings = {"device_python": faults.python, "quarantine_failures": 2, "quarantine_s": 60}
-        async with running(artifact, ready=False, **settings) as service:
-            await until(lambda: service.device.state == "quarantined")
-            assert service.value("golden_probes_total", result="fail") == 2
-            assert service.value("doubtful_images_total") == 0
-            with pytest.raises(NotReady):
-                service.submit(1)
-
-    run(steps)
-
-
-def test_another_device_takes_over_at_once(artifact: Path, faults: Faults) -> None:
-    """Of two devices one fails: its batches are answered by the other, which goes on."""
-
-    async def steps() -> None:
-        settings = {"device_python": faults.python, "devices": "0,1", "restart_delay_s": 30}
-        async with running(artifact, **settings) as service:
-            faults.tell(device=0, run="exit")
-            requests = [service.submit(seed) for seed in range(40)]
-            await asyncio.gather(*(request.answered for request in requests))
-            for seed, request in enumerate(requests):
-                assert_right(request, seed)
-            states = [device.state for device in service.model.devices.devices]
-            assert states == ["waiting", "ready"]
-            assert service.value("image_retries_total") >= 1
-            assert service.value("batches_total", device="cpu0", outcome="ok") == 0
-            await service.answers_rightly(1, 2, 3)
-            assert service.service.ready
-
-    run(steps)
+async def test_unanswered_batches_of_a_wrong_device_run_again(
+    artifact: Path, faults: Faults
+) -> None:
+    """Batches that are unanswered when the probe fails are answered rightly by the next host."""
+    async with running(artifact, device_python=faults.python, probe_interval_s=0.1) as service:
+        service.freeze()
+        await until(lambda: service.device.batches_in_flight == 1)  # the probe
+        request = await service.frozen_with(1, 2)
+        faults.set(run="wrong")
+        service.thaw()
+        await until(lambda: service.device.state != "ready")
+        faults.clear()
+        await request.answered
+        doubtful = service.value("doubtful_images_total")
+        assert doubtful + service.value("image_retries_total") == 2
+        assert wrong_answers(request, 1, 2) == doubtful
 
 
-def test_restarts_are_spaced_then_quarantined(
+async def test_never_ready_with_wrong_answers(artifact: Path, faults: Faults) -> None:
+    """A device that fails the self-test never receives a request's image."""
+    faults.set(run="wrong")
+    settings = {"device_python": faults.python, "quarantine_failures": 2, "quarantine_s": 60}
+    async with running(artifact, ready=False, **settings) as service:
+        await until(lambda: service.device.state == "quarantined")
+        assert service.value("golden_probes_total", result="fail") == 2
+        assert service.value("doubtful_images_total") == 0
+        with pytest.raises(NotReady):
+            service.submit(1)
+
+
+async def test_another_device_takes_over_at_once(artifact: Path, faults: Faults) -> None:
+    """If one of two devices fails, the other answers its batches and continues."""
+    settings = {"device_python": faults.python, "devices": "0,1", "restart_delay_s": 30}
+    async with running(artifact, **settings) as service:
+        faults.set(device=0, run="exit")
+        requests = [service.submit(seed) for seed in range(40)]
+        await asyncio.gather(*(request.answered for request in requests))
+        for seed, request in enumerate(requests):
+            assert_right(request, seed)
+        states = [device.state for device in service.model.devices.devices]
+        assert states == ["waiting", "ready"]
+        assert service.value("image_retries_total") >= 1
+        assert service.value("batches_total", device="cpu0", outcome="ok") == 0
+        await service.answers_rightly(1, 2, 3)
+        assert service.service.ready
+
+
+async def test_restarts_are_spaced_then_quarantined(
     artifact: Path, faults: Faults, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The delay doubles with each failure; after so many in a row it is the quarantine's."""
-
-    async def steps() -> None:
+    """The delay doubles with each failure, and the third failure quarantines the device."""
+    with caplog.at_level(logging.INFO):
         settings = {"restart_delay_s": 0.1, "quarantine_failures": 3, "quarantine_s": 0.3}
-        faults.tell(open="exit")
+        faults.set(open="exit")
         settings["device_python"] = faults.python
         async with running(artifact, ready=False, **settings) as service:
             await until(lambda: service.device.state == "quarantined")
-            faults.heal()
+            faults.clear()
             delays = [record.delay_s for record in caplog.records if hasattr(record, "delay_s")]
             assert delays == [0.1, 0.2, 0.3]
             await service.ready()
             assert service.value("device_restarts_total", reason="crashed") == 3
 
-    with caplog.at_level(logging.INFO):
-        run(steps)
 
-
-def test_a_passed_probe_ends_the_row_of_failures(artifact: Path) -> None:
-    """Only failures with no probe passed between count towards quarantine."""
-
-    async def steps() -> None:
-        async with running(artifact, quarantine_failures=2, probe_interval_s=0.1) as service:
-            for _ in range(3):
-                service.kill_host()
-                await until(lambda: service.device.state == "waiting")
-                assert service.device.statistics()["failures_in_a_row"] == 1
-                await until(lambda: service.device.statistics()["failures_in_a_row"] == 0)
-                assert service.device.state == "ready"
-
-    run(steps)
-
-
-def test_after_very_many_failures(artifact: Path) -> None:
-    """The delay grows to half a minute and no further, however often it was doubled."""
-
-    async def steps() -> None:
-        async with running(artifact, quarantine_failures=10**6) as service:
-            service.device._failures = 5000
+async def test_a_passed_probe_resets_the_failures(artifact: Path) -> None:
+    """Only failures without a passed probe between them count towards quarantine."""
+    async with running(artifact, quarantine_failures=2, probe_interval_s=0.1) as service:
+        for _ in range(3):
             service.kill_host()
             await until(lambda: service.device.state == "waiting")
-            assert 29 < service.model.devices.seconds_to_ready() <= 31
-            assert not service.fatal
+            assert service.device.statistics()["failures_in_a_row"] == 1
+            await until(lambda: service.device.statistics()["failures_in_a_row"] == 0)
+            assert service.device.state == "ready"
 
-    run(steps)
+
+async def test_after_very_many_failures(artifact: Path) -> None:
+    """The delay is at most half a minute after any number of failures."""
+    async with running(artifact, quarantine_failures=10**6) as service:
+        service.device._failures = 5000
+        service.kill_host()
+        await until(lambda: service.device.state == "waiting")
+        assert 29 < service.model.devices.seconds_to_ready() <= 31
+        assert not service.fatal
 
 
 @pytest.mark.parametrize("fault", ["hang", "exit", "garbage"])
-def test_no_device_in_time_is_fatal(artifact: Path, faults: Faults, fault: str) -> None:
-    """None is proven within start_timeout_s: the service cannot go on, and is told once."""
-
-    async def steps() -> None:
-        faults.tell(open=fault)
-        settings = {"start_timeout_s": 0.4, "reap_timeout_s": 0.5}
-        settings["device_python"] = faults.python
-        async with running(artifact, ready=False, **settings) as service:
-            await until(lambda: service.fatal)
-            assert "0.4 s (cpu0" in service.fatal[0].detail
-            assert service.value("ready") == 0
-        assert len(service.fatal) == 1
-
-    run(steps)
+async def test_no_device_in_time_is_fatal(artifact: Path, faults: Faults, fault: str) -> None:
+    """If no device is ready within start_timeout_s, exactly one fatal error is reported."""
+    faults.set(open=fault)
+    settings = {"start_timeout_s": 0.4, "reap_timeout_s": 0.5}
+    settings["device_python"] = faults.python
+    async with running(artifact, ready=False, **settings) as service:
+        await until(lambda: service.fatal)
+        assert "0.4 s (cpu0" in service.fatal[0].detail
+        assert service.value("ready") == 0
+    assert len(service.fatal) == 1
 
 
-def test_a_grace_that_passes_is_fatal(artifact: Path, faults: Faults) -> None:
-    """No device is ready again within no_device_grace_s after one was."""
-
-    async def steps() -> None:
-        settings = {"device_python": faults.python, "no_device_grace_s": 0.3}
-        async with running(artifact, **settings) as service:
-            faults.tell(open="exit")
-            service.kill_host()
-            await until(lambda: service.fatal)
-            assert "No device was ready for 0.3 s" in service.fatal[0].detail
-
-    run(steps)
+async def test_a_grace_that_passes_is_fatal(artifact: Path, faults: Faults) -> None:
+    """If no device is ready again within no_device_grace_s, the error is fatal."""
+    settings = {"device_python": faults.python, "no_device_grace_s": 0.3}
+    async with running(artifact, **settings) as service:
+        faults.set(open="exit")
+        service.kill_host()
+        await until(lambda: service.fatal)
+        assert "No device was ready for 0.3 s" in service.fatal[0].detail
 
 
-def test_a_grace_that_is_kept(artifact: Path) -> None:
-    """A device that is ready again in time calls the alarm off."""
-
-    async def steps() -> None:
-        async with running(artifact, no_device_grace_s=3) as service:
-            service.kill_host()
-            await until(lambda: service.device.state != "ready")
-            alarm = service.model.devices._alarm
-            await service.ready()
-            assert alarm is not None
-            assert alarm.cancelled()
-            assert not service.fatal
-
-    run(steps)
+async def test_a_grace_that_is_kept(artifact: Path) -> None:
+    """A device that is ready again in time cancels the alarm."""
+    async with running(artifact, no_device_grace_s=3) as service:
+        service.kill_host()
+        await until(lambda: service.device.state != "ready")
+        alarm = service.model.devices._alarm
+        await service.ready()
+        assert alarm is not None
+        assert alarm.cancelled()
+        assert not service.fatal
 
 
-def test_an_engine_that_does_not_open(
+async def test_an_engine_that_does_not_open(
     artifact: Path, faults: Faults, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What the host says on opening is logged with its reason, and it is started again."""
-
-    async def steps() -> None:
-        faults.tell(open="raise")
+    """The engine's error is logged with its reason, and the host is started again."""
+    with caplog.at_level(logging.INFO):
+        faults.set(open="raise")
         async with running(artifact, ready=False, device_python=faults.python) as service:
             await until(lambda: service.device.state == "failed" or "failed" in states(caplog))
-            faults.heal()
+            faults.clear()
             await service.ready()
             failed = [record for record in caplog.records if getattr(record, "to", "") == "failed"]
             assert failed[0].reason == "driver"
             assert "told to fail" in failed[0].detail
 
+
+async def test_no_interpreter(artifact: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A host that cannot be spawned is a failure like any other, and names the interpreter."""
     with caplog.at_level(logging.INFO):
-        run(steps)
-
-
-def test_no_interpreter(artifact: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A host that cannot be spawned at all is a failure like any other, and names what to set."""
-
-    async def steps() -> None:
         settings = {"device_python": "/nowhere/python3.7", "quarantine_failures": 1}
         async with running(artifact, ready=False, **settings) as service:
             await until(lambda: service.device.state == "quarantined")
             failed = [record for record in caplog.records if getattr(record, "to", "") == "failed"]
             assert "/nowhere/python3.7: No such file" in failed[0].detail
 
-    with caplog.at_level(logging.INFO):
-        run(steps)
+
+async def test_a_reported_error_counts_before_the_exit(artifact: Path, faults: Faults) -> None:
+    """If the exit is noticed before the host's message is read, the reason is the message's."""
+    faults.set(open="raise")
+    async with running(artifact, ready=False, device_python=faults.python) as service:
+        await until(lambda: service.device.host)
+        host = service.host
+        asyncio.get_running_loop().remove_reader(host._connection)
+        assert (await host.failure).reason == "driver"
 
 
-def test_what_a_host_said_before_it_ended_counts(artifact: Path, faults: Faults) -> None:
-    """Its end is seen before its refusal is read: the failure is the refusal."""
+async def test_an_answer_that_is_read_late(artifact: Path) -> None:
+    """Answers that arrived while the event loop was blocked past the time-out are no failure."""
+    async with running(artifact, batch_timeout_ms=HUNG_MS) as service:
+        request = await service.frozen_with(*range(20))
+        ours, theirs = socket.socketpair()
 
-    async def steps() -> None:
-        faults.tell(open="raise")
-        async with running(artifact, ready=False, device_python=faults.python) as service:
-            await until(lambda: service.device.host)
-            host = service.host
-            asyncio.get_running_loop().remove_reader(host._connection)
-            assert (await host.failure).reason == "driver"
-
-    run(steps)
-
-
-def test_an_answer_that_we_were_late_to_read(artifact: Path) -> None:
-    """The event loop was held up beyond the time-out: answers that are there are no failure."""
-
-    async def steps() -> None:
-        async with running(artifact, batch_timeout_ms=HUNG_MS) as service:
-            request = await service.frozen_with(*range(20))
-            ours, theirs = socket.socketpair()
-
-            def hold_up() -> None:
-                ours.recv(1)
-                service.thaw()
-                time.sleep(HUNG_MS / 1000 + 0.1)
-
-            # While it handles what sockets have, after which uvloop looks at its timers first.
-            asyncio.get_running_loop().add_reader(ours, hold_up)
-            theirs.send(b"x")
-            await request.answered
-            asyncio.get_running_loop().remove_reader(ours)
-            ours.close()
-            theirs.close()
-            assert service.value("batches_total", outcome="timed_out") == 0
-            assert service.value("device_restarts_total") == 0
-            assert service.device.state == "ready"
-
-    run(steps)
-
-
-def test_stopping_with_a_probe_under_way(artifact: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Its reply comes when nobody waits for it any more: no error, and the host ends by itself."""
-
-    async def steps() -> None:
-        async with running(artifact, probe_interval_s=0.05) as service:
-            process = service.host.process
-            service.freeze()
-            await until(lambda: service.device.batches_in_flight == 1)
-            stopping = asyncio.create_task(service.model.devices.stop())
-            await asyncio.sleep(0)
+        def block() -> None:
+            ours.recv(1)
             service.thaw()
-            await stopping
-            assert process.returncode == 0
+            time.sleep(HUNG_MS / 1000 + 0.1)
 
-    run(steps)
+        # Block while uvloop handles its sockets: after that it handles its timers first.
+        asyncio.get_running_loop().add_reader(ours, block)
+        theirs.send(b"x")
+        await request.answered
+        asyncio.get_running_loop().remove_reader(ours)
+        ours.close()
+        theirs.close()
+        assert service.value("batches_total", outcome="timed_out") == 0
+        assert service.value("device_restarts_total") == 0
+        assert service.device.state == "ready"
+
+
+async def test_stopping_with_a_probe_in_flight(
+    artifact: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A reply after the stop logs no error, and the host exits by itself."""
+    async with running(artifact, probe_interval_s=0.05) as service:
+        process = service.host.process
+        service.freeze()
+        await until(lambda: service.device.batches_in_flight == 1)
+        stopping = asyncio.create_task(service.model.devices.stop())
+        await asyncio.sleep(0)
+        service.thaw()
+        await stopping
+        assert process.returncode == 0
     assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
-def test_a_device_is_named_once(artifact: Path) -> None:
-    """The same ordinal twice is one device: two hosts would share its metrics and its card."""
-
-    async def steps() -> None:
-        async with running(artifact, devices="1,0,1,01") as service:
-            assert [device.name for device in service.model.devices.devices] == ["cpu1", "cpu0"]
-
-    run(steps)
+async def test_a_device_is_named_once(artifact: Path) -> None:
+    """An ordinal that is given twice is one device, with one host."""
+    async with running(artifact, devices="1,0,1,01") as service:
+        assert [device.name for device in service.model.devices.devices] == ["cpu1", "cpu0"]
 
 
 def descriptors() -> set[Path]:
@@ -658,21 +556,18 @@ def descriptors() -> set[Path]:
 
 
 @pytest.mark.parametrize(("module", "name"), [(socket, "socketpair"), (os, "pidfd_open")])
-def test_a_host_without_descriptors(
+async def test_a_host_without_descriptors(
     module: ModuleType, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Is an error, and leaves neither descriptors nor a process."""
+    """The failed start is an error, and leaves neither descriptors nor a process."""
 
     def used_up(*_: object) -> int:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
-    async def steps() -> None:
-        before = descriptors()
-        with monkeypatch.context() as patched:
-            patched.setattr(module, name, used_up)
-            with pytest.raises(DeviceError, match="Cannot start a device host: Too many open"):
-                Host("cpu0", sys.executable, 0, 1.0, lambda: None)
-        assert descriptors() <= before
-        assert children(os.getpid()) == []
-
-    run(steps)
+    before = descriptors()
+    with monkeypatch.context() as patched:
+        patched.setattr(module, name, used_up)
+        with pytest.raises(DeviceError, match="Cannot start a device host: Too many open"):
+            Host("cpu0", sys.executable, 0, 1.0, lambda: None)
+    assert descriptors() <= before
+    assert children(os.getpid()) == []

@@ -1,4 +1,4 @@
-"""Rows: never lost, never doubled, never in two hands, whatever the order of steps."""
+"""Rows: in any order of steps no row is lost, doubled, or held twice."""
 
 import math
 import mmap
@@ -12,16 +12,16 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from service.core.rows import STEPS, Rows, State
 
-CAPACITY, KEPT = 6, 2
+CAPACITY, RESERVED = 6, 2
 HELD = (State.FILLING, State.WAITING, State.RUNNING, State.LOST)
 
 
 def make_rows() -> Rows:
-    return Rows(CAPACITY, KEPT, (4, 4, 3), 5)
+    return Rows(CAPACITY, RESERVED, (4, 4, 3), 5)
 
 
 class RowsMachine(RuleBasedStateMachine):
-    """Holders take, move and give back rows; a model of our own knows who has which."""
+    """Random steps of holders that acquire, move and release rows, compared with a model."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class RowsMachine(RuleBasedStateMachine):
         self.row_seconds = 0.0
 
     @rule(count=st.integers(0, CAPACITY + 1))
-    def take(self, count: int) -> None:
+    def acquire(self, count: int) -> None:
         numbers = self.rows.acquire(count)
         if count > CAPACITY - len(self.held):
             assert numbers is None
@@ -58,7 +58,7 @@ class RowsMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.held)
     @rule(data=st.data(), claimed=st.sampled_from(State), goal=st.sampled_from(State))
     def wrong_step(self, data: st.DataObject, claimed: State, goal: State) -> None:
-        """One of the rows is not where it is said to be: none moves."""
+        """Move and release rows of which one is not in the claimed state: no row moves."""
         numbers, source = self.some(data)
         others = [number for number in range(CAPACITY) if self.held.get(number) is claimed]
         if claimed is not source:
@@ -69,31 +69,31 @@ class RowsMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.held)
     @rule(data=st.data())
-    def doubled(self, data: st.DataObject) -> None:
+    def release_twice(self, data: st.DataObject) -> None:
         numbers, source = self.some(data)
         with pytest.raises(RuntimeError, match="This is a bug"):
             self.rows.release(numbers * 2, source)
 
     @rule(number=st.integers(0, CAPACITY - 1))
-    def give_back_what_is_free(self, number: int) -> None:
+    def release_a_free_row(self, number: int) -> None:
         if number not in self.held:
             for source in State:
                 with pytest.raises(RuntimeError, match="This is a bug"):
                     self.rows.release([number], source)
 
     def some(self, data: st.DataObject) -> tuple[list[int], State]:
-        """Some of the rows that are held in one state."""
+        """Return some of the rows in one state, and that state."""
         source = data.draw(st.sampled_from(sorted(set(self.held.values()), key=HELD.index)))
         there = sorted(number for number, state in self.held.items() if state is source)
         return data.draw(st.lists(st.sampled_from(there), min_size=1, unique=True)), source
 
     @invariant()
-    def counts_are_ours(self) -> None:
-        said = self.rows.statistics()
-        assert said["free"] == self.rows.free == CAPACITY - len(self.held)
+    def counts_agree_with_the_model(self) -> None:
+        statistics = self.rows.statistics()
+        assert statistics["free"] == self.rows.free == CAPACITY - len(self.held)
         for state in HELD:
-            assert said[state.value] == list(self.held.values()).count(state)
-        assert sum(said[state.value] for state in State) == said["capacity"] == CAPACITY
+            assert statistics[state.value] == list(self.held.values()).count(state)
+        assert sum(statistics[state.value] for state in State) == statistics["capacity"] == CAPACITY
 
     @invariant()
     def row_seconds_only_grow(self) -> None:
@@ -112,7 +112,7 @@ TestRowsMachine.settings = settings(
 
 
 def test_a_device_host_sees_the_same_rows() -> None:
-    """What is written into a row is in the memory file at the place that the hello tells."""
+    """A row's bytes are in the memory file at the offset that the handshake names."""
     rows = make_rows()
     rows.inputs[3] = np.arange(48).reshape(4, 4, 3)
     rows.outputs[7] = [1, 2, 3, 4, 5]
@@ -124,18 +124,18 @@ def test_a_device_host_sees_the_same_rows() -> None:
     rows.close()
 
 
-def test_kept_rows_are_nobody_s() -> None:
-    """The rows of the probes come after the callers' and are never taken."""
+def test_reserved_rows_are_never_acquired() -> None:
+    """The rows of the golden probes come after those of the requests."""
     rows = make_rows()
-    taken = rows.acquire(CAPACITY)
-    assert taken is not None
-    assert not set(taken) & set(rows.reserved)
+    acquired = rows.acquire(CAPACITY)
+    assert acquired is not None
+    assert not set(acquired) & set(rows.reserved)
     assert list(rows.reserved) == [CAPACITY, CAPACITY + 1]
     rows.close()
 
 
 def test_the_file_cannot_shrink() -> None:
-    """A device host that shrank the memory file would kill the service: the kernel forbids it."""
+    """The kernel refuses to shrink the memory file, which would crash the service."""
     rows = make_rows()
     with pytest.raises(PermissionError):
         os.ftruncate(rows.descriptor, 1)
@@ -143,7 +143,7 @@ def test_the_file_cannot_shrink() -> None:
 
 
 def test_row_seconds_are_the_integral(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two rows for 3 s and then one for 4 s are 10 row seconds."""
+    """Two rows for 3 s and then one row for 4 s are 10 row seconds."""
     now = 100.0
     monkeypatch.setattr("service.core.rows.time.monotonic", lambda: now)
     rows = make_rows()
