@@ -20,7 +20,7 @@ from typing import Any
 from service.errors import SdkError, SettingsError
 from service.system import process
 
-FACTS = Path(__file__).resolve().parent / "device" / "facts.py"
+FACTS = Path(__file__).resolve().parent / "device_host" / "facts.py"
 TRIED = ("python3.7", "/usr/bin/python3.7", "/usr/local/bin/python3.7", "python3", "python")
 MARK = "[topfive:answer] "
 IMPORT_TIMEOUT_S = 180.0
