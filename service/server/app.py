@@ -35,7 +35,7 @@ from service.errors import (
 )
 from service.server.listener import announce, announce_ready, listen
 from service.server.metrics_merge import Peers
-from service.server.uvicorn_server import Server
+from service.server.uvicorn_server import BaseServer, Server
 from service.settings import Settings
 from service.telemetry import logs
 from service.telemetry.metrics import Metrics
@@ -144,7 +144,7 @@ def serve(settings: Settings) -> int:
 
 
 def run(
-    settings: Settings, server_of: Callable[[FastAPI], Server], peers: Peers | None = None
+    settings: Settings, server_of: Callable[[FastAPI], BaseServer], peers: Peers | None = None
 ) -> int:
     """Run the server that `server_of` makes for the application; the exit code."""
     fatal: list[DeviceError] = []

@@ -12,7 +12,6 @@ from prometheus_client.core import Metric
 from prometheus_client.openmetrics import exposition, parser
 
 from service.server.metrics_merge import Peers, keep_counts
-from service.server.turns import NOT_ACCEPTING, Turns
 from service.telemetry.metrics import Metrics
 
 OK = ("classify", "200")
@@ -132,22 +131,3 @@ def test_one_that_does_not_answer_is_not_waited_for(
     families = {family.name: family for family in collector.collect()}
     assert value(families, "http_requests", "_total") == 7
     assert value(families, "workers", state="silent") == 1
-
-
-def test_whose_turn_it_is(tmp_path: Path) -> None:
-    """Those who have about as few connections as any that accepts, whatever else there is."""
-    turns, seen_by_another = (Turns(tmp_path, 3) for _ in range(2))
-    for worker, connections in enumerate((NOT_ACCEPTING, 10, 30)):
-        turns.tell(worker, connections)
-    assert [seen_by_another.mine(worker) for worker in (1, 2)] == [True, False]
-    turns.tell(1, NOT_ACCEPTING)
-    assert seen_by_another.mine(2)
-
-
-def test_whether_any_accepts(tmp_path: Path) -> None:
-    """A worker without room tells that it does not accept; then it may end idle connections."""
-    turns = Turns(tmp_path, 2)
-    assert turns.any_accepts()
-    for worker in range(2):
-        turns.tell(worker, NOT_ACCEPTING)
-    assert not turns.any_accepts()
