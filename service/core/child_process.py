@@ -1,18 +1,68 @@
-"""What is the same for all child processes of the service: how one ended, and what it uses."""
+"""The child processes of the service: how they are started, how they ended, and what they use."""
 
+import asyncio
 import os
 import signal
 import subprocess
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from service.system import cgroup, signals
+
+
+class Child:
+    """A child process whose exit is noticed on the event loop.
+
+    The event loop must run in the main thread, because the kernel kills a child with the thread
+    that started it (device_host/parent.py).
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        descriptors: Sequence[int],
+        on_exit: Callable[[int], None],
+        **options: Any,
+    ) -> None:
+        """Start `command` with `descriptors`, without input, and with the `options` of Popen.
+
+        `on_exit` gets the exit code, negative for a signal. Raise OSError if the command cannot be
+        run, or if no descriptor is left.
+        """
+        self._loop = asyncio.get_running_loop()
+        self._on_exit = on_exit
+        self._oom_kills = cgroup.oom_kills()
+        self.process: subprocess.Popen[bytes] = subprocess.Popen(  # noqa: S603 - no shell
+            command, pass_fds=descriptors, stdin=subprocess.DEVNULL, **options
+        )
+        try:
+            self._pidfd = os.pidfd_open(self.process.pid)
+        except OSError:
+            with self.process:
+                self.process.kill()
+            raise
+        self._loop.add_reader(self._pidfd, self._exited)
+
+    def _exited(self) -> None:
+        self._on_exit(self.wait())
+
+    def wait(self) -> int:
+        """Wait for the exit. Return the code, of which `on_exit` is no longer notified."""
+        self._loop.remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        return self.process.wait()
+
+    def how_it_ended(self, code: int) -> str:
+        """Return in words why the process, or a child of it, exited with `code`."""
+        return how_it_ended(code, self._oom_kills)
 
 
 def how_it_ended(code: int, oom_kills_before: int) -> str:
     """Return in words how a process ended that the service has not killed.
 
-    `code` is its exit code, negative for a signal; `oom_kills_before` is what `cgroup.oom_kills`
-    was while the process ran.
+    `code` is the exit code, negative for a signal. `oom_kills_before` is a result of
+    `cgroup.oom_kills` from the time when the process ran.
     """
     if code >= 0:
         return f"with code {code}"
@@ -22,20 +72,8 @@ def how_it_ended(code: int, oom_kills_before: int) -> str:
     return f"by SIGKILL, {'' if sure else 'most likely '}because memory was used up"
 
 
-def pidfd(process: subprocess.Popen[bytes]) -> int:
-    """Return a descriptor that can be read when `process` has ended; OSError if there is none left,
-    and then the process has been ended."""
-    try:
-        return os.pidfd_open(process.pid)
-    except OSError:
-        process.kill()
-        process.wait()
-        raise
-
-
 def children(pid: int) -> list[int]:
-    """Return the processes that the main thread of `pid` has started, from proc(5); none where
-    `pid` has ended."""
+    """Return the processes that the main thread of `pid` started (proc(5)); none if it ended."""
     try:
         return [
             int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
@@ -45,8 +83,10 @@ def children(pid: int) -> list[int]:
 
 
 def usage(pid: int) -> tuple[float, float]:
-    """Return the CPU seconds (user and system) and the resident bytes of `pid`, from proc(5); zeros
-    where it has ended."""
+    """Return the CPU seconds (user and system) and the resident bytes of `pid` (proc(5)).
+
+    Both are 0 if the process has ended.
+    """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

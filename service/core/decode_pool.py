@@ -19,7 +19,6 @@ import mmap
 import os
 import signal
 import socket
-import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable
@@ -39,7 +38,6 @@ from service.errors import (
     UnsupportedMedia,
     out_of_memory,
 )
-from service.system import cgroup
 
 log = logging.getLogger("topfive.decoder")
 
@@ -123,8 +121,9 @@ class Decoder:
     def close(self) -> None:
         """End the processes, whatever they are at: nobody waits for it any more."""
         if self._alive:
-            self._process.send_signal(END)
+            self._child.process.send_signal(END)
             self._end()
+            self._child.wait()
         self._bodies.close()
         os.close(self._descriptor)
 
@@ -142,7 +141,7 @@ class Decoder:
     @property
     def pid(self) -> int:
         """Of the process that has started the others."""
-        return self._process.pid
+        return self._child.process.pid
 
     def statistics(self) -> dict[str, int]:
         """Processes, those busy, and images waiting for one."""
@@ -161,7 +160,6 @@ class Decoder:
         for number in range(self._processes):
             CLAIM.pack_into(self._bodies, number * CLAIM.size, NO_CLAIM)
         self._started = False
-        self._oom_kills = cgroup.oom_kills()
         try:
             with contextlib.ExitStack() as opened, contextlib.ExitStack() as theirs:
                 self._open(opened, theirs)
@@ -169,7 +167,6 @@ class Decoder:
         except OSError as error:
             raise DeviceError(f"Cannot start the decode processes: {error.strerror}") from error
         self._alive = True
-        self._loop.add_reader(self._pidfd, self._ended)
         self._loop.add_reader(self._wake, self._woken)
 
     def _open(self, opened: contextlib.ExitStack, theirs: contextlib.ExitStack) -> None:
@@ -185,9 +182,7 @@ class Decoder:
         os.set_blocking(self._results, False)
         self._wake = os.eventfd(0)
         opened.callback(os.close, self._wake)
-        self._process = _spawn(self._job(requests.fileno(), results))
-        self._pidfd = child_process.pidfd(self._process)
-        opened.callback(os.close, self._pidfd)
+        self._child = _spawn(self._job(requests.fileno(), results), self._ended)
 
     def _job(self, requests: int, results: int) -> Job:
         total, height, width, channels = self._rows.inputs.shape
@@ -276,7 +271,7 @@ class Decoder:
         """The image at which `process` has ended, if it was at one."""
         [slot] = CLAIM.unpack_from(self._bodies, process * CLAIM.size)
         code = os.waitstatus_to_exitcode(status)
-        how = child_process.how_it_ended(code, self._oom_kills)
+        how = self._child.how_it_ended(code)
         log.error("decode_process_ended", extra={"number": process, "how": how})
         if slot not in self._in_hand:
             return []
@@ -285,12 +280,12 @@ class Decoder:
         error = out_of_memory(detail) if code == -signal.SIGKILL else report
         return [Decoded(self._let_go(slot), 0, 0.0, error)]
 
-    def _ended(self) -> None:
-        """The processes have ended, all of them: start them anew, and ask again for the rest."""
+    def _ended(self, code: int) -> None:
+        """Start the processes again after all have exited, and send the images in flight again."""
         self._collect()
-        code = self._end()
+        self._end()
         if not self._started:
-            how = child_process.how_it_ended(code, self._oom_kills)
+            how = self._child.how_it_ended(code)
             self._fatal(DeviceError(f"The decode processes ended {how} during their start."))
             return
         self._restarted()
@@ -302,21 +297,18 @@ class Decoder:
         for slot in self._in_hand:
             self._ask(slot)
 
-    def _end(self) -> int:
-        """The exit code, when everything between us is closed."""
+    def _end(self) -> None:
+        """Close everything that is shared with the processes."""
         self._alive = False
-        for descriptor in (self._pidfd, self._wake):
-            self._loop.remove_reader(descriptor)
+        self._loop.remove_reader(self._wake)
         self._opened.close()
-        return self._process.wait()
 
 
-def _spawn(job: Job) -> subprocess.Popen[bytes]:
-    descriptors = (job.requests, job.results, job.wake, job.bodies, job.rows)
-    return subprocess.Popen(  # noqa: S603 - no shell, nobody's words
+def _spawn(job: Job, on_exit: Callable[[int], None]) -> child_process.Child:
+    return child_process.Child(
         [sys.executable, "-P", "-m", "service.decoding.worker", json.dumps(asdict(job))],
-        stdin=subprocess.DEVNULL,
-        pass_fds=descriptors,
+        (job.requests, job.results, job.wake, job.bodies, job.rows),
+        on_exit,
         env=os.environ | _ENVIRONMENT,
     )
 

@@ -28,9 +28,8 @@ from numpy.typing import NDArray
 
 from service.decoding import images, resampling
 from service.device_host import cores
-from service.device_host.parent import die_with_parent
+from service.device_host.parent import become_child, exit_with_parent
 from service.errors import Internal, RequestError
-from service.system import signals
 
 if TYPE_CHECKING:
     from service.artifact import Resample
@@ -78,9 +77,8 @@ class Job:
 
 def main() -> int:
     job = Job(**json.loads(sys.argv[1]))
-    signals.leave_to_parent()
     signal.pthread_sigmask(signal.SIG_BLOCK, (END, signal.SIGCHLD))
-    die_with_parent(job.parent)
+    become_child(job.parent)
     resampling.use_one_thread()
     children = {_fork(job, number): number for number in range(job.processes)}
     _tell(job, RESULT.pack(STARTED, 0, 0, 0))
@@ -110,7 +108,7 @@ def _fork(job: Job, number: int) -> int:
         return child
     code = 1
     try:
-        die_with_parent(leader)
+        exit_with_parent(leader)
         _decode_all(job, number)
         code = 0
     except Exception:  # noqa: BLE001 - whatever it was, it ends this process

@@ -20,7 +20,6 @@ import ctypes
 import mmap
 import os
 import select
-import signal
 import socket
 import sys
 import traceback
@@ -30,7 +29,7 @@ import numpy as np
 import wire
 from cores import ComputingTurn
 from engine import Engine, EngineError, Job
-from parent import die_with_parent
+from parent import become_child
 
 NO_BATCH = 0
 """The batch id of a failure that is no batch's; those of batches are larger."""
@@ -45,9 +44,7 @@ def main() -> None:
     parser.add_argument("--memory", type=int, required=True)
     parser.add_argument("--parent", type=int, required=True)
     arguments = parser.parse_args()
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    die_with_parent(arguments.parent)
+    become_child(arguments.parent)
     connection = socket.socket(fileno=arguments.socket)
     try:
         engine, rows = open_device(connection, arguments.memory)

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from service import artifact as artifacts
 from service import sdk
+from service.core.child_process import Child
 from service.errors import SettingsError
 from service.server.channel import State, receive, send
 from service.server.listener import Acceptor, announce, announce_ready, listen
@@ -117,8 +118,6 @@ class _Worker:
         self._was_ready = False
         self._failures = 0
         self._stopping = asyncio.Event()
-        self._orders: list[str] = []
-        self._process: asyncio.subprocess.Process | None = None
         self._channel: socket.socket | None = None
 
     async def run(self) -> None:
@@ -134,6 +133,7 @@ class _Worker:
                 self._settings.restart_delay_s * 2 ** min(self._failures - 1, 16), LONGEST_DELAY_S
             )
             facts = {"worker": self.number, "code": code, "delay_s": round(delay_s, 1)}
+            facts["how"] = self._child.how_it_ended(code)
             log.warning("worker_ended", extra=facts)
             self._on_change()
             with contextlib.suppress(TimeoutError):
@@ -173,24 +173,27 @@ class _Worker:
     def stop(self, order: str) -> None:
         """Send an order of the stop, `stop`, `closed` or `hurry`; the worker is not restarted."""
         self._stopping.set()
-        self._orders.append(order)
         self.send(order)
 
     def kill(self) -> None:
         """Kill the process if it runs."""
-        if self._process is not None and self._process.returncode is None:
-            self._process.kill()
+        if self._channel is not None:
+            self._child.process.kill()
 
     async def _run_once(self) -> int:
         """Run one process to its end. Return its exit code."""
+        loop = asyncio.get_running_loop()
+        exited: asyncio.Future[int] = loop.create_future()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with ours, theirs:
-            self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-P", "-m", "service.server.worker"),
-                *("--channel", str(theirs.fileno()), "--parent", str(os.getpid())),
-                stdin=asyncio.subprocess.DEVNULL,
+            self._child = Child(
+                [
+                    *(sys.executable, "-P", "-m", "service.server.worker"),
+                    *("--channel", str(theirs.fileno()), "--parent", str(os.getpid())),
+                ],
+                (theirs.fileno(),),
+                exited.set_result,
                 stderr=logs.inherited_stderr(),
-                pass_fds=(theirs.fileno(),),
             )
             theirs.close()
             ours.setblocking(False)
@@ -200,12 +203,11 @@ class _Worker:
             self._starts += 1
             self._sent = 0
             self._channel = ours
-            for order in self._orders:  # those that came while the process was started
-                self.send(order)
-            asyncio.get_running_loop().add_reader(ours, self._receive)
-            log.info("worker_started", extra={"worker": self.number, "pid": self._process.pid})
-            code = await self._process.wait()
-            asyncio.get_running_loop().remove_reader(ours)
+            loop.add_reader(ours, self._receive)
+            pid = self._child.process.pid
+            log.info("worker_started", extra={"worker": self.number, "pid": pid})
+            code = await exited
+            loop.remove_reader(ours)
             self._channel = self.state = None
             return code
 

@@ -22,13 +22,12 @@ from typing import Any
 from fastapi import FastAPI
 
 from service.core.model import Model
-from service.device_host.parent import die_with_parent
+from service.device_host.parent import become_child
 from service.errors import ArtifactError, TopfiveError
 from service.server import app, metrics_merge
 from service.server.channel import State, receive, send
 from service.server.uvicorn_server import WRITING_S, BaseServer
 from service.settings import Settings
-from service.system import signals
 from service.telemetry import logs
 
 log = logging.getLogger("topfive.worker")
@@ -40,8 +39,7 @@ def main() -> int:
     parser.add_argument("--channel", type=int, required=True)
     parser.add_argument("--parent", type=int, required=True)
     arguments = parser.parse_args()
-    signals.leave_to_parent()
-    die_with_parent(arguments.parent)
+    become_child(arguments.parent)
     channel = socket.socket(fileno=arguments.channel)
     job = json.loads(receive(channel)[0])
     channel.setblocking(False)

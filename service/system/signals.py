@@ -36,9 +36,3 @@ def end_at_once() -> None:
     for number in stopping():
         if number != signal.SIGINT:
             signal.signal(number, lambda *_: sys.exit(0))
-
-
-def leave_to_parent() -> None:
-    """Ignore all of them: a terminal or a supervisor sends them to the whole process group."""
-    for number in STOPPING:
-        signal.signal(number, signal.SIG_IGN)
