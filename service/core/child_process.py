@@ -4,7 +4,7 @@ import asyncio
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,8 @@ class Child:
     that started it (device_host/parent.py).
     """
 
-    def __init__(
-        self,
-        command: Sequence[str],
-        descriptors: Sequence[int],
-        on_exit: Callable[[int], None],
-        **options: Any,
-    ) -> None:
-        """Start `command` with `descriptors`, without input, and with the `options` of Popen.
+    def __init__(self, command: list[str], on_exit: Callable[[int], None], **options: Any) -> None:
+        """Start `command` without input, and with the `options` of Popen.
 
         `on_exit` gets the exit code, negative for a signal. Raise OSError if the command cannot be
         run, or if no descriptor is left.
@@ -34,7 +28,7 @@ class Child:
         self._on_exit = on_exit
         self._oom_kills = cgroup.oom_kills()
         self.process: subprocess.Popen[bytes] = subprocess.Popen(  # noqa: S603 - no shell
-            command, pass_fds=descriptors, stdin=subprocess.DEVNULL, **options
+            command, stdin=subprocess.DEVNULL, **options
         )
         try:
             self._pidfd = os.pidfd_open(self.process.pid)
@@ -54,22 +48,16 @@ class Child:
         return self.process.wait()
 
     def how_it_ended(self, code: int) -> str:
-        """Return in words why the process, or a child of it, exited with `code`."""
-        return how_it_ended(code, self._oom_kills)
+        """Return in words why the process, or a child of it, exited with `code`.
 
-
-def how_it_ended(code: int, oom_kills_before: int) -> str:
-    """Return in words how a process ended that the service has not killed.
-
-    `code` is the exit code, negative for a signal. `oom_kills_before` is a result of
-    `cgroup.oom_kills` from the time when the process ran.
-    """
-    if code >= 0:
-        return f"with code {code}"
-    if code != -signal.SIGKILL:
-        return f"by {signals.name(-code)}"
-    sure = cgroup.oom_kills() > oom_kills_before
-    return f"by SIGKILL, {'' if sure else 'most likely '}because memory was used up"
+        The service has not killed it.
+        """
+        if code >= 0:
+            return f"with code {code}"
+        if code != -signal.SIGKILL:
+            return f"by {signals.name(-code)}"
+        sure = cgroup.oom_kills() > self._oom_kills
+        return f"by SIGKILL, {'' if sure else 'most likely '}because memory was used up"
 
 
 def children(pid: int) -> list[int]:

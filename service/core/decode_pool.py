@@ -307,8 +307,8 @@ class Decoder:
 def _spawn(job: Job, on_exit: Callable[[int], None]) -> child_process.Child:
     return child_process.Child(
         [sys.executable, "-P", "-m", "service.decoding.worker", json.dumps(asdict(job))],
-        (job.requests, job.results, job.wake, job.bodies, job.rows),
         on_exit,
+        pass_fds=(job.requests, job.results, job.wake, job.bodies, job.rows),
         env=os.environ | _ENVIRONMENT,
     )
 

@@ -272,8 +272,8 @@ def _spawn(
             command[0] = str(Path.cwd() / python)
         return child_process.Child(
             command,
-            (connection, memory),
             on_exit,
+            pass_fds=(connection, memory),
             cwd=folder,
             env=sdk.environment(),
             stdout=subprocess.PIPE,

@@ -186,15 +186,10 @@ class _Worker:
         exited: asyncio.Future[int] = loop.create_future()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with ours, theirs:
-            self._child = Child(
-                [
-                    *(sys.executable, "-P", "-m", "service.server.worker"),
-                    *("--channel", str(theirs.fileno()), "--parent", str(os.getpid())),
-                ],
-                (theirs.fileno(),),
-                exited.set_result,
-                stderr=logs.inherited_stderr(),
-            )
+            command = [sys.executable, "-P", "-m", "service.server.worker"]
+            command += ["--channel", str(theirs.fileno()), "--parent", str(os.getpid())]
+            pipes = {"pass_fds": (theirs.fileno(),), "stderr": logs.inherited_stderr()}
+            self._child = Child(command, exited.set_result, **pipes)
             theirs.close()
             ours.setblocking(False)
             settings = self._settings.model_dump(mode="json")

@@ -434,6 +434,14 @@ def test_a_start_without_descriptors(
 
 
 def test_words_of_an_end() -> None:
-    """A real-time signal has a number only."""
-    assert child_process.how_it_ended(-int(signal.SIGSEGV), 0) == "by SIGSEGV"
-    assert child_process.how_it_ended(-40, 0) == "by signal 40"
+    """Of a process that really ended so; a real-time signal has a number only."""
+
+    async def ended(number: int) -> str:
+        loop = asyncio.get_running_loop()
+        code: asyncio.Future[int] = loop.create_future()
+        child = child_process.Child(["sleep", "60"], code.set_result)
+        child.process.send_signal(number)
+        return child.how_it_ended(await asyncio.wait_for(code, 30))
+
+    assert asyncio.run(ended(signal.SIGSEGV)) == "by SIGSEGV"
+    assert asyncio.run(ended(40)) == "by signal 40"
