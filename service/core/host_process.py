@@ -281,6 +281,8 @@ def _spawn(
             bufsize=0,
         )
     except OSError as error:
+        if error.filename is None:  # no descriptor is left
+            raise
         raise DeviceError(
             f"Cannot start a device host: {python}: {error.strerror}",
             "Name the interpreter with --device-python.",

@@ -62,7 +62,7 @@ def create_app(settings: Settings, fatal: Fatal, peers: Peers | None = None) -> 
         settings.device_python,
         settings.import_timeout_s,
     )
-    metrics = Metrics()
+    metrics = peers.metrics() if peers else Metrics()
     metrics.describe_build(version(), os.environ.get("TOPFIVE_REVISION", ""))
     logs.count_lost(metrics.log_lines_lost.inc)
 

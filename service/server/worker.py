@@ -24,8 +24,9 @@ from fastapi import FastAPI
 from service.core.model import Model
 from service.device_host.parent import become_child
 from service.errors import ArtifactError, TopfiveError
-from service.server import app, metrics_merge
+from service.server import app
 from service.server.channel import State, receive, send
+from service.server.metrics_merge import Peers
 from service.server.uvicorn_server import WRITING_S, BaseServer
 from service.settings import Settings
 from service.telemetry import logs
@@ -53,16 +54,13 @@ def main() -> int:
 
 
 def _serve(job: dict[str, Any], settings: Settings, channel: socket.socket) -> int:
-    folder, worker = Path(job["folder"]), int(job["worker"])
-    metrics_merge.keep_counts(folder, worker)
-
     def server(made: FastAPI) -> BaseServer:
         _check_version(made, settings, job["version"])
         if job["restarted"]:
             made.state.metrics.worker_restarts.inc()
         return _Server(made, settings, channel)
 
-    return app.run(settings, server, metrics_merge.Peers(folder, worker, settings.workers))
+    return app.run(settings, server, Peers(Path(job["folder"]), job["worker"], settings.workers))
 
 
 def _check_version(made: FastAPI, settings: Settings, version: str) -> None:

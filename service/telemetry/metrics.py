@@ -46,20 +46,23 @@ disable_created_metrics()
 class Metrics:
     """The families; attributes are named as the metrics are, without `topfive_` and unit."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self, counter_type: type[Counter] = Counter, histogram_type: type[Histogram] = Histogram
+    ) -> None:
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         GCCollector(registry=registry)
 
         def counter(name: str, help: str, *labels: str) -> Counter:
-            return Counter(f"topfive_{name}", help, labels, registry=registry)
+            return counter_type(f"topfive_{name}", help, labels, registry=registry)
 
         def gauge(name: str, help: str, *labels: str) -> Gauge:
             return Gauge(f"topfive_{name}", help, labels, registry=registry)
 
         def histogram(name: str, help: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
-            return Histogram(f"topfive_{name}", help, labels, buckets=buckets, registry=registry)
+            name = f"topfive_{name}"
+            return histogram_type(name, help, labels, buckets=buckets, registry=registry)
 
         self.http_requests = counter(
             "http_requests_total",

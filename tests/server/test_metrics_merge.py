@@ -3,7 +3,7 @@
 import asyncio
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 
 import pytest
@@ -11,28 +11,33 @@ from prometheus_client import values
 from prometheus_client.core import Metric
 from prometheus_client.openmetrics import exposition, parser
 
-from service.server.metrics_merge import Peers, keep_counts
+from service.server.metrics_merge import Peers
 from service.telemetry.metrics import Metrics
 
 OK = ("classify", "200")
 
 
 @pytest.fixture
-def life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], Metrics]]:
+def life(tmp_path: Path) -> Iterator[Callable[[int], Metrics]]:
     """Call it with a worker's number: the metrics of its next life."""
-    monkeypatch.setattr(values, "ValueClass", values.ValueClass)
+    with ExitStack() as files:
 
-    files = []
+        def begin(worker: int) -> Metrics:
+            metrics = Peers(tmp_path, worker, 3).metrics()
+            metrics.add(lambda: [])
+            for value in (metrics.decode_restarts._value, metrics.event_loop_lag._sum):
+                files.callback(value._file.close)  # type: ignore[attr-defined]
+            return metrics
 
-    def begin(worker: int) -> Metrics:
-        files.extend(keep_counts(tmp_path, worker))
-        metrics = Metrics()
-        metrics.add(lambda: [])
-        return metrics
+        yield begin
 
-    yield begin
-    for file in files:
-        file.close()
+
+def test_the_library_is_as_it_was(life: Callable[[int], Metrics]) -> None:
+    """Other metrics of the process are in no file, and have the library's own values."""
+    before = values.ValueClass
+    life(0)
+    assert values.ValueClass is before
+    assert type(Metrics().http_requests.labels(*OK)._value) is before
 
 
 def merged(folder: Path, asked: Metrics, *answering: Metrics) -> dict[str, Metric]:
