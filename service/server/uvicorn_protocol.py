@@ -24,6 +24,7 @@ import httptools
 from uvicorn._types import ASGI3Application
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import ServerState
 
 from service.api.http.middleware import KEY, REFUSAL, Exchange, internal
 from service.errors import HeadTimeout, HeadTooLarge, HttpVersion, Malformed, RequestError
@@ -49,6 +50,14 @@ _FRAMING = (b"content-length", b"transfer-encoding")
 _HTTP_1_1 = "Send HTTP/1.1 requests to this port, one after another, as RFC 9112 describes."
 _NOTHING, _HEAD, _BODY = range(3)
 """What the parser is in: between two requests, in a head, in a body."""
+
+
+class ServerConnections(Connections, ServerState):
+    """uvicorn's state of a server, and the connections that wait for their client."""
+
+    def __init__(self, head_timeout_s: float, on_lost: Callable[[], None] = lambda: None) -> None:
+        Connections.__init__(self, head_timeout_s, on_lost)
+        ServerState.__init__(self)
 
 
 class _Joined:
@@ -114,7 +123,9 @@ class Protocol(HttpToolsProtocol):
     _held_bytes = 0
     _probe_s, _probe_at = PROBE_S, 0.0
 
-    def __init__(self, config: Config, connections: Connections, app_state: dict[str, Any]) -> None:
+    def __init__(
+        self, config: Config, connections: ServerConnections, app_state: dict[str, Any]
+    ) -> None:
         super().__init__(config, connections, app_state)
         self._table = connections
         self._pieces: list[bytes] = []

@@ -24,9 +24,9 @@ from fastapi import FastAPI
 
 from service.api.http.body import Intake
 from service.core.model import Model
-from service.server.connections import SWEEP_S, Connections
+from service.server.connections import SWEEP_S
 from service.server.listener import Acceptor
-from service.server.uvicorn_protocol import Protocol
+from service.server.uvicorn_protocol import Protocol, ServerConnections
 from service.settings import Settings
 from service.system import descriptors, signals
 
@@ -52,7 +52,7 @@ class BaseServer(uvicorn.Server):
                 proxy_headers=False,
             )
         )
-        self._connections = Connections(settings.head_timeout_s, self.connection_lost)
+        self._connections = ServerConnections(settings.head_timeout_s, self.connection_lost)
         self.server_state = self._connections
         self._app = app
         self._settings = settings

@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from service.server import listener, uvicorn_server
 from service.server.connections import IDLE_S, KEEP_ALIVE_S, Connections
-from service.server.uvicorn_protocol import WAKE_BYTES, Protocol
+from service.server.uvicorn_protocol import WAKE_BYTES, Protocol, ServerConnections
 from service.settings import Settings
 
 PIECE_BYTES = 65536
@@ -37,7 +37,7 @@ def test_pieces_that_come_before_the_application_asks_are_kept() -> None:
 
         config = uvicorn.Config(app, http=Protocol, lifespan="off", log_config=None)
         config.load()
-        state = Connections(head_timeout_s=10)
+        state = ServerConnections(head_timeout_s=10)
         protocol = Protocol(config, state, {})
         transport = Mock(spec=asyncio.Transport)
         transport.get_extra_info.return_value = None
@@ -62,7 +62,7 @@ def config_of(app: Callable[[Scope, Receive, Send], Awaitable[None]]) -> uvicorn
     return config
 
 
-def connection_of(config: uvicorn.Config, table: Connections) -> tuple[Protocol, Mock]:
+def connection_of(config: uvicorn.Config, table: ServerConnections) -> tuple[Protocol, Mock]:
     """A connection, and its transport, which takes all that is written."""
     transport = Mock(spec=asyncio.Transport)
     transport.get_extra_info.return_value = None
@@ -89,7 +89,7 @@ def test_an_answer_on_its_way_is_not_cut_short() -> None:
 
     async def steps() -> None:
         loop = asyncio.get_running_loop()
-        config, table = config_of(app), Connections(head_timeout_s=10)
+        config, table = config_of(app), ServerConnections(head_timeout_s=10)
         ours, client = socket.socketpair()
         client.setblocking(False)
         await loop.connect_accepted_socket(lambda: Protocol(config, table, {}), ours)
@@ -121,7 +121,7 @@ def test_a_few_bytes_that_are_not_read() -> None:
 
     async def steps() -> None:
         now = asyncio.get_running_loop().time()
-        table = Connections(head_timeout_s=10)
+        table = ServerConnections(head_timeout_s=10)
         connection, transport = connection_of(config_of(app), table)
         connection.data_received(GET)
         await asyncio.gather(*table.tasks)
@@ -146,7 +146,7 @@ def test_half_of_a_head_during_an_answer() -> None:
         await send({"type": "http.response.body"})
 
     async def steps() -> None:
-        table = Connections(head_timeout_s=10)
+        table = ServerConnections(head_timeout_s=10)
         connection, _ = connection_of(config_of(app), table)
         connection.data_received(GET + GET[:20])
         answered.set()
