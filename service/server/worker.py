@@ -29,6 +29,7 @@ from service.server.channel import State, receive, send
 from service.server.metrics_merge import Peers
 from service.server.uvicorn_server import WRITING_S, BaseServer
 from service.settings import Settings
+from service.system import scheduling
 from service.telemetry import logs
 
 log = logging.getLogger("topfive.worker")
@@ -41,6 +42,7 @@ def main() -> int:
     parser.add_argument("--parent", type=int, required=True)
     arguments = parser.parse_args()
     become_child(arguments.parent)
+    scheduling.use_batch_policy()
     channel = socket.socket(fileno=arguments.channel)
     job = json.loads(receive(channel)[0])
     channel.setblocking(False)
