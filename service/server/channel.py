@@ -16,6 +16,7 @@ import struct
 from typing import NamedTuple, Self
 
 MAX_MESSAGE_BYTES = 1 << 16
+"""Maximum size of a message: that of the job."""
 _STATE = struct.Struct("=?III")
 
 
@@ -49,6 +50,6 @@ def send(channel: socket.socket, message: bytes, *descriptors: int) -> bool:
 def receive(channel: socket.socket) -> tuple[bytes, list[int]]:
     """Return the next message with its descriptors; an empty one if the other side has exited."""
     try:
-        return socket.recv_fds(channel, MAX_MESSAGE_BYTES, 1)[:2]
+        return socket.recv_fds(channel, MAX_MESSAGE_BYTES, 1, socket.MSG_CMSG_CLOEXEC)[:2]
     except OSError:
         return b"", []

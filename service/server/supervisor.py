@@ -306,7 +306,7 @@ class _Parent:
             self._failed = True
             self._stop(hurry=True)
             return
-        if self._on_ready and any(worker.ready for worker in self._workers):
+        if self._on_ready and not self._stopping and any(one.ready for one in self._workers):
             self._on_ready()
             self._on_ready = None
         self._acceptor.resume()

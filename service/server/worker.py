@@ -97,6 +97,7 @@ class _Server(BaseServer):
         self._received = 0
         self._reported: State | None = None
         self._received_all = asyncio.Event()
+        self._ordered_to_stop = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._app.state.edge.away = True
@@ -144,7 +145,14 @@ class _Server(BaseServer):
                 log.debug("command_received", extra={"order": message.decode()})
                 self.end(hurry=order != [b"stop"])
 
+    def stop(self, drain_s: float, delay_s: float = 0) -> None:
+        super().stop(drain_s, delay_s)
+        if not self._ordered_to_stop:  # after a fatal error connections go to another worker
+            self._most_connections = 0
+            self._report()
+
     def end(self, hurry: bool) -> None:
+        self._ordered_to_stop = True
         super().end(hurry)
         if hurry:
             self._loop.remove_reader(self._channel)
