@@ -8,7 +8,7 @@ The first message of the parent is the worker's job as JSON. The following ones 
     closed      no connection follows
     hurry       end at once
 
-A worker sends its `State`. Every state is complete, so a lost one does no harm.
+A worker sends its `WorkerState`. Every state is complete, so a lost one does no harm.
 """
 
 import socket
@@ -20,7 +20,7 @@ MAX_MESSAGE_BYTES = 1 << 16
 _STATE = struct.Struct("=?III")
 
 
-class State(NamedTuple):
+class WorkerState(NamedTuple):
     """What a worker reports about itself."""
 
     ready: bool

@@ -21,7 +21,7 @@ IDLE_S = 1.0
 """Seconds without a request after which a connection may be ended to make room."""
 
 
-class Connection(Protocol):
+class WaitingConnection(Protocol):
     """The methods of a connection that `Connections` calls."""
 
     def is_idle(self) -> bool: ...
@@ -36,15 +36,15 @@ class Connections:
     """The connections that wait for their client; `on_lost` is called when one was closed."""
 
     def __init__(self, head_timeout_s: float, on_lost: Callable[[], None] = lambda: None) -> None:
-        self.heads: dict[Connection, float] = {}
+        self.heads: dict[WaitingConnection, float] = {}
         """Connections that have sent nothing or half a head, and since when."""
-        self.kept: dict[Connection, float] = {}
+        self.kept: dict[WaitingConnection, float] = {}
         """Connections that wait for their next request, and since when."""
-        self.stalled: dict[Connection, float] = {}
+        self.stalled: dict[WaitingConnection, float] = {}
         """Connections whose client does not read an answer, and since when."""
-        self.half_closed: set[Connection] = set()
+        self.half_closed: set[WaitingConnection] = set()
         """Connections whose client has ended its side, and may be waiting for an answer."""
-        self.ending: set[Connection] = set()
+        self.ending: set[WaitingConnection] = set()
         """Connections whose side here has ended; each is closed within LINGER_S."""
         self.head_timeout_s = head_timeout_s
         self.on_lost = on_lost
@@ -74,13 +74,13 @@ class Connections:
             connection.end()
         return len(chosen)
 
-    def lost(self, connection: Connection) -> None:
+    def lost(self, connection: WaitingConnection) -> None:
         """Remove a connection that was closed."""
         self.forget(connection)
         self.ending.discard(connection)
         self.on_lost()
 
-    def forget(self, connection: Connection) -> None:
+    def forget(self, connection: WaitingConnection) -> None:
         """Remove a connection that no longer waits for its client."""
         self.heads.pop(connection, None)
         self.kept.pop(connection, None)
@@ -100,7 +100,7 @@ class Connections:
             connection.probe(now)
 
 
-def _since(waiting: dict[Connection, float], when: float) -> Iterator[Connection]:
+def _since(waiting: dict[WaitingConnection, float], when: float) -> Iterator[WaitingConnection]:
     """Yield the connections that have waited since before `when`, and remove each."""
     while waiting:
         connection, since = next(iter(waiting.items()))

@@ -23,7 +23,7 @@ from service import artifact as artifacts
 from service import sdk
 from service.core.child_process import Child
 from service.errors import SettingsError
-from service.server.channel import State, receive, send
+from service.server.channel import WorkerState, receive, send
 from service.server.listener import Acceptor, announce, announce_ready, listen
 from service.settings import Settings
 from service.system import cgroup, signals
@@ -106,7 +106,7 @@ class _Worker:
         self, number: int, settings: Settings, job: dict[str, str], on_change: Callable[[], None]
     ) -> None:
         self.number = number
-        self.state: State | None = None
+        self.state: WorkerState | None = None
         """The last report of the process; None before the first, and after the end."""
         self.given_up = False
         """The worker exited by itself, or without having been ready, and was not ready since."""
@@ -210,7 +210,7 @@ class _Worker:
         """Receive the worker's state."""
         assert self._channel is not None
         message, _ = receive(self._channel)
-        self.state = State.unpack(message) if message else None
+        self.state = WorkerState.unpack(message) if message else None
         if self.state is None:  # the process is ending
             asyncio.get_running_loop().remove_reader(self._channel)
         elif self.state.ready:

@@ -25,7 +25,7 @@ from service.core.model import Model
 from service.device_host.parent import become_child
 from service.errors import ArtifactError, TopfiveError
 from service.server import app
-from service.server.channel import State, receive, send
+from service.server.channel import WorkerState, receive, send
 from service.server.metrics_merge import Peers
 from service.server.uvicorn_server import WRITING_S, BaseServer
 from service.settings import Settings
@@ -95,7 +95,7 @@ class _Server(BaseServer):
         self._channel = channel
         self._ready = False
         self._received = 0
-        self._reported: State | None = None
+        self._reported: WorkerState | None = None
         self._received_all = asyncio.Event()
         self._ordered_to_stop = False
 
@@ -124,7 +124,7 @@ class _Server(BaseServer):
 
     def _report(self) -> None:
         """Send the state to the parent if it has changed."""
-        state = State(self._ready, self._most_connections, self.connected(), self._received)
+        state = WorkerState(self._ready, self._most_connections, self.connected(), self._received)
         if state != self._reported and send(self._channel, state.pack()):
             self._reported = state
 
