@@ -19,7 +19,6 @@ import mmap
 import os
 import signal
 import socket
-import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -42,7 +41,6 @@ from service.errors import (
     UnsupportedMedia,
     out_of_memory,
 )
-from service.system import cgroup
 from service.telemetry.metrics import Metrics, gauge_family
 
 log = logging.getLogger("topfive.decoder")
@@ -72,13 +70,17 @@ _ERRORS: dict[str, type[RequestError]] = {
 
 @dataclass(frozen=True)
 class DecodeOptions:
-    """How images are decoded, by how many processes, and the largest file in bytes."""
+    """How images are decoded, by how many processes, and the largest file in bytes.
+
+    `time_slicing`: the engine computes on the cores that decode (device_host/cores.py).
+    """
 
     resize: int
     resample: Resample
     max_pixels: int
     processes: int
     body_bytes: int
+    time_slicing: bool
 
 
 @dataclass(slots=True)
@@ -146,8 +148,9 @@ class DecodePool:
     def close(self) -> None:
         """End the processes at once, with the images that they are decoding."""
         if self._alive:
-            self._process.send_signal(END)
+            self._child.process.send_signal(END)
             self._end()
+            self._child.wait()
         self._bodies.close()
         os.close(self._descriptor)
 
@@ -164,7 +167,7 @@ class DecodePool:
     @property
     def pid(self) -> int:
         """The process id of the leader, which forks the workers."""
-        return self._process.pid
+        return self._child.process.pid
 
     def statistics(self) -> dict[str, int]:
         """Return the number of processes, of busy ones, and of images that wait for one."""
@@ -210,7 +213,6 @@ class DecodePool:
         for number in range(self._processes):
             CLAIM.pack_into(self._bodies, number * CLAIM.size, NO_CLAIM)
         self._started = False
-        self._oom_kills = cgroup.oom_kills()
         try:
             with contextlib.ExitStack() as opened, contextlib.ExitStack() as theirs:
                 self._open(opened, theirs)
@@ -218,7 +220,6 @@ class DecodePool:
         except OSError as error:
             raise DeviceError(f"Cannot start the decode processes: {error.strerror}") from error
         self._alive = True
-        self._loop.add_reader(self._pidfd, self._ended)
         self._loop.add_reader(self._wake, self._woken)
 
     def _open(self, opened: contextlib.ExitStack, theirs: contextlib.ExitStack) -> None:
@@ -236,9 +237,7 @@ class DecodePool:
         os.set_blocking(self._results, False)
         self._wake = os.eventfd(0)
         opened.callback(os.close, self._wake)
-        self._process = _spawn(self._job(requests.fileno(), results))
-        self._pidfd = child_process.pidfd(self._process)
-        opened.callback(os.close, self._pidfd)
+        self._child = _spawn(self._job(requests.fileno(), results), self._ended)
 
     def _job(self, requests: int, results: int) -> Job:
         total, height, width, channels = self._rows.inputs.shape
@@ -257,6 +256,7 @@ class DecodePool:
             resize=self._options.resize,
             resample=self._options.resample,
             max_pixels=self._options.max_pixels,
+            time_slicing=self._options.time_slicing,
         )
 
     def dispatch(self) -> None:
@@ -328,7 +328,7 @@ class DecodePool:
         """Return the image that `process` was decoding when it exited, if any, with its error."""
         [slot] = CLAIM.unpack_from(self._bodies, process * CLAIM.size)
         code = os.waitstatus_to_exitcode(status)
-        how = child_process.how_it_ended(code, self._oom_kills)
+        how = self._child.how_it_ended(code)
         log.error("decode_process_ended", extra={"number": process, "how": how})
         if slot not in self._in_flight:
             return []
@@ -337,12 +337,12 @@ class DecodePool:
         error = out_of_memory(detail) if code == -signal.SIGKILL else report
         return [Decoded(self._release(slot), 0, 0.0, error)]
 
-    def _ended(self) -> None:
+    def _ended(self, code: int) -> None:
         """Restart the processes after all of them have ended, and send them the rest again."""
         self._collect()
-        code = self._end()
+        self._end()
         if not self._started:
-            how = child_process.how_it_ended(code, self._oom_kills)
+            how = self._child.how_it_ended(code)
             self._fatal(DeviceError(f"The decode processes ended {how} during their start."))
             return
         self._restarts.inc()
@@ -354,21 +354,18 @@ class DecodePool:
         for slot in self._in_flight:
             self._send(slot)
 
-    def _end(self) -> int:
-        """Close all descriptors of the processes, and return the leader's exit code."""
+    def _end(self) -> None:
+        """Close everything that is shared with the processes."""
         self._alive = False
-        for descriptor in (self._pidfd, self._wake):
-            self._loop.remove_reader(descriptor)
+        self._loop.remove_reader(self._wake)
         self._opened.close()
-        return self._process.wait()
 
 
-def _spawn(job: Job) -> subprocess.Popen[bytes]:
-    descriptors = (job.requests, job.results, job.wake, job.bodies, job.rows)
-    return subprocess.Popen(  # noqa: S603 - no shell, nobody's words
+def _spawn(job: Job, on_exit: Callable[[int], None]) -> child_process.Child:
+    return child_process.Child(
         [sys.executable, "-P", "-m", "service.decoding.worker", json.dumps(asdict(job))],
-        stdin=subprocess.DEVNULL,
-        pass_fds=descriptors,
+        on_exit,
+        pass_fds=(job.requests, job.results, job.wake, job.bodies, job.rows),
         env=os.environ | _ENVIRONMENT,
     )
 

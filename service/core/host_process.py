@@ -89,7 +89,6 @@ class Host:
         self._batch_timeout_s = batch_timeout_s
         self._late_reply = late_reply
         self._next_id = 0
-        self._oom_kills = cgroup.oom_kills()
         self.unanswered: dict[int, Sent] = {}
         self.failure: asyncio.Future[DeviceError] = self._loop.create_future()
         self.reaped = asyncio.Event()
@@ -101,21 +100,17 @@ class Host:
             raise DeviceError(f"Cannot start a device host: {error.strerror}") from error
         self._connection.setblocking(False)
         self._loop.add_reader(self._connection, self._readable)
-        self._loop.add_reader(self._pidfd, self._exited)
         assert self.process.stdout is not None
         os.set_blocking(self.process.stdout.fileno(), False)
         self._loop.add_reader(self.process.stdout.fileno(), self._log_output)
 
     def _open(self, python: str, memory: int) -> None:
-        """Spawn the process with the descriptors to it; close them if that fails."""
-        with contextlib.ExitStack() as opened:
-            self._connection, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        """Start the process with a socket to it, which is closed if that fails."""
+        self._connection, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs, contextlib.ExitStack() as opened:
             opened.callback(self._connection.close)
-            with theirs:
-                self.process = _spawn(python, theirs.fileno(), memory)
-            assert self.process.stdout is not None
-            opened.callback(self.process.stdout.close)
-            self._pidfd = child_process.pidfd(self.process)
+            self._child = _spawn(python, theirs.fileno(), memory, self._exited)
+            self.process = self._child.process
             opened.pop_all()
 
     async def open(self, hello: dict[str, object], timeout_s: float) -> None:
@@ -240,13 +235,10 @@ class Host:
             detail = f"Device {self._name} did not answer batch {batch_id} {limit}."
             self.fail(DeviceError(detail, reason="hung"))
 
-    def _exited(self) -> None:
-        self._loop.remove_reader(self._pidfd)
-        os.close(self._pidfd)
+    def _exited(self, code: int) -> None:
         self._read_all()
         self._log_output()
-        code = self.process.wait()
-        how = child_process.how_it_ended(code, self._oom_kills)
+        how = self._child.how_it_ended(code)
         self._loop.remove_reader(self._connection)
         self._connection.close()
         self._close_output()
@@ -271,7 +263,9 @@ class Host:
             output.close()
 
 
-def _spawn(python: str, connection: int, memory: int) -> subprocess.Popen[bytes]:
+def _spawn(
+    python: str, connection: int, memory: int, on_exit: Callable[[int], None]
+) -> child_process.Child:
     command = [python, "-E", "-s", str(FOLDER)]
     command += ["--socket", str(connection), "--memory", str(memory), "--parent", str(os.getpid())]
     try:
@@ -279,17 +273,19 @@ def _spawn(python: str, connection: int, memory: int) -> subprocess.Popen[bytes]
         folder = None if os.access(".", os.W_OK) else tempfile.gettempdir()
         if os.sep in python:
             command[0] = str(Path.cwd() / python)
-        return subprocess.Popen(  # noqa: S603 - no shell; the interpreter is a setting
+        return child_process.Child(
             command,
+            on_exit,
+            pass_fds=(connection, memory),
             cwd=folder,
             env=sdk.environment(),
-            pass_fds=(connection, memory),
-            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             bufsize=0,
         )
     except OSError as error:
+        if error.filename is None:  # no descriptor is left
+            raise
         raise DeviceError(
             f"Cannot start a device host: {python}: {error.strerror}",
             "Name the interpreter with --device-python.",

@@ -51,6 +51,7 @@ class Model:
             settings.max_pixels,
             settings.decode_processes or cgroup.available_cores(),
             settings.max_body_bytes,
+            time_slicing=not manifest.served_target.needs_sdk,
         )
         self._decode_pool = DecodePool(self.rows, decoding, self, metrics, fatal)
         shared = Shared(artifact, settings, devices.python, self.rows, self._batcher, metrics, self)

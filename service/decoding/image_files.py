@@ -1,23 +1,24 @@
-"""Image files in folders: one answer for all commands that look for them.
+"""Find the image files in folders, in the same way for all commands.
 
-What file managers and operating systems leave in a folder is no image, whatever its name ends with.
+Files that file managers and operating systems leave in a folder are no images, whatever their
+names.
 """
 
 import os
 from pathlib import Path
 
 ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"})
-"""In any case: those of the formats that are classified."""
+"""The endings of the formats that are classified, in lower case."""
 _LEFTOVERS = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir"})
 
 
 def is_leftover(name: str) -> bool:
-    """Return whether a file or folder of this name was left by a system: `.DS_Store`, `._a.jpg`."""
+    """Return whether a system leaves files or folders of this name: `.DS_Store`, `._a.jpg`."""
     return name.startswith(".") or name.lower() in _LEFTOVERS
 
 
 def in_folder(folder: Path) -> list[Path]:
-    """Return the images in `folder` and below, sorted; OSError for a folder that cannot be read."""
+    """Return the images in `folder` and below, sorted. Raise OSError if a folder is unreadable."""
     found = []
 
     def fail(error: OSError) -> None:
@@ -30,7 +31,7 @@ def in_folder(folder: Path) -> list[Path]:
 
 
 def any_in_folder(folder: Path) -> Path | None:
-    """Return an image in `folder` or below, the first one met; what is closed is passed over."""
+    """Return the first image in `folder` or below, without those folders that are unreadable."""
     for place, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not is_leftover(name)]
         if name := next(filter(is_image, files), None):

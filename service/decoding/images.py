@@ -1,17 +1,17 @@
-"""A file's bytes → a row: the one preprocessing.
+"""Decode an image file into a row: the preprocessing of serving, build and evaluation.
 
-In go the bytes of a JPEG, PNG, WebP, BMP or GIF; out comes a row, uint8 (height, width, 3) RGB: the
-short side scaled to `resize`, the long side in proportion and truncated, by the recipe's
-resampling (decoding/resampling.py), the middle cut out. Serving, calibration, golden answers and
-evaluation all call this; mean, variance and colour order are inside the network. The row belongs
-to the caller and is written once, whole, at the end.
+`decode_into` turns the bytes of a JPEG, PNG, WebP, BMP or GIF into a row, uint8 (height, width, 3)
+RGB. The short side is scaled to `resize` by the recipe's resampling (decoding/resampling.py), the
+long side in proportion and truncated, and the middle is cropped. Mean, variance and colour order
+are inside the network. The row belongs to the caller and is written once, at the end.
 
-Limits come before work: magic bytes, then the size in the header, then a JPEG's scans, then the
-pixels, under a budget of CPU time. Whatever the bytes, what comes back is a row or one of
-UnsupportedMedia, TooManyPixels and Undecodable; or Internal, where memory ran out.
-What a file carries besides its picture, such as texts and colour profiles, may be broken: after a
-failure the file is read once more without it.
-A picture is seen as a person would see it: upright by its EXIF, its first frame, over white where
+Each limit is checked before the work that it bounds: magic bytes, then the size in the header, then
+the scans of a JPEG, then the pixels, within a budget of CPU time. For any bytes the result is a row
+or one of UnsupportedMedia, TooManyPixels and Undecodable; or Internal if there is not enough
+memory. Other contents of a file, such as texts and colour profiles, may be broken: after a failure
+the file is read again without them.
+
+The row shows the image as a person sees it: upright by its EXIF, its first frame, over white where
 it is transparent, 16 bits scaled to 8. Colour profiles are ignored.
 """
 
@@ -51,7 +51,7 @@ from service.errors import (
 if TYPE_CHECKING:
     from service.artifact import Resample
 
-# The reader of each type itself: Image.open would try several and look for more on disk.
+# The reader of each type, because Image.open tries several and looks for more on disk.
 _READERS: dict[str, type[ImageFile]] = {
     "image/jpeg": JpegImageFile,
     "image/png": PngImageFile,
@@ -62,21 +62,24 @@ _READERS: dict[str, type[ImageFile]] = {
 MEDIA_TYPES = tuple(_READERS)
 
 MAX_SIDE = 20_000
+"""Maximum width and height of an image, in pixels."""
 MAX_JPEG_SCANS = 100
+"""Maximum scans of a JPEG."""
 MAX_JPEG_SEGMENTS = 10_000
-# Of the largest picture that is allowed, so many scans; of a smaller one more.
-LARGEST_PICTURES_SCANS = 20
+"""Maximum segments of a JPEG."""
+LARGEST_IMAGE_SCANS = 20
+"""Maximum scans of a JPEG of the largest allowed size; a smaller JPEG may have more."""
 MAX_PIECES = 10_000
-"""Maximum chunks or segments of a file that is read again without what is broken in it."""
+"""Maximum chunks or segments of a file that is read again without its broken parts."""
 LEAST_TRANSPARENCY = {0: 2, 2: 6, 3: 1}
-"""Bytes of a PNG's tRNS chunk, by colour type: grey, RGB, palette."""
-# One for each chunk, segment or run, of which a reader makes Python objects.
+"""Minimum bytes of a PNG's tRNS chunk, by colour type: grey, RGB, palette."""
 MAX_READS = 250_000
-# Pillow undoes a BMP's run lengths in Python, which holds up everything else.
+"""Maximum reads of a file: one for each chunk, segment or run, of which a reader makes objects."""
 MAX_RLE_PIXELS = 4_000_000
+"""Maximum pixels of a BMP with run lengths, which Pillow decodes in Python, holding the GIL."""
 _BMP_RUN_LENGTHS = (BmpImageFile.COMPRESSIONS["RLE8"], BmpImageFile.COMPRESSIONS["RLE4"])
 BIG_PIXELS = 12_000_000
-"""More cost much memory: up to 16 bytes each while a WebP is decoded."""
+"""Maximum pixels of an image that is decoded beside others. Each may need 16 bytes (WebP)."""
 DRAFT: dict["Resample", int | None] = {
     "opencv-bilinear": None,
     "bilinear": 4,
@@ -93,7 +96,7 @@ _MAGIC = re.compile(
     rb"|(?P<bmp>BM)|(?P<gif>GIF8[79]a)",
     re.DOTALL,
 )
-# Not taken, but worth naming in the refusal: where it begins, with what, and what it is.
+# Formats that are not accepted and are named in the error: position, first bytes, name.
 _OTHERS = (
     (0, b"II*\0", "TIFF"),
     (0, b"MM\0*", "TIFF"),
@@ -107,7 +110,7 @@ _OTHERS = (
     (0, b"/9j/", "base64 text"),
     (0, b"iVBORw", "base64 text"),
 )
-# A marker that opens a segment or ends the picture; those inside a scan (FF00, restarts) do not.
+# A marker that opens a segment or ends the image; not FF00 and restarts, which are inside a scan.
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _JPEG_MARKER = re.compile(rb"\xff([\xc0-\xcf\xd8-\xfe])")
 _APPLICATIONS = range(0xE0, 0xF0)
@@ -125,17 +128,18 @@ _UPRIGHT = {
 
 _pillow_limit = threading.Lock()
 
-# Pillow refuses pixels beyond twice this, before it allocates any; `decode_into` raises it.
+# Pillow refuses more than twice this, before it allocates any pixel. `decode_into` raises the
+# limit.
 Image.MAX_IMAGE_PIXELS = 25_000_000
-# Blocks of more than malloc ever keeps for the next one (32 MiB: M_MMAP_THRESHOLD, mallopt(3)); of
-# Pillow's 16 MiB the threads' heaps held on to 400 MiB.
+# Larger than the blocks that malloc keeps after they are freed (32 MiB: M_MMAP_THRESHOLD,
+# mallopt(3)). With Pillow's 16 MiB the heaps of the threads kept 400 MiB.
 Image.core.set_block_size(64 << 20)  # type: ignore[attr-defined]
-# What Pillow thinks of a file's oddities (EXIF, animation) is nothing that a service should print.
+# Warnings about a file's oddities (EXIF, animation) do not belong into the log of a service.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def media_type(data: bytes | memoryview) -> str | None:
-    """The type that the first bytes tell, one of MEDIA_TYPES; None for anything else."""
+    """Return the type by the first bytes, one of MEDIA_TYPES; None for any other format."""
     found = _MAGIC.match(bytes(data[:16]))
     return f"image/{found.lastgroup}" if found else None
 
@@ -148,12 +152,12 @@ def decode_into(
     max_pixels: int,
     alone: AbstractContextManager[object] | None = None,
 ) -> int:
-    """Decode `data` into `row`, (height, width, 3) RGB; the pixels that the file declares.
+    """Decode `data` into `row`, (height, width, 3) RGB. Return the pixels that the file declares.
 
-    `resize`, in pixels, is at least the height and the width of the row. A picture of more than
-    BIG_PIXELS is decoded inside `alone`, which may let one in at a time. Raises UnsupportedMedia,
-    TooManyPixels (with `limit_pixels`) or Undecodable, and Internal where memory ran out; nothing
-    else. Then the row is as it was.
+    `resize`, in pixels, is at least the height and the width of the row. An image of more than
+    BIG_PIXELS is decoded inside `alone`, which may admit one at a time. Raise only
+    UnsupportedMedia, TooManyPixels (with `limit_pixels`), Undecodable, or Internal if there is not
+    enough memory; then the row is unchanged.
     """
     height, width = row.shape[:2]
     assert resize >= max(height, width)
@@ -195,13 +199,12 @@ def _fitted(
     alone: AbstractContextManager[object] | None,
     until: float,
 ) -> tuple[int, NDArray[np.uint8]]:
-    """The pixels that the file declares, and its row; all of it before `until`, the thread's CPU
-    time."""
+    """Return the pixels that the file declares, and its row; stop at the CPU time `until`."""
     try:
         image = _open(data, kind, max_pixels, until)
         pixels = image.width * image.height
         with (pixels > BIG_PIXELS and alone) or nullcontext():
-            # Whatever comes of it, its memory is free before the next one's turn.
+            # The memory must be free before `alone` admits the next image.
             try:
                 if kind == "image/jpeg":
                     _draft(image, data, resize, DRAFT[resample])
@@ -211,24 +214,23 @@ def _fitted(
                 raise
             finally:
                 del image
-    # Of ours: a limit that was passed.
-    except RequestError:
+    except RequestError:  # a limit was exceeded
         raise
     except Image.DecompressionBombError as error:
         raise _too_many("The image", max_pixels) from error
-    # Readers fail on hostile bytes in every way there is: OSError, SyntaxError, ValueError,
-    # struct.error, zlib.error. All of them mean that this file has no picture for us.
+    # Readers raise many errors for hostile bytes: OSError, SyntaxError, ValueError, struct.error,
+    # zlib.error. All of them mean that the file cannot be decoded.
     except Exception as error:
-        # Pillow's codecs say it in words.
+        # Pillow's codecs raise other errors with this text.
         if isinstance(error, MemoryError) or "out of memory" in str(error):
             raise out_of_memory("There is not enough memory to decode the image.") from error
         raise _undecodable(kind, _reason(error)) from error
 
 
 def _open(data: bytes, kind: str, max_pixels: int, until: float) -> ImageFile:
-    """The file with its header read and its limits checked, no pixel decoded."""
+    """Return the image after its header was read and its limits checked; no pixel is decoded."""
     with _pillow_limit:
-        # Only ever raised: another thread's limit may be higher, and each checks its own below.
+        # Never lowered, because another thread's limit may be higher. Each checks its own below.
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, (max_pixels + 1) // 2)
     try:
         image = _READERS[kind](_Bounded(data, kind, max_pixels, until))
@@ -247,9 +249,9 @@ def _open(data: bytes, kind: str, max_pixels: int, until: float) -> ImageFile:
 
 
 class _Bounded(io.BytesIO):
-    """The file as its reader sees it: a read fails when there were too many, or the time is up.
+    """A file whose read fails after MAX_READS, or after the thread's CPU time `until`.
 
-    It is the thread's CPU time, so that no picture is refused because the machine is busy.
+    CPU time, so that no image is refused because the machine is busy.
     """
 
     def __init__(self, data: bytes, kind: str, max_pixels: int, until: float) -> None:
@@ -269,16 +271,16 @@ class _Bounded(io.BytesIO):
 
 
 def cpu_seconds(max_pixels: int) -> float:
-    """The CPU time that a file may take, if the largest allowed has `max_pixels`.
+    """Return the CPU seconds that a file may take, if the largest allowed has `max_pixels`.
 
-    The worst honest ones, 64-bit interlaced PNGs, take 50 ns a pixel.
+    The slowest honest files, 64-bit interlaced PNGs, take 50 ns a pixel.
     """
     return 1 + max_pixels / 25_000_000
 
 
 def _check_scans(data: bytes, pixels: int, max_pixels: int) -> None:
-    """Undecodable for a JPEG of too many scans: each costs a pass over all pixels."""
-    most = min(MAX_JPEG_SCANS, LARGEST_PICTURES_SCANS * max_pixels // pixels)
+    """Raise Undecodable for a JPEG of too many scans; each costs a pass over all pixels."""
+    most = min(MAX_JPEG_SCANS, LARGEST_IMAGE_SCANS * max_pixels // pixels)
     scans, cost, components = 0, 1, b"none"
     for count, (marker, start) in enumerate(_jpeg_segments(data)):
         if count == MAX_JPEG_SEGMENTS:
@@ -286,17 +288,17 @@ def _check_scans(data: bytes, pixels: int, max_pixels: int) -> None:
         if marker in (0xC0, 0xC1):
             components = data[start + 7 : start + 8]
         if marker in (0xC9, 0xCA):
-            cost = 4  # arithmetic coding, which no missing bits end
+            cost = 4  # arithmetic coding, which does not end where bits are missing
         if marker == 0xDA:
             scans += cost
             if scans > most:
                 raise _undecodable("image/jpeg", f"the file has more than {most // cost} scans")
             if data[start + 2 : start + 3] == components:
-                return  # sequential, all components in this scan: there can be no other
+                return  # sequential, with all components in this scan: no other can follow
 
 
 def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
-    """Of each segment up to the end of the picture its marker and where its length stands."""
+    """Yield the marker of each segment up to the end of the image, and the place of its length."""
     position = 2
     while (found := _JPEG_MARKER.search(data, position)) and found[1] != b"\xd9":
         yield found[1][0], found.end()
@@ -304,11 +306,10 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
 
 
 def _plain_png(data: bytes) -> bytes:
-    """The file without its ancillary chunks, but for what shows: transparency and orientation,
-    where their checksums are right. Unchanged if it has very many chunks.
+    """Return the file without its ancillary chunks; unchanged beyond MAX_PIECES chunks.
 
-    It is what libpng does with ancillary chunks that are broken. Critical chunks are Pillow's to
-    judge.
+    Transparency and orientation stay if their checksums are right, because they are visible. libpng
+    treats broken ancillary chunks in the same way. Critical chunks stay for Pillow to check.
     """
     kept, at = [data[:8]], 8
     for _ in range(MAX_PIECES):
@@ -317,25 +318,28 @@ def _plain_png(data: bytes) -> bytes:
         length, name = int.from_bytes(data[at : at + 4]), data[at + 4 : at + 8]
         chunk = data[at : at + 12 + length]
         ancillary = name[:1].islower()
-        if not ancillary or (_shows(data, name, length) and _checks(chunk)):
+        if not ancillary or (_is_visible(data, name, length) and _has_right_checksum(chunk)):
             kept.append(chunk)
         at += len(chunk)
     return data
 
 
-def _shows(data: bytes, name: bytes, length: int) -> bool:
-    """Whether an ancillary chunk of the PNG changes what is seen of it."""
+def _is_visible(data: bytes, name: bytes, length: int) -> bool:
+    """Return whether an ancillary chunk changes how the image looks."""
     color_type = data[25] if len(data) > 25 else 0
     return name == b"eXIf" or (name == b"tRNS" and length >= LEAST_TRANSPARENCY.get(color_type, 1))
 
 
-def _checks(chunk: bytes) -> bool:
+def _has_right_checksum(chunk: bytes) -> bool:
     return zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:])
 
 
 def _plain_jpeg(data: bytes) -> bytes:
-    """The file without its comments and applications' segments, but for those that show: EXIF, and
-    the two that tell the colours, where they are whole. Unchanged if it has very many segments."""
+    """Return the file without comments and application segments; unchanged beyond MAX_PIECES.
+
+    EXIF and the two segments that give the colours stay if they are whole, because they are
+    visible.
+    """
     kept: list[bytes] = []
     at = 0
     for marker, start in islice(_jpeg_segments(data), MAX_PIECES):
@@ -343,22 +347,24 @@ def _plain_jpeg(data: bytes) -> bytes:
             return b"".join([*kept, data[at:]])
         end = start + int.from_bytes(data[start : start + 2])
         segment = data[start + 2 : end]
-        if marker == 0xFE or (marker in _APPLICATIONS and not _tells(marker, segment)):
+        if marker == 0xFE or (marker in _APPLICATIONS and not _is_visible_segment(marker, segment)):
             kept.append(data[at : start - 2])
             at = end
     return data
 
 
-def _tells(marker: int, segment: bytes) -> bool:
-    """Whether an application's segment is EXIF, or tells libjpeg the colours."""
+def _is_visible_segment(marker: int, segment: bytes) -> bool:
+    """Return whether an application segment is EXIF, or gives libjpeg the colours."""
     exif = marker == 0xE1 and segment.startswith(b"Exif\0\0")
     jfif = marker == 0xE0 and segment.startswith(b"JFIF\0") and len(segment) >= 14
     return exif or jfif or (marker == 0xEE and segment.startswith(b"Adobe") and len(segment) >= 12)
 
 
 def _plain_webp(data: bytes) -> bytes:
-    """The file with its picture and its EXIF alone, as far as they are whole. Unchanged for an
-    animation, and if the picture is not whole or there are very many chunks."""
+    """Return the file with only its image and its EXIF, if these are whole.
+
+    It is unchanged if it is an animation, if the image is not whole, or beyond MAX_PIECES chunks.
+    """
     kept: dict[bytes, bytes] = {}
     at = 12
     for _ in range(MAX_PIECES):
@@ -382,27 +388,29 @@ _PLAIN = {"image/png": _plain_png, "image/jpeg": _plain_jpeg, "image/webp": _pla
 
 
 def _draft(image: ImageFile, data: bytes, resize: int, least: int | None) -> None:
-    """Have a large JPEG decoded at a half, a quarter or an eighth, which its coding allows: at
-    least `least` times what is wanted, so that the last scaling decides."""
+    """Decode a large JPEG at a half, a quarter or an eighth, by DCT scaling.
+
+    Its short side stays at least `least` times `resize`, so that the resampling decides the pixels.
+    """
     scale = min(image.size) / (least * resize) if least else 1
     if scale > 1 and not _is_lossless(data):
         image.draft(None, (int(image.width / scale), int(image.height / scale)))
 
 
 def _is_lossless(data: bytes) -> bool:
-    """Whether the JPEG's frame is one without a DCT, which has no smaller sizes."""
+    """Return whether the JPEG's frame has no DCT, and so no smaller sizes."""
     frames = (marker for marker, _ in _jpeg_segments(data) if marker in _FRAMES)
     return next(frames, 0) in (0xC3, 0xC7, 0xCB, 0xCF)
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """The decoded picture as RGB or L, turned as its EXIF says."""
+    """Return the decoded image as RGB or L, upright by its EXIF."""
     image.load()
-    # Read first: a PNG may carry it behind its pixels, and a converted picture not at all.
+    # Read it first: a PNG may have it behind its pixels, and a converted image does not have it.
     turn = _UPRIGHT.get(_orientation(image))
     shown = _opaque(image)
     if shown is not image:
-        image.close()  # its memory is for the next step
+        image.close()  # its memory is needed in the next step
     return shown if turn is None else shown.transpose(turn)
 
 
@@ -410,12 +418,12 @@ def _orientation(image: Image.Image) -> int:
     try:
         value = image.getexif().get(ExifTags.Base.Orientation)
     except (OSError, SyntaxError, ValueError, LookupError, TypeError, struct.error):
-        return 1  # broken EXIF is no reason to refuse the picture
+        return 1  # broken EXIF is no reason to refuse the image
     return value if isinstance(value, int) else 1
 
 
 def _opaque(image: Image.Image) -> Image.Image:
-    """RGB or L in 8 bits, over white where the picture is transparent."""
+    """Return the image as RGB or L with 8 bits, over white where it is transparent."""
     if image.mode == "I;16":
         return _from_16_bits(image)
     if image.has_transparency_data:
@@ -453,11 +461,11 @@ def _too_many(what: str, max_pixels: int) -> TooManyPixels:
 
 
 def _reason(error: Exception) -> str:
-    """What a reader says of the file; what Python says of the reader is nothing for a caller."""
+    """Return the reader's message about the file; not Python's message about the reader."""
     own = isinstance(error, (OSError, SyntaxError, ValueError)) and error.args
-    # Pillow wraps the errors of Python's as they are.
-    said = str(error) if own and isinstance(error.args[0], str) else ""
-    return said or "the parts of the file are inconsistent"
+    # Pillow also wraps errors of Python, unchanged.
+    message = str(error) if own and isinstance(error.args[0], str) else ""
+    return message or "the parts of the file are inconsistent"
 
 
 def _undecodable(kind: str, reason: str) -> Undecodable:

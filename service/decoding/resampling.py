@@ -1,11 +1,11 @@
-"""An image in memory → a row: scaled by the recipe's resampling, the middle cropped.
+"""Scale an image in memory by the recipe's resampling, and crop its middle to a row.
 
 Networks are trained on pixels that one library scaled, and lose points of accuracy on the pixels of
 another. Four resamplings are known, by these names:
 
-    opencv-bilinear              OpenCV's INTER_LINEAR: four pixels for each new one, however much
-                                 the image shrinks, as Caffe's evaluation scripts and MagicMind's
-                                 sample do
+    opencv-bilinear              OpenCV's INTER_LINEAR: four pixels for each new one, even if the
+                                 image shrinks, as in Caffe's evaluation scripts and MagicMind's
+                                 sample
     bilinear, bicubic, lanczos   Pillow's filters, which widen as the image shrinks: antialiasing
 
 OpenCV itself scales for opencv-bilinear. Pillow's Image.transform differs by at most 1 of 255, and
@@ -45,7 +45,7 @@ _FILTERS = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 _SUPPORT = {"bilinear": 1, "bicubic": 2, "lanczos": 3}
-"""Half the width of each filter, in new pixels where the image shrinks, else in old ones."""
+"""Half the width of each filter, in new pixels if the image shrinks, else in old ones."""
 MAX_ASPECT_RATIO = 8
 """Largest ratio of the sides of an image that OpenCV scales whole, before the crop."""
 BAND_PIXELS = 1 << 20
@@ -58,7 +58,7 @@ Box = tuple[float, float, float, float]
 
 
 def use_one_thread() -> None:
-    """Have OpenCV start no threads in this process: where each core has a process of its own."""
+    """Keep OpenCV from starting threads, in a process that has a core of its own."""
     cv2.setNumThreads(1)
 
 
@@ -67,8 +67,8 @@ def fitted(
 ) -> NDArray[np.uint8]:
     """Return the row (height, width, 3) of an `image` of mode RGB or L.
 
-    The short side becomes `resize` pixels, the long side follows in proportion and is truncated;
-    the crop begins at half of what is left over, truncated.
+    The short side becomes `resize` pixels, the long side follows in proportion and is truncated.
+    The crop is in the middle; its offsets are truncated.
     """
     assert image.mode in ("RGB", "L")
     short = min(image.size)
@@ -114,9 +114,9 @@ def _as_rgb(pixels: NDArray[Any]) -> NDArray[np.uint8]:
 def _filtered(image: Image.Image, size: Size, box: Box, resample: "Resample") -> Image.Image:
     """Scale the width first, then the height.
 
-    Bicubic and Lanczos overshoot at edges, and each pass clips to 0 to 255, so the order shows: by
-    up to 27 of 255 in the test photos. Pillow scales whole images in this order (since 13.0 only
-    those that are not very tall), and cykooz-resizer in the other order.
+    Bicubic and Lanczos overshoot at edges, and each pass clips to 0 to 255, so the order makes a
+    difference: up to 27 of 255 in the test photos. Pillow scales whole images in this order (since
+    13.0 only those that are not very tall), and cykooz-resizer in the other order.
     """
     left, top, right, bottom = box
     reach = _SUPPORT[resample] * max(1.0, (bottom - top) / size[1])

@@ -1,16 +1,19 @@
-"""The processes that decode images: bodies in shared memory become rows in shared memory.
+"""The decode workers: files in shared memory become rows in shared memory.
 
     python -P -m service.decoding.worker JOB
 
-The service starts one process, which forks those that decode and then only waits for them: what
-they have imported they share, and when one ends they all do. Whoever is free takes the next request
-from one socket; results go into one pipe. The service is woken for several of them at once, or as
-soon as there is nothing more to decode: a wake-up for each would cost more than its hand-over.
+The service starts one process, the leader, which forks the workers so that they share the imported
+modules, and then waits for them. If one worker exits, all are ended. An idle worker receives the
+next request from a socket that all share; results are written to one pipe. The service is woken for
+several results at once, or as soon as there is nothing more to decode, because one wake-up for each
+result would cost more than the result itself.
 
-A file that ends its decoder ends no more than that: whoever reads `claims` sees which it was. They
-live no longer than the service. The signals that stop the service are its business.
+If a file crashes a worker, the claims in shared memory show which image the worker was decoding.
+The kernel kills the workers with the service.
 """
 
+import contextlib
+import fcntl
 import json
 import mmap
 import os
@@ -20,6 +23,7 @@ import struct
 import sys
 import time
 import traceback
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -28,36 +32,36 @@ from numpy.typing import NDArray
 
 from service.decoding import images, resampling
 from service.device_host import cores
-from service.device_host.parent import die_with_parent
+from service.device_host.parent import become_child, exit_with_parent
 from service.errors import Internal, RequestError
-from service.system import signals
 
 if TYPE_CHECKING:
     from service.artifact import Resample
 
 REQUEST = struct.Struct("=IIQ")
-"""Slot, row, bytes of the body in the slot."""
+"""Slot, row, bytes of the file in the slot."""
 RESULT = struct.Struct("=iIQd")
-"""Slot, bytes of the error in the slot (0: the row is filled), pixels, seconds. Instead of a slot
-STARTED; or ENDED, with the number of the process that did and its wait status."""
+"""Slot, bytes of the error in the slot (0: the row is filled), pixels, seconds. In place of a slot
+STARTED; or ENDED, with the number of a worker that exited and its wait status."""
 STARTED, ENDED = -1, -2
 END = signal.SIGUSR1
-"""Has the first process end them all."""
+"""The signal on which the leader ends all workers."""
 CLAIM = struct.Struct("=i")
-"""At the start of the bodies' memory, for each process: the slot that it decodes, or NO_CLAIM."""
+"""At the start of the files' memory, for each worker: the slot that it decodes, or NO_CLAIM."""
 NO_CLAIM = -1
 
-TOGETHER = 8
-"""Results of one process that the service may be woken for at once,"""
-TOGETHER_S = 0.02
-"""if they come within such a time."""
+MAX_UNREPORTED = 8
+"""Maximum results of one worker per wake-up of the service."""
+MAX_UNREPORTED_S = 0.02
+"""Maximum seconds to hold back a wake-up."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What the processes are told: descriptors, the layout of both memories, limits.
+    """The job of all workers: descriptors, the layout of both memories, limits.
 
-    The bodies' memory has the claims first; slot `n` has its `slot_bytes` from `slots_offset` on.
+    The files' memory begins with the claims. Slot `n` has its `slot_bytes` at `slots_offset` + n *
+    `slot_bytes`.
     """
 
     parent: int
@@ -74,17 +78,19 @@ class Job:
     resize: int
     resample: "Resample"
     max_pixels: int
+    time_slicing: bool
+    """Whether the engine computes on the cores that decode (device_host/cores.py)."""
 
 
 def main() -> int:
+    """Run the leader. Return its exit code."""
     job = Job(**json.loads(sys.argv[1]))
-    signals.leave_to_parent()
     signal.pthread_sigmask(signal.SIG_BLOCK, (END, signal.SIGCHLD))
-    die_with_parent(job.parent)
+    become_child(job.parent)
     resampling.use_one_thread()
     children = {_fork(job, number): number for number in range(job.processes)}
-    _tell(job, RESULT.pack(STARTED, 0, 0, 0))
-    # A child that was only stopped is news too.
+    _report(job, RESULT.pack(STARTED, 0, 0, 0))
+    # SIGCHLD also comes for a worker that was only stopped.
     while signal.sigwait((END, signal.SIGCHLD)) != END and not _reap(job, children):
         pass
     for child in children:
@@ -94,72 +100,87 @@ def main() -> int:
 
 
 def _reap(job: Job, children: dict[int, int]) -> bool:
-    """Tell which of `children`, now no longer among them, have ended; whether any has."""
+    """Report the children that have exited, and remove them. Return whether any has."""
     ended = False
     while children and (reaped := os.waitpid(-1, os.WNOHANG))[0]:
         child, status = reaped
-        _tell(job, RESULT.pack(ENDED, children.pop(child), status, 0))
+        _report(job, RESULT.pack(ENDED, children.pop(child), status, 0))
         ended = True
     return ended
 
 
 def _fork(job: Job, number: int) -> int:
+    """Fork a worker. Return its process id; in the worker this does not return."""
     leader = os.getpid()
     child = os.fork()
     if child:
         return child
     code = 1
     try:
-        die_with_parent(leader)
+        exit_with_parent(leader)
         _decode_all(job, number)
         code = 0
-    except Exception:  # noqa: BLE001 - whatever it was, it ends this process
+    except Exception:  # noqa: BLE001 - every error ends this process
         traceback.print_exc()
     finally:
         os._exit(code)
 
 
-def _tell(job: Job, results: bytes) -> None:
+def _report(job: Job, results: bytes) -> None:
     os.write(job.results, results)
     os.eventfd_write(job.wake, 1)
 
 
 def _decode_all(job: Job, number: int) -> None:
-    """Take requests until the end of file."""
+    """Decode the requested images until end of file."""
     decoder = _Decoder(job, number)
     requests = socket.socket(fileno=job.requests)
-    untold, told_at = 0, 0.0
+    unreported, first_at = 0, 0.0
     while True:
-        request = _receive(requests, wait=not untold)
+        request = _receive(requests, wait=not unreported)
         if request == b"":
             return
         if request is not None:
-            if not cores.may_decode(job.rows, wait=False):
-                if untold:  # not to be kept back while an engine computes
+            if job.time_slicing and not cores.begin_decode(job.rows, wait=False):
+                if unreported:  # the results must not wait while an engine computes
                     os.eventfd_write(job.wake, 1)
-                    untold = 0
-                cores.may_decode(job.rows, wait=True)
-            if not untold:
-                told_at = time.perf_counter()
+                    unreported = 0
+                cores.begin_decode(job.rows, wait=True)
+            if not unreported:
+                first_at = time.perf_counter()
             os.write(job.results, decoder.result(*REQUEST.unpack(request)))
-            cores.decoded(job.rows)
-            untold += 1
-        waited = time.perf_counter() - told_at
-        if request is None or untold == TOGETHER or waited > TOGETHER_S:
+            if job.time_slicing:
+                cores.end_decode(job.rows)
+            unreported += 1
+        waited = time.perf_counter() - first_at
+        if request is None or unreported == MAX_UNREPORTED or waited > MAX_UNREPORTED_S:
             os.eventfd_write(job.wake, 1)
-            untold = 0
+            unreported = 0
 
 
 def _receive(requests: socket.socket, wait: bool) -> bytes | None:
-    """The next request, empty at the end of file; None if there is none and we do not `wait`."""
+    """Return the next request, empty at end of file; without `wait` None if there is none."""
     try:
         return requests.recv(REQUEST.size, 0 if wait else socket.MSG_DONTWAIT)
     except BlockingIOError:
         return None
 
 
+@contextlib.contextmanager
+def _one_at_a_time(descriptor: int) -> Iterator[None]:
+    """Hold the kernel's lock on a file, so that only one worker decodes a large image.
+
+    It bounds the memory of all workers together. A worker that exits releases it.
+    """
+    fcntl.lockf(descriptor, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        fcntl.lockf(descriptor, fcntl.LOCK_UN)
+
+
 class _Decoder:
-    """The memories as one process sees them."""
+    """Decodes images between the two memories, as one worker maps them."""
 
     def __init__(self, job: Job, number: int) -> None:
         self._job, self._number = job, number
@@ -170,7 +191,7 @@ class _Decoder:
         self._rows: NDArray[np.uint8] = np.ndarray(job.row_shape, np.uint8, rows)
 
     def result(self, slot: int, row: int, size: int) -> bytes:
-        """Decode the body of `slot` into `row`, and pack what came of it."""
+        """Decode the file in `slot` into `row`. Return the packed result."""
         job = self._job
         at = job.slots_offset + slot * job.slot_bytes
         self._claim(slot)
@@ -183,9 +204,9 @@ class _Decoder:
                 job.resize,
                 job.resample,
                 job.max_pixels,
-                cores.locked(job.rows, cores.BIG_PICTURE),
+                _one_at_a_time(job.bodies),
             )
-        except Exception as raised:  # noqa: BLE001 - told, whatever it is
+        except Exception as raised:  # noqa: BLE001 - every error is reported
             error = _packed(raised)
             self._view[at : at + len(error)] = error
         seconds = time.perf_counter() - started
@@ -197,13 +218,14 @@ class _Decoder:
 
 
 def _packed(error: Exception) -> bytes:
-    """What the service makes the same error of."""
-    said, trace = error, ""
+    """Return the error as JSON, from which the service makes the same error again."""
+    reported, trace = error, ""
     if not isinstance(error, RequestError):
-        said = Internal("The image could not be decoded. This is a bug.")
+        reported = Internal("The image could not be decoded. This is a bug.")
         trace = "".join(traceback.format_exception(error))
-    assert isinstance(said, RequestError)
-    return json.dumps([said.code, said.detail, said.remedy, said.members, trace]).encode()
+    assert isinstance(reported, RequestError)
+    fields = [reported.code, reported.detail, reported.remedy, reported.members, trace]
+    return json.dumps(fields).encode()
 
 
 if __name__ == "__main__":

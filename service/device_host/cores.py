@@ -1,68 +1,62 @@
-"""Whose turn the cores are: processes that decode images, together, or one engine that computes.
+"""CPU time slicing between decode workers, which share a lock, and an engine that holds it alone.
 
-Side by side they cost each other more than turns do: caches, and an engine's threads that wait for
-the one whose core a picture has. It is the kernel's lock on a byte of the file that holds the rows,
-which a process that ends lets go. Engines of a card need no turn.
+If decode workers and an engine compute on the same cores at the same time, both lose more than by
+time slicing: they evict each other's caches, and the engine's threads wait for the one whose core
+decodes an image. The lock is the kernel's, on a byte of the file that holds the rows, so a process
+that exits releases it. Engines of a card do not use these cores, and need no lock.
 
 Python 3.7, standard library.
 """
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import signal
 import time
-from typing import Any, Iterator
+from typing import Any
 
-TURN, BIG_PICTURE = 0, 1
-"""The bytes that are locked: for turns, and by the one process that decodes a big picture."""
 LONGEST_WAIT_S = 0.03
-"""What an engine leaves to pictures: a batch of 8 on two cores. Those that take longer share."""
+"""Maximum seconds that an engine waits for decode workers: a batch of 8 on two cores. Then it
+computes beside an image that takes longer."""
+_BYTE = 0
+"""The byte of the file that is locked."""
 
 
-@contextlib.contextmanager
-def locked(descriptor: int, byte: int) -> Iterator[None]:
-    """The byte is this process's alone."""
-    fcntl.lockf(descriptor, fcntl.LOCK_EX, 1, byte)
+def begin_decode(descriptor: int, wait: bool) -> bool:
+    """Share the lock with other decode workers.
+
+    If an engine holds the lock, wait for it, or without `wait` return False.
+    """
     try:
-        yield
-    finally:
-        fcntl.lockf(descriptor, fcntl.LOCK_UN, 1, byte)
-
-
-def may_decode(descriptor: int, wait: bool) -> bool:
-    """Begin a turn, which others who decode share; False: it is an engine's, and no `wait`."""
-    try:
-        fcntl.lockf(descriptor, fcntl.LOCK_SH | (0 if wait else fcntl.LOCK_NB), 1, TURN)
+        fcntl.lockf(descriptor, fcntl.LOCK_SH | (0 if wait else fcntl.LOCK_NB), 1, _BYTE)
     except BlockingIOError:
         return False
     return True
 
 
-def decoded(descriptor: int) -> None:
-    """End it."""
-    fcntl.lockf(descriptor, fcntl.LOCK_UN, 1, TURN)
+def end_decode(descriptor: int) -> None:
+    """Release the lock of a decode worker."""
+    fcntl.lockf(descriptor, fcntl.LOCK_UN, 1, _BYTE)
 
 
-class ComputingTurn:
-    """`with` it an engine computes: in a turn of its own unless that is LONGEST_WAIT_S away.
+class ComputeSlice:
+    """The lock of an engine: `with` it the engine computes alone, or after LONGEST_WAIT_S anyway.
 
-    What comes of it is the nanoseconds that it has waited. For the main thread of a process that
-    leaves it SIGALRM.
+    `with` returns the nanoseconds of the wait. It is for the main thread of a process that uses
+    SIGALRM for nothing else.
     """
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
         self._waiting = False
-        signal.signal(signal.SIGALRM, self._ring)
+        signal.signal(signal.SIGALRM, self._end_wait)
 
     def __enter__(self) -> int:
         started = time.perf_counter_ns()
         try:
             self._waiting = True
             signal.setitimer(signal.ITIMER_REAL, LONGEST_WAIT_S)
-            fcntl.lockf(self._descriptor, fcntl.LOCK_EX, 1, TURN)
+            fcntl.lockf(self._descriptor, fcntl.LOCK_EX, 1, _BYTE)
             self._waiting = False
         except _WaitedLongEnough:
             self._waiting = False
@@ -70,13 +64,13 @@ class ComputingTurn:
         return time.perf_counter_ns() - started
 
     def __exit__(self, *_: Any) -> None:
-        fcntl.lockf(self._descriptor, fcntl.LOCK_UN, 1, TURN)
+        fcntl.lockf(self._descriptor, fcntl.LOCK_UN, 1, _BYTE)
 
-    def _ring(self, *_: Any) -> None:
-        # Late by some instructions, it finds that nobody waits, and must not raise then.
+    def _end_wait(self, *_: Any) -> None:
+        # The signal may come some instructions after the wait, and must not raise then.
         if self._waiting:
             raise _WaitedLongEnough
 
 
 class _WaitedLongEnough(Exception):
-    pass
+    """The engine computes without the lock."""

@@ -1,4 +1,4 @@
-"""What an engine is.
+"""The interface of an engine.
 
 The engine NAME is the module engine_NAME.py in this folder. Its function
 
@@ -7,21 +7,21 @@ The engine NAME is the module engine_NAME.py in this folder. Its function
 opens the engine of a Job over uint8 rows and float32 rows. An engine is opened once, on one device,
 over the two arrays of shared rows. It is an object with
 
-    begin(numbers)       starts a batch: those rows of `inputs`, at most `largest_batch`; does not
-                         wait for the device longer than it must
-    finish()             waits for the batch that was begun first; its probabilities are then in the
+    begin(numbers)       starts a batch of these rows of `inputs`, at most `largest_batch`; does not
+                         wait for the device longer than necessary
+    finish()             waits for the batch that was begun first; then its probabilities are in the
                          same rows of `outputs`; returns nanoseconds of (copy in, compute, copy out)
-    warm_another()       makes one run of a batch size that may be served and was not run yet: a
-                         first run may be slow; called while there is no batch to begin; False if
-                         none is left
-    close()              lets the device go; nothing is under way then
-    largest_batch        rows that it likes to get at once
+    warm_another()       runs a batch size that was not run yet, because a first run may be slow;
+                         called while there is no batch to begin; returns False if none is left
+    close()              releases the device; called while no batch is in flight
+    largest_batch        rows per batch that it prefers
     depth                batches that may be begun and not yet finished
     description          engine, version and device in words
-    on_cores             whether it computes on the cores that decode: then it takes turns with them
+    on_cores             whether it computes on the cores that decode images, and shares them by
+                         time slicing (cores.py)
 
-It is used on one thread, the one that opened it. Whatever it raises ends the host: an engine that
-failed once is not asked again, not even to close.
+Only the thread that opened an engine uses it. An error ends the host: an engine that failed is not
+called again, even to close it.
 
 Python 3.7, numpy.
 """
@@ -32,7 +32,7 @@ from typing import NamedTuple, Sequence
 
 
 class Engine(object):
-    """An open engine; see above."""
+    """An open engine, as described above."""
 
     largest_batch: int
     depth: int
@@ -53,7 +53,7 @@ class Engine(object):
 
 
 class EngineError(Exception):
-    """The engine cannot go on; `reason` is driver (the device) or artifact (the model)."""
+    """An error of the engine; `reason` is driver (the device) or artifact (the model)."""
 
     def __init__(self, reason: str, detail: str) -> None:
         Exception.__init__(self, detail)
@@ -61,17 +61,17 @@ class EngineError(Exception):
 
 
 class Job(NamedTuple):
-    """What the hello says: the model, the device, the batches that it takes."""
+    """The fields of the hello message: the model, the device, the sizes of batches."""
 
     model: str
     """The path of the file that the engine opens."""
     sdk: str
-    """The version of the SDK that compiled it; empty where that does not matter."""
+    """The version of the SDK that compiled the model; empty if the engine has no SDK."""
     device: int
-    """Its ordinal, as the engine counts devices."""
+    """The ordinal of the device, as the engine counts devices."""
     batch_min: int
     batch_max: int
     largest_batch: int
-    """Rows to take at once; 0 leaves it to the engine."""
+    """Maximum rows of a batch; 0 for the engine's default."""
     threads: int = 0
-    """Threads of an engine that computes on the cores; 0 leaves it to the engine."""
+    """Threads of an engine that computes on the CPU; 0 for the engine's default."""

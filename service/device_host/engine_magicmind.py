@@ -1,12 +1,12 @@
 """A Cambricon card as a device: MagicMind runs the artifact's model.
 
-One engine on the device, and two lanes, each a context with a queue and tensors of its own: while
-the card computes the batch of one lane, the other's is copied in. Everything happens on the one
-thread that made the device active. Every answer of the SDK is checked; after a bad one the process
-ends without another call.
+There is one engine on the device, and two lanes, each a context with its own queue and tensors:
+while the card computes the batch of one lane, the batch of the other is copied in. All calls are
+made on the thread that made the device active. Every result of the SDK is checked; after a bad one
+the process exits without another call.
 
-Only calls that the public record attests are made; docs/architecture.md says which questions it
-leaves open, and how this file is right under each answer.
+Only calls that the public record shows are made. docs/architecture.md lists the questions that it
+leaves open, and why this file is right under each answer.
 """
 
 from __future__ import annotations
@@ -21,17 +21,18 @@ import numpy as np
 from engine import Engine, EngineError, Job
 from facts import magicmind_version
 
-# Of a mutable model. ResNet50_vd in int8 on an MLU370-X8 reaches 98 % of its rate at 16 rows
-# (magicmind_cloud's Triton backend: 11,980 images/s at 16, 12,279 at 64); more make all wait.
 LARGEST_BATCH = 16
+"""Default maximum rows of a batch for a mutable model. ResNet50_vd in int8 on an MLU370-X8 has 98 %
+of its throughput at 16 rows (magicmind_cloud's Triton backend: 11,980 images/s at 16, 12,279 at
+64), and more rows make every request wait."""
 SLOW_RUN_S = 1.0
-"""Seconds of a first run from which on no request may have to wait for one."""
+"""Maximum seconds of a first run that a request may have to wait for."""
 _without_status: set[str] = set()
-"""The steps whose call has answered None."""
+"""The steps whose call has returned None."""
 
 
 class MagicMindEngine(Engine):
-    """See engine.py."""
+    """An engine with two lanes on one card."""
 
     depth = 2
 
@@ -39,8 +40,8 @@ class MagicMindEngine(Engine):
         version = check_version(job.sdk)
         self._inputs, self._outputs = inputs, outputs
         self._padded_to = job.batch_min
-        liked = max(job.largest_batch or LARGEST_BATCH, job.batch_min)
-        self.largest_batch = min(job.batch_max, liked)
+        preferred = max(job.largest_batch or LARGEST_BATCH, job.batch_min)
+        self.largest_batch = min(job.batch_max, preferred)
         self._device = activate(job.device)
         self._model = mm.Model()
         acted("deserialize", self._model.deserialize_from_file(job.model), "artifact")
@@ -62,12 +63,12 @@ class MagicMindEngine(Engine):
     def warm_another(self) -> bool:
         if self._cold:
             slow = self._warm(*self._cold.pop()) > SLOW_RUN_S
-            if slow:  # the others may never be needed
+            if slow:  # the other sizes may never be needed
                 del self._cold[:]
         return bool(self._cold)
 
     def _warm(self, lane: Lane, count: int) -> float:
-        """Run a batch of `count` rows, since a first run may be slow; the seconds that it took."""
+        """Run a batch of `count` rows, since a first run may be slow. Return the seconds."""
         started = time.perf_counter()
         lane.enqueue(count)
         lane.sync()
@@ -78,7 +79,7 @@ class MagicMindEngine(Engine):
         lane = self._lanes[0]
         self._lanes.reverse()
         count = len(numbers)
-        # mode: the numbers are checked; "raise" would copy through a buffer.
+        # The numbers are checked already; mode "raise" would copy through a buffer.
         np.take(self._inputs, numbers, axis=0, out=lane.batch[:count], mode="clip")
         lane.enqueue(max(count, self._padded_to))
         ended = time.perf_counter_ns()
@@ -88,7 +89,7 @@ class MagicMindEngine(Engine):
         lane, numbers, copy_in, enqueued = self._begun.popleft()
         lane.sync()
         synced = time.perf_counter_ns()
-        # What was enqueued behind another batch was not computed before that one's end.
+        # A batch that was enqueued behind another one was not computed before the other's end.
         compute = synced - max(enqueued, self._idle_since)
         self._idle_since = synced
         answers = lane.answers()
@@ -100,8 +101,8 @@ class MagicMindEngine(Engine):
         return copy_in, compute, time.perf_counter_ns() - synced
 
     def close(self) -> None:
-        """Let go in the order of the SDK's samples: tensors, contexts, engine, model, queues."""
-        queues = [lane.let_go() for lane in self._lanes]
+        """Release in the order of the SDK's samples: tensors, contexts, engine, model, queues."""
+        queues = [lane.release() for lane in self._lanes]
         del self._lanes[:], self._cold[:]
         self._engine = None
         self._model = None
@@ -110,7 +111,7 @@ class MagicMindEngine(Engine):
 
 
 class Lane(object):
-    """A context with its queue and tensors: one batch at a time."""
+    """A context with its queue and tensors, for one batch at a time."""
 
     def __init__(self, engine: Any, device: Any, shape: tuple[int, ...]) -> None:
         self._device = device
@@ -122,7 +123,7 @@ class Lane(object):
                 "artifact", "create_inputs returned %r; one input was expected." % (self._inputs,)
             )
         self._outputs: list[Any] = []
-        # Contiguous, and unchanged from enqueue to sync: when the SDK reads it is not recorded.
+        # Contiguous, and unchanged from enqueue to sync: the record does not show when it is read.
         self.batch = np.zeros(shape, np.uint8)
 
     def enqueue(self, count: int) -> None:
@@ -130,32 +131,32 @@ class Lane(object):
         [tensor] = self._inputs
         acted("from_numpy", tensor.from_numpy(self.batch[:count]))
         moved = tensor.to(self._device)
-        if hasattr(moved, "ok"):  # what else it may return is not recorded, nor needed
+        if hasattr(moved, "ok"):  # the record shows no other result, and none is needed
             acted("to", moved)
-        self._outputs = []  # a new list for each call; what happens to another is not recorded
+        self._outputs = []  # a new list for each call; the record shows no reuse of a list
         acted("enqueue", self._context.enqueue(self._inputs, self._outputs, self._queue))
 
     def sync(self) -> None:
-        """Wait for what was enqueued."""
+        """Wait until the enqueued batch is computed."""
         acted("sync", self._queue.sync())
 
     def answers(self) -> Any:
-        """A copy of the first output, after `sync`: the SDK's own may be a view."""
+        """Return a copy of the first output after `sync`; the SDK's own array may be a view."""
         if len(self._outputs) != 1:
             raise EngineError(
                 "artifact", "The model has %d outputs; one was expected." % len(self._outputs)
             )
         return np.array(self._outputs[0].asnumpy())
 
-    def let_go(self) -> Any:
-        """Drop all but the queue, which is returned: it goes last."""
+    def release(self) -> Any:
+        """Drop everything but the queue, which is returned, because it is released last."""
         self._outputs = self._inputs = []
         self._context = None
         return self._queue
 
 
 def activate(ordinal: int) -> Any:
-    """The device `ordinal`, active on this thread."""
+    """Return the device `ordinal`, made active on this thread."""
     with mm.System() as system:
         count = system.device_count()
     if ordinal >= count:
@@ -169,7 +170,7 @@ def activate(ordinal: int) -> Any:
 
 
 def check_version(compiled_with: str) -> str | None:
-    """This SDK's version; EngineError if its major.minor is not that of `compiled_with`."""
+    """Return this SDK's version. Raise EngineError if its major.minor is not `compiled_with`'s."""
     here = magicmind_version()
     if here is None:
         print("The version of MagicMind cannot be read, so it was not checked.", file=sys.stderr)
@@ -183,7 +184,7 @@ def check_version(compiled_with: str) -> str | None:
 
 
 def checked(step: str, answer: Any) -> Any:
-    """`answer`, unless it says in one of the SDK's ways that `step` failed: None, a bad Status."""
+    """Return `answer`. Raise EngineError if it is None or a bad Status, so that `step` failed."""
     if answer is None:
         raise EngineError("driver", "%s returned nothing." % step)
     acted(step, answer)
@@ -191,10 +192,10 @@ def checked(step: str, answer: Any) -> Any:
 
 
 def acted(step: str, answer: Any, reason: str = "driver") -> None:
-    """Raise EngineError for a bad Status of `step`, a call that only acts.
+    """Raise EngineError for a bad Status of `step`, a call without another result.
 
-    None passes, with a warning the first time: a release may answer nothing where another one
-    answers with a Status. Whether it has acted, the golden rows show.
+    None is accepted, with a warning the first time, because some releases may return no Status. The
+    golden rows show whether the call worked.
     """
     if answer is None and step not in _without_status:
         _without_status.add(step)

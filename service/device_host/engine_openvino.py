@@ -1,6 +1,6 @@
 """The CPU as a device: OpenVINO runs the artifact's IR.
 
-Works with OpenVINO 2023.1 (the last for Python 3.7) and later.
+It works with OpenVINO 2023.1, the last for Python 3.7, and later.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import numpy as np
 import openvino as ov
 from engine import Engine, EngineError, Job
 
-# More rows at once gain nothing on a CPU and make everybody wait: measured with EfficientNet-Lite0
-# on 2 cores by `topfive bench device`.
 LARGEST_BATCH = 8
+"""Default maximum rows of a batch. More rows gain nothing on a CPU and make every request wait:
+measured with EfficientNet-Lite0 on 2 cores by `topfive bench device`."""
 
 
 class OpenVINOEngine(Engine):
-    """See engine.py. One compiled model, one request; all cores, or the job's threads."""
+    """An engine with one compiled model and one request, on all cores or the job's threads."""
 
     depth = 1
     on_cores = True
@@ -26,8 +26,8 @@ class OpenVINOEngine(Engine):
     def __init__(self, job: Job, inputs: Any, outputs: Any) -> None:
         self._inputs, self._outputs = inputs, outputs
         self._padded_to = job.batch_min
-        liked = max(job.largest_batch or LARGEST_BATCH, job.batch_min)
-        self.largest_batch = min(job.batch_max, liked)
+        preferred = max(job.largest_batch or LARGEST_BATCH, job.batch_min)
+        self.largest_batch = min(job.batch_max, preferred)
         core = ov.Core()
         try:
             # Without the hint a CPU with bfloat16 computes in it, 100 times less exactly.
@@ -47,7 +47,7 @@ class OpenVINOEngine(Engine):
 
     def begin(self, numbers: Sequence[int]) -> None:
         started = time.perf_counter_ns()
-        # mode: the numbers are checked; "raise" would copy through a buffer.
+        # The numbers are checked already; mode "raise" would copy through a buffer.
         np.take(self._inputs, numbers, axis=0, out=self._batch[: len(numbers)], mode="clip")
         self._numbers = numbers
         self._copy_in = time.perf_counter_ns() - started

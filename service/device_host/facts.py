@@ -1,15 +1,15 @@
-"""Print what this interpreter has, as one marked line of JSON on stdout.
+"""Print facts of this interpreter and its SDK, as one marked line of JSON on stdout.
 
     python -E -s service/device_host/facts.py [--devices]
 
     [topfive:answer] {"python": "3.7.16", "magicmind": "1.7.0" or null, "why_not": "", "devices": 2}
 
-The mark is there because the SDK may print before and after the line. The process ends right after
-the line, without destructors and exit handlers: what the SDK does at exit may crash or hang.
+The mark is needed because the SDK may print before and after the line. The process exits right
+after the line, without destructors and exit handlers, because the SDK may crash or hang at exit.
 
-With --devices the SDK is loaded and asked how many devices it sees: that touches the driver, which
-may hang, so the caller waits no longer than it likes. It is a process of its own, since the SDK
-must not be loaded into one that forks.
+With --devices the SDK is asked for the number of devices. That uses the driver, which may hang, so
+the caller limits the time. It is a process of its own, since the SDK must not be loaded into a
+process that forks.
 
 Python 3.7, the standard library and the SDK.
 """
@@ -36,14 +36,14 @@ def main() -> None:
         if "--devices" in sys.argv:
             with mm.System() as system:
                 facts["devices"] = int(system.device_count())
-    except Exception as error:  # noqa: BLE001 - a broken SDK fails in any way; the caller is told
+    except Exception as error:  # noqa: BLE001 - a broken SDK raises anything; it is reported
         facts["why_not"] = "%s: %s" % (type(error).__name__, error)
     print("[topfive:answer] " + json.dumps(facts), flush=True)
     os._exit(0)
 
 
 def magicmind_version() -> str | None:
-    """The SDK's, from its package's metadata; None if there is none. It tells no other way."""
+    """Return the SDK's version from its package's metadata, the only source; None without it."""
     for folder in sys.path:
         # importlib.metadata came with Python 3.8.
         for info in sorted(glob.glob(os.path.join(glob.escape(folder), "magicmind-*.dist-info"))):

@@ -1,8 +1,8 @@
 """The messages between the service and a device host; both sides import this file.
 
-They travel over a SOCK_SEQPACKET Unix socket pair, which keeps their boundaries, so there is no
-framing. None is empty, since an empty one reads as end of file. First a hello each way, as JSON;
-then little structs:
+They are sent over a SOCK_SEQPACKET Unix socket pair, which keeps their boundaries, so there is no
+framing. No message is empty, since an empty one reads as end of file. The first message each way is
+a hello as JSON; the following ones are structs:
 
     run    service -> host   batch id, row numbers
     done   host -> service   batch id, status, nanoseconds for copy in, compute, copy out, reason
@@ -18,13 +18,15 @@ import struct
 from typing import Any, Sequence
 
 PROTOCOL = 1
+"""The version of these messages."""
 MAX_MESSAGE_BYTES = 65536
+"""Maximum size of a message."""
 
 RUN, DONE, STOP = 1, 2, 3
 OK, FAILED = 0, 1
 REASONS = ("driver", "artifact")  # the device's fault, the model's
 
-# What a host's hello says: that it is ready, or why it is not.
+# The fields of a host's hello: the host is ready, or the reason why it is not.
 _READY = {"ready": bool, "largest_batch": int, "batches_in_flight": int, "description": str}
 _REFUSED = {"ready": bool, "reason": str, "detail": str}
 _DETAIL_CHARACTERS = 4096
@@ -33,16 +35,16 @@ _KIND = struct.Struct("<B")
 _RUN = struct.Struct("<BHQ")
 _DONE = struct.Struct("<BBQQQQ")
 
-# What json.loads and the picking apart of its result raise when the other side sends junk.
+# The errors of json.loads, and of the access to its result, for a message that is not valid.
 _NOT_JSON = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
 class WireError(Exception):
-    """A message that is not one of ours."""
+    """A message that is not valid."""
 
 
 def pack_hello(fields: dict[str, object]) -> bytes:
-    """The hello message of `fields`; WireError if it does not fit into one message."""
+    """Return the hello message of `fields`. Raise WireError if it is longer than a message."""
     message = json.dumps(dict(fields, protocol=PROTOCOL)).encode("utf-8")
     if len(message) > MAX_MESSAGE_BYTES:
         raise WireError(
@@ -52,7 +54,7 @@ def pack_hello(fields: dict[str, object]) -> bytes:
 
 
 def unpack_hello(message: bytes) -> dict[str, Any]:
-    """The fields of a hello; WireError if it is none or of another protocol."""
+    """Return the fields of a hello. Raise WireError for another message or protocol."""
     try:
         fields: dict[str, Any] = json.loads(message.decode("utf-8"))
         protocol = fields.pop("protocol")
@@ -66,7 +68,7 @@ def unpack_hello(message: bytes) -> dict[str, Any]:
 
 
 def pack_ready(largest_batch: int, batches_in_flight: int, description: str) -> bytes:
-    """The host's hello when its engine is open: what engine.py says of these three."""
+    """Return the host's hello after its engine was opened, with three values of engine.py."""
     return pack_hello(
         {
             "ready": True,
@@ -78,12 +80,12 @@ def pack_ready(largest_batch: int, batches_in_flight: int, description: str) -> 
 
 
 def pack_refused(reason: str, detail: str) -> bytes:
-    """The host's hello when it cannot serve; `reason` is one of REASONS, `detail` a sentence."""
+    """Return the hello of a host that cannot serve; `reason` is one of REASONS."""
     return pack_hello({"ready": False, "reason": reason, "detail": detail[:_DETAIL_CHARACTERS]})
 
 
 def unpack_answer(message: bytes) -> dict[str, Any]:
-    """The fields of a host's hello, as pack_ready or pack_refused has them."""
+    """Return the fields of a host's hello, those of pack_ready or of pack_refused."""
     fields = unpack_hello(message)
     ready = fields.get("ready") is True
     types = {name: type(value) for name, value in fields.items()}
@@ -97,12 +99,12 @@ def unpack_answer(message: bytes) -> dict[str, Any]:
 
 
 def pack_run(batch_id: int, numbers: Sequence[int]) -> bytes:
-    """Run the rows `numbers` (at most 65,535 of them, each under 2**32) as the batch `batch_id`."""
+    """Return a run message: compute the rows `numbers` (at most 65,535, each under 2**32)."""
     return _RUN.pack(RUN, len(numbers), batch_id) + struct.pack("<%dI" % len(numbers), *numbers)
 
 
 def unpack_run(message: bytes) -> tuple[int, list[int]]:
-    """(batch id, row numbers) of a run message."""
+    """Return the batch id and the row numbers of a run message."""
     try:
         kind, count, batch_id = _RUN.unpack_from(message)
         numbers = list(struct.unpack("<%dI" % count, message[_RUN.size :]))
@@ -116,18 +118,18 @@ def unpack_run(message: bytes) -> tuple[int, list[int]]:
 
 
 def pack_done(batch_id: int, nanoseconds: tuple[int, int, int]) -> bytes:
-    """The batch is done; `nanoseconds`: copy in, compute, copy out."""
+    """Return a done message; `nanoseconds` are those of copy in, compute, copy out."""
     return _DONE.pack(DONE, OK, batch_id, *nanoseconds)
 
 
 def pack_failed(batch_id: int, reason: str, detail: str) -> bytes:
-    """The batch failed, and with it the host; `reason` is one of REASONS, `detail` a sentence."""
+    """Return the done message of a batch that failed; `reason` is one of REASONS."""
     text = json.dumps([reason, detail[:_DETAIL_CHARACTERS]]).encode("utf-8")
     return _DONE.pack(DONE, FAILED, batch_id, 0, 0, 0) + text
 
 
 def unpack_done(message: bytes) -> tuple[int, tuple[int, int, int], list[str] | None]:
-    """(batch id, (copy in, compute, copy out) in ns, None or [reason, detail])."""
+    """Return batch id, nanoseconds (copy in, compute, copy out), and None or [reason, detail]."""
     try:
         kind, status, batch_id, copy_in, compute, copy_out = _DONE.unpack_from(message)
     except struct.error as error:
@@ -152,12 +154,12 @@ def _unpack_failure(text: bytes) -> list[str]:
 
 
 def pack_stop() -> bytes:
-    """Finish what was sent, then end."""
+    """Return a stop message: finish the batches that were sent, then exit."""
     return _KIND.pack(STOP)
 
 
 def kind(message: bytes) -> int:
-    """RUN, DONE or STOP."""
+    """Return RUN, DONE or STOP. Raise WireError for an empty message."""
     if not message:
         raise WireError("The message is empty.")
     return message[0]

@@ -1,14 +1,17 @@
-"""The listening socket: opened here, and closed without losing a connection that waits in it.
+"""The listening socket: opened, accepted from, and closed without a reset.
 
-Closing a listener resets the connections whose handshake it has finished and nobody has accepted.
-So before the end new ones are kept out of it (`drop_new`), and what waits is accepted.
+Closing a listening socket resets the connections that the kernel has established and no process has
+accepted. So before the close the kernel drops new attempts to connect (`drop_new`), and the
+connections that wait in the socket are accepted.
 """
 
+import asyncio
 import ctypes
 import logging
 import select
 import socket
 import struct
+from typing import Protocol
 
 from service.artifact import Manifest
 from service.errors import SettingsError
@@ -17,11 +20,18 @@ from service.settings import Settings, local_url, url_of
 log = logging.getLogger("topfive.listener")
 
 BACKLOG = 2048
+"""Maximum connections that wait in the socket to be accepted."""
+RETRY_S = 0.1
+"""Seconds after which it is tried again to accept, if there was no room."""
+LOG_INTERVAL_S = 60
+"""Seconds between two log lines of one reason why connections wait to be accepted."""
+SETTLE_S = 0.2
+"""Seconds for handshakes that began before new ones were dropped: one round trip."""
 
-_TCPI_UNACKED = struct.Struct("=24xI")  # linux/tcp.h; of a listener, what waits in it
+_TCPI_UNACKED = struct.Struct("=24xI")  # linux/tcp.h; for a listener: connections that wait
 _SO_ATTACH_FILTER = 26  # asm-generic/socket.h; not in Python's socket
-# Classic BPF (linux/bpf_common.h), on the TCP header: the byte of the flags; SYN set: drop, else
-# pass. Each instruction is a code, two jumps and an operand.
+# Classic BPF (linux/bpf_common.h) on the TCP header: load the byte of the flags; drop the packet if
+# SYN is set, else pass it. Each instruction is a code, two jumps and an operand.
 _DROP_SYN = b"".join(
     struct.pack("=HBBI", *instruction)
     for instruction in ((0x30, 0, 0, 13), (0x45, 0, 1, 0x02), (6, 0, 0, 0), (6, 0, 0, 0xFFFF_FFFF))
@@ -29,7 +39,7 @@ _DROP_SYN = b"".join(
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens there; SettingsError if it cannot."""
+    """Return a listening socket. Raise SettingsError if the address cannot be used."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
@@ -43,10 +53,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def announce(settings: Settings, listener: socket.socket) -> str:
-    """Log where it listens, and warn if that is open to strangers.
-
-    Return the URL for clients on this machine.
-    """
+    """Log the address, and warn if it is public. Return the URL for clients on this machine."""
     host, port = listener.getsockname()[:2]
     if not host.startswith("127.") and host != "::1":
         log.warning(
@@ -65,7 +72,7 @@ def announce(settings: Settings, listener: socket.socket) -> str:
 
 
 def announce_ready(url: str, manifest: Manifest, devices: int) -> None:
-    """Log that the first of the devices is ready, where requests go, and how images are scaled."""
+    """Log that the first device is ready, with the URL and the scaling of images."""
     facts = {"url": url, "model": manifest.name, "version": manifest.version, "devices": devices}
     facts["resample"] = manifest.preprocessing.resample
     if manifest.resample_note:
@@ -73,24 +80,111 @@ def announce_ready(url: str, manifest: Manifest, devices: int) -> None:
     log.info("ready", extra=facts)
 
 
-def drop_new(listener: socket.socket) -> None:
-    """Have the kernel drop new attempts to connect, in every process that listens on it.
+class Receiver(Protocol):
+    """What takes the accepted connections."""
 
-    Handshakes that have begun are finished. Who is dropped tries again within a second and is
-    refused when the socket is closed by then.
+    def has_room(self) -> bool: ...
+    def connect(self, connection: socket.socket) -> None: ...
+    def make_room(self, waiting: int) -> dict[str, int]:
+        """End idle connections for the `waiting` ones. Return what is logged, if anything is."""
+
+
+class Acceptor:
+    """Accepts the connections of a listening socket, which it owns, while the receiver has room."""
+
+    def __init__(self, listener: socket.socket, receiver: Receiver) -> None:
+        self._listener = listener
+        self._receiver = receiver
+        self._waits_for_room = False
+        self._log_at: dict[str, float] = {}
+        """The time from which each event is logged again."""
+
+    def start(self) -> None:
+        """Accept connections from now on."""
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._listener, self.accept_one)
+
+    def accept_one(self) -> bool:
+        """Accept one connection, so that requests are served between two of them.
+
+        Return whether one waited and there was room for it.
+        """
+        if not self._receiver.has_room():
+            self._wait_for_room("connections_full")
+            return False
+        try:
+            connection = accepted(self._listener)
+        except OSError as error:  # no descriptor is left, for example
+            self._wait_for_room("accept_failed", detail=str(error))
+            return False
+        if connection is None:
+            return False
+        self._receiver.connect(connection)
+        return True
+
+    def _wait_for_room(self, event: str, **facts: object) -> None:
+        self._waits_for_room = True
+        self._loop.remove_reader(self._listener)
+        self._loop.call_later(RETRY_S, self.resume)
+        waits = max(1, waiting(self._listener))
+        facts |= self._receiver.make_room(waits)
+        now = self._loop.time()
+        if facts and now >= self._log_at.get(event, now):
+            self._log_at[event] = now + LOG_INTERVAL_S
+            log.warning(event, extra={**facts, "waiting": waits})
+
+    def resume(self) -> None:
+        """Accept again after a wait for room: some time has passed, or a connection was closed."""
+        if self._waits_for_room and not self.closed:
+            self._waits_for_room = False
+            self._loop.add_reader(self._listener, self.accept_one)
+
+    async def drain(self, give_up_at: float) -> None:
+        """Accept every connection that was attempted before now, and close the socket.
+
+        Connections for which there is no room wait for it until `give_up_at`, in the loop's time.
+        """
+        drop_new(self._listener)
+        await asyncio.sleep(SETTLE_S)
+        while not self.closed and any_waits(self._listener):
+            if self.accept_one():
+                await asyncio.sleep(0)
+            elif self._loop.time() >= give_up_at:
+                break
+            else:
+                await asyncio.sleep(RETRY_S)
+        self.close()
+
+    @property
+    def closed(self) -> bool:
+        return self._listener.fileno() == -1
+
+    def close(self) -> None:
+        """Close the socket; connections that wait in it are reset."""
+        if not self.closed:
+            self._loop.remove_reader(self._listener)
+            self._listener.close()
+            log.info("listener_closed")
+
+
+def drop_new(listener: socket.socket) -> None:
+    """Make the kernel drop new attempts to connect. Handshakes that have begun are finished.
+
+    The kernel of a client whose attempt is dropped tries again within a second, and is refused if
+    the socket is closed by then.
     """
     code = ctypes.create_string_buffer(_DROP_SYN, len(_DROP_SYN))
     program = struct.pack("HL", len(_DROP_SYN) // 8, ctypes.addressof(code))
     try:
         listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
-    except OSError as error:  # a sandbox: then a connection made within microseconds is reset
+    except OSError as error:  # in a sandbox: a connection made just before the close is reset
         log.info("no_socket_filter", extra={"detail": str(error)})
 
 
 def accepted(listener: socket.socket) -> socket.socket | None:
     """Return the next connection that waits to be accepted, None if there is none.
 
-    OSError if it cannot be accepted now, for want of a descriptor for example.
+    Raise OSError if it cannot be accepted now.
     """
     while True:
         try:

@@ -1,10 +1,14 @@
-"""One scrape for all workers: whoever is asked asks the others, and adds up.
+"""Aggregate the metrics of all workers when one of them is scraped.
 
-Each worker answers its metrics on a Unix socket of a private folder (`Peers.answering`); whoever is
-scraped asks all others at the same time, for at most ANSWER_WITHIN_S, and merges what came
-(`Peers.merged`). Counters and histograms also stand in files of that folder (`keep_counts`), which
-outlive a worker that is killed: its successor goes on counting there, and of a worker that does not
-answer the file counts. So no sum ever drops.
+Each worker answers its metrics on a Unix socket in a private folder (`Peers.answering`). The worker
+that is scraped asks all others at the same time, for at most ANSWER_WITHIN_S, and merges the
+answers (`Peers.merged`). The counts are also in files of that folder (`Peers.metrics`), which
+remain when a worker is killed: its next process continues from them, and if a worker does not
+answer they are in the sum. So no sum ever decreases.
+
+The multiprocess mode of prometheus_client does not suit: it has no exemplars and no collectors of
+its own, and is chosen for the whole process by an environment variable. Its files and their reader
+are used.
 """
 
 import asyncio
@@ -15,37 +19,46 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prometheus_client import CollectorRegistry, values
+from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric, Sample
 from prometheus_client.mmap_dict import MmapedDict, mmap_key
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.openmetrics import parser
 from prometheus_client.openmetrics.exposition import generate_latest
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
+from prometheus_client.values import MutexValue
 
 from service.telemetry.metrics import Metrics
 
 ANSWER_WITHIN_S = 1.0
+"""Seconds for the other workers to answer."""
 KEPT = ("counter", "histogram")
-# Of a process, not of the service: each worker's own, told apart by the label `worker`.
+"""The types of metrics that are in files."""
 OWN = ("process_", "python_gc_")
-# Gauges of which the sum would be nonsense.
+"""Prefixes of families that describe a process: they get the label `worker` and are not added."""
 GREATEST = {"topfive_ready", "topfive_draining", "topfive_model_load_duration_seconds"}
+"""Gauges whose sum has no meaning: the largest value is taken."""
 
 _Key = tuple[str, tuple[tuple[str, str], ...]]
 
 
 @dataclass(frozen=True)
 class Peers:
-    """The workers of one service, seen by one of them: `worker` of `workers`, counted from 0."""
+    """The workers of one service: this is `worker`, of 0 to `workers` - 1."""
 
     folder: Path
     worker: int
     workers: int
 
+    def metrics(self) -> Metrics:
+        """Return this worker's metrics, whose counts continue those of its former processes."""
+        files = {kind: MmapedDict(str(_file(self.folder, kind, self.worker))) for kind in KEPT}
+        return Metrics(*_kept_types(files))
+
     @contextlib.asynccontextmanager
     async def answering(self, metrics: Metrics) -> AsyncIterator[None]:
-        """Answer this worker's metrics to the others meanwhile."""
+        """Answer the other workers until the end of the block."""
 
         async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             with contextlib.closing(writer):
@@ -56,13 +69,13 @@ class Peers:
             yield
 
     async def merged(self, registry: CollectorRegistry) -> Collector:
-        """The families of all workers; `registry` has this one's, as they are now."""
+        """Return the families of all workers; `registry` has those of this one."""
         others = [number for number in range(self.workers) if number != self.worker]
         texts = await asyncio.gather(*(_ask(self._socket(number)) for number in others))
         return _Merged(self, registry, dict(zip(others, texts, strict=True)))
 
     def kept(self, worker: int) -> Iterable[Metric]:
-        """The counters and histograms that `worker` has ever counted."""
+        """Return the counters and histograms in the files of `worker`."""
         files = [file for kind in KEPT if (file := _file(self.folder, kind, worker)).exists()]
         found: Iterable[Metric] = MultiProcessCollector.merge([str(file) for file in files])
         return found
@@ -72,7 +85,7 @@ class Peers:
 
 
 async def _ask(socket: str) -> str | None:
-    """What the worker at `socket` answers; None if it is not there, or not in time."""
+    """Return the answer of the worker at `socket`; None if there is none in time."""
     try:
         async with asyncio.timeout(ANSWER_WITHIN_S):
             reader, writer = await asyncio.open_unix_connection(socket)
@@ -84,7 +97,10 @@ async def _ask(socket: str) -> str | None:
 
 
 class _Merged(Collector):
-    """The sum, made where it is rendered: parsing takes milliseconds for each worker."""
+    """The sum of all workers.
+
+    It is computed in the thread that renders it, because parsing takes milliseconds for a worker.
+    """
 
     def __init__(
         self, peers: Peers, registry: CollectorRegistry, texts: dict[int, str | None]
@@ -105,7 +121,7 @@ class _Merged(Collector):
             yield family
 
     def _of(self, worker: int) -> dict[str, tuple[Metric, dict[_Key, Sample]]]:
-        """A worker's samples by family: what it answers, and what it counted in former lives."""
+        """Return a worker's samples by family, from its answer or else from its files."""
         found: dict[str, tuple[Metric, dict[_Key, Sample]]] = {}
         for family in (*self._answer(worker), *self._peers.kept(worker)):
             _, known = found.setdefault(family.name, (family, {}))
@@ -148,17 +164,11 @@ def _newer(one: Any, other: Any) -> Any:
     return max(one, other, key=lambda exemplar: float(exemplar.timestamp or 0))
 
 
-def keep_counts(folder: Path, worker: int) -> list[MmapedDict]:
-    """Have all counters and histograms that are made from now on start from, and stand in, the
-    files of `worker` in `folder`, which are returned.
-
-    As the multiprocess mode of prometheus_client does, but beside the registry, which keeps its
-    exemplars and its own collectors.
-    """
-    files = {kind: MmapedDict(str(_file(folder, kind, worker))) for kind in KEPT}
+def _kept_types(files: dict[str, MmapedDict]) -> tuple[type[Counter], type[Histogram]]:
+    """Return a counter and a histogram whose values are also in `files`, and start from there."""
     adding = threading.Lock()
 
-    class Kept(values.MutexValue):
+    class Kept(MutexValue):
         def __init__(self, kind: str, *about: Any) -> None:
             super().__init__(kind, *about)  # type: ignore[no-untyped-call]
             self._file = files[kind]
@@ -171,15 +181,29 @@ def keep_counts(folder: Path, worker: int) -> list[MmapedDict]:
                 self._value += amount
                 self._file.write_value(self._key, self._value, 0.0)
 
-    def value(kind: str, *about: Any, **others: Any) -> values.MutexValue:
-        if kind in files:
-            return Kept(kind, *about)
-        return values.MutexValue(kind, *about, **others)
+    # `_metric_init` makes the values of a metric, or of one set of its labels.
+    class KeptCounter(Counter):
+        def _metric_init(self) -> None:
+            super()._metric_init()
+            about = (self._labelnames, self._labelvalues, self._documentation)
+            self._value = Kept("counter", self._name, f"{self._name}_total", *about)
 
-    values.ValueClass = value
-    return list(files.values())
+    class KeptHistogram(Histogram):
+        def _metric_init(self) -> None:
+            super()._metric_init()
+            names, labels, help = self._labelnames, self._labelvalues, self._documentation
+            self._sum = Kept("histogram", self._name, f"{self._name}_sum", names, labels, help)
+            self._buckets = [
+                Kept(
+                    *("histogram", self._name, f"{self._name}_bucket", (*names, "le")),
+                    *((*labels, floatToGoString(bound)), help),
+                )
+                for bound in self._upper_bounds
+            ]
+
+    return KeptCounter, KeptHistogram
 
 
 def _file(folder: Path, kind: str, worker: int) -> Path:
-    # The kind in front is how the library tells what is in it.
+    # prometheus_client reads the type of the metrics from the start of the name.
     return folder / f"{kind}_{worker}.db"

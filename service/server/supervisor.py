@@ -1,10 +1,9 @@
-"""`topfive serve --workers N`: the parent of N whole services on one listening socket.
+"""`topfive serve --workers N`: the parent of N whole services.
 
-It opens the socket, deals out the devices, starts the workers (`server/worker.py`, each a process
-that inherits the socket) and starts those again that end. A worker says over its channel whether it
-is ready, and the parent answers whether to accept: those that are ready do, and while none is, all
-do, since a refusal must be answered too. A signal drains all of them, a second one ends them at
-once. Nothing of a request ever passes through here.
+The parent listens, assigns the devices, starts the workers (`server/worker.py`) and restarts those
+that exit. It accepts every connection and passes it to the ready worker with the fewest; while no
+worker is ready, to any, because a refusal is an answer too. A signal drains all workers, and a
+second one ends them at once. The bytes of a request never pass through the parent.
 """
 
 import asyncio
@@ -12,19 +11,20 @@ import contextlib
 import json
 import logging
 import os
+import random
 import signal
 import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from service import artifact as artifacts
 from service import sdk
+from service.core.child_process import Child
 from service.errors import SettingsError
-from service.server.listener import announce, announce_ready, listen
-from service.server.turns import NOT_ACCEPTING, Turns
+from service.server.channel import WorkerState, receive, send
+from service.server.listener import Acceptor, announce, announce_ready, listen
 from service.settings import Settings
 from service.system import cgroup, signals
 from service.telemetry import logs
@@ -32,12 +32,15 @@ from service.telemetry import logs
 log = logging.getLogger("topfive.workers")
 
 LONGEST_DELAY_S = 30.0
+"""Maximum seconds before a worker is started again."""
 ENDING_S = 10.0
-"""Beyond its drain and its devices' end, for a worker to end; then it is killed."""
+"""Seconds for a worker to exit after its drain and the end of its devices; then it is killed."""
+MAX_PENDING = 16
+"""Maximum connections on their way to one worker, so that a worker that hangs holds no more."""
 
 
 def serve(settings: Settings) -> int:
-    """Serve until a signal stops it (0), or until every worker has given up (1)."""
+    """Serve until a signal (0), or until every worker has given up (1). Return the exit code."""
     manifest = artifacts.read(settings.named_artifact()).manifest
     devices = sdk.chosen_devices(
         manifest.target, settings.devices, settings.device_python, settings.import_timeout_s
@@ -45,16 +48,17 @@ def serve(settings: Settings) -> int:
     shares = deal(settings, devices)
     with listen(settings.host, settings.port) as listener, _private_folder() as folder:
         url = announce(settings, listener)
+        facts = {"folder": str(folder), "version": manifest.version}
 
         def ready() -> None:
             announce_ready(url, manifest, len(devices.ordinals))
 
-        return asyncio.run(_Parent(shares, listener, folder, manifest.version, ready).run())
+        return asyncio.run(_Parent(shares, listener, facts, ready).run())
 
 
 @contextlib.contextmanager
 def _private_folder() -> Iterator[Path]:
-    """For what the workers share, and for nobody else; gone at the end."""
+    """Create a folder that only the workers use, and remove it at the end."""
     try:
         folder = tempfile.TemporaryDirectory(prefix="topfive-")
     except OSError as error:
@@ -67,10 +71,10 @@ def _private_folder() -> Iterator[Path]:
 
 
 def deal(settings: Settings, devices: sdk.Devices) -> list[Settings]:
-    """Each worker's settings: worker i of N gets the devices i, i + N, ... in the order in which
-    they are named, and its share of the cores to decode on.
+    """Return the settings of each worker.
 
-    SettingsError if there are fewer devices than workers.
+    Worker i of N gets the devices i, i + N, ... in the order in which they are named, and its share
+    of the cores to decode on. Raise SettingsError if there are fewer devices than workers.
     """
     count = settings.workers
     if count > len(devices.ordinals):
@@ -91,42 +95,36 @@ def deal(settings: Settings, devices: sdk.Devices) -> list[Settings]:
     ]
 
 
-@dataclass(frozen=True)
-class _Shared:
-    """What all workers are started with; `changed` is called when one's readiness has."""
-
-    listener: socket.socket
-    folder: Path
-    version: str
-    """Of the artifact that all serve."""
-    turns: Turns
-    changed: Callable[[], None]
-
-
 class _Worker:
-    """One worker and its life: a process after another, with a growing delay between them."""
+    """One worker: a process, and after its end another one, with a growing delay between them.
 
-    def __init__(self, number: int, settings: Settings, shared: _Shared) -> None:
+    `job` is what the process is started with beside its settings; `on_change` is called when the
+    worker reports a new state or has exited.
+    """
+
+    def __init__(
+        self, number: int, settings: Settings, job: dict[str, str], on_change: Callable[[], None]
+    ) -> None:
         self.number = number
-        self.ready = False
+        self.state: WorkerState | None = None
+        """The last report of the process; None before the first, and after the end."""
         self.given_up = False
-        """It ended by itself, or without having been ready, and was not ready since."""
+        """The worker exited by itself, or without having been ready, and was not ready since."""
         self._settings = settings
-        self._shared = shared
-        self._accepts = True
-        self._lives = 0
+        self._job = job
+        self._on_change = on_change
+        self._sent = 0
+        self._starts = 0
         self._was_ready = False
         self._failures = 0
         self._stopping = asyncio.Event()
-        self._last_order = ""
-        self._process: asyncio.subprocess.Process | None = None
         self._channel: socket.socket | None = None
 
-    async def live(self) -> None:
-        """Until it is told to stop, and has."""
+    async def run(self) -> None:
+        """Run one process after another until stopped."""
         while not self._stopping.is_set():
             self._was_ready = False
-            code = await self._run()
+            code = await self._run_once()
             if self._stopping.is_set():
                 return
             self.given_up = code > 0 or not self._was_ready
@@ -135,122 +133,145 @@ class _Worker:
                 self._settings.restart_delay_s * 2 ** min(self._failures - 1, 16), LONGEST_DELAY_S
             )
             facts = {"worker": self.number, "code": code, "delay_s": round(delay_s, 1)}
+            facts["how"] = self._child.how_it_ended(code)
             log.warning("worker_ended", extra=facts)
-            self._shared.changed()
+            self._on_change()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), delay_s)
 
-    def accept(self, accepts: bool) -> None:
-        """Tell it whether to take connections, unless it knows."""
-        if accepts != self._accepts:
-            self._accepts = accepts
-            self._tell("accept" if accepts else "pause")
+    @property
+    def ready(self) -> bool:
+        return self.state is not None and self.state.ready
 
-    def stop(self, hurry: bool) -> None:
-        """Have it drain, or end at once; it is not started again."""
+    @property
+    def connections(self) -> int:
+        """The connections that the worker has, or will receive."""
+        return self.state.connected + self._pending if self.state else 0
+
+    @property
+    def full(self) -> bool:
+        return self.state is not None and self.connections >= self.state.most
+
+    def has_room(self) -> bool:
+        """Return whether the worker can be sent one more connection now."""
+        return not self.full and self._pending < MAX_PENDING
+
+    @property
+    def _pending(self) -> int:
+        return self._sent - self.state.received if self.state else 0
+
+    def pass_on(self, connection: socket.socket) -> bool:
+        """Send the connection to the worker; return whether it was sent."""
+        sent = self.send("connection", connection.fileno())
+        self._sent += sent
+        return sent
+
+    def send(self, order: str, *descriptors: int) -> bool:
+        """Send an order, unless no process runs; return whether it was sent."""
+        return self._channel is not None and send(self._channel, order.encode(), *descriptors)
+
+    def stop(self, order: str) -> None:
+        """Send an order of the stop, `stop`, `closed` or `hurry`; the worker is not restarted."""
         self._stopping.set()
-        self._last_order = "hurry" if hurry else "stop"
-        self._tell(self._last_order)
+        self.send(order)
 
     def kill(self) -> None:
-        """SIGKILL, if it lives."""
-        if self._process is not None and self._process.returncode is None:
-            self._process.kill()
+        """Kill the process if it runs."""
+        if self._channel is not None:
+            self._child.process.kill()
 
-    async def _run(self) -> int:
-        """One process's whole life, and its exit code."""
+    async def _run_once(self) -> int:
+        """Run one process to its end. Return its exit code."""
+        loop = asyncio.get_running_loop()
+        exited: asyncio.Future[int] = loop.create_future()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        listener = self._shared.listener.fileno()
         with ours, theirs:
-            self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-P", "-m", "service.server.worker"),
-                *("--channel", str(theirs.fileno()), "--parent", str(os.getpid())),
-                stdin=asyncio.subprocess.DEVNULL,
-                stderr=logs.inherited_stderr(),
-                pass_fds=(theirs.fileno(), listener),
-            )
+            command = [sys.executable, "-P", "-m", "service.server.worker"]
+            command += ["--channel", str(theirs.fileno()), "--parent", str(os.getpid())]
+            pipes = {"pass_fds": (theirs.fileno(),), "stderr": logs.inherited_stderr()}
+            self._child = Child(command, exited.set_result, **pipes)
             theirs.close()
             ours.setblocking(False)
-            ours.send(self._job(listener).encode())
-            self._lives += 1
+            settings = self._settings.model_dump(mode="json")
+            own = {"settings": settings, "worker": self.number, "restarted": self._starts > 0}
+            ours.send(json.dumps(self._job | own).encode())
+            self._starts += 1
+            self._sent = 0
             self._channel = ours
-            if self._last_order:  # it came while the process was made
-                self._tell(self._last_order)
-            asyncio.get_running_loop().add_reader(ours, self._heard)
-            log.info("worker_started", extra={"worker": self.number, "pid": self._process.pid})
-            code = await self._process.wait()
-            asyncio.get_running_loop().remove_reader(ours)
-            self._channel = None
-            self.ready = False
-            self._shared.turns.tell(self.number, NOT_ACCEPTING)
+            loop.add_reader(ours, self._receive)
+            pid = self._child.process.pid
+            log.info("worker_started", extra={"worker": self.number, "pid": pid})
+            code = await exited
+            loop.remove_reader(ours)
+            self._channel = self.state = None
             return code
 
-    def _job(self, listener: int) -> str:
-        return json.dumps(
-            {
-                "settings": self._settings.model_dump(mode="json"),
-                "listener": listener,
-                "folder": str(self._shared.folder),
-                "version": self._shared.version,
-                "worker": self.number,
-                "restarted": self._lives > 0,
-                "accepts": self._accepts,
-            }
-        )
-
-    def _heard(self) -> None:
+    def _receive(self) -> None:
+        """Receive the worker's state."""
         assert self._channel is not None
-        try:
-            said = self._channel.recv(64)
-        except OSError:
-            said = b""
-        if not said:  # it is ending
+        message, _ = receive(self._channel)
+        self.state = WorkerState.unpack(message) if message else None
+        if self.state is None:  # the process is ending
             asyncio.get_running_loop().remove_reader(self._channel)
-            return
-        self.ready = said == b"ready"
-        self._accepts &= self.ready  # it pauses by itself
-        if self.ready:
+        elif self.state.ready:
             self._was_ready, self.given_up, self._failures = True, False, 0
-        self._shared.changed()
-
-    def _tell(self, order: str) -> None:
-        if self._channel is not None:
-            with contextlib.suppress(OSError):  # it is ending
-                self._channel.send(order.encode())
+        self._on_change()
 
 
 class _Parent:
-    """All workers; `on_ready` is called once, when the first of them is ready."""
+    """All workers, and the connections that they get.
+
+    `on_ready` is called once, when the first worker is ready.
+    """
 
     def __init__(
         self,
         shares: list[Settings],
         listener: socket.socket,
-        folder: Path,
-        version: str,
+        job: dict[str, str],
         on_ready: Callable[[], None],
     ) -> None:
-        self._listener = listener
+        self._acceptor = Acceptor(listener, self)
         self._on_ready: Callable[[], None] | None = on_ready
-        turns = Turns(folder, len(shares))
-        for number in range(len(shares)):
-            turns.tell(number, NOT_ACCEPTING)
-        shared = _Shared(listener, folder, version, turns, self._changed)
-        self._workers = [_Worker(number, share, shared) for number, share in enumerate(shares)]
-        share = shares[0]
-        self._ends_within_s = (
-            share.drain_delay_s + share.drain_timeout_s + 2 * share.reap_timeout_s + ENDING_S
-        )
+        self._workers = [
+            _Worker(number, share, job, self._changed) for number, share in enumerate(shares)
+        ]
+        self._share = shares[0]
         self._stopping = False
         self._failed = False
 
     async def run(self) -> int:
-        """The exit code, when all have ended."""
+        """Run all workers until they have exited. Return the exit code."""
         loop = asyncio.get_running_loop()
         for number in signals.stopping():
             loop.add_signal_handler(number, self._stop_on, number)
-        await asyncio.gather(*(worker.live() for worker in self._workers))
+        self._acceptor.start()
+        await asyncio.gather(*(worker.run() for worker in self._workers))
+        self._acceptor.close()
         return int(self._failed)
+
+    def _candidates(self) -> list[_Worker]:
+        """Return the workers that get connections: those that are ready, or else all that run."""
+        running = [worker for worker in self._workers if worker.state is not None]
+        return [worker for worker in running if worker.ready] or running
+
+    def has_room(self) -> bool:
+        return any(worker.has_room() for worker in self._candidates())
+
+    def connect(self, connection: socket.socket) -> None:
+        """Pass the connection to the worker with the fewest."""
+        able = [worker for worker in self._candidates() if worker.has_room()]
+        with connection:
+            any(worker.pass_on(connection) for worker in sorted(able, key=lambda w: w.connections))
+
+    def make_room(self, waiting: int) -> dict[str, int]:
+        """If all workers are full, have one of them end idle connections."""
+        workers = self._candidates()
+        if not workers or not all(worker.full for worker in workers):
+            return {}
+        # The next attempt asks another one, if this one has no idle connections.
+        random.choice(workers).send(f"room {waiting}")  # noqa: S311 - no secret
+        return {"connections": sum(worker.connections for worker in workers)}
 
     def _stop_on(self, number: signal.Signals) -> None:
         if self._stopping and not signals.hurries(number):
@@ -259,26 +280,33 @@ class _Parent:
         self._stop(hurry=self._stopping)
 
     def _stop(self, hurry: bool) -> None:
-        """The workers have the socket: the last of them that closes it has taken what waits."""
         self._stopping = True
-        self._listener.close()
+        loop, share = asyncio.get_running_loop(), self._share
+        drained_at = loop.time() + share.drain_delay_s + share.drain_timeout_s
         for worker in self._workers:
-            worker.stop(hurry)
-            asyncio.get_running_loop().call_later(self._ends_within_s, worker.kill)
+            worker.stop("hurry" if hurry else "stop")
+            loop.call_at(drained_at + 2 * share.reap_timeout_s + ENDING_S, worker.kill)
+        if hurry:
+            self._acceptor.close()
+        else:
+            self._draining = loop.create_task(self._drain(drained_at))
+
+    async def _drain(self, give_up_at: float) -> None:
+        """After the drain's delay pass on all connections that wait, and close the socket."""
+        await asyncio.sleep(self._share.drain_delay_s)
+        await self._acceptor.drain(give_up_at)
+        for worker in self._workers:
+            worker.stop("closed")
 
     def _changed(self) -> None:
-        """Somebody got ready, is no longer, or has ended."""
-        if self._stopping:
-            return
-        if all(worker.given_up for worker in self._workers):
+        """A worker has reported a new state, or has exited."""
+        if not self._stopping and all(worker.given_up for worker in self._workers):
             remedy = "See the log events 'fatal' and 'worker_ended' for the reason of each worker."
             log.error("fatal", extra={"detail": "All workers have failed.", "remedy": remedy})
             self._failed = True
             self._stop(hurry=True)
             return
-        nobody = not any(worker.ready for worker in self._workers)
-        if self._on_ready and not nobody:
+        if self._on_ready and not self._stopping and any(one.ready for one in self._workers):
             self._on_ready()
             self._on_ready = None
-        for worker in self._workers:
-            worker.accept(worker.ready or nobody)
+        self._acceptor.resume()

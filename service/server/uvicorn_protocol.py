@@ -1,17 +1,18 @@
-"""One HTTP connection: uvicorn's protocol over httptools, with what both of them lack.
+"""One HTTP connection: uvicorn's protocol over httptools, with the bounds that both of them lack.
 
-What is refused here, because it is no HTTP/1.1 or its head comes too late, is answered in its turn
-by the application, as any other refusal is: the application finds the error in the scope (REFUSAL).
-After such an answer nothing more is read as a request.
+A request that is refused here, because it is no HTTP/1.1 or because its head is late, is answered
+by the application in its order, as any other refusal: the application finds the error in the scope
+(REFUSAL). After such an answer no byte is read as a request.
 
-An `Upgrade` header is ignored (RFC 9110 7.8). httptools cannot: behind such a head its parser takes
-the body for the next request. So a new parser is given what frames the body, and then the rest.
+An `Upgrade` header is ignored (RFC 9110 7.8). httptools cannot ignore it: after such a head its
+parser takes the body for the next request. So a new parser gets the headers that frame the body,
+and then the rest.
 
 A client that ends its side of the connection may be waiting for its answer, or may have
-disconnected: both send the same FIN. Its request is answered. Only a write tells the two apart: the
-kernel of a client that has closed its socket answers with a reset. So after PROBE_S without an
-answer an interim response (100 Continue) is sent, which a client of HTTP/1.1 passes over, and
-after twice the time another one. A reset makes the request one whose client has disconnected.
+disconnected: both send the same FIN. The request is answered. Only a write shows the difference,
+because the kernel of a client that has closed its socket answers a write with a reset. So after
+PROBE_S without an answer an interim response (100 Continue) is sent, which a client of HTTP/1.1
+ignores, and another one after twice the time. After a reset the client counts as disconnected.
 """
 
 import asyncio
@@ -24,6 +25,7 @@ import httptools
 from uvicorn._types import ASGI3Application
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import ServerState
 
 from service.api.http.middleware import KEY, REFUSAL, RequestContext, internal
 from service.errors import HeadTimeout, HeadTooLarge, HttpVersion, Malformed, RequestError
@@ -32,27 +34,37 @@ from service.server.connections import Connections
 log = logging.getLogger("topfive.protocol")
 
 MAX_HEAD_BYTES = 65536
+"""Maximum bytes of a head, a chunk header or a trailer."""
 WAKE_BYTES = 1 << 18
-"""Of a body, held by the connection; four times what uvicorn holds."""
+"""Bytes of a body that are buffered before the application is woken: four times uvicorn's limit."""
 LINGER_S = 0.5
-"""Seconds from our end of a connection to its close, for the client to end it."""
+"""Seconds for the client to end a connection after this side has ended, before it is closed."""
 LINGER_BYTES = 1 << 20
-"""Bytes that are taken in and dropped meanwhile: a close with bytes unread is a reset."""
+"""Maximum bytes that are read and dropped meanwhile, because a close with bytes unread is a
+reset."""
 LAST_REQUEST_S = 1.0
 """Seconds for a request that is on its way over an idle connection when the service stops."""
 PROBE_S = 0.5
 """Seconds from a client's end of its side to the first interim response."""
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _TLS_HANDSHAKE = b"\x16"  # RFC 8446 5.1: the type of the first record
-_INVALID_VERSION = "Invalid HTTP version"  # llhttp's word
+_INVALID_VERSION = "Invalid HTTP version"  # the message of llhttp
 _FRAMING = (b"content-length", b"transfer-encoding")
 _HTTP_1_1 = "Send HTTP/1.1 requests to this port, one after another, as RFC 9112 describes."
 _NOTHING, _HEAD, _BODY = range(3)
-"""What the parser is in: between two requests, in a head, in a body."""
+"""The position of the parser: between two requests, in a head, in a body."""
 
 
-class _Joined:
-    """A connection's transport that writes the head of an answer together with its body.
+class ServerConnections(Connections, ServerState):
+    """uvicorn's state of a server, and the connections that wait for their client."""
+
+    def __init__(self, head_timeout_s: float, on_lost: Callable[[], None] = lambda: None) -> None:
+        Connections.__init__(self, head_timeout_s, on_lost)
+        ServerState.__init__(self)
+
+
+class _JoiningTransport:
+    """A transport that writes the head of an answer together with its body.
 
     Each write is a system call and a packet.
     """
@@ -63,7 +75,7 @@ class _Joined:
         self.is_closing = transport.is_closing
         self.abort = transport.abort
         self.end: Callable[[], None] | None = None
-        """Is called in place of a close, where bytes may come that a close would reset."""
+        """Called in place of a close if bytes may arrive, for which a close would be a reset."""
 
     def write(self, data: bytes) -> None:
         if data.startswith(b"HTTP/1.1 2"):
@@ -73,7 +85,7 @@ class _Joined:
         self._head = b""
 
     def flush(self) -> None:
-        """Write a head that nothing followed."""
+        """Write a head that has no body."""
         if self._head:
             self.write(b"")
 
@@ -86,7 +98,7 @@ class _Joined:
         (self.end or self._transport.close)()
 
     def unwritten(self) -> bool:
-        """Whether the kernel has not yet taken all of an answer."""
+        """Return whether the kernel has not yet taken all of an answer."""
         return self._transport.get_write_buffer_size() > 0
 
     def fileno(self) -> int:
@@ -95,34 +107,37 @@ class _Joined:
 
 
 class Protocol(HttpToolsProtocol):
-    """uvicorn's, with bounds on the size of heads, trailers and chunk headers, and on all times."""
+    """uvicorn's protocol with bounds on all times and on the size of heads and trailers."""
 
     _running: RequestResponseCycle | None = None
-    """The request that is being answered; `cycle` is the last one that was received."""
+    """The request that is being answered; `cycle` is the one that was received last."""
     _receiving = _NOTHING
     _head_timed = False
-    """The start of the head that is being received stands in the table."""
+    """Whether the start of the head that is being received is in the table."""
     _upgrades = False
-    """The head that was just read asks for another protocol."""
+    """Whether the head that was just read asks for another protocol."""
     _discarding = False
-    """What comes is dropped."""
+    """Whether all further bytes are dropped."""
     _ended = False
     _stopping = False
-    _announced = False
+    _has_length = False
+    """Whether the head has a Content-Length."""
     _dropped_bytes = 0
     _unparsed_bytes = 0
     _held_bytes = 0
     _probe_s, _probe_at = PROBE_S, 0.0
 
-    def __init__(self, config: Config, connections: Connections, app_state: dict[str, Any]) -> None:
+    def __init__(
+        self, config: Config, connections: ServerConnections, app_state: dict[str, Any]
+    ) -> None:
         super().__init__(config, connections, app_state)
         self._table = connections
         self._pieces: list[bytes] = []
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._joined = _Joined(transport)
-        self.transport = cast(asyncio.Transport, self._joined)
+        self._joining = _JoiningTransport(transport)
+        self.transport = cast(asyncio.Transport, self._joining)
         self._table.heads[self] = self.loop.time()
 
     def data_received(self, data: bytes) -> None:
@@ -155,19 +170,19 @@ class Protocol(HttpToolsProtocol):
                 return
             except httptools.HttpParserUpgrade as upgrade:
                 data = data[upgrade.args[0] :]
-                self._pass_over_upgrade()
+                self._ignore_upgrade()
                 if self._discarding:
                     return
 
     def _should_upgrade(self) -> bool:
-        """uvicorn asks where the parser has read a head that asks for another protocol."""
+        """Ignore the upgrade. uvicorn calls this after a head that asks for another protocol."""
         self._upgrades = True
         return False
 
-    def _pass_over_upgrade(self) -> None:
-        """Have a new parser read the body of the last head, from what frames it alone."""
+    def _ignore_upgrade(self) -> None:
+        """Let a new parser read the body of the last head, given only the headers that frame it."""
         self._upgrades = False
-        if self.scope["method"] == "CONNECT":  # what follows is for another server
+        if self.scope["method"] == "CONNECT":  # the following bytes are for another server
             self._refuse(_no_path(self.url))
             return
         framing = [header for header in self.scope["headers"] if header[0] in _FRAMING]
@@ -184,22 +199,25 @@ class Protocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._unparsed_bytes = 0
-        self._announced = any(name == b"content-length" for name, _ in self.headers)
+        self._has_length = any(name == b"content-length" for name, _ in self.headers)
         super().on_headers_complete()
         self._receiving = _BODY
         self._table.heads.pop(self, None)
         self._head_timed = False
-        self.headers = []  # of trailers, which are no headers of the request (RFC 9110 6.5.1)
+        self.headers = []  # for trailers, which are no headers of the request (RFC 9110 6.5.1)
         version = self.scope["http_version"]
         if version not in ("1.1", "1.0"):
             self._refuse(_other_version(f"HTTP/{version}"))
 
     def on_body(self, body: bytes) -> None:
-        """Collect it, and wake the application for the whole or for WAKE_BYTES: uvicorn does for
-        each piece that the network brings. A length that was not announced is counted by pieces."""
+        """Collect the body, and wake the application at its end or after WAKE_BYTES.
+
+        uvicorn wakes it for each piece that arrives. A body without a Content-Length is handed over
+        piece by piece, because its size must be checked.
+        """
         self._unparsed_bytes = 0
         cycle = self.cycle
-        if cycle.response_complete or not self._announced:
+        if cycle.response_complete or not self._has_length:
             super().on_body(body)
             return
         self._pieces.append(body)
@@ -210,7 +228,7 @@ class Protocol(HttpToolsProtocol):
             cycle.message_event.set()
 
     def on_message_complete(self) -> None:
-        if self._upgrades:  # the parser takes the head for all of it
+        if self._upgrades:  # the parser takes the head for the whole message
             return
         self._receiving = _NOTHING
         self._unparsed_bytes = 0
@@ -218,12 +236,12 @@ class Protocol(HttpToolsProtocol):
         super().on_message_complete()
 
     def _hand_over(self) -> None:
-        """What is collected is what the application receives next; of one piece it is no copy."""
+        """Move the collected pieces to the ASGI cycle. A single piece is passed without a copy."""
         if not self._pieces:
             return
-        if self.cycle.body:  # not received yet
+        if self.cycle.body:  # the application has not received it yet
             self._pieces.insert(0, bytes(self.cycle.body))
-        # Of a bytearray uvicorn would make bytes.
+        # Bytes, because uvicorn would copy a bytearray.
         self.cycle.body = b"".join(self._pieces)  # type: ignore[assignment]
         self._pieces.clear()
         self._held_bytes = 0
@@ -233,8 +251,8 @@ class Protocol(HttpToolsProtocol):
         super()._start_asgi_task(cycle, app)
 
     def on_response_complete(self) -> None:
-        """uvicorn's, but an idle connection stands in the table and has no timer of its own."""
-        self._joined.flush()
+        """Continue as uvicorn does, but with a table of idle connections in place of timers."""
+        self._joining.flush()
         self.server_state.total_requests += 1
         if self.transport.is_closing():
             return
@@ -247,8 +265,10 @@ class Protocol(HttpToolsProtocol):
             self._wait_for_next()
 
     def _wait_for_next(self) -> None:
-        """From now on the connection waits for its next request, unless it waits otherwise: for
-        the rest of a head, or for its client to read the last answer."""
+        """Add the connection to those that wait for their next request.
+
+        A connection that waits for the rest of a head, or for its client to read, is not added.
+        """
         stalled = self in self._table.stalled
         if not (self._discarding or self._receiving == _HEAD or stalled):
             self._table.kept.pop(self, None)
@@ -265,9 +285,9 @@ class Protocol(HttpToolsProtocol):
             self._wait_for_next()
 
     def _refusal(self, error: httptools.HttpParserError, data: bytes) -> RequestError:
-        """Return what is answered to bytes that the parser, or one of its callbacks, refuses."""
+        """Return the answer to bytes that the parser, or one of its callbacks, refuses."""
         if isinstance(error, httptools.HttpParserCallbackError):
-            if self._receiving == _HEAD:  # its target cannot be taken apart
+            if self._receiving == _HEAD:  # its target cannot be parsed
                 return _no_path(self.url)
             log.error("callback_failed", exc_info=error)
             return internal()
@@ -282,14 +302,14 @@ class Protocol(HttpToolsProtocol):
         return Malformed(f"The bytes are not HTTP/1.1: {error}", _HTTP_1_1)
 
     def _refuse(self, error: RequestError) -> None:
-        """Have `error` answered behind what is being answered; then the connection ends.
+        """Have `error` answered after the requests before it, and end the connection.
 
-        The error of a body is its request's answer. For any other one a request is made up.
+        The error of a body is the answer to its request. For any other error a request is made up.
         """
         if self._discarding:
             return
         self._discarding = True
-        self._joined.end = self.end
+        self._joining.end = self.end
         if self._receiving == _BODY:
             cast(dict[str, Any], self.cycle.scope)[REFUSAL] = error
             self.cycle.keep_alive = False
@@ -315,7 +335,7 @@ class Protocol(HttpToolsProtocol):
             self.abort()
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """Return whether an answer to all that came is due still: then the connection stays."""
+        """Return whether an answer is due; then the connection stays open."""
         cycle = self.cycle
         if cycle is None or cycle.response_complete or (cycle.more_body and not self._discarding):
             return False
@@ -326,7 +346,7 @@ class Protocol(HttpToolsProtocol):
         return True
 
     def probe(self, now: float) -> None:
-        """Send an interim response, if one is due and the answer has not begun."""
+        """Send an interim response if it is time and the answer has not begun."""
         cycle = self._running
         if now < self._probe_at or cycle is None or cycle.response_started:
             return
@@ -347,28 +367,30 @@ class Protocol(HttpToolsProtocol):
         self._table.lost(self)
 
     def shutdown(self) -> None:
-        """The service stops: a request that is in flight or comes within LAST_REQUEST_S is
-        served; its answer, like each from now on, ends the connection."""
+        """Stop: serve a request that is in flight or arrives within LAST_REQUEST_S, then end.
+
+        Every answer from now on ends its connection.
+        """
         self._stopping = True
         self.loop.call_later(LAST_REQUEST_S, self._end_if_idle)
 
     def _end_if_idle(self) -> None:
         if not self._all_answered():
             return
-        if self._joined.unwritten():  # a client that reads slowly gets all of it
+        if self._joining.unwritten():  # a client that reads slowly gets the whole answer
             self.transport.close()
         else:
             self.end()
 
     def is_idle(self) -> bool:
-        """Whether no request is in flight, and the kernel has taken all of the last answer."""
-        return self._all_answered() and not self._joined.unwritten()
+        """Return whether no request is in flight and the last answer is written."""
+        return self._all_answered() and not self._joining.unwritten()
 
     def _all_answered(self) -> bool:
         return self.cycle is None or self.cycle.response_complete
 
     def end(self) -> None:
-        """End our side first: a request that meets it finds the end of file, no reset."""
+        """End this side first, so that a client whose request is on its way gets no reset."""
         if self._ended or self.transport.is_closing():
             return
         self._ended = self._discarding = True
@@ -388,14 +410,14 @@ class Protocol(HttpToolsProtocol):
         )
 
     def abort(self) -> None:
-        self._joined.abort()
+        self._joining.abort()
 
     def fileno(self) -> int:
-        return self._joined.fileno()
+        return self._joining.fileno()
 
 
 class _Resumed:
-    """The callbacks of a parser that is first given a head whose request is made already."""
+    """The callbacks of a parser that first gets a head again whose request exists already."""
 
     def __init__(self, protocol: Protocol) -> None:
         self._protocol = protocol
@@ -423,7 +445,7 @@ class _Resumed:
 
 def _parser(callbacks: object) -> httptools.HttpRequestParser:
     parser = httptools.HttpRequestParser(callbacks)
-    # As uvicorn has it: what follows a request that closes the connection is dropped.
+    # As uvicorn sets it: bytes after a request that closes the connection are dropped.
     parser.set_dangerous_leniencies(lenient_data_after_close=True)
     return parser
 

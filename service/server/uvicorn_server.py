@@ -1,13 +1,14 @@
-"""uvicorn, with a bound on connections and our way to stop.
+"""uvicorn's server with a bound on connections and a drain.
 
-A connection is accepted where there is room for it. Where there is none, as many idle ones as wait
-are ended, oldest first; if none is idle, those that wait stay in the socket.
+Connections are accepted while there is room. If there is none, as many idle connections are ended
+as connections wait, the oldest first; if none is idle, the waiting ones stay in the socket.
 
-To stop: not ready at once, and every answer ends its connection; after `drain_delay_s` what waits
-in the listening socket is taken and the socket closed; a request that is on its way over an open
-connection is served; what is not answered after `drain_timeout_s` is answered 503. A second signal
-ends all of that at once. No connection is closed with bytes of its caller unread, which would reset
-it under the answer.
+To stop: the service is not ready from now on, and every answer ends its connection. After
+`drain_delay_s` the connections that wait in the listening socket are accepted, and the socket is
+closed. A request that is on its way over an open connection is served. Requests that are not
+answered after `drain_timeout_s` are answered 503. A second signal skips these times. No connection
+is closed while bytes of its client are unread, because such a close is a reset, and the client
+loses the answer.
 """
 
 import asyncio
@@ -23,27 +24,23 @@ from fastapi import FastAPI
 
 from service.api.http.body import BodyReader
 from service.core.service import Service
-from service.server.connections import SWEEP_S, Connections
-from service.server.listener import accepted, any_waits, drop_new, waiting
-from service.server.uvicorn_protocol import Protocol
+from service.server.connections import SWEEP_S
+from service.server.listener import Acceptor
+from service.server.uvicorn_protocol import Protocol, ServerConnections
 from service.settings import Settings
 from service.system import descriptors, signals
 
 log = logging.getLogger("topfive.server")
 
-SETTLE_S = 0.2
-"""A round trip: handshakes that began before new ones were kept out end within it."""
-LOG_INTERVAL_S = 60
-"""Seconds between two log lines of one reason why connections wait to be accepted."""
 WRITING_S = 2
-"""Seconds past the drain's time, when everything is answered 503, for writing the answers. Half of
+"""Seconds for writing the answers after the drain's time, when everything is answered 503. Half of
 it is for connections that had to wait for room until then."""
 
 
-class Server(uvicorn.Server):
-    """Serves `app` on a listening socket, which is its own, until it is stopped."""
+class BaseServer(uvicorn.Server):
+    """Serves `app` on the connections that `connect` gets, until it is stopped."""
 
-    def __init__(self, app: FastAPI, settings: Settings, listener: socket.socket) -> None:
+    def __init__(self, app: FastAPI, settings: Settings) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -55,21 +52,15 @@ class Server(uvicorn.Server):
                 proxy_headers=False,
             )
         )
-        self._connections = Connections(settings.head_timeout_s, self._accept_again)
+        self._connections = ServerConnections(settings.head_timeout_s, self.connection_lost)
         self.server_state = self._connections
         self._app = app
         self._settings = settings
-        self._listener = listener
         self._loop: asyncio.AbstractEventLoop
-        self._accepts = False
-        self._full = False
-        """Nothing is accepted until there is room again."""
         self._most_connections = 0
         self._accepting: dict[asyncio.Task[object], Protocol] = {}
-        self._log_at: dict[str, float] = {}
-        """From when on each event is logged again."""
         self._drained_at = 0.0
-        """When what is not answered is answered 503; once it stops."""
+        """The time at which requests that are not answered are answered 503, once it stops."""
         self._stopping = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -77,7 +68,6 @@ class Server(uvicorn.Server):
         await super().startup(sockets=[])
         self._bound_connections()
         self._sweep()
-        await self.accept()
 
     def _bound_connections(self) -> None:
         service: Service = self._app.state.service
@@ -92,69 +82,35 @@ class Server(uvicorn.Server):
             log.warning("few_open_files", extra={**facts, "remedy": remedy})
 
     def _sweep(self) -> None:
-        # First the timer: an error of one connection does not end the sweeps of all others.
+        # Set the timer first: an error of one connection must not end the sweeps.
         self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
-        self._accept_again()
         self._connections.sweep(self._loop.time())
 
-    async def accept(self) -> None:
-        """Take connections from now on."""
-        self._accepts = True
-        self._loop.add_reader(self._listener, self.take)
-
-    def pause(self) -> None:
-        """Take no more; the socket stays open."""
-        self._accepts = self._full = False
-        self._loop.remove_reader(self._listener)
-
-    def take(self) -> None:
-        """Accept one of the connections that wait; between two of them requests have their turn."""
-        self.accept_one()
-
-    def accept_one(self) -> bool:
-        """Accept a connection; return whether one waited and there was room for it."""
-        if self.connected() >= self._most_connections:
-            self._wait_for_room("connections_full")
-            return False
-        try:
-            connection = accepted(self._listener)
-        except OSError as error:
-            self._wait_for_room("accept_failed", detail=str(error))
-            return False
-        if connection is None:
-            return False
+    def connect(self, connection: socket.socket) -> None:
+        """Serve an accepted connection."""
         protocol = Protocol(self.config, self._connections, self.lifespan.state)
         connecting = self._loop.connect_accepted_socket(lambda: protocol, connection)
         task = self._loop.create_task(connecting)
         self._accepting[task] = protocol
         task.add_done_callback(self._accepting.pop)
-        return True
+
+    def connection_lost(self) -> None:
+        """A connection was closed: there may be room again."""
 
     def connected(self) -> int:
-        """Return how many connections are open."""
+        """Return the number of open connections."""
         made = self._connections.connections
         return len(made) + sum(protocol not in made for protocol in self._accepting.values())
 
-    def _wait_for_room(self, event: str, **facts: object) -> None:
-        """Accept nothing until the next sweep, and end as many idle connections as wait."""
-        self._full = True
-        self._loop.remove_reader(self._listener)
-        now = self._loop.time()
-        waits = max(1, waiting(self._listener))
-        ended = self._make_room(waits - len(self._connections.ending), now)
-        if now >= self._log_at.get(event, now):
-            self._log_at[event] = now + LOG_INTERVAL_S
-            counts = {"connections": self.connected(), "waiting": waits, "idle_ended": ended}
-            log.warning(event, extra={**facts, **counts})
+    def has_room(self) -> bool:
+        """Return whether one more connection may be opened."""
+        return self.connected() < self._most_connections
 
-    def _make_room(self, most: int, now: float) -> int:
-        """End up to `most` idle connections; return how many were ended."""
-        return self._connections.end_idle(most, now)
-
-    def _accept_again(self) -> None:
-        if self._full and self._accepts:
-            self._loop.add_reader(self._listener, self.take)
-        self._full = False
+    def make_room(self, waiting: int) -> dict[str, int]:
+        """End idle connections, the oldest first, for the `waiting` ones. Return counts."""
+        most = waiting - len(self._connections.ending)
+        ended = self._connections.end_idle(most, self._loop.time())
+        return {"connections": self.connected(), "idle_ended": ended}
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -170,7 +126,7 @@ class Server(uvicorn.Server):
         self.end(hurry=self._stopping)
 
     def end(self, hurry: bool) -> None:
-        """Stop as a first signal has it, or as a second one."""
+        """Stop as after the first signal, or with `hurry` as after the second."""
         self.force_exit = hurry
         if hurry:
             self.stop(0)
@@ -178,10 +134,13 @@ class Server(uvicorn.Server):
             self.stop(self._settings.drain_timeout_s, self._settings.drain_delay_s)
 
     def stop(self, drain_s: float, delay_s: float = 0) -> None:
-        """Not ready from now on; after `delay_s` seconds accept no more, and stop when what was
-        accepted is finished, or answered 503 after `drain_s` seconds more."""
+        """Report not ready from now on, and accept no more after `delay_s` seconds.
+
+        The server ends when all accepted requests are answered; after `drain_s` seconds more they
+        are answered 503.
+        """
         self._stopping = True
-        if not self.started:  # nothing was accepted
+        if not self.started:  # no connection was accepted
             self.should_exit = True
             return
         service: Service = self._app.state.service
@@ -193,33 +152,41 @@ class Server(uvicorn.Server):
         loop.call_later(delay_s, setattr, self, "should_exit", True)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        if not self.force_exit:
-            await self.take_waiting()
-        self.pause()
-        self._listener.close()
-        log.info("listener_closed")
+        await self.receive_last()
+        if self._accepting and not self.force_exit:
+            await asyncio.wait(self._accepting)
         left_s = self._drained_at + WRITING_S - self._loop.time()
         self.config.timeout_graceful_shutdown = math.ceil(max(WRITING_S / 2, left_s))
         await super().shutdown()
         self._sweeper.cancel()
-        if self.force_exit:  # then uvicorn leaves the application as it is
+        if self.force_exit:  # uvicorn does not shut down the application in this case
             await self.lifespan.shutdown()
 
-    async def take_waiting(self) -> None:
-        """Accept every connection that was attempted before now.
+    async def receive_last(self) -> None:
+        """Wait until the last connection was given to `connect`."""
 
-        If there is no room for some, they wait for it until the drain's time is over and what held
-        the room is answered.
-        """
-        drop_new(self._listener)
-        await asyncio.sleep(SETTLE_S)
-        self.pause()
-        while any_waits(self._listener) and not self.force_exit:
-            if self.accept_one():
-                await asyncio.sleep(0)
-            elif self._loop.time() >= self._drained_at + WRITING_S / 2:
-                break
-            else:
-                await asyncio.sleep(SWEEP_S)
-        if self._accepting:
-            await asyncio.wait(self._accepting)
+
+class Server(BaseServer):
+    """A server that accepts the connections of its own listening socket."""
+
+    def __init__(self, app: FastAPI, settings: Settings, listener: socket.socket) -> None:
+        super().__init__(app, settings)
+        self._acceptor = Acceptor(listener, self)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._acceptor.start()
+
+    def connection_lost(self) -> None:
+        self._acceptor.resume()
+
+    async def receive_last(self) -> None:
+        if self.force_exit:
+            self._acceptor.close()
+        else:
+            await self._acceptor.drain(self._drained_at + WRITING_S / 2)
+
+    def end(self, hurry: bool) -> None:
+        super().end(hurry)
+        if hurry and self.started:
+            self._acceptor.close()

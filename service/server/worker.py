@@ -1,12 +1,11 @@
-"""One worker of `topfive serve --workers N`: a whole service on a socket that its parent opened.
+"""One worker of `topfive serve --workers N`: a whole service whose parent accepts connections.
 
     python -m service.server.worker --channel FD --parent PID
 
-The first message of the channel is its job as JSON; then it says `ready` and `unready`, and is told
-`accept`, `pause`, `stop` (drain) and `hurry`. A worker that pauses leaves the socket open for the
-others and answers its open connections, each for the last time. It lives no longer than its parent.
-The signals that stop the service, which a terminal or a supervisor sends to the whole group, are
-its parent's business.
+The messages on the channel are described in channel.py. While no device of the worker is ready, its
+open connections end with their next answer, and clients connect again to another worker. The worker
+is killed with its parent. The signals that stop the service, which a terminal or a supervisor sends
+to the whole process group, are handled by the parent alone.
 """
 
 import argparse
@@ -23,30 +22,29 @@ from typing import Any
 from fastapi import FastAPI
 
 from service.core.service import Service
-from service.device_host.parent import die_with_parent
+from service.device_host.parent import become_child
 from service.errors import ArtifactError, TopfiveError
-from service.server import app, metrics_merge
-from service.server.turns import NOT_ACCEPTING, YIELD_S, Turns
-from service.server.uvicorn_server import Server
+from service.server import app
+from service.server.channel import WorkerState, receive, send
+from service.server.metrics_merge import Peers
+from service.server.uvicorn_server import WRITING_S, BaseServer
 from service.settings import Settings
-from service.system import signals
+from service.system import scheduling
 from service.telemetry import logs
 
 log = logging.getLogger("topfive.worker")
 
-MAX_MESSAGE_BYTES = 1 << 16
-
 
 def main() -> int:
-    """The exit code: 0 told to stop, 1 given up."""
+    """Run the worker. Return the exit code: 0 after an order to stop, 1 after a fatal error."""
     parser = argparse.ArgumentParser(prog="worker")
     parser.add_argument("--channel", type=int, required=True)
     parser.add_argument("--parent", type=int, required=True)
     arguments = parser.parse_args()
-    signals.leave_to_parent()
-    die_with_parent(arguments.parent)
+    become_child(arguments.parent)
+    scheduling.use_batch_policy()
     channel = socket.socket(fileno=arguments.channel)
-    job = json.loads(channel.recv(MAX_MESSAGE_BYTES))
+    job = json.loads(receive(channel)[0])
     channel.setblocking(False)
     settings = Settings.model_validate(job["settings"])
     _log_as(job["worker"], settings)
@@ -58,16 +56,13 @@ def main() -> int:
 
 
 def _serve(job: dict[str, Any], settings: Settings, channel: socket.socket) -> int:
-    folder, worker = Path(job["folder"]), int(job["worker"])
-    metrics_merge.keep_counts(folder, worker)
-
-    def server(made: FastAPI) -> Server:
+    def server(made: FastAPI) -> BaseServer:
         _check_version(made, settings, job["version"])
         if job["restarted"]:
             made.state.metrics.worker_restarts.inc()
-        return _Server(made, settings, job, channel)
+        return _Server(made, settings, channel)
 
-    return app.run(settings, server, metrics_merge.Peers(folder, worker, settings.workers))
+    return app.run(settings, server, Peers(Path(job["folder"]), job["worker"], settings.workers))
 
 
 def _check_version(made: FastAPI, settings: Settings, version: str) -> None:
@@ -81,6 +76,8 @@ def _check_version(made: FastAPI, settings: Settings, version: str) -> None:
 
 
 def _log_as(worker: int, settings: Settings) -> None:
+    """Configure the log, and add the worker's number to each line."""
+
     def mark(record: logging.LogRecord) -> bool:
         record.__dict__["worker"] = worker
         return True
@@ -90,115 +87,85 @@ def _log_as(worker: int, settings: Settings) -> None:
         handler.addFilter(mark)
 
 
-class _Server(Server):
-    """A server that shares its socket, and hears from the channel what others hear from signals."""
+class _Server(BaseServer):
+    """A server that receives its connections, and its orders, from the parent."""
 
-    def __init__(
-        self, made: FastAPI, settings: Settings, job: dict[str, Any], channel: socket.socket
-    ) -> None:
-        super().__init__(made, settings, socket.socket(fileno=job["listener"]))
-        self._worker: int = job["worker"]
-        self._turns = Turns(Path(job["folder"]), settings.workers)
+    def __init__(self, made: FastAPI, settings: Settings, channel: socket.socket) -> None:
+        super().__init__(made, settings)
         self._channel = channel
-        self._accepts = job["accepts"]
-        self._all_stop = False
-        self._said_ready = False
+        self._ready = False
+        self._received = 0
+        self._reported: WorkerState | None = None
+        self._received_all = asyncio.Event()
+        self._ordered_to_stop = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._app.state.paused = True
         await super().startup(sockets)
         service: Service = self._app.state.service
-        service.on_ready_change = self._tell
-        self._tell()
-        self._loop.add_reader(self._channel, self._told)
+        service.on_ready_change = self._set_ready
+        self._set_ready()
+        self._loop.add_reader(self._channel, self._obey)
 
-    async def accept(self) -> None:
-        if self._accepts:
-            self._resume()
-        else:
-            self.pause()
+    def _set_ready(self) -> None:
+        """Report whether a device is ready, unless the service stops."""
+        ready = self._app.state.service.ready
+        if ready != self._ready and not self._stopping:
+            self._ready, self._app.state.paused = ready, not ready
+            log.info("accepts" if ready else "accept_paused")
+        self._report()
 
-    def _resume(self) -> None:
-        self._become(accepting=True)
-        self._count()
-        self._loop.add_reader(self._listener, self.take)
+    def connection_lost(self) -> None:
+        self._report()
 
-    def pause(self) -> None:
-        """Leave new connections to others; those that are open end with their next answer."""
-        self._become(accepting=False)
-        self._turns.tell(self._worker, NOT_ACCEPTING)
-        super().pause()
+    def _sweep(self) -> None:
+        super()._sweep()
+        self._report()  # again, if the parent was too busy to read the last report
 
-    def _become(self, accepting: bool) -> None:
-        if accepting != self._accepts:
-            log.info("accepts" if accepting else "accept_paused")
-        self._accepts, self._app.state.paused = accepting, not accepting
+    def _report(self) -> None:
+        """Send the state to the parent if it has changed."""
+        state = WorkerState(self._ready, self._most_connections, self.connected(), self._received)
+        if state != self._reported and send(self._channel, state.pack()):
+            self._reported = state
 
-    async def on_tick(self, counter: int) -> bool:
-        if self._accepts:
-            self._count()
-        return await super().on_tick(counter)
+    def _obey(self) -> None:
+        """Receive an order and carry it out."""
+        message, descriptors = receive(self._channel)
+        match message.split():
+            case [b"connection"]:
+                self._received += 1
+                for descriptor in descriptors:  # none if this process has no descriptor left
+                    self.connect(socket.socket(fileno=descriptor))
+                self._report()
+            case [b"room", waiting]:
+                self.make_room(int(waiting))
+            case [b"closed"]:
+                self._received_all.set()
+            case order:  # stop, hurry, or none because the parent has exited
+                log.debug("command_received", extra={"order": message.decode()})
+                self.end(hurry=order != [b"stop"])
 
-    def _count(self) -> None:
-        full = self._full or self.connected() >= self._most_connections
-        self._turns.tell(self._worker, NOT_ACCEPTING if full else self.connected())
+    def stop(self, drain_s: float, delay_s: float = 0) -> None:
+        super().stop(drain_s, delay_s)
+        if not self._ordered_to_stop:  # after a fatal error connections go to another worker
+            self._most_connections = 0
+            self._report()
 
-    def _make_room(self, most: int, now: float) -> int:
-        """End none while another worker has room."""
-        self._count()
-        return 0 if self._turns.any_accepts() else super()._make_room(most, now)
+    def end(self, hurry: bool) -> None:
+        self._ordered_to_stop = True
+        super().end(hurry)
+        if hurry:
+            self._loop.remove_reader(self._channel)
+            self._received_all.set()
 
-    def take(self) -> None:
-        """Accept one connection, or leave it for a moment to a worker that has fewer."""
-        self._count()
-        if self._turns.mine(self._worker):
-            self.accept_one()
-            return
-        self._loop.remove_reader(self._listener)
-        self._loop.call_later(YIELD_S, self._take_after_all)
-
-    def _take_after_all(self) -> None:
-        if not self._accepts:
-            return
-        self.accept_one()
-        if not self._full:
-            self._loop.add_reader(self._listener, self.take)
-
-    async def take_waiting(self) -> None:
-        """If all stop, the last of them to close the socket has taken what waits in it."""
-        if self._accepts and self._all_stop:
-            await super().take_waiting()
-        elif self._accepting:
-            await asyncio.wait(self._accepting)
+    async def receive_last(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(self._drained_at + WRITING_S / 2):
+                await self._received_all.wait()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
-
-    def _tell(self) -> None:
-        """A device has changed its state: tell the parent what comes of it, unless all stop."""
-        ready = self._app.state.service.ready
-        if ready != self._said_ready and not self._all_stop:
-            self._said_ready = ready
-            if not ready:  # the parent may be slow; refusals are fast
-                self.pause()
-            with contextlib.suppress(OSError):  # the parent is gone, which ends this soon
-                self._channel.send(b"ready" if ready else b"unready")
-
-    def _told(self) -> None:
-        try:
-            order = self._channel.recv(64).decode()
-        except OSError:
-            order = ""
-        log.debug("command_received", extra={"order": order or "parent exited"})
-        if order == "accept":
-            self._resume()
-        elif order == "pause":
-            self.pause()
-        else:
-            self._all_stop = True
-            if not order:
-                self._loop.remove_reader(self._channel)
-            self.end(hurry=order != "stop")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""What this process may use of the machine: cores, by affinity and quota, and memory.
+"""The cores and the memory that this process may use, by affinity, quota and limits.
 
-A control group's limit holds for all groups below it, so each limit is the smallest on the path
-from the process's own group to the root, as far as the mounted hierarchy shows that path. Version 1
-and version 2 are read. In a container the path in /proc/self/cgroup may be the host's, while the
-container's own group is what is mounted: then the path begins at the mount.
+The limit of a control group holds for all groups below it. So each limit is the smallest on the
+path from the process's own group to the root, as far as the mounted hierarchy contains that path.
+Both versions 1 and 2 are read. In a container the path in /proc/self/cgroup may be the host's,
+while only the container's own group is mounted: then the path begins at the mount.
 """
 
 import math
@@ -22,21 +22,21 @@ class Cores:
 
     affinity: int
     quota: float | None
-    """Cores' worth of CPU time; None without a quota."""
+    """The quota of CPU time, in cores; None without a quota."""
 
     @property
     def count(self) -> int:
-        """Processes or threads that can compute at one time without being throttled."""
+        """The number of processes or threads that can compute at one time without throttling."""
         return min(self.affinity, math.ceil(self.quota or self.affinity))
 
     @property
     def threads(self) -> int:
-        """Threads for an engine that by itself goes by the affinity; 0 where it is right."""
+        """The threads for an engine whose default is the affinity; 0 if that default is right."""
         return self.count if self.count < self.affinity else 0
 
 
 def cores(root: Path = ROOT) -> Cores:
-    """Return what there is now; `root` is above proc and sys."""
+    """Return the cores that there are now; `root` is the folder of proc and sys."""
     quotas = (
         _cpu_max(folder) if version == 2 else _cfs_quota(folder)
         for version, folder in groups("cpu", root)
@@ -60,8 +60,10 @@ def memory_limit(root: Path = ROOT) -> int | None:
 
 
 def oom_kills(root: Path = ROOT) -> int:
-    """Return how many processes of this process's own control group the kernel has killed because
-    its memory was used up; 0 where that cannot be read."""
+    """Return how many processes of this process's control group were killed for want of memory.
+
+    Return 0 if that cannot be read.
+    """
     for version, folder in groups("memory", root):
         text = _text(folder / ("memory.events" if version == 2 else "memory.oom_control"))
         for line in text.splitlines():
@@ -72,8 +74,10 @@ def oom_kills(root: Path = ROOT) -> int:
 
 
 def groups(controller: str, root: Path = ROOT) -> Iterator[tuple[int, Path]]:
-    """Yield the version and the folder of each control group of `controller` on this process's
-    path: its own group first, the top of what is mounted last."""
+    """Yield the version and the folder of each control group of `controller` above this process.
+
+    The first is its own group, the last is the top of the mounted hierarchy.
+    """
     paths = _paths(controller, root)
     for version, within, mounted in _mounts(controller, root):
         if version not in paths:
@@ -90,7 +94,7 @@ def groups(controller: str, root: Path = ROOT) -> Iterator[tuple[int, Path]]:
 
 
 def _paths(controller: str, root: Path) -> dict[int, str]:
-    """This process's path in the hierarchies that may have `controller`, by their version."""
+    """Return this process's path in the hierarchies that may have `controller`, by version."""
     paths = {}
     for line in _text(root / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
@@ -102,7 +106,7 @@ def _paths(controller: str, root: Path) -> dict[int, str]:
 
 
 def _mounts(controller: str, root: Path) -> Iterator[tuple[int, str, str]]:
-    """The hierarchies that may have `controller`: version, what of it is mounted, and where."""
+    """Yield the hierarchies that may have `controller`: version, mounted part, mount point."""
     for line in _text(root / "proc/self/mountinfo").splitlines():
         # proc(5): ... root mount-point options [optional fields] - type source super-options
         place, _, kind = line.partition(" - ")
@@ -125,7 +129,7 @@ def _cfs_quota(folder: Path) -> float | None:
 
 
 def _text(file: Path) -> str:
-    """The text of a file of proc or sys; empty where there is none that may be read."""
+    """Return the text of a file of proc or sys; empty if it cannot be read."""
     with suppress(OSError):
         return file.read_text().strip()
     return ""

@@ -1,19 +1,19 @@
-"""File descriptors: how many connections leave enough for devices, decode processes and files."""
+"""File descriptors: how many connections leave enough for devices, decode workers and files."""
 
 import resource
 import sys
 
 RESERVED, RESERVED_FOR_DEVICE = 64, 16
-"""Descriptors kept for the process with its decode workers, and for each device."""
+"""Descriptors that are reserved for the process with its decode workers, and for each device."""
 LEAST_CONNECTIONS = 8
-"""Connections that may be open however few descriptors there are."""
+"""Minimum of connections that may be open, even if there are fewer descriptors."""
 
 
 def needed(max_connections: int, rows: int, devices: int) -> int:
     """Return how many descriptors these settings need.
 
-    Without `max_connections` (0) they are enough for as many clients as there are rows, and for as
-    many again that are refused.
+    If `max_connections` is 0, they are enough for one client for each row, and for the same number
+    of clients that are refused.
     """
     return (max_connections or 2 * rows) + _reserved(devices)
 

@@ -1,7 +1,7 @@
-"""Files and folders that cannot be used: what is wrong, whose they are, and what to do about it.
+"""Explain why a file or folder cannot be used: the reason, the owner, and what to do.
 
-A path and an OSError enter; a detail and a remedy leave, in which the caller's own error names the
-path. Text files are read here too, whatever their editor has put in front of them.
+The functions take a path and an OSError, and return a detail and a remedy for the caller's error,
+which names the path. Text files are read here too, with or without a byte order mark.
 """
 
 import codecs
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from service.errors import TopfiveError, clause
 
-# Texts of other encodings than UTF-8: by their mark, or by sixteen characters of ASCII in a row.
+# Other encodings than UTF-8, by their mark or by sixteen successive characters of ASCII.
 _ENCODINGS = {
     "UTF-32": (
         codecs.BOM_UTF32_LE,
@@ -33,9 +33,9 @@ _FORBIDDEN = (errno.EACCES, errno.EPERM)
 def unreadable(
     path: Path, error: OSError, remedy: str, whole: Path | None = None
 ) -> tuple[str, str]:
-    """Return why `path` cannot be read, and what to do; `remedy` is for a path that is wrong.
+    """Return why `path` cannot be read, and what to do; `remedy` is for a wrong path.
 
-    `whole` is a folder of which everything has to be read: an artifact.
+    `whole` is a folder that has to be readable with all its contents: an artifact.
     """
     why = _why(error)
     if error.errno in _FORBIDDEN:
@@ -52,7 +52,7 @@ def unreadable(
 
 
 def unreadable_in_words(path: Path, error: OSError) -> str:
-    """Return the same in one line, for a list of files; without a remedy for a wrong path."""
+    """Return detail and remedy in one line for a list of files; none for a wrong path."""
     return ". ".join(filter(None, unreadable(path, error, "")))
 
 
@@ -67,7 +67,7 @@ def writing(path: Path, failure: type[TopfiveError], remedy: str) -> Iterator[No
 
 
 def write_whole(file: FileIO, data: bytes) -> None:
-    """Write `data` to a file without a buffer, which may take a part of it at a time."""
+    """Write `data` to a file without a buffer, which may write only a part at a time."""
     left = memoryview(data)
     while left:
         left = left[file.write(left) :]
@@ -90,10 +90,10 @@ def unwritable(path: Path, error: OSError, remedy: str) -> tuple[str, str]:
 
 
 def unusable(error: OSError) -> tuple[str, str]:
-    """Return what is wrong and what to do for an error that no command has expected.
+    """Return the detail and the remedy of an error that no command expects.
 
-    What cannot be written and has no name is standard output, if that cannot be written to now. It
-    is given up then: what is in its buffer would fail again at the end of the process.
+    An error of writing without a file name is about standard output, if a write to it fails now.
+    Then standard output is replaced, because its buffer would fail again at the end of the process.
     """
     remedy = "Set TOPFIVE_DEBUG=1 to see which step failed."
     named = isinstance(error.filename, str | bytes)
@@ -109,7 +109,7 @@ def unusable(error: OSError) -> tuple[str, str]:
 
 
 def encoding(data: bytes) -> str:
-    """Return which of UTF-16 and UTF-32 a text is in; empty for any other data."""
+    """Return the encoding of a text in UTF-16 or UTF-32; empty for any other data."""
     for name, (little, big, character) in _ENCODINGS.items():
         if data.startswith((little, big)) or re.search(character + rb"{16}", data):
             return name
@@ -117,7 +117,7 @@ def encoding(data: bytes) -> str:
 
 
 def to_utf_8(encoding: str) -> str:
-    """Return what to do with a text in `encoding`."""
+    """Return the remedy for a text in `encoding`."""
     return (
         f"save the file as UTF-8: iconv -f {encoding} -t UTF-8; in Windows PowerShell "
         "use | Out-File -Encoding utf8 instead of >"
@@ -125,7 +125,7 @@ def to_utf_8(encoding: str) -> str:
 
 
 def read_text(path: Path) -> str:
-    """Return the text of a UTF-8 file, without a byte order mark; ValueError if it is none."""
+    """Return the text of a UTF-8 file without a byte order mark. Raise ValueError for others."""
     data = path.read_bytes()
     if name := encoding(data):
         raise ValueError(f"the encoding is {name}: {to_utf_8(name)}")
@@ -145,8 +145,8 @@ def _why(error: OSError) -> str:
 
 def _stdout_fails() -> bool:
     try:
-        # What was too long for its buffer is gone from there: only one more write can tell. The end
-        # of a line does no harm behind output that was cut short.
+        # Output that was too long for the buffer is not in it any more, so only another write shows
+        # the error. The end of a line does no harm after output that was cut short.
         print(flush=True)
     except OSError:
         return True
@@ -154,8 +154,8 @@ def _stdout_fails() -> bool:
 
 
 def _closed(path: Path, mode: int) -> Path:
-    """Return the folder above `path` that this user cannot enter, else the last that is there."""
-    path = Path(os.path.realpath(path))  # pathlib's own stops at a folder that is closed
+    """Return the folder above `path` that this user cannot enter, or else the last that exists."""
+    path = Path(os.path.realpath(path))  # pathlib's resolve() stops at a closed folder
     there = Path("/")
     for place in (*reversed(path.parents), path):
         if not os.path.lexists(place):
@@ -177,7 +177,7 @@ def _ownership(path: Path) -> str:
 
 
 def _open(closed: Path, path: Path, whole: Path | None) -> str:
-    """Return the command that lets everyone read `path` where `closed` does not, and no more."""
+    """Return the command that lets everyone read `path`, and changes no more than `closed`."""
     real = Path(os.path.realpath(path))
     if whole and closed.is_relative_to(folder := Path(os.path.realpath(whole))):
         return f"chmod -R a+rX {shlex.quote(str(folder))}"
@@ -191,7 +191,7 @@ def _as(path: Path) -> str:
 
 
 def _room(path: Path) -> str:
-    """Return how much room there is where `path` is, in words."""
+    """Return in words how much room there is on the disk of `path`."""
     while not path.exists() and path != path.parent:
         path = path.absolute().parent
     room = os.statvfs(path)

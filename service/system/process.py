@@ -1,6 +1,6 @@
-"""A command with an end: its output and how it ended, within a time, whatever it does.
+"""Run a command with a time limit, and return its output and how it ended.
 
-One that a driver holds in the kernel cannot be killed: it is left behind, and said to be.
+A process that a driver holds in the kernel cannot be killed. It is left behind, and reported.
 """
 
 import subprocess
@@ -18,12 +18,11 @@ class Ended:
 
     code: int | None
     output: str
-    """Of both streams, or of standard output alone (`apart`); of a process that was killed, what it
-    had said by then."""
+    """The output on both streams, or with `apart` on standard output, up to a kill."""
     how: str
-    """In words: `ended with 1`, `abort: signal 6`, `hang: no end in 60 s`."""
+    """The end in words: `ended with 1`, `abort: signal 6`, `hang: no end in 60 s`."""
     errors: str = ""
-    """Of standard error, if it is kept apart."""
+    """The output on standard error, with `apart`."""
     started: bool = True
 
     @property
@@ -38,12 +37,13 @@ def run(
     *,
     apart: bool = False,
 ) -> Ended:
-    """Run `command` without input for at most `timeout_s`, in `environment` or else this process's.
+    """Run `command` without input for at most `timeout_s`; return how it ended.
 
-    Standard error goes where standard output does, unless it is kept `apart`.
+    Without `environment` it gets that of this process. With `apart` standard error is kept apart
+    from standard output.
     """
     try:
-        process = subprocess.Popen(  # noqa: S603 - no shell; what is run is ours or a setting
+        process = subprocess.Popen(  # noqa: S603 - no shell; the command is ours or a setting
             command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""The signals that stop the service; the processes that it starts leave them to it."""
+"""The signals that stop the service. Its child processes ignore them (device_host/parent.py)."""
 
 import signal
 import sys
@@ -7,13 +7,13 @@ STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
 
 
 def stopping() -> list[signal.Signals]:
-    """Return the signals that stop this process: not SIGHUP where nohup has it ignored."""
+    """Return the signals that stop this process: without SIGHUP if nohup made it ignored."""
     nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     return [number for number in STOPPING if number != signal.SIGHUP or not nohup]
 
 
 def name(number: int) -> str:
-    """Return the name of a signal; of a real-time one, which has none, the number."""
+    """Return the name of a signal, or the number of a real-time signal, which has no name."""
     try:
         return signal.Signals(number).name
     except ValueError:
@@ -21,24 +21,18 @@ def name(number: int) -> str:
 
 
 def hurries(number: signal.Signals) -> bool:
-    """Whether a second signal of this number ends at once what the first one lets finish.
+    """Return whether a second signal of this number ends the service at once.
 
-    SIGHUP does not: when a terminal closes, the kernel and the shell send one each.
+    SIGHUP does not, because when a terminal closes, the kernel and the shell send one each.
     """
     return number != signal.SIGHUP
 
 
 def end_at_once() -> None:
-    """End with 0 on such a signal, until a server handles it: nothing is accepted yet.
+    """Exit with 0 on these signals until a server handles them: no request is accepted yet.
 
     SIGINT remains a KeyboardInterrupt.
     """
     for number in stopping():
         if number != signal.SIGINT:
             signal.signal(number, lambda *_: sys.exit(0))
-
-
-def leave_to_parent() -> None:
-    """Ignore all of them: a terminal or a supervisor sends them to the whole process group."""
-    for number in STOPPING:
-        signal.signal(number, signal.SIG_IGN)

@@ -1,15 +1,14 @@
-"""Lines to standard error, written by a thread: no other thread ever waits for their reader.
+"""Write lines to standard error in a thread, so that no other thread waits for their reader.
 
-If a reader stops reading (a log driver that blocks, a paused terminal), its pipe gets full, and a
-write to a full pipe waits. So `LogWriter.put` appends lines to a bounded queue, and a thread writes
-them.
-`redirect_stderr` makes descriptor 2 a pipe of this process, from which a second thread fills the
-same queue: tracebacks, C libraries and decode workers write there, and must not wait either. No
-flag of an inherited descriptor is changed, since other processes share it.
+If a reader stops reading (a log driver that blocks, a paused terminal), its pipe becomes full, and
+a write to a full pipe waits. So `LogWriter.put` appends lines to a bounded queue, and a thread
+writes them. `redirect_stderr` makes descriptor 2 a pipe of this process, from which a second thread
+fills the same queue: tracebacks, C libraries and decode workers write there, and must not wait
+either. No flag of an inherited descriptor is changed, since other processes share it.
 
 Lines that do not fit into the queue are lost, and so are lines that cannot be written because the
 reader has closed the pipe or the disk is full. They are counted, and the next line that is written
-says how many they were.
+reports their number.
 """
 
 import contextlib
@@ -22,12 +21,11 @@ from collections.abc import Callable
 from functools import partial
 
 QUEUE_BYTES = 1 << 20
-"""Largest sum of the lines that wait to be written: some 4,000 lines."""
+"""Maximum bytes of the lines that wait to be written: some 4,000 lines."""
 AT_ONCE_BYTES = select.PIPE_BUF
-"""Largest sum of the lines of one write: a pipe keeps up to this many bytes together, which matters
-where several workers write to one."""
+"""Maximum bytes of one write. A pipe keeps them together, also if several workers write to it."""
 LONGEST_LINE_BYTES = 1 << 16
-"""Longest line that is read from descriptor 2; a longer one is cut into several."""
+"""Maximum bytes of a line that is read from descriptor 2; a longer line is cut into several."""
 END_WITHIN_S = 1.0
 """Seconds to wait at the end of the process for the last lines to be written."""
 
@@ -42,7 +40,7 @@ class LogWriter:
         self._queue: deque[tuple[int, bytes]] = deque()
         self._queue_bytes = 0
         self._lost_since = 0
-        """Lines lost since the last one that was put into the queue."""
+        """Lines lost since a line was last put into the queue."""
         self._lost = 0
         self._count: Callable[[int], None] = lambda _: None
         self._writing = False
@@ -52,7 +50,7 @@ class LogWriter:
         threading.Thread(target=self._write_all, name="log writer", daemon=True).start()
 
     def put(self, text: bytes) -> None:
-        """Append `text`, whole lines, to the queue; count the lines as lost if it is full."""
+        """Append `text`, one or more lines, to the queue; count them as lost if it is full."""
         with self._changed:
             if self._queue_bytes + len(text) > QUEUE_BYTES:
                 self._lost_since += text.count(b"\n")
@@ -64,13 +62,13 @@ class LogWriter:
             self._changed.notify_all()
 
     def count_lost(self, count: Callable[[int], None]) -> None:
-        """Call `count` with the number of lines lost so far, and then whenever more are lost."""
+        """Call `count` with the number of lines lost so far, and with each later number."""
         with self._changed:
             count(self._lost)
             self._count = count
 
     def flush(self, timeout_s: float) -> bool:
-        """Wait until every line is written or lost; return whether that was so in time."""
+        """Wait until every line is written or lost. Return False if that takes `timeout_s`."""
         with self._changed:
             return self._changed.wait_for(lambda: not self._has_work(), timeout_s)
 
@@ -142,15 +140,15 @@ class LogWriter:
 
 
 def redirect_stderr(writer: LogWriter) -> Callable[[], None]:
-    """Have all that is written to descriptor 2, here and by child processes, go through `writer`.
+    """Pass everything that this process and its children write to descriptor 2 to `writer`.
 
-    Return what ends that: it waits for the last lines, at most END_WITHIN_S.
+    Return a function that ends the redirection, and waits at most END_WITHIN_S for the last lines.
     """
     real = os.dup(2)
     reading, writing = os.pipe()
     os.dup2(writing, 2)
     os.close(writing)
-    # The last line of the pipe, which nothing else can have written.
+    # The last line of the pipe. Its random part tells it from all other lines.
     last = b"\0%s\n" % os.urandom(16).hex().encode()
     reader = threading.Thread(
         target=_pass_on, args=(reading, writer, last), name="stderr reader", daemon=True
@@ -162,7 +160,7 @@ def redirect_stderr(writer: LogWriter) -> Callable[[], None]:
             sys.stderr.flush()
             os.write(2, last)
         reader.join(END_WITHIN_S)
-        # What the interpreter has to report after this must not wait for the reader either.
+        # Later messages of the interpreter must not wait for the reader either.
         if writer.flush(END_WITHIN_S):
             os.dup2(real, 2)
 

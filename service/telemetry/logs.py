@@ -1,8 +1,8 @@
-"""Log lines: an event's word and its facts, as JSON or for a person, on stderr.
+"""Log lines: the name of an event and its facts, as JSON or for a person, on stderr.
 
-A record is `log.info("device_state", extra={"device": "0", ...})`: the message is the event, a
-stable word; what `extra` adds are its facts. Control characters never reach the terminal raw. A
-thread writes the lines (telemetry/log_writer.py), so a reader that stops stops nothing else.
+A record is `log.info("device_state", extra={"device": "0", ...})`. The message is the event, a
+stable word, and `extra` has the facts. Control characters are always escaped. A thread writes the
+lines (telemetry/log_writer.py), so the service does not wait for a reader that stops.
 """
 
 import atexit
@@ -29,8 +29,8 @@ _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime
 def configure(format: str, level: str) -> None:
     """Log to stderr from `level` up; `format` is console, json or auto (console on a terminal).
 
-    From now on all that is written to descriptor 2 goes the way of the log lines. To be called
-    once, by a process that serves.
+    From now on everything that is written to descriptor 2 is written by the thread of the log. Call
+    this once, in a process that serves.
     """
     global _handler
     if sys.stderr is None:  # descriptor 2 is closed
@@ -40,28 +40,27 @@ def configure(format: str, level: str) -> None:
     _handler.setFormatter(_Console() if console else _Json())
     if sys.stderr.fileno() == 2:
         atexit.register(redirect_stderr(_handler.writer))
-    if faulthandler.is_enabled():  # a thread of a crashed process writes nothing any more
+    if faulthandler.is_enabled():  # in a crashed process no thread writes
         faulthandler.enable(_handler.descriptor)
     logging.basicConfig(level=level.upper(), handlers=[_handler], force=True)
-    # A line for every bad request would let callers fill the log; faults still show.
+    # A line for every bad request would let clients fill the log. Errors are still logged.
     for library in ("uvicorn", "python_multipart"):
         logging.getLogger(library).setLevel(logging.ERROR)
 
 
 def count_lost(count: Callable[[int], None]) -> None:
-    """Call `count` with each number of log lines that are lost, those lost so far included."""
+    """Call `count` with the number of log lines lost so far, and with each later number."""
     if _handler is not None:
         _handler.writer.count_lost(count)
 
 
 def inherited_stderr() -> int:
-    """Return the descriptor of stderr as it was before `configure`: for a child process that has
-    log lines and a thread for them itself."""
+    """Return the descriptor of stderr from before `configure`, for a child that configures logs."""
     return 2 if _handler is None else _handler.descriptor
 
 
 class _Handler(logging.Handler):
-    """Formats each record where it is logged, and leaves writing the line to a thread."""
+    """A handler that formats each record where it is logged, and leaves the write to a thread."""
 
     def __init__(self, descriptor: int) -> None:
         super().__init__()
@@ -71,7 +70,7 @@ class _Handler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             self.writer.put(self._line(record))
-        except Exception:  # noqa: BLE001 - as logging's own handlers
+        except Exception:  # noqa: BLE001 - as in logging's own handlers
             self.handleError(record)
 
     def _line(self, record: logging.LogRecord) -> bytes:
@@ -80,12 +79,12 @@ class _Handler(logging.Handler):
     def _lost_line(self, lines: int) -> bytes:
         facts = {"name": "topfive.logs", "levelno": logging.WARNING, "levelname": "WARNING"}
         record = logging.makeLogRecord({**facts, "msg": "log_lines_lost", "lines": lines})
-        self.filter(record)  # a worker's adds its number
+        self.filter(record)  # adds the number of a worker
         return self._line(record)
 
 
 _handler: _Handler | None = None
-"""The one that `configure` has made."""
+"""The handler that `configure` has made."""
 
 
 def _facts(record: logging.LogRecord) -> dict[str, object]:
@@ -108,7 +107,7 @@ class _Json(logging.Formatter):
         }
         if record.exc_info:
             line["trace"] = "\n".join(_trace(record))
-        # Everything beyond ASCII is escaped: control characters of any kind, and what is no text.
+        # Everything beyond ASCII is escaped, with all control characters and lone surrogates.
         return json.dumps(line, default=str)
 
 

@@ -1,8 +1,8 @@
 """Every metric: its name, labels and buckets, as docs/metrics.md lists them.
 
-One `Metrics` for one service, with a registry of its own. Children that the hot path touches are
-made at the start and kept: `labels()` takes a lock. What a queue or pool knows already (rows,
-device states) is read from its `statistics()` at the scrape, never counted twice.
+A service has one `Metrics` with a registry of its own. Children that the hot path uses are made at
+the start and kept, because `labels()` takes a lock. Values that a queue or pool has already (rows,
+device states) are read from its `statistics()` at the scrape, and are not counted twice.
 """
 
 import platform
@@ -44,9 +44,14 @@ disable_created_metrics()
 
 
 class Metrics:
-    """The families; attributes are named as the metrics are, without `topfive_` and unit."""
+    """The metric families. Attributes have the names of the metrics, without `topfive_` and unit.
 
-    def __init__(self) -> None:
+    `counter_type` and `histogram_type` may keep their values elsewhere (server/metrics_merge.py).
+    """
+
+    def __init__(
+        self, counter_type: type[Counter] = Counter, histogram_type: type[Histogram] = Histogram
+    ) -> None:
         self.registry = registry = CollectorRegistry()
         self._snapshots: list[_Snapshot] = []
         ProcessCollector(registry=registry)
@@ -54,13 +59,14 @@ class Metrics:
         GCCollector(registry=registry)
 
         def counter(name: str, help: str, *labels: str) -> Counter:
-            return Counter(f"topfive_{name}", help, labels, registry=registry)
+            return counter_type(f"topfive_{name}", help, labels, registry=registry)
 
         def gauge(name: str, help: str, *labels: str) -> Gauge:
             return Gauge(f"topfive_{name}", help, labels, registry=registry)
 
         def histogram(name: str, help: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
-            return Histogram(f"topfive_{name}", help, labels, buckets=buckets, registry=registry)
+            name = f"topfive_{name}"
+            return histogram_type(name, help, labels, buckets=buckets, registry=registry)
 
         self.http_requests = counter(
             "http_requests_total",
@@ -211,7 +217,7 @@ class Metrics:
 
 
 class _Snapshot(Collector):
-    """Families read on the event loop, exposed from the thread that renders the scrape."""
+    """Families that are read on the event loop, and exposed in the thread that renders them."""
 
     def __init__(self, read: Callable[[], Iterable[Metric]]) -> None:
         self._read = read
@@ -227,7 +233,7 @@ class _Snapshot(Collector):
 def gauge_family(
     name: str, help: str, labels: tuple[str, ...], values: Iterable[tuple[tuple[str, ...], float]]
 ) -> Metric:
-    """A gauge `topfive_<name>` with a value for each tuple of label values."""
+    """Return a gauge `topfive_<name>` with a value for each tuple of label values."""
     family = GaugeMetricFamily(f"topfive_{name}", help, labels=labels)
     for label_values, value in values:
         family.add_metric(label_values, value)
@@ -237,7 +243,7 @@ def gauge_family(
 def counter_family(
     name: str, help: str, labels: tuple[str, ...], values: Iterable[tuple[tuple[str, ...], float]]
 ) -> Metric:
-    """A counter `topfive_<name>_total` with a value for each tuple of label values."""
+    """Return a counter `topfive_<name>_total` with a value for each tuple of label values."""
     family = CounterMetricFamily(f"topfive_{name}", help, labels=labels)
     for label_values, value in values:
         family.add_metric(label_values, value)
@@ -245,7 +251,7 @@ def counter_family(
 
 
 def families(registry: CollectorRegistry) -> Iterator[str]:
-    """The names of all families, as they are exposed."""
+    """Yield the names of all families, as they are exposed."""
     for family in registry.collect():
         suffix = "_total" if family.type == "counter" else ""
         yield family.name + suffix

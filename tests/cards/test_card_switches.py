@@ -6,6 +6,7 @@ end, and the questions that each command asks first; `make cards` runs each comm
 switch.
 """
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -396,9 +398,15 @@ def test_a_host_works_where_it_can_write(
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     monkeypatch.setattr(os, "access", lambda *_: writable)
-    with script.open() as file:
-        process = host_process._spawn("./python", file.fileno(), file.fileno())
-    said, _ = process.communicate(timeout=10)
+
+    async def spawned() -> bytes:
+        with script.open() as file:
+            child = host_process._spawn("./python", file.fileno(), file.fileno(), Mock())
+        output, _ = child.process.communicate(timeout=10)
+        child.wait()
+        return output
+
+    said = asyncio.run(spawned())
     folder = tmp_path / ("here" if writable else "temporary")
     assert Path(said.decode().strip()) == folder.resolve()
 

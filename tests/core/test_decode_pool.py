@@ -1,5 +1,6 @@
 """The decode pool: files become rows, errors become values, a crash costs at most one image."""
 
+import asyncio
 import errno
 import logging
 import mmap
@@ -63,7 +64,7 @@ class Decoding:
         self.metrics = Metrics()
         self._limit = rows.capacity
         self._acquired = rows.acquire(rows.capacity) or []
-        options = DecodeOptions(SIDE, "bilinear", max_pixels, processes, BODY_BYTES)
+        options = DecodeOptions(SIDE, "bilinear", max_pixels, processes, BODY_BYTES, True)
         self.decode_pool = DecodePool(rows, options, self, self.metrics, self.fatal.append)
 
     def decode_limit(self) -> int:
@@ -377,7 +378,10 @@ async def test_a_start_without_descriptors(
         assert children(os.getpid()) == []
 
 
-def test_words_of_an_end() -> None:
-    """A real-time signal has a number only."""
-    assert child_process.how_it_ended(-int(signal.SIGSEGV), 0) == "by SIGSEGV"
-    assert child_process.how_it_ended(-40, 0) == "by signal 40"
+async def test_words_of_an_end() -> None:
+    """The reason names the signal of a real process; a real-time signal has a number only."""
+    for number, words in ((signal.SIGSEGV, "by SIGSEGV"), (40, "by signal 40")):
+        code: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        child = child_process.Child(["sleep", "60"], code.set_result)
+        child.process.send_signal(number)
+        assert child.how_it_ended(await code) == words

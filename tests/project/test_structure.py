@@ -46,7 +46,6 @@ HOMES = {
     "uvicorn": {
         "service.server.uvicorn_server",
         "service.server.uvicorn_protocol",
-        "service.server.connections",
     },
     "python_multipart": {"service.api.http"},
     "PIL": {"service.decoding.images", "service.decoding.resampling"},

@@ -1,4 +1,4 @@
-"""Turns on the cores, between real processes."""
+"""CPU time slicing, between real processes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import time
 from typing import Callable, Iterator
 
 import pytest
-from cores import LONGEST_WAIT_S, decoded, may_decode
+from cores import LONGEST_WAIT_S, begin_decode, end_decode
 from started_host import DEVICE, StartedHost
 
 Asked = Callable[[], str]
@@ -19,19 +19,19 @@ Asked = Callable[[], str]
 BEGINNING = """
 import sys
 sys.path.insert(0, sys.argv[1])
-from cores import ComputingTurn, may_decode
+from cores import ComputeSlice, begin_decode
 descriptor = int(sys.argv[2])
 """
 DECODER = """
 input()
-may_decode(descriptor, wait=True)
+begin_decode(descriptor, wait=True)
 print("decodes")
 input()
 """
 ENGINE = """
-turn = ComputingTurn(descriptor)
+compute_slice = ComputeSlice(descriptor)
 while not input():
-    with turn as waited:
+    with compute_slice as waited:
         print(waited)
         input()
     print("ended")
@@ -69,17 +69,17 @@ def another(program: str, descriptor: int) -> Iterator[Asked]:
 def test_who_decodes_shares_the_turn(descriptor: int) -> None:
     with another(DECODER, descriptor) as ask:
         assert ask() == "decodes"
-        assert may_decode(descriptor, wait=False)
-        decoded(descriptor)
+        assert begin_decode(descriptor, wait=False)
+        end_decode(descriptor)
 
 
 def test_nobody_begins_to_decode_while_an_engine_computes(descriptor: int) -> None:
     """Until that ends, in whatever way."""
     with another(ENGINE, descriptor) as ask:
         assert ask()
-        assert not may_decode(descriptor, wait=False)
-    assert may_decode(descriptor, wait=False)
-    decoded(descriptor)
+        assert not begin_decode(descriptor, wait=False)
+    assert begin_decode(descriptor, wait=False)
+    end_decode(descriptor)
 
 
 def test_an_engine_has_a_turn_of_its_own(descriptor: int) -> None:
@@ -87,14 +87,14 @@ def test_an_engine_has_a_turn_of_its_own(descriptor: int) -> None:
     with another(ENGINE, descriptor) as ask:
         for _ in range(2):
             assert ask()
-            assert not may_decode(descriptor, wait=False)
+            assert not begin_decode(descriptor, wait=False)
             assert ask() == "ended"
-            assert may_decode(descriptor, wait=False)
-            decoded(descriptor)
+            assert begin_decode(descriptor, wait=False)
+            end_decode(descriptor)
 
 
 def test_an_engine_waits_for_a_picture_but_not_long(descriptor: int) -> None:
-    assert may_decode(descriptor, wait=True)
+    assert begin_decode(descriptor, wait=True)
     with another(ENGINE, descriptor) as ask:
         for _ in range(3):
             assert LONGEST_WAIT_S * 0.9e9 < int(ask()) < 1e9
@@ -105,11 +105,11 @@ def test_a_host_computes_though_a_picture_takes_long(host: StartedHost, dynamic_
     """It tells the wait as part of copying in, and lets others decode after each batch."""
     host.greet(dynamic_model)
     _, memory = host.descriptors
-    assert may_decode(memory, wait=True)
+    assert begin_decode(memory, wait=True)
     started = time.perf_counter()
     _, (copy_in, _, _), failure = host.run(1, [0, 1])
     assert failure is None
     assert LONGEST_WAIT_S * 0.9e9 < copy_in < (time.perf_counter() - started) * 1e9 < 5e9
-    decoded(memory)
+    end_decode(memory)
     assert host.run(2, [0, 1])[2] is None
-    assert may_decode(memory, wait=True)
+    assert begin_decode(memory, wait=True)

@@ -3,7 +3,7 @@
 import asyncio
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 
 import pytest
@@ -11,29 +11,33 @@ from prometheus_client import values
 from prometheus_client.core import Metric
 from prometheus_client.openmetrics import exposition, parser
 
-from service.server.metrics_merge import Peers, keep_counts
-from service.server.turns import NOT_ACCEPTING, Turns
+from service.server.metrics_merge import Peers
 from service.telemetry.metrics import Metrics
 
 OK = ("classify", "200")
 
 
 @pytest.fixture
-def life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], Metrics]]:
+def life(tmp_path: Path) -> Iterator[Callable[[int], Metrics]]:
     """Call it with a worker's number: the metrics of its next life."""
-    monkeypatch.setattr(values, "ValueClass", values.ValueClass)
+    with ExitStack() as files:
 
-    files = []
+        def begin(worker: int) -> Metrics:
+            metrics = Peers(tmp_path, worker, 3).metrics()
+            metrics.add(lambda: [])
+            for value in (metrics.decode_restarts._value, metrics.event_loop_lag._sum):
+                files.callback(value._file.close)  # type: ignore[attr-defined]
+            return metrics
 
-    def begin(worker: int) -> Metrics:
-        files.extend(keep_counts(tmp_path, worker))
-        metrics = Metrics()
-        metrics.add(lambda: [])
-        return metrics
+        yield begin
 
-    yield begin
-    for file in files:
-        file.close()
+
+def test_the_library_is_as_it_was(life: Callable[[int], Metrics]) -> None:
+    """Other metrics of the process are in no file, and have the library's own values."""
+    before = values.ValueClass
+    life(0)
+    assert values.ValueClass is before
+    assert type(Metrics().http_requests.labels(*OK)._value) is before
 
 
 def merged(folder: Path, asked: Metrics, *answering: Metrics) -> dict[str, Metric]:
@@ -132,22 +136,3 @@ def test_one_that_does_not_answer_is_not_waited_for(
     families = {family.name: family for family in collector.collect()}
     assert value(families, "http_requests", "_total") == 7
     assert value(families, "workers", state="silent") == 1
-
-
-def test_whose_turn_it_is(tmp_path: Path) -> None:
-    """Those who have about as few connections as any that accepts, whatever else there is."""
-    turns, seen_by_another = (Turns(tmp_path, 3) for _ in range(2))
-    for worker, connections in enumerate((NOT_ACCEPTING, 10, 30)):
-        turns.tell(worker, connections)
-    assert [seen_by_another.mine(worker) for worker in (1, 2)] == [True, False]
-    turns.tell(1, NOT_ACCEPTING)
-    assert seen_by_another.mine(2)
-
-
-def test_whether_any_accepts(tmp_path: Path) -> None:
-    """A worker without room tells that it does not accept; then it may end idle connections."""
-    turns = Turns(tmp_path, 2)
-    assert turns.any_accepts()
-    for worker in range(2):
-        turns.tell(worker, NOT_ACCEPTING)
-    assert not turns.any_accepts()

@@ -11,9 +11,9 @@ import pytest
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
-from service.server import uvicorn_server
+from service.server import listener, uvicorn_server
 from service.server.connections import IDLE_S, KEEP_ALIVE_S, Connections
-from service.server.uvicorn_protocol import WAKE_BYTES, Protocol
+from service.server.uvicorn_protocol import WAKE_BYTES, Protocol, ServerConnections
 from service.settings import Settings
 
 PIECE_BYTES = 65536
@@ -37,7 +37,7 @@ def test_pieces_that_come_before_the_application_asks_are_kept() -> None:
 
         config = uvicorn.Config(app, http=Protocol, lifespan="off", log_config=None)
         config.load()
-        state = Connections(head_timeout_s=10)
+        state = ServerConnections(head_timeout_s=10)
         protocol = Protocol(config, state, {})
         transport = Mock(spec=asyncio.Transport)
         transport.get_extra_info.return_value = None
@@ -62,7 +62,7 @@ def config_of(app: Callable[[Scope, Receive, Send], Awaitable[None]]) -> uvicorn
     return config
 
 
-def connection_of(config: uvicorn.Config, table: Connections) -> tuple[Protocol, Mock]:
+def connection_of(config: uvicorn.Config, table: ServerConnections) -> tuple[Protocol, Mock]:
     """A connection, and its transport, which takes all that is written."""
     transport = Mock(spec=asyncio.Transport)
     transport.get_extra_info.return_value = None
@@ -89,7 +89,7 @@ def test_an_answer_on_its_way_is_not_cut_short() -> None:
 
     async def steps() -> None:
         loop = asyncio.get_running_loop()
-        config, table = config_of(app), Connections(head_timeout_s=10)
+        config, table = config_of(app), ServerConnections(head_timeout_s=10)
         ours, client = socket.socketpair()
         client.setblocking(False)
         await loop.connect_accepted_socket(lambda: Protocol(config, table, {}), ours)
@@ -121,7 +121,7 @@ def test_a_few_bytes_that_are_not_read() -> None:
 
     async def steps() -> None:
         now = asyncio.get_running_loop().time()
-        table = Connections(head_timeout_s=10)
+        table = ServerConnections(head_timeout_s=10)
         connection, transport = connection_of(config_of(app), table)
         connection.data_received(GET)
         await asyncio.gather(*table.tasks)
@@ -146,7 +146,7 @@ def test_half_of_a_head_during_an_answer() -> None:
         await send({"type": "http.response.body"})
 
     async def steps() -> None:
-        table = Connections(head_timeout_s=10)
+        table = ServerConnections(head_timeout_s=10)
         connection, _ = connection_of(config_of(app), table)
         connection.data_received(GET + GET[:20])
         answered.set()
@@ -172,36 +172,68 @@ def test_a_closed_socket_in_the_table() -> None:
     assert open_.probe.called or open_.abort.called
 
 
-class Clocked(uvicorn_server.Server):
-    """A server without a loop that has no room: `now` is its time."""
+class Narrow:
+    """A receiver of connections that has no room for `full`, and closes what it takes."""
 
-    def __init__(self, listener: socket.socket) -> None:
-        super().__init__(Mock(), Settings(), listener)
-        self._loop = Mock()
-        self.now = self._loop.time
+    full = True
+
+    def has_room(self) -> bool:
+        return not self.full
+
+    def connect(self, connection: socket.socket) -> None:
+        connection.close()
+
+    def make_room(self, waiting: int) -> dict[str, int]:
+        return {"connections": 1}
 
 
 def test_each_reason_is_logged_once_a_minute(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A full table does not hide that there are no descriptors; after a minute each comes again."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        full = Clocked(listener)
-        monkeypatch.setattr(uvicorn_server, "accepted", Mock(side_effect=OSError("too many files")))
-        for now in (5, 6, uvicorn_server.LOG_INTERVAL_S + 4, uvicorn_server.LOG_INTERVAL_S + 6):
-            full.now.return_value = now
-            for full._most_connections in (0, 1):
-                full.take()
+    narrow, loop = Narrow(), Mock()
+    monkeypatch.setattr(asyncio, "get_running_loop", Mock(return_value=loop))
+    monkeypatch.setattr(listener, "accepted", Mock(side_effect=OSError("too many files")))
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        acceptor = listener.Acceptor(listening, narrow)
+        acceptor.start()
+        for now in (5, 6, listener.LOG_INTERVAL_S + 4, listener.LOG_INTERVAL_S + 6):
+            loop.time.return_value = now
+            for narrow.full in (True, False):
+                acceptor.accept_one()
+        acceptor.close()
     said = [record.message for record in caplog.records if record.levelno == logging.WARNING]
     assert said == ["connections_full", "accept_failed"] * 2
 
 
+def test_it_is_accepted_again_when_there_is_room() -> None:
+    """By itself after a moment, and at once where a connection was closed; until then it waits."""
+
+    async def steps() -> None:
+        narrow = Narrow()
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            listening.setblocking(False)
+            acceptor = listener.Acceptor(listening, narrow)
+            acceptor.start()
+            for resume in (acceptor.resume, lambda: None):
+                narrow.full = True
+                with socket.create_connection(listening.getsockname()) as client:
+                    await until(lambda: acceptor._waits_for_room)
+                    narrow.full = False
+                    assert listener.any_waits(listening)
+                    resume()
+                    await until(lambda: not listener.any_waits(listening))
+                    assert client.recv(1) == b""
+            acceptor.close()
+
+    asyncio.run(asyncio.wait_for(steps(), 10))
+
+
 def test_an_error_does_not_end_the_sweeps() -> None:
     """The next one is due before this one begins."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        sweeping = Clocked(listener)
-        sweeping.now.return_value = 5
-        sweeping._connections.sweep = Mock(side_effect=ConnectionError)  # type: ignore[method-assign]
-        with pytest.raises(ConnectionError):
-            sweeping._sweep()
-        assert sweeping._loop.call_later.called  # type: ignore[attr-defined]
+    sweeping = uvicorn_server.BaseServer(Mock(), Settings())
+    sweeping._loop = Mock()
+    sweeping._connections.sweep = Mock(side_effect=ConnectionError)  # type: ignore[method-assign]
+    with pytest.raises(ConnectionError):
+        sweeping._sweep()
+    assert sweeping._loop.call_later.called

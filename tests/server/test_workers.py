@@ -1,6 +1,7 @@
 """`--workers 2`: what a worker, card or parent costs when it is gone, and what /metrics adds up."""
 
 import asyncio
+import collections
 import contextlib
 import os
 import select
@@ -15,11 +16,12 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from service.server.connections import IDLE_S
+from service.server.supervisor import MAX_PENDING
 from service.system.cgroup import available_cores
 from tests.support import pictures
 from tests.support.load import Outcome, load, load_until_refused
 from tests.support.magicmind import SimulatedSdk
-from tests.support.serving import COMMAND, Service, children, plain_environment
+from tests.support.serving import COMMAND, LIVE, Service, children, plain_environment
 from tests.support.small import write_small_network
 from tests.support.tiny import write_tiny_artifact
 
@@ -269,21 +271,19 @@ async def _pull_a_card(
 
 def _devices_asked(service: Service) -> set[str]:
     """The devices of those who accept new connections."""
-    return {
-        httpx.get(f"{service.url}/model", trust_env=False).json()["statistics"]["devices"][0][
-            "device"
-        ]
-        for _ in range(8)
-    }
+    devices = set()
+    for _ in range(8):
+        with contextlib.closing(client_of(service)) as client:
+            devices.add(device_of(client))
+    return devices
 
 
 def connection_to(service: Service, device: str) -> httpx.Client:
     """A kept connection to the worker that has `device`."""
     others = []
     while True:
-        client = httpx.Client(base_url=service.url, trust_env=False)
-        statistics = client.get("/model").json()["statistics"]
-        if statistics["devices"][0]["device"] == device:
+        client = client_of(service)
+        if device_of(client) == device:
             for other in others:
                 other.close()
             return client
@@ -310,8 +310,11 @@ def test_a_worker_does_not_serve_another_artifact(tmp_path: Path) -> None:
 
 
 def test_a_full_worker_ends_none_for_another(artifact: Path) -> None:
-    """While the other one has room, which here is slow to accept, its idle connections stay."""
-    room = 10
+    """While the other one has room, which here does not receive, no idle connection is ended.
+
+    When both are full, the oldest idle one is ended for the next.
+    """
+    room = 2 * MAX_PENDING
     service = started(artifact, *TWO_CPUS, "--max-connections", str(room))
     # Both have gone on since they logged that they are ready, so both accept.
     service.await_metric(2, "topfive_workers", state="answering")
@@ -320,14 +323,60 @@ def test_a_full_worker_ends_none_for_another(artifact: Path) -> None:
     os.kill(slow, signal.SIGSTOP)
     try:
         with contextlib.ExitStack() as stack:
-            connections = [stack.enter_context(service.connect()) for _ in range(room + 1)]
-            service.await_event("connections_full")
+            connections = [
+                stack.enter_context(service.connect()) for _ in range(room + MAX_PENDING + 1)
+            ]
             ended, _, _ = select.select(connections, [], [], IDLE_S + 0.5)
-            os.kill(slow, signal.SIGCONT)
+            last = connections[-1]
+            last.sendall(LIVE)
             assert not ended
-            connections[-1].sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
-            assert connections[-1].recv(65536).startswith(b"HTTP/1.1 200")
+            assert not select.select([last], [], [], 0.5)[0]
+            os.kill(slow, signal.SIGCONT)
+            assert last.recv(65536).startswith(b"HTTP/1.1 200")
             assert not select.select(connections, [], [], 0)[0]
+            assert not [line for line in service.log if line["event"] == "connections_full"]
+            more = 2 * room - len(connections) + 1
+            connections += [stack.enter_context(service.connect()) for _ in range(more)]
+            connections[-1].sendall(LIVE)
+            assert connections[-1].recv(65536).startswith(b"HTTP/1.1 200")
+            assert len(select.select(connections, [], [], 0)[0]) == 1
     finally:
         os.kill(slow, signal.SIGCONT)
         service.stop()
+
+
+def test_a_new_connection_goes_to_the_worker_with_the_fewest(artifact: Path) -> None:
+    """Sixteen are eight for each; eight that come when those of one are closed are that one's."""
+    service = started(artifact, *TWO_CPUS)
+    try:
+        service.await_metric(2, "topfive_workers", state="answering")
+        service.http.close()
+        with contextlib.ExitStack() as stack:
+            clients = [
+                stack.enter_context(contextlib.closing(client_of(service))) for _ in range(16)
+            ]
+            assert collections.Counter(map(device_of, clients)) == {"cpu0": 8, "cpu1": 8}
+            for client in clients:
+                if device_of(client) == "cpu0":
+                    client.close()
+            port = httpx.URL(service.url).port
+            first = children(service.process.pid)[0]
+            while _connections(first, port):
+                assert service.process.poll() is None
+            more = [stack.enter_context(contextlib.closing(client_of(service))) for _ in range(8)]
+            assert {device_of(client) for client in more} == {"cpu0"}
+    finally:
+        service.stop()
+
+
+def client_of(service: Service) -> httpx.Client:
+    """A client that has, and keeps, one connection."""
+    client = httpx.Client(base_url=service.url, timeout=30, trust_env=False)
+    client.get("/livez")
+    return client
+
+
+def device_of(client: httpx.Client) -> str:
+    """The device of the worker that the client is connected to."""
+    device: str = client.get("/model").json()["statistics"]["devices"][0]["device"]
+    return device
