@@ -10,6 +10,8 @@ Python import each other flat and stand alone: their sizes count, their imports 
 import argparse
 import ast
 import graphlib
+import io
+import tokenize
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -131,6 +133,27 @@ def _lines(folder: Path) -> Counter[Path]:
     return Counter({file: len(file.read_text().splitlines()) for file in folder.rglob("*.py")})
 
 
+def code_lines(file: Path) -> int:
+    """Return the number of lines of `file` with code: no blank lines, comments or docstrings."""
+    source = file.read_text(encoding="utf-8")
+    prose = {
+        line
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+        for line in range(node.lineno, (node.end_lineno or node.lineno) + 1)
+    }
+    layout = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)
+    code = {
+        line
+        for token in tokenize.generate_tokens(io.StringIO(source).readline)
+        if token.type not in (*layout, tokenize.ENDMARKER)
+        for line in range(token.start[0], token.end[0] + 1)
+    }
+    return len(code - prose)
+
+
 def main() -> None:
     """Print the figures."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -149,7 +172,8 @@ def main() -> None:
         lines = _lines(root / part)
         if part in PACKAGES:
             sizes += lines
-        print(f"lines of {part:21} {lines.total()}")
+        code = sum(map(code_lines, lines))
+        print(f"lines of {part:21} {lines.total():6}, of code {code:6}")
     [(largest, lines_of_largest)] = sizes.most_common(1)
     print(f"largest file                   {largest.relative_to(root)}, {lines_of_largest} lines")
 
