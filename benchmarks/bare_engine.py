@@ -9,7 +9,7 @@ import numpy as np
 from service import artifact as artifacts
 from service.system.cgroup import cores
 
-sys.path.append(str(Path(artifacts.__file__).parent / "device"))  # its modules are flat
+sys.path.append(str(Path(artifacts.__file__).parent / "device_host"))  # its modules are flat
 
 import engine_openvino
 from engine import Job

@@ -183,7 +183,8 @@ def serving(artifact: Path, host: str, port: int) -> Iterator[Service]:
 def check_model(url: str, artifact: Path) -> None:
     """Raise TopfiveError unless the server at `url` serves `artifact`."""
     manifest = read_manifest(artifact)
-    model = client.said(httpx.get(f"{url}/model", timeout=30, trust_env=False)).get("model", {})
+    reply = httpx.get(f"{url}/model", timeout=30, trust_env=False)
+    model = client.json_object(reply).get("model", {})
     served = f"{model.get('name')} {model.get('version')}"
     if served != f"{manifest.name} {manifest.version}":
         raise TopfiveError(

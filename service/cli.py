@@ -1,6 +1,6 @@
 """`topfive`: serve an artifact, classify images, measure, look at settings and health.
 
-Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed (said with a remedy),
+Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed (text with a remedy),
 2 usage, 3 a check did not hold, 4 server unreachable or not ready, 5 some images failed, 130
 interrupted. With --json an error is JSON too, one line.
 """
@@ -346,10 +346,10 @@ def health(
     from service.tools import client
 
     try:
-        said = client.ask_ready(url or client.own_url(), wait_s)
+        text = client.wait_until_ready(url or client.own_url(), wait_s)
     except Unreachable:
         if quiet:
             sys.exit(UNREACHABLE)
         raise
     if not quiet:
-        print(said, flush=True)
+        print(text, flush=True)

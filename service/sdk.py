@@ -21,7 +21,7 @@ from service.errors import SdkError, SettingsError
 from service.system import process
 from service.targets import SERVED_TARGETS
 
-FACTS = Path(__file__).resolve().parent / "device" / "facts.py"
+FACTS = Path(__file__).resolve().parent / "device_host" / "facts.py"
 TRIED = ("python3.7", "/usr/bin/python3.7", "/usr/local/bin/python3.7", "python3", "python")
 MARK = "[topfive:answer] "
 IMPORT_TIMEOUT_S = 180.0

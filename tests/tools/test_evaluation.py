@@ -19,7 +19,7 @@ from service.tools.evaluation import results as files
 from service.tools.evaluation.journal import Answered, Journal
 from service.tools.evaluation.labels import Sample
 from service.tools.evaluation.results import wilson
-from service.tools.evaluation.sources import Failed, Later, Top5, over_http
+from service.tools.evaluation.sources import FailedImage, Later, Top5, over_http
 from tests.support import pictures, tiny
 from tests.support.serving import COMMAND, plain_environment
 from tests.support.stub import BUSY, REFUSED, Reply, Stub, ranking
@@ -128,7 +128,7 @@ def test_folders_of_classes_from_a_desktop(artifact: Path, tmp_path: Path) -> No
 
 def test_no_image_was_answered(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """There is no accuracy, which is said in words that no program takes for a number."""
-    failed = [(Sample("a.jpg", 3), Failed("missing", "no such file"))]
+    failed = [(Sample("a.jpg", 3), FailedImage("missing", "no such file"))]
     files.write(tmp_path, files.Results([], failed), ["name"] * 10, {})
     files.print_summary(files.Results([], failed), tmp_path)
     out = capsys.readouterr().out
@@ -294,13 +294,13 @@ def test_a_server_that_goes_and_comes_back(stub: Callable[..., Stub]) -> None:
 
     async def ask() -> None:
         async with over_http(first.url, 5, 1, 0) as source:
-            assert isinstance(await source.ask(b"image"), Top5)
+            assert isinstance(await source.classify(b"image"), Top5)
             first.shutdown()
             first.server_close()
-            later = await source.ask(b"image")
+            later = await source.classify(b"image")
             assert isinstance(later, Later) and later.reason == "connection"
             stub(ranking(), port=first.server_port)
-            assert isinstance(await source.ask(b"image"), Top5)
+            assert isinstance(await source.classify(b"image"), Top5)
 
     asyncio.run(ask())
 
