@@ -190,11 +190,11 @@ def doctor(
     from service.tools.doctor.context import Context
 
     if card:
-        from service.tools.doctor.first_card import first_hour
-        from service.tools.doctor.walk import Asked
+        from service.tools.doctor.first_card import write_report
+        from service.tools.doctor.walk import CardOptions
 
-        asked = Asked(settings, output, prototxt, caffemodel, preprocess, labels, image_dir)
-        sys.exit(0 if first_hour(asked) else UNFIT)
+        options = CardOptions(settings, output, prototxt, caffemodel, preprocess, labels, image_dir)
+        sys.exit(0 if write_report(options) else UNFIT)
     findings = checks.examine(Context(settings))
     print(report.as_json(findings) if as_json else "\n".join(report.lines(findings)), flush=True)
     sys.exit(0 if report.all_right(findings) else UNFIT)

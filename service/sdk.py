@@ -37,7 +37,7 @@ OVERRIDE = "CNRT_DEFAULT_DEVICE"
 
 
 @dataclass(frozen=True)
-class Sdk:
+class SdkPython:
     """An interpreter that can load MagicMind."""
 
     python: str
@@ -54,7 +54,7 @@ class Devices:
     ordinals: tuple[int, ...]
 
 
-def find(asked: str | None, timeout_s: float | None = None) -> Sdk:
+def find(asked: str | None, timeout_s: float | None = None) -> SdkPython:
     """The interpreter `asked`, or the first of TRIED that can load MagicMind.
 
     SdkError says why each one that was tried cannot; none has longer than `timeout_s`, which is
@@ -68,7 +68,7 @@ def find(asked: str | None, timeout_s: float | None = None) -> Sdk:
             reasons[python] = error.detail
             continue
         if not facts["why_not"]:
-            return Sdk(python, facts["python"], facts["magicmind"] or "")
+            return SdkPython(python, facts["python"], facts["magicmind"] or "")
         reasons[python] = f"{python}: Python {facts['python']}: {facts['why_not']}"
     tried = "; ".join(reasons.values())
     raise SdkError(

@@ -18,7 +18,7 @@ from service.tools.bench import device
 from service.tools.bench.device import (
     PERCENTILES,
     STAGES,
-    Measured,
+    DeviceResult,
     batch_sizes,
     measure,
     measure_each,
@@ -56,7 +56,7 @@ def results(artifact: Path, *options: str, **environment: str) -> list[dict[str,
     return found
 
 
-def assert_consistent(one: Measured) -> None:
+def assert_consistent(one: DeviceResult) -> None:
     """Percentiles in order, stages within the round trip, no more than the host had time for."""
     for stage in STAGES:
         figures = list(one.latency_ms[stage].values())
@@ -93,7 +93,7 @@ class Metronome:
     """A device on a clock of its own: it answers a batch every 10 ms, in order."""
 
     def __init__(self) -> None:
-        self.now_ns, self.under_way, self.sent = 1, 0, 0
+        self.now_ns, self.in_flight, self.sent = 1, 0, 0
         self.inputs = np.zeros((8, 2, 2, 3), np.uint8)
         self.facts = {"batches_in_flight": 3, "description": "metronome"}
         self.failure: asyncio.Future[DeviceError] = asyncio.get_running_loop().create_future()
@@ -102,12 +102,12 @@ class Metronome:
         """Of the ten milliseconds one is each copy's."""
         assert list(numbers) == list(range(8))
         self.sent += 1
-        self.under_way += 1
+        self.in_flight += 1
         asyncio.get_running_loop().call_soon(self._tick, answered)
 
     def _tick(self, answered: Callable[[tuple[int, int, int]], None]) -> None:
         self.now_ns += 10_000_000
-        self.under_way -= 1
+        self.in_flight -= 1
         answered((1_000_000, 8_000_000, 1_000_000))
 
 
@@ -129,7 +129,7 @@ def test_nothing_counts_by_halves(
     one = measure(artifacts.read(artifact), 8, duration_s, 0.055, in_flight)
     assert (one.batches, one.seconds) == (10, pytest.approx(0.1))
     assert one.images_per_second == pytest.approx(800)
-    assert devices[0].under_way == 0
+    assert devices[0].in_flight == 0
     assert devices[0].sent == max(6, in_flight) + 10 + in_flight - 1
     assert one.latency_ms["round_trip"]["max"] == pytest.approx(10 * in_flight)
     assert one.latency_ms["compute"]["median"] == 8

@@ -26,7 +26,7 @@ from service.tools.bench import bodies
 from service.tools.bench.arrivals import offsets
 from service.tools.bench.connection import target
 from service.tools.bench.load import Load, Run
-from service.tools.bench.outcome import Measured, Tally
+from service.tools.bench.outcome import LoadResult, Tally
 from service.tools.bench.sweep import PRECISION, holds, search
 from tests.support import pictures
 from tests.support.paths import ROOT
@@ -86,8 +86,8 @@ def stalling() -> Iterator[Obedient]:
     running.end()
 
 
-def measure(server: Obedient, load: Load, *words: str) -> tuple[Measured, Tally]:
-    async def run() -> tuple[Measured, Tally]:
+def measure(server: Obedient, load: Load, *words: str) -> tuple[LoadResult, Tally]:
+    async def run() -> tuple[LoadResult, Tally]:
         one = Run(target(server.url, [word.encode() for word in words or ("good",)]), load)
         return await one.measured(), one.tally
 
@@ -265,16 +265,16 @@ def test_what_it_costs(server: Obedient, figure: Callable[[str], None]) -> None:
 # The search
 
 
-def imagined(rate: float, p99: float, good: int = 1000) -> Measured:
+def imagined(rate: float, p99: float, good: int = 1000) -> LoadResult:
     """Of a server that answers `good` of 1000 requests."""
     latency = {"good": {"p50": p99 / 2, "p90": p99, "p99": p99, "max": p99}}
-    return Measured(
+    return LoadResult(
         rate, None, 1, 1000, {}, {200: good, 503: 1000 - good}, 0, {}, 0, 0, latency, None,
         1, 1, False, 0, False,
     )  # fmt: skip
 
 
-def found_by(plan: Generator[Load, Measured, None], capacity: float) -> list[Measured]:
+def found_by(plan: Generator[Load, LoadResult, None], capacity: float) -> list[LoadResult]:
     """What the search asks of a server that slows down or refuses beyond its `capacity`."""
     asked = []
     with contextlib.suppress(StopIteration):

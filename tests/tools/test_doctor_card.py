@@ -15,11 +15,11 @@ import pytest
 
 from service import artifact as artifacts
 from service import settings
-from service.sdk import Sdk
+from service.sdk import SdkPython
 from service.system import process
 from service.tools.doctor import account, answers, experiments
-from service.tools.doctor.builds import Build, Source
-from service.tools.doctor.walk import Asked, Walk
+from service.tools.doctor.builds import Build, NetworkFiles
+from service.tools.doctor.walk import CardOptions, Walk
 from tests.support.magicmind import SimulatedSdk, confidences
 from tests.support.paths import PHOTOS
 from tests.support.serving import COMMAND
@@ -78,10 +78,10 @@ def walk(
         for name, value in sdk.environment(MAGICMIND_SIM_LATENCY=LATENCY, **switches).items():
             monkeypatch.setenv(name, value)
         sdk.faults({})
-        source = Source(Path(network[1]), Path(network[3]), "resnext", network[5], PHOTOS)
-        asked = Asked(settings.load({})[0], tmp_path / "first-card.txt")
+        source = NetworkFiles(Path(network[1]), Path(network[3]), "resnext", network[5], PHOTOS)
+        asked = CardOptions(settings.load({})[0], tmp_path / "first-card.txt")
         count = int(switches.get("MAGICMIND_SIM_CARDS", "1"))
-        found = Sdk(sdk.python, "3.7", "1.7.0")
+        found = SdkPython(sdk.python, "3.7", "1.7.0")
         made = builds[0].artifact
         assert made is not None
         walked = Walk(asked, found, count, 0, tmp_path, source, made)
@@ -175,7 +175,7 @@ def test_a_fault(
     sdk.faults({0: {**fault, "after": 50}})
     if said.startswith("hang: no exit within 2 s"):
         monkeypatch.setattr(experiments, "TIMEOUT_S", 2.0)
-    assert walked.ask("worked").startswith(said)
+    assert walked.answer_to("worked").startswith(said)
 
 
 def test_a_card_that_is_well(walk: Callable[..., Walk]) -> None:
@@ -196,7 +196,7 @@ def test_a_card_that_stays_ill(sdk: SimulatedSdk, walk: Callable[..., Walk]) -> 
     """A new process does not get it."""
     walked = walk()
     for name in answers._REFUSALS:
-        walked.ask(name)
+        walked.answer_to(name)
     sdk.faults({0: {"open": "memory"}})
     assert "a new process answered the golden rows incorrectly: Device 0" in answer(walked, 8)[0]
 
@@ -235,7 +235,7 @@ def test_model_files(walk: Callable[..., Walk], tmp_path: Path) -> None:
     assert unknown.startswith("of another SDK or driver: unknown")
     named = walked.artifact("qint8_mixed_float16")
     assert named is not None
-    walked.asked = Asked(settings.load({"artifact": named.path})[0], tmp_path / "text")
+    walked.options = CardOptions(settings.load({"artifact": named.path})[0], tmp_path / "text")
     assert answer(walked, 13)[1] == "a model of MagicMind 1.7.0 under 1.7.0: runs"
 
 
@@ -370,7 +370,7 @@ def test_all_that_is_told(
     monkeypatch.setattr(account, "MEASURED_S", 0.1)
     monkeypatch.setenv("MM_RUN_PATH", mm_run["MM_RUN_PATH"])
     walked = walk()
-    text = "\n".join(account.told(walked))
+    text = "\n".join(account.report_lines(walked))
     assert walked.faults == []
     found = sections(text)
     assert list(found) == [*account._SECTIONS, "End"]
