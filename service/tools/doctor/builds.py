@@ -79,7 +79,7 @@ def reference(network: NetworkFiles, output: Path) -> Artifact:
     ended = process.run([*_command(network), "--output", str(output)], TIMEOUT_S)
     if ended.code != 0:
         remedy = "Run topfive-build caffe alone to see the whole error."
-        raise SettingsError(f"The network cannot be built: {_complaint(ended.output)}", remedy)
+        raise SettingsError(f"The network cannot be built: {_error_line(ended.output)}", remedy)
     return artifacts.read(output)
 
 
@@ -106,7 +106,7 @@ def build(
         precision,
         frontend,
         artifacts.read(output) if ended.code == 0 else None,
-        "built" if ended.code == 0 else f"FAILED: {ended.how}: {_complaint(ended.output)}",
+        "built" if ended.code == 0 else f"FAILED: {ended.how}: {_error_line(ended.output)}",
         time.perf_counter() - started,
         "\n".join(ended.output.strip().splitlines()[-_KEPT_LINES:]),
     )
@@ -118,7 +118,7 @@ def _command(network: NetworkFiles) -> list[str]:
     return [program(), "caffe", *files, *about]
 
 
-def _complaint(output: str) -> str:
+def _error_line(output: str) -> str:
     """Return the line of the output that has the error, or else the last line."""
     lines = output.strip().splitlines()
     return next((line for line in lines if line.startswith("error: ")), (lines or [""])[-1])
