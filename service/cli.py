@@ -192,9 +192,9 @@ def doctor(
 
     if card:
         from service.tools.doctor.first_card import write_report
-        from service.tools.doctor.walk import CardOptions
+        from service.tools.doctor.walk import WalkOptions
 
-        options = CardOptions(settings, output, prototxt, caffemodel, preprocess, labels, image_dir)
+        options = WalkOptions(settings, output, prototxt, caffemodel, preprocess, labels, image_dir)
         sys.exit(0 if write_report(options) else UNFIT)
     findings = checks.examine(Context(settings))
     print(report.as_json(findings) if as_json else "\n".join(report.lines(findings)), flush=True)

@@ -115,6 +115,28 @@ def test_no_module_imports_itself_over_others() -> None:
     assert structure.cycle() == []
 
 
+# Names that two modules still define, in packages that are being rewritten. Empty this set.
+TWICE_FOR_NOW = {"Job", "Pipeline"}
+
+
+def test_no_class_name_is_defined_twice() -> None:
+    """A search for a name finds one class; the folders that stand alone count too."""
+    twice = structure.defined_twice()
+    assert {name: places for name, places in twice.items() if name not in TWICE_FOR_NOW} == {}
+
+
+def test_a_class_defined_twice_is_found(tmp_path: Path) -> None:
+    """In two packages, and in a folder without `__init__.py`."""
+    for folder in ("service/tools", "service/device_host", "model_build"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "service/tools/one.py").write_text("class Same:\n    pass\n")
+    (tmp_path / "service/device_host/two.py").write_text("class Same:\n    pass\n")
+    (tmp_path / "model_build/three.py").write_text("class Other:\n    pass\n")
+    assert structure.defined_twice(tmp_path) == {
+        "Same": ["service.device_host.two", "service.tools.one"]
+    }
+
+
 # What runs a device, measures it, or reads label files.
 MEASURING = {
     "model_build.comparison": {"service.core.device_session"},

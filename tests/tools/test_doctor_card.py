@@ -19,7 +19,7 @@ from service.sdk import SdkPython
 from service.system import process
 from service.tools.doctor import account, answers, experiments
 from service.tools.doctor.builds import Build, NetworkFiles
-from service.tools.doctor.walk import CardOptions, Walk
+from service.tools.doctor.walk import Walk, WalkOptions
 from tests.support.magicmind import SimulatedSdk, confidences
 from tests.support.paths import PHOTOS
 from tests.support.serving import COMMAND
@@ -79,7 +79,7 @@ def walk(
             monkeypatch.setenv(name, value)
         sdk.faults({})
         source = NetworkFiles(Path(network[1]), Path(network[3]), "resnext", network[5], PHOTOS)
-        asked = CardOptions(settings.load({})[0], tmp_path / "first-card.txt")
+        asked = WalkOptions(settings.load({})[0], tmp_path / "first-card.txt")
         count = int(switches.get("MAGICMIND_SIM_CARDS", "1"))
         found = SdkPython(sdk.python, "3.7", "1.7.0")
         made = builds[0].artifact
@@ -235,7 +235,7 @@ def test_model_files(walk: Callable[..., Walk], tmp_path: Path) -> None:
     assert unknown.startswith("of another SDK or driver: unknown")
     named = walked.artifact("qint8_mixed_float16")
     assert named is not None
-    walked.options = CardOptions(settings.load({"artifact": named.path})[0], tmp_path / "text")
+    walked.options = WalkOptions(settings.load({"artifact": named.path})[0], tmp_path / "text")
     assert answer(walked, 13)[1] == "a model of MagicMind 1.7.0 under 1.7.0: runs"
 
 

@@ -51,8 +51,8 @@ class Build:
 
 def program() -> str:
     """Return the path of `topfive-build`; raise SettingsError if it is not installed."""
-    beside = Path(sys.executable).with_name("topfive-build")
-    found = str(beside) if beside.is_file() else shutil.which("topfive-build")
+    own = Path(sys.executable).with_name("topfive-build")
+    found = str(own) if own.is_file() else shutil.which("topfive-build")
     if found is None:
         raise SettingsError("topfive-build was not found; it builds the models.", _INSTALL)
     return found

@@ -20,10 +20,10 @@ from service.system import disk
 from service.tools.doctor import account, builds, cards
 from service.tools.doctor.builds import NetworkFiles
 from service.tools.doctor.scrub import scrubbed
-from service.tools.doctor.walk import CardOptions, Walk
+from service.tools.doctor.walk import Walk, WalkOptions
 
 
-def write_report(options: CardOptions) -> bool:
+def write_report(options: WalkOptions) -> bool:
     """Write the report; return whether every model was built and gave right answers.
 
     Raise SettingsError or SdkError if there is no SDK, no device, no network, or no output file.
@@ -80,7 +80,7 @@ def _writing(path: Path) -> AbstractContextManager[None]:
     return disk.writing(path, SettingsError, "Name another --output.")
 
 
-def _network_files(options: CardOptions, folder: Path) -> NetworkFiles:
+def _network_files(options: WalkOptions, folder: Path) -> NetworkFiles:
     if options.prototxt is None and options.caffemodel is None:
         demo = builds.write_demo(folder / "demo")
         photos = options.image_dir or demo.image_dir

@@ -24,7 +24,7 @@ from service.tools.doctor.builds import FRONTENDS, PRECISIONS, Build, NetworkFil
 
 
 @dataclass(frozen=True)
-class CardOptions:
+class WalkOptions:
     """The options of the command.
 
     Without `prototxt` and `caffemodel` the demo's network is used. If `image_dir` is None, the
@@ -44,7 +44,7 @@ class CardOptions:
 class Walk:
     """The experiments on one card with one network, and their results so far."""
 
-    options: CardOptions
+    options: WalkOptions
     sdk: sdk.SdkPython
     count: int
     """Number of devices that the SDK sees."""
