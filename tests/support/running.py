@@ -1,4 +1,4 @@
-"""A model in this process on real device hosts, as tests of the core drive it."""
+"""A model in this process on real device hosts, for tests of the core."""
 
 import asyncio
 import contextlib
@@ -39,53 +39,53 @@ class Running:
 
     @property
     def model(self) -> Model:
-        """The model of the service."""
+        """Return the model of the service."""
         return self.service.model
 
     @property
     def device(self) -> Device:
-        """The first."""
+        """Return the first device."""
         return self.model.devices.devices[0]
 
     def submit(self, *seeds: int, top_k: int = CLASSES, deadline_s: float = PATIENCE_S) -> Request:
-        """A request for the pictures of these seeds."""
+        """Submit a request for the images of these seeds."""
         files = [encoded(seed=seed) for seed in seeds]
         limit = TimeLimit(asyncio.get_running_loop().time() + deadline_s)
         return self.service.submit(files, top_k, limit)
 
     @property
     def host(self) -> Host:
-        """The first device's."""
+        """Return the host process of the first device."""
         host = self.device.host
         assert host is not None
         return host
 
     def freeze(self) -> None:
-        """The host's process stands still: as hung as one can be."""
+        """Stop the process of the host, so that it counts as hung."""
         self.host.process.send_signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """It goes on."""
+        """Continue the process of the host."""
         self.host.process.send_signal(signal.SIGCONT)
 
     def hold_decoding(self) -> None:
-        """The decode processes stand still."""
+        """Stop the decode workers."""
         send(signal.SIGSTOP, children(self.model._decode_pool.pid))
 
     def release_decoding(self) -> None:
-        """They go on."""
+        """Continue the decode workers."""
         send(signal.SIGCONT, children(self.model._decode_pool.pid))
 
     def kill_host(self) -> None:
-        """kill -9, which ends a frozen process too."""
+        """Kill the host with SIGKILL, which ends a stopped process too."""
         os.kill(self.host.process.pid, signal.SIGKILL)
 
     def rows(self, state: str) -> int:
-        """How many rows are in it."""
+        """Return the number of rows in this state."""
         return int(self.model.rows.statistics()[state])
 
     async def frozen_with(self, *seeds: int, **others: Any) -> Request:
-        """A request of which a host that does not answer has as many batches as it takes."""
+        """Submit a request that fills all batches of a host that does not answer."""
         self.freeze()
         request = self.submit(*seeds, **others)
         await until(lambda: not self.rows("filling") and (self._full() or not self.rows("waiting")))
@@ -96,20 +96,20 @@ class Running:
         return len(batches) == self.host.facts["batches_in_flight"]
 
     async def frozen_full(self) -> list[Request]:
-        """Two requests of one image each, in two batches: the host, frozen, gets no third."""
+        """Submit two requests of one image in two batches, so that the host gets no third one."""
         first = await self.frozen_with(98)
         second = self.submit(99)
         await until(lambda: self.rows("running") == 2)
         return [first, second]
 
     async def answers_rightly(self, *seeds: int) -> None:
-        """The pictures are classified, as numpy does it."""
+        """Check that the images are classified as by numpy."""
         request = self.submit(*seeds)
         await request.answered
         assert_right(request, *seeds)
 
     def value(self, name: str, **labels: str) -> float:
-        """The sum of the samples of `topfive_<name>` that have these labels."""
+        """Return the sum of the samples of `topfive_<name>` with these labels."""
         self.metrics.snapshot()
         return sum(
             sample.value
@@ -119,22 +119,22 @@ class Running:
         )
 
     async def ready(self) -> None:
-        """Until all devices are."""
+        """Wait until all devices are ready."""
         await until(lambda: self.model.devices.ready == len(self.model.devices.devices))
 
     async def all_rows_free(self) -> None:
-        """Until every row is back; then each image that had one has one outcome."""
+        """Wait until every row is released; then each image with a row has one outcome."""
         await until(lambda: self.model.rows.free == self.model.rows.capacity)
 
 
 def send(number: signal.Signals, pids: Sequence[int]) -> None:
-    """The signal to each of these processes."""
+    """Send the signal to each of these processes."""
     for pid in pids:
         os.kill(pid, number)
 
 
 async def until(condition: Callable[[], object]) -> None:
-    """Until `condition` holds, asked every millisecond; fails after PATIENCE_S."""
+    """Wait until `condition` holds, checked every millisecond; fail after PATIENCE_S."""
     async with asyncio.timeout(PATIENCE_S):
         while not condition():  # noqa: ASYNC110 - what it asks about tells nobody when it changes
             await asyncio.sleep(0.001)
@@ -142,7 +142,7 @@ async def until(condition: Callable[[], object]) -> None:
 
 @contextlib.asynccontextmanager
 async def running(artifact: Path, ready: bool = True, **settings: object) -> AsyncIterator[Running]:
-    """A model that was started and, unless said otherwise, is ready; stopped at the end."""
+    """Start a model, wait until it is ready unless the caller declines, and stop it at the end."""
     fatal: list[DeviceError] = []
     metrics = Metrics()
     effective = Settings.model_validate({"restart_delay_s": 0.05, **settings})
@@ -161,7 +161,7 @@ async def running(artifact: Path, ready: bool = True, **settings: object) -> Asy
 
 
 def assert_right(request: Request, *seeds: int) -> None:
-    """Each outcome is the `top_k` best of what numpy computes from the pixels, to 1e-5."""
+    """Check that each outcome is the `top_k` best of numpy's probabilities, to 1e-5."""
     for seed, outcome in zip(seeds, request.outcomes, strict=True):
         assert isinstance(outcome, TopClasses), outcome
         expected = probabilities(pixels(seed)[None])[0]
