@@ -16,7 +16,6 @@ from service.artifact import Artifact
 from service.errors import INSTALL, SettingsError
 from service.system import process
 
-# The report has a section for each of these.
 PRECISIONS = ("force_float32", "force_float16", "qint8_mixed_float16")
 FRONTENDS = ("caffe", "onnx")
 TIMEOUT_S = 3600.0
