@@ -1,10 +1,10 @@
-"""`make bench`: ourselves, the others and the ceilings, round after round, into RESULTS.md.
+"""`make bench`: measure topfive, the other servers and the ceilings, and write RESULTS.md.
 
     python -m benchmarks [--rounds 5] [--seconds 3] [--all] [--suites no-time,cards] [--clients 32]
 
-Each round goes through all cases once, so that a figure's rounds lie far apart. What was measured
-is kept as it comes, in build/bench/measured.json, of which report.py makes the report after
-each round: a run that is cut short leaves one of the rounds that it finished.
+Each round measures all cases once, so that the rounds of a figure are far apart in time. Each
+measurement is added to build/bench/measured.json at once. report.py writes the report after each
+round, so that an interrupted run leaves a report of its finished rounds.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def main() -> None:
     if arguments.peers is not None:
         peers = tuple(name for name in arguments.peers.split(",") if name)
     chosen = list(cases(arguments.suites.split(","), peers))
-    told: dict[str, Any] = {
+    record: dict[str, Any] = {
         **machine.facts(peers),
         "seconds": arguments.seconds,
         "measured": [],
@@ -38,11 +38,11 @@ def main() -> None:
     }
     for number in range(arguments.rounds):
         for case in chosen:
-            _measure(case, number, arguments.seconds, arguments.clients, told)
-            _keep(told)
-        told["rounds"] = number + 1
-        _keep(told)
-        report.write(told)
+            _measure(case, number, arguments.seconds, arguments.clients, record)
+            _keep(record)
+        record["rounds"] = number + 1
+        _keep(record)
+        report.write(record)
 
 
 def _arguments() -> argparse.Namespace:
@@ -63,9 +63,9 @@ def _numbers(text: str) -> list[int]:
 
 
 def _measure(
-    case: Case, number: int, seconds: int, only: Sequence[int], told: dict[str, Any]
+    case: Case, number: int, seconds: int, only: Sequence[int], record: dict[str, Any]
 ) -> None:
-    """Add to `told` what comes of the case, or why nothing does."""
+    """Measure the case, and add the results or the error to `record`."""
     clients = only or case.clients
     what = f"{case.suite} {case.server} {case.variant}".strip()
     started = time.monotonic()
@@ -79,17 +79,17 @@ def _measure(
                 lambda: case.ceiling(seconds),
             )
     except BenchError as error:
-        told["problems"].append(f"{what}: {error}")
+        record["problems"].append(f"{what}: {error}")
         print(f"round {number + 1} {what}: {error}", file=sys.stderr, flush=True)
         return
-    told["measured"] += [_row(case, number, one) for one in seen]
+    record["measured"] += [_row(case, number, one) for one in seen]
     rates = ", ".join(f"{one.load.clients}: {one.load.per_second:.0f}/s" for one in seen)
     took = time.monotonic() - started
     print(f"round {number + 1} {what}: {rates} ({took:.0f} s)", file=sys.stderr, flush=True)
 
 
 def _row(case: Case, number: int, one: Measurement) -> dict[str, Any]:
-    """Flat, for the file: what was measured and what follows from it."""
+    """Return a measurement and its derived figures as one flat object for the file."""
     load, ceiling = one.load, one.ceiling
     row: dict[str, Any] = {
         "round": number,
@@ -116,10 +116,10 @@ def _row(case: Case, number: int, one: Measurement) -> dict[str, Any]:
     return row
 
 
-def _keep(told: dict[str, Any]) -> None:
+def _keep(record: dict[str, Any]) -> None:
     MEASURED.parent.mkdir(parents=True, exist_ok=True)
     aside = MEASURED.with_suffix(".new")
-    aside.write_text(json.dumps(told, indent=1))
+    aside.write_text(json.dumps(record, indent=1))
     aside.replace(MEASURED)
 
 

@@ -1,15 +1,16 @@
-"""The artifacts that are served: built once, kept under build/bench/artifacts.
+"""The artifacts of the comparison, built once and kept under build/bench/artifacts.
 
     resnext50   ResNeXt-50 of its prototxt, weights from a seed, for the CPU
     lite0       EfficientNet-Lite0 of the demo, for the CPU
     card        ResNeXt-50's rows and classes with one small layer between, for a simulated card
-    card_int8   the same in int8, of rows that need no scaling: `resize` is the input's side
+    card_int8   the same in int8, for images that need no scaling: `resize` is the input's side
 
-A simulated card takes the time that it is told to and answers class 0, whatever it is asked. So its
-network is one that really answers that, or the service would find its golden rows answered wrongly;
-what goes in and out is of ResNeXt-50's size.
+A simulated card takes a configured time and answers class 0 for every row. So its network has to
+answer class 0 for every row, or the answers to the golden rows would be wrong. Its input and output
+have the size of ResNeXt-50's.
 
-All have one resampling, so that decoding costs the same in each, in the peers and in the bare loop.
+All artifacts have the same resampling, so that decoding costs the same with every artifact, in the
+peers and in the bare decode.
 """
 
 import json
@@ -52,7 +53,7 @@ layer { name: "prob" type: "Softmax" bottom: "fc" top: "prob" }
 
 
 def built(name: str) -> Path:
-    """The artifact's folder; BenchError if what it is made of is not there."""
+    """Return the artifact's folder, and build it if needed; raise BenchError if that fails."""
     path = FOLDER / name
     if not _is_current(path):
         shutil.rmtree(path, ignore_errors=True)
@@ -63,7 +64,7 @@ def built(name: str) -> Path:
 
 
 def _is_current(path: Path) -> bool:
-    """Return whether the artifact is there, of today's schema, with the peers' resampling."""
+    """Return whether the artifact exists, with the current schema and the peers' resampling."""
     manifest = path / "manifest.json"
     if not manifest.exists():
         return False

@@ -1,7 +1,6 @@
-"""The ceiling of decoding: the service's own decode on all cores, with nothing around it.
+"""The ceiling of decoding: the service's own decode on all cores, without HTTP, queue or processes.
 
-Bodies enter, rates and costs leave. No HTTP, no queue, no other process: what a server has to be
-measured against, in the same minute, because a machine's speed drifts.
+A server is compared with it in the same minute, because the speed of a machine changes.
 """
 
 import io
@@ -26,7 +25,7 @@ Decode = Callable[[bytes, NDArray[np.uint8], int, str, int], object]
 
 @dataclass(frozen=True)
 class BareDecode:
-    """`milliseconds` is the median of one image after another, on one thread."""
+    """The cost of decoding; `milliseconds` is the median for one image, on one thread."""
 
     per_second: float
     cpu_seconds_per_image: float
@@ -34,7 +33,7 @@ class BareDecode:
 
 
 def naive(data: bytes, row: NDArray[np.uint8], resize: int, _resample: str, _: int) -> None:
-    """What most examples do with Pillow: all pixels are converted and scaled, then cut."""
+    """Decode as most examples do with Pillow: convert and scale all pixels, then crop."""
     image = Image.open(io.BytesIO(data)).convert("RGB")
     scale = resize / min(image.size)
     image = image.resize((round(image.width * scale), round(image.height * scale)))
@@ -45,7 +44,7 @@ def naive(data: bytes, row: NDArray[np.uint8], resize: int, _resample: str, _: i
 def decode(
     bodies: list[bytes], seconds: float, resize: int = 256, way: Decode = decode_into
 ) -> BareDecode:
-    """`bodies` again and again for `seconds`, on as many threads as there are cores."""
+    """Decode `bodies` repeatedly for `seconds`, with one thread for each core."""
     milliseconds = _one_by_one(bodies, resize, way)
     threads = available_cores()
     counts = [0] * threads

@@ -1,4 +1,4 @@
-"""The ceiling: the device host's own engine on an artifact, without HTTP, decoding or a wire."""
+"""The ceiling of computing: the device host's engine without HTTP, decoding or the wire."""
 
 import sys
 import time
@@ -16,7 +16,7 @@ from engine import Job
 
 
 class BareEngine:
-    """`largest` overrides the engine's own largest batch."""
+    """The CPU engine with an artifact; `largest` replaces the engine's own largest batch."""
 
     def __init__(self, path: Path, largest: int = engine_openvino.LARGEST_BATCH) -> None:
         artifact = artifacts.read(path)
@@ -29,7 +29,7 @@ class BareEngine:
         self.largest = self._engine.largest_batch
 
     def images_per_second(self, size: int, seconds: float) -> float:
-        """Batches of `size` one after another for about `seconds`, after one to warm up."""
+        """Run batches of `size` for about `seconds` after one warm-up; return the throughput."""
         self.run(size)
         batches, started = 0, time.perf_counter()
         while time.perf_counter() - started < seconds:
@@ -38,6 +38,6 @@ class BareEngine:
         return batches * size / (time.perf_counter() - started)
 
     def run(self, size: int) -> None:
-        """One batch."""
+        """Run one batch."""
         self._engine.begin(list(range(size)))
         self._engine.finish()

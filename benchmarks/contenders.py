@@ -1,4 +1,4 @@
-"""The others: how each is started in its own environment, and how an image is posted to it."""
+"""The other servers: the command of each in its own environment, and the form of its requests."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -7,13 +7,13 @@ from typing import Any
 
 from benchmarks.artifacts import built
 from benchmarks.photos import ROOT
-from benchmarks.server import Recipe
+from benchmarks.server import ServerRecipe
 from benchmarks.wrk import BenchError
 
 ENVIRONMENTS = ROOT / "build" / "bench-envs"
 PEERS = ("triton", "mosec", "litserve", "fastapi_plain", "fastapi_tuned")
 MORE_PEERS = ("bentoml", "ray_serve")
-# The size is padded, so that the description of any image is as long.
+# The size is padded, so that this description has the same length for every image.
 _TRITON_HEAD = (
     b'{"inputs":[{"name":"IMAGE","shape":[1,1],"datatype":"BYTES",'
     b'"parameters":{"binary_data_size":%10d}}]}'
@@ -23,22 +23,23 @@ _FORM_HEADERS = {"Content-Type": f"multipart/form-data; boundary={_BOUNDARY.deco
 
 
 def _triton_request(body: bytes) -> bytes:
-    """A request of one binary tensor, its description in front.
+    """Return a request of one binary tensor with its description in front.
 
-    Triton's raw request, the body alone, would be shorter; this release garbles its length.
+    Triton's raw request, which is only the body, would be shorter, but this release misreads its
+    length.
     """
     size = len(body) + 4
     return _TRITON_HEAD % size + len(body).to_bytes(4, "little") + body
 
 
 def _form(body: bytes) -> bytes:
-    """A form with the image as its one file."""
+    """Return a form with the image as its only file."""
     head = b'Content-Disposition: form-data; name="file"; filename="photo.jpeg"'
     start = b"--" + _BOUNDARY + b"\r\n" + head + b"\r\nContent-Type: image/jpeg\r\n\r\n"
     return start + body + b"\r\n--" + _BOUNDARY + b"--\r\n"
 
 
-# Where to post to, with which headers, and what: what differs from a body that is the image.
+# The path, headers and body of requests, where they differ from a body that is the image itself.
 _POSTED: Mapping[str, dict[str, Any]] = {
     "triton": {
         "path": "/v2/models/classifier/infer",
@@ -55,10 +56,10 @@ _POSTED: Mapping[str, dict[str, Any]] = {
 }
 
 
-def peer(name: str, artifact: str | None) -> Recipe:
-    """Serving `artifact`, a CPU one, or an engine that takes no time.
+def peer(name: str, artifact: str | None) -> ServerRecipe:
+    """Return the recipe of a peer that serves a CPU artifact, or an engine that takes no time.
 
-    BenchError without its environment.
+    Raise BenchError if the environment of the peer is not installed.
     """
     python = ENVIRONMENTS / environment(name) / "bin" / "python"
     if not python.exists():
@@ -66,18 +67,18 @@ def peer(name: str, artifact: str | None) -> Recipe:
     variables = {"PYTHONPATH": str(ROOT)}
     if artifact:
         variables["BENCH_MODEL"] = str(built(artifact) / "model.xml")
-    recipe = Recipe(name, [str(python), "-m", f"benchmarks.peers.{name}", "{port}"])
+    recipe = ServerRecipe(name, [str(python), "-m", f"benchmarks.peers.{name}", "{port}"])
     recipe = replace(recipe, environment=variables, spins=name == "litserve")
     return replace(recipe, **_POSTED.get(name, {}))
 
 
 def environment(name: str) -> str:
-    """The environment, and lock, that a peer runs in."""
+    """Return the name of a peer's environment and lock."""
     return "fastapi" if name.startswith("fastapi") else name
 
 
 def version(name: str) -> str:
-    """Of the package, as its lock pins it."""
+    """Return the version of a peer's package that its lock pins."""
     package = _PACKAGES[name]
     lock = Path(__file__).parent / "peers" / f"{environment(name)}.lock"
     pins = (line.split(" ")[0] for line in lock.read_text().splitlines())

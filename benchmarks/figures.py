@@ -1,8 +1,8 @@
-"""The figures of a comparison: of many rounds the median, with its range.
+"""The figures of a comparison: the median of several rounds, with its range.
 
-The rows are those that `python -m benchmarks` keeps. A comparison of two servers divides their
-shares of the ceilings measured around them, round by round: the machine's speed drifts, and so does
-each figure alone.
+The rows are those of build/bench/measured.json. Two servers are compared round by round, by the
+ratio of their shares of the ceilings that were measured around them. The speed of the machine
+changes, and so does each figure alone.
 """
 
 import statistics
@@ -16,7 +16,7 @@ Key = tuple[str, str, str, int]
 
 @dataclass(frozen=True)
 class Figure:
-    """Of at least one round."""
+    """The median and the range of a figure in at least one round."""
 
     median: float
     least: float
@@ -32,7 +32,7 @@ def figure(values: Iterable[float]) -> Figure:
 
 
 class Figures:
-    """`rows`, found by suite, server, variant and clients."""
+    """The rows of a comparison, by suite, server, variant and clients."""
 
     def __init__(self, rows: Sequence[Row]) -> None:
         self._rows: dict[Key, dict[int, Row]] = {}
@@ -40,11 +40,11 @@ class Figures:
             self._rows.setdefault(_key(row), {})[row["round"]] = row
 
     def keys(self, suite: str) -> list[Key]:
-        """What was measured in `suite`, in that order."""
+        """Return the keys of `suite`, in the order in which they were measured."""
         return [key for key in self._rows if key[0] == suite]
 
     def of(self, key: Key, name: str) -> Figure:
-        """The figure `name` of one case."""
+        """Return the figure `name` of one case."""
         return figure(row[name] for row in self._rows[key].values())
 
     def has(self, key: Key) -> bool:
@@ -54,7 +54,7 @@ class Figures:
         return sum(row[name] for row in self._rows[key].values())
 
     def ratio(self, key: Key, other: Key, name: str) -> Figure | None:
-        """`name` of the one by that of the other, in the rounds that have both."""
+        """Return the ratio of `name` in `key` to `name` in `other`, in their common rounds."""
         both = self._rows.get(key, {}).keys() & self._rows.get(other, {}).keys()
         pairs = [(self._rows[key][number], self._rows[other][number]) for number in sorted(both)]
         return figure(one[name] / two[name] for one, two in pairs) if pairs else None

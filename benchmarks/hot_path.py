@@ -1,8 +1,9 @@
-"""What our own path costs: a card that takes no time, beside the bare decode of the same seconds.
+"""Measures topfive with a card that takes no time, and the bare decode directly before and after.
 
     python -m benchmarks.hot_path [--clients 32] [--seconds 5] [--rounds 3] [-- FLAGS]
 
-For a quick look while the hot path is worked on; `make bench` measures the same and the others too.
+This is a quick measurement for work on the hot path. `make bench` measures the same, and the other
+servers.
 """
 
 import argparse
@@ -43,7 +44,7 @@ def main() -> None:
 
 
 def line(one: Measurement) -> str:
-    """One measurement's figures, under the heading above."""
+    """Return the figures of one measurement as a line under the heading."""
     load, decode = one.load, one.ceiling.decode
     return (
         f"{load.clients:7} {load.per_second:6.0f} {decode.per_second:8.0f} "

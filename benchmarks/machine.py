@@ -1,4 +1,4 @@
-"""What a comparison ran on: for its report."""
+"""The facts about the machine of a comparison, for its report."""
 
 import os
 import platform
@@ -17,7 +17,7 @@ OURS = ("openvino", "numpy", "pillow", "uvicorn", "fastapi")
 
 
 def facts(peers: Sequence[str]) -> dict[str, Any]:
-    """Machine, revision, versions and photos, as a report names them."""
+    """Return the machine, the revision, the versions and the photos as text."""
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "machine": f"{available_cores()} cores of {_cpu()}, {_memory_gib()} GiB, "
@@ -45,7 +45,7 @@ def _memory_gib() -> int:
 
 
 def _revision() -> str:
-    """Of the checkout, with a + where files differ from it."""
+    """Return the revision of the checkout, with a + if files were changed."""
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.stdout.strip() or "unknown"

@@ -1,4 +1,4 @@
-"""How our own service is started for a measurement: on the CPU, or on simulated cards."""
+"""The recipes of topfive itself: on the CPU, and on simulated cards."""
 
 import json
 import subprocess
@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.artifacts import SDK_PYTHON, built
-from benchmarks.server import Recipe, plain_environment
+from benchmarks.server import ServerRecipe, plain_environment
 from benchmarks.wrk import BenchError
 
 TOPFIVE = str(Path(sys.executable).with_name("topfive"))
 RESIZE = 256
 DEADLINE_MS = "60000"
-"""As long as wrk waits."""
+"""Deadline of a request; wrk waits for the same time."""
 
 
 @dataclass(frozen=True)
 class Cards:
-    """Simulated cards: milliseconds by batch, and copies; see the simulator's README."""
+    """Simulated cards: milliseconds by batch size, and copy times; see the simulator's README."""
 
     latency: str
     copies: tuple[str, str] | None = None
@@ -29,7 +29,7 @@ class Cards:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What makes the simulator be these."""
+        """Return the variables that configure the simulator for these cards."""
         switches = {
             "MAGICMIND_SIM_COMPUTE": "0",
             "MAGICMIND_SIM_CARDS": str(self.count),
@@ -49,16 +49,21 @@ S4_HALF = Cards("1:18.2,4:20.2,8:32.8")
 S4_INT8 = Cards("1:1.95,4:2.08,8:3.14", ("0.19@8", "0.02@8"), "card_int8")
 
 
-def on_cpu(artifact: str) -> Recipe:
-    """`topfive serve` as it is, but for the deadline: the others have none, and 128 clients of
-    ResNeXt-50 wait 9 of the default's 10 s. The CPU engine's largest batch is 8 by itself."""
-    return Recipe("topfive", _command(artifact, "--default-deadline-ms", DEADLINE_MS))
+def on_cpu(artifact: str) -> ServerRecipe:
+    """Return the recipe of `topfive serve` on the CPU with its defaults, except the deadline.
+
+    The other servers have no deadline, and 128 clients of ResNeXt-50 wait 9 of the default's 10 s.
+    The CPU engine's default batch size is already 8.
+    """
+    return ServerRecipe("topfive", _command(artifact, "--default-deadline-ms", DEADLINE_MS))
 
 
-def on_cards(cards: Cards, *flags: str) -> Recipe:
-    """`topfive serve` on simulated cards."""
+def on_cards(cards: Cards, *flags: str) -> ServerRecipe:
+    """Return the recipe of `topfive serve` on simulated cards."""
     own = ("--device-python", str(SDK_PYTHON), "--max-batch", str(cards.largest))
-    return Recipe("topfive", _command(cards.artifact, *own, *flags), environment=cards.environment)
+    return ServerRecipe(
+        "topfive", _command(cards.artifact, *own, *flags), environment=cards.environment
+    )
 
 
 def _command(artifact: str, *flags: str) -> list[str]:
@@ -66,13 +71,13 @@ def _command(artifact: str, *flags: str) -> list[str]:
 
 
 def device_per_second(cards: Cards, seconds: float) -> float:
-    """What `topfive bench device` measures with the largest batch, times the number of cards."""
+    """Return the throughput of all cards: that of `topfive bench device` times their number."""
     result = _bench_device(cards, seconds, "--batch-sizes", str(cards.largest))
     return float(result["images_per_second"]) * cards.count
 
 
 def batch_of_1_ms(cards: Cards, seconds: float) -> float:
-    """The median of a batch of 1 in the device host, by its own clock: copies and computing."""
+    """Return the median time of a batch of 1 in the device host: copies and computing."""
     result = _bench_device(cards, seconds, "--batch-sizes", "1", "--in-flight", "1")
     return sum(
         float(result["latency_ms"][stage]["median"]) for stage in ("copy_in", "compute", "copy_out")

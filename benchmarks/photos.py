@@ -1,7 +1,7 @@
-"""The images that every server of a comparison gets: the same bytes, in the same order.
+"""The images of a comparison: every server receives the same bytes in the same order.
 
-Photos are JPEGs of 500x375: those of that size in TOPFIVE_DATA's `photos`, as they are there, or
-else the three shipped ones, cut and scaled to it. Nothing here is measured.
+Photos are JPEGs of 500x375. They are the files of that size in TOPFIVE_DATA's `photos`, or else the
+three photos that come with topfive, cropped and scaled to it.
 """
 
 import io
@@ -16,25 +16,25 @@ ROW_SIDE = 224
 
 
 def photos() -> list[bytes]:
-    """The files, in the order of their names."""
+    """Return the photos in the order of their names."""
     folder = Path(os.environ.get("TOPFIVE_DATA") or ROOT.parent / "shared" / "data") / "photos"
     files = sorted(folder.glob("*.JPEG"))
     return [file.read_bytes() for file in files if _size(file) == SIZE] or _shipped()
 
 
 def described(bodies: list[bytes]) -> str:
-    """Their number, chroma sampling and size, for a report."""
+    """Return the number, the chroma sampling and the size of photos as text for a report."""
     whole = sum(Image.open(io.BytesIO(body)).layer[0][1:3] == (1, 1) for body in bodies)  # type: ignore[attr-defined]
     least, most = min(map(len, bodies)) >> 10, max(map(len, bodies)) >> 10
     return f"{len(bodies)} JPEGs of 500x375, {whole} of them 4:4:4, {least} to {most} KiB"
 
 
 def nearly_rows() -> list[bytes]:
-    """A picture that costs little to decode: grey pixels of a row's size, a PNG uncompressed.
+    """Return an image that costs little to decode: grey, of a row's size, an uncompressed PNG.
 
-    The service has no door for rows that are ready, and a bench gets none of its own; this stands
-    in for them, with a network whose `resize` is its input's side. Of a grey BMP reading the
-    palette alone takes as long as this takes as a whole.
+    The service has no endpoint for rows of pixels, so this image is used instead, with a network
+    whose `resize` is its input's side. In a grey BMP reading the palette alone takes as long as the
+    whole decode of this PNG.
     """
     pixels = bytes(range(ROW_SIDE)) * ROW_SIDE
     buffer = io.BytesIO()

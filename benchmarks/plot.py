@@ -1,4 +1,4 @@
-"""The plot, in an environment of its own: plot.py MEASURED SUITE PNG."""
+"""Draws the plot of a suite: plot.py MEASURED SUITE PNG. It runs in an environment of its own."""
 
 import json
 import statistics
@@ -23,7 +23,7 @@ def main(measured: str, suite: str, picture: str) -> None:
 
 
 def draw(panel: Any, rows: list[dict[str, Any]]) -> None:
-    """A line for each server: the median of its rounds, and their range."""
+    """Draw a line for each server: the median of its rounds, and their range."""
     for server in dict.fromkeys(row["server"] for row in rows):
         points: dict[int, list[float]] = {}
         for row in rows:

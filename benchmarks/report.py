@@ -1,6 +1,6 @@
-"""RESULTS.md and its plots, of what was measured.
+"""Writes RESULTS.md and its plots from the measurements.
 
-python -m benchmarks.report      the report anew, of build/bench/measured.json
+python -m benchmarks.report      write the report again from build/bench/measured.json
 """
 
 import json
@@ -49,15 +49,15 @@ ABOUT = """{rounds} rounds, of {seconds} s or more.
 """
 
 
-def write(told: dict[str, Any]) -> None:
-    """The sections of RESULTS.md that were measured; the others stay. Plots where they can be."""
-    rows = [_with_ceilings(row) for row in told["measured"]]
+def write(record: dict[str, Any]) -> None:
+    """Write the sections of RESULTS.md that were measured, with plots; the other sections stay."""
+    rows = [_with_ceilings(row) for row in record["measured"]]
     sections = _sections(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     figures = Figures(rows)
     for suite, title in TITLES.items():
         if keys := figures.keys(suite):
             one = Figures([row for row in rows if row["suite"] == suite])
-            sections[title] = "\n".join(_section(told, suite, one, keys))
+            sections[title] = "\n".join(_section(record, suite, one, keys))
     known = [title for title in TITLES.values() if title in sections]
     parts = [INTRODUCTION, *(f"## {title}\n\n{sections[title].strip()}\n" for title in known)]
     RESULTS.write_text("\n".join(parts), encoding="utf-8")
@@ -68,19 +68,21 @@ def write(told: dict[str, Any]) -> None:
 
 
 def _sections(text: str) -> dict[str, str]:
-    """What stands under each heading of a report."""
+    """Return the text under each heading of a report."""
     parts = [part.partition("\n") for part in text.split("\n## ")[1:]]
     return {heading.strip(): body for heading, _, body in parts}
 
 
-def _section(told: dict[str, Any], suite: str, figures: Figures, keys: list[Key]) -> Iterator[str]:
-    yield ABOUT.format(**{**told, "versions": ", ".join(told["versions"])})
+def _section(
+    record: dict[str, Any], suite: str, figures: Figures, keys: list[Key]
+) -> Iterator[str]:
+    yield ABOUT.format(**{**record, "versions": ", ".join(record["versions"])})
     yield from _verdict_lines(figures)
     if suite in PLOTTED and (plot := _plot(suite)):
         yield from ("", f"![requests/s as a share of the ceiling]({plot.name})")
     yield ""
     yield from _table(figures, suite, keys)
-    yield from _problem_lines([one for one in told["problems"] if one.startswith(f"{suite} ")])
+    yield from _problem_lines([one for one in record["problems"] if one.startswith(f"{suite} ")])
 
 
 def _with_ceilings(row: dict[str, Any]) -> dict[str, Any]:
@@ -95,8 +97,8 @@ def _verdict_lines(figures: Figures) -> Iterator[str]:
     yield "|---|---|---|---|"
     for one in verdicts(figures):
         bar = f"{'≤' if one.at_most else '≥'} {one.bar:g}"
-        said = "holds" if one.holds else "**falls short**"
-        yield f"| {one.what} | {bar} | {one.figure.text(2)} | {said} |"
+        result = "holds" if one.holds else "**falls short**"
+        yield f"| {one.what} | {bar} | {one.figure.text(2)} | {result} |"
 
 
 def _table(figures: Figures, suite: str, keys: list[Key]) -> Iterator[str]:
@@ -127,7 +129,7 @@ def _table(figures: Figures, suite: str, keys: list[Key]) -> Iterator[str]:
 
 
 def _share(figures: Figures, key: Key) -> tuple[str, str]:
-    """The share of the ceiling, and the ceiling's own rate."""
+    """Return the share of the ceiling, and the throughput of the ceiling."""
     suite, _, variant, _ = key
     if suite == "no-time" or variant == "connections":
         return figures.of(key, "decode_ratio").text(2), figures.of(key, "decode_per_second").text(0)
@@ -143,7 +145,7 @@ def _problem_lines(problems: list[str]) -> Iterator[str]:
 
 
 def _plot(suite: str) -> Path | None:
-    """Where the plot of the suite is; drawn in the environment that can."""
+    """Draw the plot of the suite in the environment that has matplotlib, and return its path."""
     plot = RESULTS.with_name(f"results-{suite}.png")
     python = ENVIRONMENTS / "plot" / "bin" / "python"
     if not python.exists():

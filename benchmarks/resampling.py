@@ -1,10 +1,10 @@
-"""What each resampling costs: decode and scaling of photos, beside Pillow's one-step bilinear.
+"""Measures the CPU time of each resampling, compared with Pillow's one-step bilinear.
 
     python -m benchmarks.resampling [--passes 15]
 
-One thread. Each pass decodes all photos in each way, one way after the other, and has one ratio for
-each way; the machine's speed may change from pass to pass. Pillow's bilinear with a box is what
-every row was made with before recipes named their resampling.
+The measurement uses one thread. Each pass decodes and scales all photos in each way, and gives one
+ratio for each way, because the machine's speed may change from pass to pass. Pillow's bilinear with
+a box was the resampling of every row before recipes named one.
 """
 
 import argparse
@@ -28,7 +28,7 @@ BEFORE = "Pillow's bilinear, as before"
 def before(
     image: Image.Image, resize: int, width: int, height: int, _: Resample
 ) -> NDArray[np.uint8]:
-    """Return the row that Pillow's resize with a box makes in one call."""
+    """Return the row that one call of Pillow's resize with a box makes."""
     short = min(image.size)
     whole = image.width * resize // short, image.height * resize // short
     left, top = (whole[0] - width) // 2, (whole[1] - height) // 2
@@ -39,7 +39,7 @@ def before(
 
 
 def ways() -> dict[str, tuple[Resample, bool]]:
-    """Return what is measured: a resampling, and whether its fast way is allowed."""
+    """Return the ways to measure: a resampling, and whether its fast way is allowed."""
     found: dict[str, tuple[Resample, bool]] = {BEFORE: ("bilinear", True)}
     for resample in get_args(Resample):
         found[resample] = (resample, True)
@@ -48,7 +48,7 @@ def ways() -> dict[str, tuple[Resample, bool]]:
 
 
 def milliseconds(bodies: list[bytes], way: str, resample: Resample, fast: bool) -> float:
-    """Return the CPU time of one photo, averaged over all."""
+    """Return the mean CPU time for one photo."""
     resampling.fitted = before if way == BEFORE else FITTED
     resampling.FAST = fast
     resampling.MAX_ASPECT_RATIO = 8 if fast else 0

@@ -1,8 +1,8 @@
-"""A server under measurement: started, awaited, accounted for with all its processes, and ended.
+"""A server under measurement: its start, the CPU time and memory of all its processes, its end.
 
-Its processes are known by a variable in their environment, which children inherit however they
-detach themselves; CPU seconds and memory are the kernel's own figures of them. Nothing else of a
-server is known here than how to start it and how to post an image to it.
+A variable in the environment marks the processes of a server. Children inherit it, however they
+detach themselves. CPU seconds and memory are the kernel's figures for these processes. A recipe has
+the command that starts a server, and the request that posts an image to it.
 """
 
 import contextlib
@@ -30,10 +30,11 @@ _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How a server is started; `{port}` in the command becomes a free one.
+class ServerRecipe:
+    """The command that starts a server, and the form of its requests.
 
-    `wrapped` makes a request's body of an image file; `spins`: it is busy with nothing to do.
+    `{port}` in the command is replaced by a free port. `wrapped` makes the body of a request from
+    an image file. `spins` is true for a server that uses CPU time while it is idle.
     """
 
     name: str
@@ -47,10 +48,10 @@ class Recipe:
     spins: bool = False
 
 
-class Server:
-    """A recipe's running server."""
+class BenchServer:
+    """The running server of a recipe."""
 
-    def __init__(self, recipe: Recipe, body: bytes) -> None:
+    def __init__(self, recipe: ServerRecipe, body: bytes) -> None:
         self.recipe = recipe
         port = _free_port()
         self._mark = f"{MARK}={uuid.uuid4().hex}"
@@ -91,7 +92,7 @@ class Server:
         return Path(self._log.name).read_text(errors="replace")[-2000:]
 
     def processes(self) -> list[int]:
-        """All that carry the mark."""
+        """Return the ids of all processes with the mark."""
         mark = self._mark.encode()
         found = []
         for folder in Path("/proc").glob("[0-9]*"):
@@ -101,7 +102,7 @@ class Server:
         return found
 
     def cpu_seconds(self) -> float:
-        """Of all its processes, and of their children that have ended."""
+        """Return the CPU seconds of all processes, and of their children that have exited."""
         ticks = 0
         for pid in self.processes():
             with contextlib.suppress(OSError):
@@ -111,7 +112,7 @@ class Server:
 
     @contextlib.contextmanager
     def frozen(self) -> Iterator[None]:
-        """It does nothing meanwhile; not all survive it."""
+        """Stop all processes during the block; some servers do not recover from this."""
         stopped = self.processes()
         _signal(stopped, signal.SIGSTOP)
         try:
@@ -121,7 +122,7 @@ class Server:
 
     @contextlib.contextmanager
     def memory_watched(self) -> Iterator[list[int]]:
-        """The list gets the bytes of all processes together, time and again."""
+        """Append the memory of all processes to the list, at intervals during the block."""
         seen: list[int] = []
         ended = threading.Event()
         pids = self.processes()
@@ -141,7 +142,7 @@ class Server:
             watcher.join()
 
     def end(self) -> None:
-        """SIGTERM, then SIGKILL for what is left."""
+        """Send SIGTERM, and then SIGKILL to the processes that are left."""
         if self._process.poll() is None:
             self._process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -152,9 +153,12 @@ class Server:
 
 
 @contextlib.contextmanager
-def running(recipe: Recipe, body: bytes) -> Iterator[Server]:
-    """The server, once it has answered `body`; BenchError with its last words if it does not."""
-    server = Server(recipe, body)
+def running(recipe: ServerRecipe, body: bytes) -> Iterator[BenchServer]:
+    """Start the server, wait until it has answered `body`, and end it after the block.
+
+    Raise BenchError with the end of its log if it does not answer.
+    """
+    server = BenchServer(recipe, body)
     try:
         yield server
     finally:
@@ -162,7 +166,7 @@ def running(recipe: Recipe, body: bytes) -> Iterator[Server]:
 
 
 def plain_environment() -> dict[str, str]:
-    """This process's, without settings of ours."""
+    """Return this process's environment without the settings of topfive."""
     return {name: value for name, value in os.environ.items() if not name.startswith("TOPFIVE_")}
 
 
@@ -179,7 +183,7 @@ def _signal(pids: list[int], number: int) -> None:
 
 
 def _bytes(pid: int) -> int:
-    """Its proportional share of memory: what processes share counts once among them."""
+    """Return the process's proportional set size, which divides shared memory among processes."""
     with contextlib.suppress(OSError, StopIteration):
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
         return int(next(line for line in lines if line.startswith("Pss:")).split()[1]) << 10

@@ -1,9 +1,9 @@
-"""What is measured: each case is one server, started once a round, with some numbers of clients.
+"""The cases of the comparison: each is one server, started once a round, with numbers of clients.
 
 no-time       an engine that takes no time: what a server itself costs
 resnext50     ResNeXt-50 on the CPU, which decode and engine share
 lite0         EfficientNet-Lite0, the same way
-cards         simulated MLU370-S4: float32, four times slower, int8 with rows nearly ready
+cards         simulated MLU370-S4: float32, four times slower, int8 with images that cost little
 growth        1 to 4 cards, largest batches of 1 to 64, 2 to 2000 connections
 """
 
@@ -23,28 +23,34 @@ from benchmarks.bare_engine import BareEngine
 from benchmarks.measurement import Ceiling, bare_decode
 from benchmarks.peers.common import RESAMPLE
 from benchmarks.photos import ROW_SIDE, nearly_rows, photos
-from benchmarks.server import Recipe
+from benchmarks.server import ServerRecipe
 from service.decoding.images import decode_into
 
 SUITES = ("no-time", "resnext50", "lite0", "cards", "growth")
 CLIENTS = (1, 8, 32, 128)
 CONNECTIONS = (2, 8, 32, 128, 512, 2000)
 SLOW = 3
-"""Times as long where a batch takes long: wrk counts no half batches,"""
+"""Factor on the seconds of a case with slow batches, because wrk counts only whole batches."""
 LONGER = {"lite0": 3, "resnext50": 6}
-"""nor what is underway at the end: 2 to 3 % of 6 s of EfficientNet-Lite0 with 128 clients."""
+"""Factor on the seconds of a real network. wrk does not count the requests in flight at the end: 2
+to 3 % of 6 s of EfficientNet-Lite0 with 128 clients."""
 BURST = 5
-"""Times as long for thousands of clients, that begin all at once: their bodies are read first."""
+"""Factor on the seconds of thousands of clients. They all start at once, and their bodies are read
+first."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """`variant` tells cases of one server in one suite apart; `ceiling` looks for some seconds."""
+    """One server in one suite.
+
+    `variant` distinguishes cases of the same server. `ceiling` measures the ceiling for the given
+    seconds.
+    """
 
     suite: str
     server: str
     variant: str
-    recipe: Callable[[], Recipe]
+    recipe: Callable[[], ServerRecipe]
     bodies: list[bytes]
     ceiling: Callable[[float], Ceiling]
     clients: Sequence[int] = CLIENTS
@@ -52,7 +58,7 @@ class Case:
 
 
 def cases(suites: Sequence[str], peers: Sequence[str]) -> Iterator[Case]:
-    """All of `suites`; the others than ours are `peers`."""
+    """Yield the cases of `suites`, with topfive and the `peers`."""
     for suite in suites:
         if suite in ("no-time", "resnext50", "lite0"):
             yield from _beside_peers(suite, peers)
@@ -103,7 +109,7 @@ def _growth() -> Iterator[Case]:
     for largest in (1, 4, 16, 64):
         cards = replace(ours.S4_HALF, largest=largest)
         clients = max(32, 4 * largest)
-        # Those that the warm-up has left may still hold rows.
+        # Requests of the warm-up may still hold rows.
         recipe = partial(ours.on_cards, cards, "--rows", str(2 * clients))
         one = _card_case("growth", f"largest batch: {largest}", cards, bodies, ours.RESIZE)
         yield replace(one, recipe=recipe, clients=(clients,), longer=SLOW)
@@ -129,7 +135,7 @@ def _decode_alone(bodies: list[bytes]) -> Callable[[float], Ceiling]:
 
 
 def _no_time_engine(bodies: list[bytes]) -> Callable[[float], Ceiling]:
-    """The simulator takes some time of its own for a batch, which is no server's."""
+    """Return a ceiling with the simulator's own time for a batch, which no server can avoid."""
 
     def ceiling(seconds: float) -> Ceiling:
         decode = bare_decode(bodies, seconds, ours.RESIZE)
@@ -139,7 +145,7 @@ def _no_time_engine(bodies: list[bytes]) -> Callable[[float], Ceiling]:
 
 
 def _cpu_engine(bodies: list[bytes], artifact: str) -> Callable[[float], Ceiling]:
-    engines: list[BareEngine] = []  # opened when first looked at, and kept
+    engines: list[BareEngine] = []  # opened at the first measurement, and kept
     turns = itertools.cycle(bodies)
     row = np.zeros((SIDE, SIDE, 3), np.uint8)
 
@@ -162,7 +168,7 @@ def _cpu_engine(bodies: list[bytes], artifact: str) -> Callable[[float], Ceiling
 
 
 def _median_ms(work: Callable[[], None], seconds: float) -> float:
-    """Of `work` again and again."""
+    """Run `work` repeatedly for `seconds`, and return its median time."""
     times: list[float] = []
     until = time.perf_counter() + seconds
     while not times or time.perf_counter() < until:

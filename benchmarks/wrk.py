@@ -1,7 +1,7 @@
-"""Closed-loop load from wrk (Debian's package), which knows nothing of us.
+"""Closed-loop load from wrk (Debian's package), a load generator that is not a part of topfive.
 
-A URL, bodies and a number of clients enter, a `Load` leaves: what wrk counted, and what wrk itself
-cost. Each client sends its next request when the last is answered, over a connection kept alive.
+`load` returns a `WrkLoad`: the counts of wrk, and the CPU time of wrk itself. Each client sends its
+next request when the last one is answered, over a connection that is kept open.
 """
 
 import json
@@ -15,15 +15,20 @@ from pathlib import Path
 
 SCRIPT = Path(__file__).with_name("cycle.lua")
 TIMEOUT_S = 60
+"""Seconds after which wrk counts a request as broken."""
 
 
 class BenchError(Exception):
-    """The comparison cannot go on; the text says what to do."""
+    """The comparison cannot continue; the text has a remedy."""
 
 
 @dataclass(frozen=True)
-class Load:
-    """Of `answered` requests `refused` had a status of 400 or more; `broken` ones had no answer."""
+class WrkLoad:
+    """The result of a load.
+
+    `refused` of the `answered` requests had a status of 400 or more. `broken` requests had no
+    answer.
+    """
 
     clients: int
     answered: int
@@ -36,12 +41,12 @@ class Load:
 
     @property
     def per_second(self) -> float:
-        """Good answers."""
+        """Return the good answers per second."""
         return (self.answered - self.refused) / self.seconds
 
 
 def program() -> str:
-    """Where wrk is; BenchError without it."""
+    """Return the path of wrk; raise BenchError if it is not installed."""
     found = shutil.which("wrk")
     if not found:
         raise BenchError("no wrk, which makes the load; try: apt-get install wrk")
@@ -50,8 +55,8 @@ def program() -> str:
 
 def load(
     url: str, bodies: list[bytes], clients: int, seconds: int, headers: Mapping[str, str]
-) -> Load:
-    """Post `bodies` in turn for `seconds`."""
+) -> WrkLoad:
+    """Post `bodies` in turn for `seconds`, and return the result."""
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         files = [Path(folder, str(number)) for number in range(len(bodies))]
         for file, body in zip(files, bodies, strict=True):
@@ -64,7 +69,7 @@ def load(
     if not lines:
         raise BenchError(f"wrk ended without a result: {text.strip()[-500:]}")
     seen = json.loads(lines[0].removeprefix("RESULT "))
-    return Load(
+    return WrkLoad(
         clients,
         seen["answered"],
         seen["refused"],
@@ -77,7 +82,7 @@ def load(
 
 
 def _run(command: list[str]) -> tuple[str, float]:
-    """What it printed, and the CPU seconds that it took."""
+    """Run the command, and return its output and its CPU seconds."""
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert process.stdout
     with process.stdout:

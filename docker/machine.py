@@ -1,7 +1,7 @@
-"""What this machine says about package indexes: what a build needs of it, and must not keep.
+"""This machine's configuration of package indexes: a build needs it, and an image must not keep it.
 
-`write_secrets` turns pip's configuration into the two files that the Dockerfile reads as secrets;
-`addresses` are the words of the configuration that no layer may hold.
+`write_secrets` writes pip's configuration to the two files that the Dockerfile reads as secrets.
+`addresses` returns the words of the configuration that no layer may contain.
 """
 
 import os
@@ -11,27 +11,27 @@ import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from store import said
+from store import output_of
 
-# Everybody's, so they tell nothing; pip and Debian's base name them.
+# Public hosts, which do not identify a machine. pip and the base images name them.
 PUBLIC = re.compile(r"(^|\.)(pypi\.org|pythonhosted\.org|debian\.org|localhost|127\.0\.0\.1)$")
 KEPT = ("index-url", "extra-index-url", "proxy", "trusted-host", "timeout")
 AUTHORITIES = "/etc/ssl/certs/ca-certificates.crt"
 
 
 def pip_settings() -> dict[str, str]:
-    """pip's options in force here, environment and files, by their names without a section."""
-    lines = said(sys.executable, "-m", "pip", "config", "list").splitlines()
+    """Return pip's effective options, from environment and files, by name without the section."""
+    lines = output_of(sys.executable, "-m", "pip", "config", "list").splitlines()
     pairs = (line.partition("=") for line in lines)
     return {name.rpartition(".")[2]: shlex.split(value)[0] for name, _, value in pairs}
 
 
 def write_secrets(folder: Path) -> list[str]:
-    """The options of a build that let its pip reach what this machine's does."""
+    """Write the secrets to `folder`, and return the options with which a build's pip uses them."""
     settings = pip_settings()
     authorities = settings.get("cert") or os.environ.get("SSL_CERT_FILE") or AUTHORITIES
     lines = [f"{name} = {settings[name]}" for name in KEPT if name in settings]
-    # Files of this machine are not in a build.
+    # A build cannot read files of this machine.
     lines = [line for line in lines if "file:" not in line]
     text = "\n".join(["[global]", "cert = /run/secrets/ca.pem", *lines, ""])
     (folder / "pip.conf").write_text(text)
@@ -42,11 +42,11 @@ def write_secrets(folder: Path) -> list[str]:
 
 
 def addresses() -> list[str]:
-    """Hosts, paths and authorities that are this machine's alone."""
+    """Return the hosts, paths and certificate authorities that only this machine has."""
     settings = pip_settings()
     words = [word for name in (*KEPT, "find-links") for word in settings.get(name, "").split()]
     words += [v for name, v in os.environ.items() if re.search("(PROXY|INDEX_?URL)$", name.upper())]
-    words += re.findall('"(.+)"', said("apt-config", "dump", "Acquire::http::Proxy"))
+    words += re.findall('"(.+)"', output_of("apt-config", "dump", "Acquire::http::Proxy"))
     hosts = {urlsplit(word).hostname or urlsplit(word).path for word in words}
     hosts = {host for host in hosts if len(host) > 3 and not PUBLIC.search(host)}
     return sorted(hosts) + _nameservers() + _own_authorities()
@@ -58,6 +58,6 @@ def _nameservers() -> list[str]:
 
 
 def _own_authorities() -> list[str]:
-    """A line of each certificate that was added to this machine's."""
+    """Return a line of each certificate that was added to this machine."""
     added = Path("/usr/local/share/ca-certificates").glob("*.crt")
     return [file.read_text().splitlines()[1] for file in added]

@@ -1,15 +1,15 @@
-"""Stand-ins for the images that the Dockerfile starts from, where no registry can be asked.
+"""Stand-ins for the base images of the Dockerfile, for a machine that cannot reach a registry.
 
-Made by debootstrap and of the interpreters on this machine. PYTHON stands for a slim Python image,
-RELOCATABLE for one that holds python-build-standalone, and SDK for MagicMind's: a CPython 3.7 with
-the simulator installed. What they cannot stand for is in docs/docker.md.
+debootstrap and this machine's interpreters make them. PYTHON replaces a slim Python image.
+RELOCATABLE replaces an image with python-build-standalone. SDK replaces MagicMind's image: it has a
+CPython 3.7 with the simulator. docs/docker.md lists the differences from the real images.
 """
 
 import shutil
 import sys
 from pathlib import Path
 
-from store import Store, said
+from store import Store, output_of
 
 DEBIAN, PYTHON, RELOCATABLE, SDK = (
     f"localhost/standin-{name}" for name in ("debian", "python", "relocatable", "sdk")
@@ -18,7 +18,7 @@ NOT_IN_SLIM = ("usr/share/doc", "usr/share/man", "usr/share/locale", "var/lib/ap
 NOT_NEEDED = shutil.ignore_patterns(
     "__pycache__", "test", "idlelib", "config-*", "site-packages", "include", "share", "*.a"
 )
-# Packaging's own hook (PEP 600): installers take wheels as on glibc 2.27, whatever runs here.
+# The hook of PEP 600: installers choose wheels as on glibc 2.27, whatever version runs here.
 AS_ON_GLIBC_2_27 = """
 def manylinux_compatible(major, minor, architecture):
     return (major, minor) <= (2, 27)
@@ -26,15 +26,15 @@ def manylinux_compatible(major, minor, architecture):
 
 
 def make_debian(store: Store, folder: Path, mirror: str) -> None:
-    """A minimal Debian 12."""
+    """Make the image of a minimal Debian 12."""
     root, archive = folder / "debian", folder / "debian.tar"
-    said("debootstrap", "--variant=minbase", "bookworm", root, mirror)
-    said("chroot", root, "apt-get", "clean")
+    output_of("debootstrap", "--variant=minbase", "bookworm", root, mirror)
+    output_of("chroot", root, "apt-get", "clean")
     for path in NOT_IN_SLIM:
         shutil.rmtree(root / path)
     for path in ("etc/resolv.conf", "etc/hostname"):  # this machine's
         (root / path).unlink(missing_ok=True)
-    said("tar", "-C", root, "-cf", archive, ".")
+    output_of("tar", "-C", root, "-cf", archive, ".")
     shutil.rmtree(root)
     with store.working("scratch", DEBIAN) as container:
         store.buildah("add", "--quiet", container, archive, "/")
@@ -42,17 +42,17 @@ def make_debian(store: Store, folder: Path, mirror: str) -> None:
 
 
 def make_python(store: Store) -> None:
-    """Debian with its CPython 3.11 as python3."""
+    """Make the image of Debian with its CPython 3.11 as python3."""
     with store.working(DEBIAN, PYTHON) as container:
         _install(store, container, "python3", "python3-venv")
 
 
 def make_relocatable(store: Store, folder: Path) -> None:
-    """/python: the CPython that runs this, made to find its own library wherever it is."""
+    """Make the image with the running CPython in /python, which finds its library anywhere."""
     python = folder / "python"
     shutil.copytree(sys.base_prefix, python, ignore=NOT_NEEDED, symlinks=True)
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
-    said("patchelf", "--set-rpath", "$ORIGIN/../lib", python / "bin" / version)
+    output_of("patchelf", "--set-rpath", "$ORIGIN/../lib", python / "bin" / version)
     (python / "lib" / version / "_manylinux.py").write_text(AS_ON_GLIBC_2_27)
     with store.working("scratch", RELOCATABLE) as container:
         store.buildah("copy", "--quiet", container, python, "/python")
@@ -60,19 +60,19 @@ def make_relocatable(store: Store, folder: Path) -> None:
 
 
 def make_sdk(store: Store, folder: Path, environment: Path, simulator: Path) -> None:
-    """Debian with a CPython 3.7 and, in its site-packages, the simulator and what that needs.
+    """Make the image of Debian with a CPython 3.7 that has the simulator and its dependencies.
 
-    `environment` is a virtual environment of a CPython 3.7 that holds the latter.
+    `environment` is a virtual environment of a CPython 3.7 with these dependencies.
     """
-    ask = "import sys; print(sys.base_prefix)"
-    prefix = Path(said(environment / "bin" / "python", "-c", ask).strip())
+    program = "import sys; print(sys.base_prefix)"
+    prefix = Path(output_of(environment / "bin" / "python", "-c", program).strip())
     python = folder / "python3.7"
     shutil.copytree(prefix, python, ignore=NOT_NEEDED, symlinks=True)
     packages = python / "lib/python3.7/site-packages"
     no_paths = shutil.ignore_patterns("__pycache__", "*.pth", "openvino*")
     shutil.copytree(environment / "lib/python3.7/site-packages", packages, ignore=no_paths)
     shutil.copytree(simulator, packages, ignore=no_paths, dirs_exist_ok=True)
-    said("patchelf", "--set-rpath", "$ORIGIN/../lib", python / "bin/python3.7")
+    output_of("patchelf", "--set-rpath", "$ORIGIN/../lib", python / "bin/python3.7")
     with store.working(DEBIAN, SDK) as container:
         _install(store, container, "libffi8", "libssl3")
         store.buildah("copy", "--quiet", container, python, "/opt/python3.7")

@@ -1,7 +1,7 @@
-"""A container store of its own in a folder: images are built, looked at and run in it.
+"""A separate container store in a folder, in which images are built, checked and run.
 
-buildah builds in a chroot and podman runs with runc: as root that works with either version of
-cgroups. The machine's own images, containers and network are not touched, and `opened` leaves no
+buildah builds in a chroot, and podman runs with runc. As root this works with both versions of
+cgroups. The machine's own images, containers and network are not changed. `opened` leaves no
 process, mount or file behind.
 """
 
@@ -18,22 +18,22 @@ from typing import Any
 
 TOOLS = ("buildah", "debootstrap", "patchelf", "podman", "runc")
 CLONE_NEWNET = 0x40000000  # of sched.h; os.unshare came with Python 3.12
-PATIENCE_S = 1200
-"""For any one command; a build on two cores takes minutes."""
+COMMAND_TIMEOUT_S = 1200
+"""Maximum seconds for one command; a build on two cores takes minutes."""
 
 
 @dataclass(frozen=True)
 class Store:
-    """The store in `folder`."""
+    """The container store in `folder`."""
 
     folder: Path
 
     def buildah(self, *arguments: str | Path) -> str:
-        return said("buildah", *self._place(), *arguments)
+        return output_of("buildah", *self._place(), *arguments)
 
     def podman(self, *arguments: str | Path, errors: int = subprocess.PIPE) -> str:
         own = ("--tmpdir", self.folder / "tmp", "--runtime", "runc")
-        return said("podman", *self._place(), *own, *arguments, errors=errors)
+        return output_of("podman", *self._place(), *own, *arguments, errors=errors)
 
     def _place(self) -> tuple[str | Path, ...]:
         return "--root", self.folder / "root", "--runroot", self.folder / "run"
@@ -45,14 +45,14 @@ class Store:
 
     @contextlib.contextmanager
     def working(self, base: str, image: str) -> Iterator[str]:
-        """A working container on `base`, to be committed as `image`."""
+        """Create a working container from `base`, and commit it as `image` after the block."""
         container = self.buildah("from", "--quiet", base).strip()
         yield container
         self.buildah("commit", "--quiet", "--format", "docker", "--rm", container, image)
 
     @contextlib.contextmanager
     def mounted(self, image: str) -> Iterator[Path]:
-        """The image's files."""
+        """Mount the files of the image."""
         container = self.buildah("from", "--quiet", image).strip()
         try:
             yield Path(self.buildah("mount", container).strip())
@@ -60,20 +60,20 @@ class Store:
             self.buildah("rm", container)
 
     def config(self, image: str) -> dict[str, Any]:
-        """What a container of it starts with, in Docker's words."""
+        """Return the configuration of the image's containers, in the form of Docker."""
         image_facts = json.loads(self.buildah("inspect", "--type", "image", image))
         config: dict[str, Any] = image_facts["Docker"]["config"]
         return config
 
     def megabytes(self, image: str) -> int:
-        """All its layers, uncompressed."""
+        """Return the size of all layers, uncompressed."""
         return round(int(self.podman("image", "inspect", "--format", "{{.Size}}", image)) / 1e6)
 
     @contextlib.contextmanager
     def running(
         self, image: str, *options: str, command: tuple[str, ...] = ()
     ) -> Iterator["Container"]:
-        """A container, hardened as docs/docker.md has it, on the network of this process."""
+        """Run a container, hardened as in docs/docker.md, on the network of this process."""
         name = self.podman(
             *("run", "--detach", "--network", "host", "--read-only"),
             *("--tmpfs", "/tmp:rw,noexec,nosuid,size=64m", "--cap-drop", "ALL"),
@@ -92,7 +92,7 @@ class Store:
 
 @dataclass(frozen=True)
 class Container:
-    """A container that was started."""
+    """A container of the store that was started."""
 
     store: Store
     name: str
@@ -104,17 +104,17 @@ class Container:
         self.store.podman("kill", "--signal", "TERM", self.name)
 
     def logs(self) -> str:
-        """What its processes wrote to stdout and stderr."""
+        """Return the output of its processes on stdout and stderr."""
         return self.store.podman("logs", self.name, errors=subprocess.STDOUT)
 
     def exit_code(self) -> int:
-        """Its main process's, once that has ended."""
+        """Wait until the main process exits, and return its exit code."""
         return int(self.store.podman("wait", self.name))
 
 
 @contextlib.contextmanager
 def opened(folder: Path) -> Iterator[Store]:
-    """The store in a new folder, removed at the end with all that was started in it."""
+    """Create the store in a new folder; at the end remove it with all its containers."""
     store = Store(folder)
     try:
         yield store
@@ -126,21 +126,21 @@ def opened(folder: Path) -> Iterator[Store]:
 
 
 def leave_network() -> None:
-    """This process, and what it starts from now on, has a network of its own: loopback alone."""
+    """Move this process and its later children to a new network that has only loopback."""
     if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNET):
         raise OSError(ctypes.get_errno(), "unshare")
-    said("ip", "link", "set", "lo", "up")
+    output_of("ip", "link", "set", "lo", "up")
 
 
-def said(*command: str | Path, errors: int = subprocess.PIPE) -> str:
-    """What the command printed, and an error with all of it if it failed."""
+def output_of(*command: str | Path, errors: int = subprocess.PIPE) -> str:
+    """Run the command and return its output; raise RuntimeError with the output if it fails."""
     output = subprocess.run(
         command,
         stdout=subprocess.PIPE,
         stderr=errors,
         stdin=subprocess.DEVNULL,
         text=True,
-        timeout=PATIENCE_S,
+        timeout=COMMAND_TIMEOUT_S,
         check=False,
     )
     if output.returncode:
@@ -152,7 +152,7 @@ def said(*command: str | Path, errors: int = subprocess.PIPE) -> str:
 
 
 def _limits() -> list[str]:
-    """This machine's own, since a root without CAP_SYS_RESOURCE cannot give more."""
+    """Return this machine's limits as options: root without CAP_SYS_RESOURCE cannot raise them."""
     limits = {"nofile": resource.RLIMIT_NOFILE, "nproc": resource.RLIMIT_NPROC}
     return [
         f"--ulimit={name}={min(resource.getrlimit(kind)[1], 20_000)}"

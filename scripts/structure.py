@@ -2,9 +2,10 @@
 
     python scripts/structure.py [FOLDER]
 
-FOLDER is a checkout, by default the one that this file is in. A room is a module or package at the
-top of `service/`; an arrow says that one room imports another. The folders that run under the SDK's
-Python import each other flat and stand alone: their sizes count, their imports do not.
+FOLDER is a checkout; the default is the one of this file. A room is a module or package at the top
+of `service/`. An arrow means that one room imports another. The folders that run under the SDK's
+Python import their own modules by plain names and stand alone: their sizes count, their imports do
+not.
 """
 
 import argparse
@@ -20,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("service", "model_build")
 PARTS = (*PACKAGES, "tests", "benchmarks", "scripts")
 FLAT = ("device", "device_host", "card", "sdk", "compiler")
-"""Folders whose modules import each other flat."""
+"""Folders whose modules import each other by plain names."""
 MOST_ARGUMENTS = 5
 """Largest number of arguments of a constructor, without `self`."""
 
@@ -38,12 +39,12 @@ def modules(root: Path = ROOT) -> list[Path]:
 
 
 def is_flat(file: Path, root: Path = ROOT) -> bool:
-    """Return whether `file` is in a folder whose modules import each other flat."""
+    """Return whether `file` is in a folder whose modules import each other by plain names."""
     return file.parent.name in FLAT and not (file.parent / "__init__.py").exists()
 
 
 def imports(file: Path, root: Path = ROOT) -> set[str]:
-    """Return the names of the modules that `file` imports anywhere, inside functions too."""
+    """Return the names of the modules that `file` imports, also those inside functions."""
     found = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -56,7 +57,7 @@ def imports(file: Path, root: Path = ROOT) -> set[str]:
 
 
 def arrows(root: Path = ROOT) -> dict[str, set[str]]:
-    """Return for each of our modules the modules of ours that it imports."""
+    """Return for each of our modules those of our modules that it imports."""
     return {
         name_of(file, root): {name for name in imports(file, root) if is_ours(name)}
         for file in modules(root)
@@ -83,7 +84,7 @@ def constructors(root: Path = ROOT) -> dict[str, int]:
 
 
 def classes(root: Path = ROOT) -> Iterator[tuple[Path, ast.ClassDef]]:
-    """Yield each class at the top of a module of ours, those that stand alone included."""
+    """Yield each class at the top of one of our modules, including those that stand alone."""
     for package in PACKAGES:
         for file in sorted((root / package).rglob("*.py")):
             for node in ast.parse(file.read_text(encoding="utf-8")).body:
@@ -104,7 +105,7 @@ def is_ours(name: str) -> bool:
 
 
 def _module(package: str, name: str, root: Path) -> str:
-    """Return `package.name` if it is a module of ours, else `package`."""
+    """Return `package.name` if it is one of our modules, else `package`."""
     path = root.joinpath(*package.split("."), name)
     return f"{package}.{name}" if path.with_suffix(".py").is_file() or path.is_dir() else package
 

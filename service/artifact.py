@@ -1,15 +1,15 @@
 """The artifact: the contract between the build and the service.
 
-A folder that the build writes and everybody else only reads:
+An artifact is a folder. The build writes it, and all other programs only read it:
 
-    manifest.json   what it is, what goes in, what comes out, and the hash of every other file
+    manifest.json   the model, its input and output, and the hash of every other file
     model.xml+.bin  the compiled model: OpenVINO IR; or model.mm, a MagicMind model
-    labels.txt      a line for each class: its wnid and a space if it has one, its names
+    labels.txt      a line for each class: its names; before them its wnid and a space, if any
     golden.npz      rows (uint8 N,H,W,3), probabilities (float32 N,classes), tolerance (float32),
                     same_top1 (bool)
 
-`read` verifies all of it before anything runs: the schema, every hash and size, every shape. It
-refuses what it does not know or cannot trust, and says which.
+`read` verifies the whole folder before the model runs: the schema, every hash and size, every
+shape. It raises ArtifactError for anything unknown or wrong.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ from service.system import disk
 from service.targets import SERVED_TARGETS, ServedTarget
 
 SCHEMA = 2
-"""What the build writes. Schema 1, with one resampling and only wnids, is still read."""
+"""Schema that the build writes. Schema 1, with one resampling and only wnids, is still read."""
 MANIFEST = "manifest.json"
 LABELS = "labels.txt"
 GOLDEN = "golden.npz"
@@ -52,7 +52,7 @@ def _plain_name(value: str) -> str:
 
 
 def check_model_name(value: str) -> str:
-    """`value`, if it can name a model in a URL and a metric; else ValueError."""
+    """Return `value` if it can name a model in a URL and a metric; else raise ValueError."""
     if not NAME.fullmatch(value) or value in RESERVED_NAMES:
         raise ValueError(
             f"{value!r} cannot name a model: a name has 1 to 63 letters, digits, '.', "
@@ -74,26 +74,28 @@ class _Part(BaseModel):
 
 
 class FileFacts(_Part):
+    """The hash and the size of a file."""
+
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     size: Annotated[int, Field(ge=0)]
 
 
 class Source(_Part):
-    """What the artifact was built from."""
+    """The files from which the artifact was built."""
 
     kind: Literal["caffe", "onnx"]
     files: dict[str, FileFacts]
 
 
 class Batch(_Part):
-    """Rows in one batch: any number from `min` to `max`; a static model has min = max."""
+    """The number of rows in one batch: from `min` to `max`. A static model has min = max."""
 
     min: Annotated[int, Field(ge=1)]
     max: Annotated[int, Field(ge=1)]
 
 
 class Input(_Part):
-    """One row: uint8, height x width x 3, RGB."""
+    """The input of the model. One row is uint8, height x width x 3, RGB."""
 
     name: str
     height: Annotated[int, Field(ge=1)]
@@ -105,16 +107,16 @@ class Input(_Part):
 
 
 class Output(_Part):
-    """Probabilities, float32, classes of them."""
+    """The output of the model: one probability for each class, float32."""
 
     name: str
     classes: Annotated[int, Field(ge=1)]
     softmax_added: bool
-    """The network ended in scores; the build appended the softmax."""
+    """Whether the build appended a softmax to a network that ended in scores."""
 
 
 class Inside(_Part):
-    """What the compiled model does to a row: reorder to `color`, then (x - mean) / std."""
+    """The preprocessing in the compiled model: reorder to `color`, then (x - mean) / std."""
 
     color: Color
     mean: tuple[float, float, float]
@@ -122,11 +124,15 @@ class Inside(_Part):
 
 
 class Preprocessing(_Part):
-    """A file to a row: short side to `resize` (long side truncated) by `resample`, centre crop."""
+    """The preprocessing from an image file to a row.
+
+    The short side is scaled to `resize` by `resample`, with the long side rounded down. Then the
+    centre is cropped.
+    """
 
     resize: Annotated[int, Field(ge=1)]
     crop: tuple[int, int]
-    """Height, width: those of the input."""
+    """Height and width of the input."""
     resample: Resample
     """See service/decoding/resampling.py. In schema 1 it is always "bilinear"."""
     color: Literal["rgb"] = "rgb"
@@ -134,7 +140,7 @@ class Preprocessing(_Part):
 
 
 class Calibration(_Part):
-    """How the int8 ranges were found."""
+    """The calibration that found the value ranges for int8."""
 
     images: Annotated[int, Field(ge=1)]
     algorithm: Literal["linear", "eqnm"]
@@ -142,32 +148,34 @@ class Calibration(_Part):
 
 
 class Sdk(_Part):
-    """What the MagicMind model was compiled with, and for."""
+    """The SDK and the configuration with which a MagicMind model was compiled."""
 
     version: str
-    """Of MagicMind; a model is refused by an SDK of another major.minor."""
+    """Version of MagicMind. An SDK of another major.minor refuses the model."""
     frontend: Literal["caffe", "onnx"]
     """The parser that read the network."""
     config: dict[str, Any]
-    """The builder configuration, whole: archs, precision, dim_range, layouts."""
+    """The whole builder configuration: archs, precision, dim_range, layouts."""
     calibration: Calibration | None = None
 
 
 class Manifest(_Part):
+    """The content of manifest.json."""
+
     schema_version: Literal[1, 2] = Field(alias="schema")
     name: Annotated[str, AfterValidator(check_model_name)]
     version: Annotated[str, Field(pattern="^[0-9a-f]{12}$")]
     target: Annotated[str, AfterValidator(_known_target)]
     precision: Precision
     precision_note: str
-    """What the target's engine makes of the precision."""
+    """How the target's engine computes in this precision."""
     engine: str
     model: Annotated[str, AfterValidator(_plain_name)]
     """The file that the engine opens."""
     source: Source
     tools: dict[str, str]
     sdk: Sdk | None = None
-    """Of a model for a card."""
+    """Only for a model for cards."""
     input: Input
     output: Output
     preprocessing: Preprocessing
@@ -181,7 +189,7 @@ class Manifest(_Part):
 
     @property
     def resample_note(self) -> str:
-        """Return what a user should know of an artifact of schema 1; empty for later ones."""
+        """Return a note for users of an artifact of schema 1; empty for later schemas."""
         if self.schema_version > 1:
             return ""
         return (
@@ -212,29 +220,32 @@ class Label:
     names: str
 
     def members(self) -> dict[str, str]:
-        """Return the members of a prediction; `wnid` is absent where the class has none."""
+        """Return the members of a prediction; `wnid` is absent if the class has none."""
         return ({"wnid": self.wnid} if self.wnid else {}) | {"label": self.names}
 
 
 @dataclass(frozen=True)
 class Golden:
-    """Rows and the answers that a right device gives, to `tolerance` (largest difference)."""
+    """The golden rows, and the probabilities that a device must answer.
+
+    `tolerance` is the largest difference of a probability that counts as right.
+    """
 
     rows: NDArray[np.uint8]
     probabilities: NDArray[np.float32]
     tolerance: float
     same_top1: bool
-    """The most likely class of each row is the golden one, too: see `fault`."""
+    """Whether the most likely class of each row must be the golden one: see `fault`."""
 
     def deviation(self, answers: NDArray[np.float32]) -> float:
-        """The largest difference of `answers` (N,classes) from the golden ones; NaN stays NaN."""
+        """Return the largest difference of `answers` (N,classes) from the golden ones, or NaN."""
         return float(np.abs(answers - self.probabilities).max())
 
     def fault(self, answers: NDArray[np.float32]) -> str:
-        """What is wrong with a device's `answers` (N,classes), in words; empty if they are right.
+        """Return the fault of a device's `answers` (N,classes) as text; empty if they are right.
 
-        Under `same_top1` the first class of a row may be another one only where the golden answer
-        has it within `tolerance` of its own first.
+        With `same_top1` the most likely class of a row may be another one only if its golden
+        probability is within `tolerance` of the largest one.
         """
         deviation = self.deviation(answers)
         if np.isnan(deviation):
@@ -255,21 +266,23 @@ class Golden:
 
 @dataclass(frozen=True)
 class Artifact:
+    """A verified artifact."""
+
     path: Path
     manifest: Manifest
     labels: tuple[Label, ...]
     golden: Golden
     marks: Mapping[str, "_Mark | None"] = field(default_factory=dict)
-    """Of each file, as it was when it was verified."""
+    """The mark of each file at the time of its verification."""
 
     @property
     def model_path(self) -> Path:
         return self.path / self.manifest.model
 
     def check_model_unchanged(self) -> None:
-        """Raise ArtifactError if the files that the engine opens are not those that were verified.
+        """Raise ArtifactError if a file that the engine opens was changed since it was verified.
 
-        A file that was only copied again is read, and is right if its hash is.
+        A file with another mark is read: it counts as unchanged if its hash is the same.
         """
         for name, expected in self.manifest.files.items():
             file, mark = self.path / name, self.marks.get(name)
@@ -287,7 +300,7 @@ class Artifact:
 
 
 _Mark = tuple[int, int, int, int]
-"""What tells two files of one name apart without reading them."""
+"""Device, inode, size and modification time: they show that a file was replaced without a read."""
 
 
 def _mark(path: Path) -> _Mark | None:
@@ -299,22 +312,24 @@ def _mark(path: Path) -> _Mark | None:
 
 
 def facts(path: Path) -> FileFacts:
-    """SHA-256 and size in bytes of the file at `path`."""
+    """Return the SHA-256 and the size in bytes of the file at `path`."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return FileFacts(sha256=digest, size=path.stat().st_size)
 
 
 def content_version(manifest: Manifest) -> str:
-    """The first 12 hex digits of the SHA-256 over everything that the manifest says but itself."""
-    # Without what is None, so that a field that a later topfive adds changes no older artifact.
-    said = manifest.model_dump(mode="json", by_alias=True, exclude={"version"}, exclude_none=True)
-    canonical = json.dumps(said, sort_keys=True, separators=(",", ":"))
+    """Return the first 12 hex digits of the SHA-256 over the manifest without its version."""
+    # Fields that are None are left out, so that a new field does not change older artifacts.
+    content = manifest.model_dump(
+        mode="json", by_alias=True, exclude={"version"}, exclude_none=True
+    )
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 
 def read(path: Path) -> Artifact:
-    """The verified artifact in the folder `path`; ArtifactError says what is wrong with it."""
+    """Verify the artifact in the folder `path` and return it; else raise ArtifactError."""
     manifest = read_manifest(path)
     marks = {name: _verify_file(path / name, expected) for name, expected in manifest.files.items()}
     missing = {manifest.model, LABELS, GOLDEN} - manifest.files.keys()
@@ -332,7 +347,7 @@ def read(path: Path) -> Artifact:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """The manifest of the artifact in `path`, its own fields checked, its files not."""
+    """Return the manifest of the artifact in `path`, with its fields checked but not its files."""
     file = path / MANIFEST
     try:
         text = file.read_bytes()
@@ -354,8 +369,8 @@ def read_manifest(path: Path) -> Manifest:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
-        said = f"{place}: {first['msg']}" if place else first["msg"].removeprefix("Value error, ")
-        raise ArtifactError(f"{file}: {said}", _REBUILD) from error
+        fault = f"{place}: {first['msg']}" if place else first["msg"].removeprefix("Value error, ")
+        raise ArtifactError(f"{file}: {fault}", _REBUILD) from error
     if manifest.version != content_version(manifest):
         raise ArtifactError(
             f"{file}: the version {manifest.version} does not match the content "
@@ -366,8 +381,11 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def read_labels(file: Path) -> tuple[Label, ...]:
-    """Return the labels of a text file: a line for each class, its wnid and a space if it has one,
-    its names. Empty lines at the end are passed over."""
+    """Return the labels of a text file, which has a line for each class.
+
+    A line has the names of the class, and before them its wnid and a space, if any. Empty lines at
+    the end are ignored.
+    """
     try:
         lines = disk.read_text(file).rstrip().splitlines()
     except OSError as error:
@@ -384,10 +402,10 @@ def read_labels(file: Path) -> tuple[Label, ...]:
 
 
 def _label(line: str) -> Label | None:
-    """Return the label of the line; None for an empty line, or for a wnid that is not whole."""
+    """Return the label of the line; None for an empty line or an incomplete wnid."""
     if found := re.fullmatch(r"(n\d{8})\s+(.+)", line):
         return Label(*found.groups())
-    # A line that begins like a wnid is a mistake in one, and no name of a class.
+    # A line that begins like a wnid is a mistyped wnid, and not the name of a class.
     return Label(None, line) if line and not re.match(r"n\d{6}", line) else None
 
 
@@ -404,7 +422,7 @@ def _unreadable(path: Path, error: OSError, remedy: str) -> ArtifactError:
 
 
 def _verify_file(path: Path, expected: FileFacts) -> _Mark | None:
-    """Return the mark of a file that is as the manifest says; ArtifactError for any other."""
+    """Return the mark of a file that matches the manifest; else raise ArtifactError."""
     mark, found = _read_file(path)
     if found != expected:
         raise ArtifactError(_mismatch(path, found, expected), _REBUILD)
@@ -412,7 +430,7 @@ def _verify_file(path: Path, expected: FileFacts) -> _Mark | None:
 
 
 def _read_file(path: Path) -> tuple[_Mark | None, FileFacts]:
-    """Return what the file at `path` is; ArtifactError if it cannot be read, or is none."""
+    """Return the mark, hash and size of a regular file; raise ArtifactError if it is unreadable."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # another kind may have no end
             raise ArtifactError(f"{path} is not a regular file.", _REBUILD)

@@ -1,8 +1,8 @@
-"""`topfive`: serve an artifact, classify images, measure, look at settings and health.
+"""`topfive`: serve an artifact, classify images, measure, show settings and health.
 
-Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed (said with a remedy),
-2 usage, 3 a check did not hold, 4 server unreachable or not ready, 5 some images failed, 130
-interrupted. With --json an error is JSON too, one line.
+Results go to stdout, all other output to stderr. Exit codes: 0 done, 1 failed (an error with a
+remedy), 2 usage, 3 a check failed, 4 server unreachable or not ready, 5 some images failed, 130
+interrupted. With --json an error is one line of JSON.
 """
 
 import inspect
@@ -27,14 +27,14 @@ cli = typer.Typer(
     help="Serve a trained image classifier, and classify, evaluate and measure with it.",
     no_args_is_help=True,
     add_completion=False,
-    rich_markup_mode=None,  # it would shorten the names of options and take [...] for markup
+    rich_markup_mode=None,  # it would shorten the names of options and read [...] as markup
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
 def main() -> None:
-    """The command `topfive`."""
+    """Run the command `topfive`."""
     try:
         command.run(cli)
     except KeyboardInterrupt:
@@ -53,9 +53,10 @@ def _top(
 
 
 def with_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """Give `command` an option for each setting, and the settings that result.
+    """Return `command` with an option for each setting.
 
-    It takes the settings and their sources; what else it takes stays its own options.
+    The first two parameters of `command` are the settings and their sources. Its other parameters
+    stay options of its own.
     """
     from service import settings
 
@@ -190,11 +191,11 @@ def doctor(
     from service.tools.doctor.context import Context
 
     if card:
-        from service.tools.doctor.first_card import first_hour
-        from service.tools.doctor.walk import Asked
+        from service.tools.doctor.first_card import write_report
+        from service.tools.doctor.walk import WalkOptions
 
-        asked = Asked(settings, output, prototxt, caffemodel, preprocess, labels, image_dir)
-        sys.exit(0 if first_hour(asked) else UNFIT)
+        options = WalkOptions(settings, output, prototxt, caffemodel, preprocess, labels, image_dir)
+        sys.exit(0 if write_report(options) else UNFIT)
     findings = checks.examine(Context(settings))
     print(report.as_json(findings) if as_json else "\n".join(report.lines(findings)), flush=True)
     sys.exit(0 if report.all_right(findings) else UNFIT)
@@ -346,10 +347,10 @@ def health(
     from service.tools import client
 
     try:
-        said = client.ask_ready(url or client.own_url(), wait_s)
+        text = client.wait_until_ready(url or client.own_url(), wait_s)
     except Unreachable:
         if quiet:
             sys.exit(UNREACHABLE)
         raise
     if not quiet:
-        print(said, flush=True)
+        print(text, flush=True)

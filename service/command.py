@@ -1,6 +1,6 @@
-"""The end of a command: what has failed is said with a remedy, on stderr, without a traceback.
+"""Errors of a command: printed on stderr with a remedy, without a traceback.
 
-With --json the error is JSON too, one line. TOPFIVE_DEBUG=1 shows the traceback.
+With --json the error is one line of JSON. TOPFIVE_DEBUG=1 shows the traceback.
 """
 
 import json
@@ -15,9 +15,9 @@ FAILED, UNREACHABLE = 1, 4
 
 
 def run(command: Callable[[], object]) -> None:
-    """Run `command`; an error of ours, or of a file or folder, ends the process with its code.
+    """Run `command`; print a TopfiveError or an OSError, and exit with its code.
 
-    An OSError without a number is none of the system's but a mistake in a program: it is raised.
+    An OSError without an errno does not come from the system: it is a bug, and is raised.
     """
     try:
         command()
@@ -28,14 +28,14 @@ def run(command: Callable[[], object]) -> None:
             if error.errno is None:
                 raise
             error = TopfiveError(*disk.unusable(error))
-        _complain(error)
+        _print_error(error)
         sys.exit(UNREACHABLE if isinstance(error, Unreachable) else FAILED)
 
 
-def _complain(error: TopfiveError) -> None:
+def _print_error(error: TopfiveError) -> None:
     if "--json" in sys.argv:
-        said = {"error": error.detail, "detail": error.detail, "remedy": error.remedy}
-        print(json.dumps(said), file=sys.stderr)
+        fields = {"error": error.detail, "detail": error.detail, "remedy": error.remedy}
+        print(json.dumps(fields), file=sys.stderr)
         return
     print(f"error: {error.detail}", file=sys.stderr)
     if error.remedy:

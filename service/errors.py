@@ -1,63 +1,65 @@
-"""What can go wrong, for whom, with which status, and what to do about it.
+"""The tree of errors: their status, their code, and what they mean.
 
     TopfiveError
-    ├── RequestError           answered over HTTP; `status`, `code` and `title` stand with the class
-    │   │                      the caller's to change:
-    │   ├── Malformed          400  the request's grammar
+    ├── RequestError           sent over HTTP; the class has `status`, `code` and `title`
+    │   │                      the client can change the request:
+    │   ├── Malformed          400  the request has a syntax error
     │   ├── NotFound           404  no such path
     │   ├── MethodNotAllowed   405  the path is known, the method is not
-    │   ├── HeadTimeout        408  the head did not arrive in time
-    │   ├── BodyTimeout        408  the body did not arrive in time
-    │   ├── TooLarge           413  more bytes or images than are taken
-    │   ├── TooManyPixels      413  a picture larger than is decoded
-    │   ├── UnsupportedMedia   415  no image format, media type or coding that we take
-    │   ├── Undecodable        422  the right kind of file, but broken
-    │   ├── HeadTooLarge       431  more bytes of headers than are taken
-    │   ├── HttpVersion        505  another HTTP than 1.1 and 1.0
-    │   │                      not the caller's:
+    │   ├── HeadTimeout        408  the head was not received in time
+    │   ├── BodyTimeout        408  the body was not received in time
+    │   ├── TooLarge           413  more bytes or images than the limit
+    │   ├── TooManyPixels      413  an image with more pixels than the limit
+    │   ├── UnsupportedMedia   415  an unknown image format, media type or coding
+    │   ├── Undecodable        422  a known image format, but a broken file
+    │   ├── HeadTooLarge       431  more bytes of headers than the limit
+    │   ├── HttpVersion        505  an HTTP version other than 1.1 and 1.0
+    │   │                      the client cannot change the cause:
     │   ├── ClientDisconnected 499  the client disconnected; never sent, only counted
-    │   ├── Internal           500  a bug of ours
-    │   ├── Overloaded         503  no row free, or no room for another body
-    │   ├── NotReady           503  no device is proven
+    │   ├── Internal           500  a bug of topfive
+    │   ├── Overloaded         503  no free row, or no byte budget for another body
+    │   ├── NotReady           503  no device is ready
     │   ├── Draining           503  the service is stopping
-    │   ├── Deadline           504  taken, but not answered in time
-    │   └── DeviceFailed       503  the device failed the image, and so did the second try
+    │   ├── Deadline           504  accepted, but not answered in time
+    │   └── DeviceFailed       503  both attempts of an image failed on a device
     ├── SettingsError          a setting, its value or its file
     ├── ArtifactError          an artifact that cannot be read, trusted or run here
-    ├── DeviceError            a device host that does not start, answer or answer rightly
-    ├── SdkError               an SDK that cannot be loaded, cannot count its cards, or its mm_run
-    ├── Unreachable            a server that a command asks: silent, or not ready
-    ├── EvaluationError        an evaluation's label file, or a run that cannot go on
+    ├── DeviceError            a device host that fails, or gives no answer or wrong answers
+    ├── SdkError               an SDK that cannot be loaded or cannot count its cards; or mm_run
+    ├── Unreachable            a server that gives a command no answer, or is not ready
+    ├── EvaluationError        the label file of an evaluation, or a run that cannot continue
     └── BuildError             model_build: a source file, a layer, an option
 
-Every error says what happened with the values that matter (`detail`) and what to do about it
-(`remedy`). Numbers that a program may want stand in `members`. The statuses and codes are those of
-the project's HTTP conventions; `docs/errors.md` explains each for users.
+Every error has a `detail`, which is what was wrong with which value, and a `remedy`, which is what
+to do. `members` has numbers for programs. The statuses and codes are those of the project's HTTP
+conventions. `docs/errors.md` explains each error for users.
 """
 
 import random
 
 INSTALL = "Run make install in topfive's checkout, and use the commands of its .venv."
-"""The remedy where a package is missing: topfive is not published, its lock has the packages."""
+"""Remedy for a missing package: topfive is not published, and its lock has the packages."""
 
 
 LONGEST_RETRY_S = 30.0
-"""What a caller is sent away for at the most, before the jitter."""
+"""Maximum seconds in Retry-After, without the jitter."""
 
 
 def retry_after_ms(wait_s: float) -> int:
-    """Return `wait_s` and up to a third more by chance, so that callers do not all return at one
-    time, in milliseconds: the member of an error that may pass by itself."""
+    """Return the `retry_after_ms` of a temporary error: `wait_s` and a jitter of up to a third.
+
+    The jitter spreads the times at which clients retry.
+    """
     return max(1, round(min(wait_s, LONGEST_RETRY_S) * (1000 + random.random() * 1000 / 3)))  # noqa: S311
 
 
 def clause(sentence: str) -> str:
-    """Return `sentence` as a part of another one: with a small first letter, without full stop."""
+    """Return `sentence` as part of another one: in lower case at its start, without full stop."""
     return sentence[:1].lower() + sentence[1:].removesuffix(".")
 
 
 class TopfiveError(Exception):
-    """Something expected went wrong; `detail` tells what, `remedy` what to do."""
+    """An expected error: `detail` is what was wrong, `remedy` is what to do."""
 
     def __init__(self, detail: str, remedy: str = "", **members: object) -> None:
         super().__init__(detail)
@@ -67,7 +69,7 @@ class TopfiveError(Exception):
 
 
 class RequestError(TopfiveError):
-    """A request, or one image of it, that is answered with an error."""
+    """The error of a request, or of one image of a request."""
 
     status = 500
     code = "internal"
@@ -94,7 +96,7 @@ class NotFound(RequestError):
 
 
 class MethodNotAllowed(RequestError):
-    """`allow` lists the methods that the path has."""
+    """The method is not one of the path's methods, which `allow` lists."""
 
     status, code, title = 405, "method_not_allowed", "Method not allowed"
 
@@ -164,15 +166,18 @@ class DeviceFailed(RequestError):
 
 
 def stopping() -> Draining:
-    """Return the error of a request that comes, or is still open, when the service ends."""
+    """Return the error of a request that is received or unanswered while the service stops."""
     return Draining(
         "The server is stopping.", "Send the request to another server.", retry_after_ms=1000
     )
 
 
 def more_time(shortened: bool, less: str = "") -> str:
-    """Return the remedy of a request whose deadline is too short: `shortened` by its caller, or the
-    default. `less` is what the caller could send instead, if anything."""
+    """Return the remedy of a request whose deadline is too short.
+
+    `shortened` is true if the client sent the deadline, and false for the default. `less` is what
+    the client could send instead, or empty.
+    """
     if shortened:
         return "Send a longer X-Request-Timeout-Ms" + (f", or {less}." if less else ".")
     if less:
@@ -181,7 +186,10 @@ def more_time(shortened: bool, less: str = "") -> str:
 
 
 def out_of_memory(detail: str) -> Internal:
-    """Return the error of an image that took more memory than there is: no bug, and not broken."""
+    """Return the error of an image that needs more memory than there is.
+
+    The status is that of Internal, because the image is not broken, but this is not a bug.
+    """
     return Internal(
         detail,
         "Send a smaller image. The operator can give the service more memory (the limit "
@@ -206,7 +214,7 @@ class DeviceError(TopfiveError):
 
 
 class SdkError(TopfiveError):
-    """An interpreter that cannot load MagicMind, an SDK that cannot count its cards, or mm_run."""
+    """An interpreter cannot load MagicMind, an SDK cannot count its cards, or mm_run failed."""
 
 
 class Unreachable(TopfiveError):
@@ -214,14 +222,14 @@ class Unreachable(TopfiveError):
 
 
 class EvaluationError(TopfiveError):
-    """A label file, or a run of an evaluation, that cannot be used or go on."""
+    """A label file cannot be used, or the run of an evaluation cannot continue."""
 
 
 class BuildError(TopfiveError):
-    """A build that cannot go on: names the file and, inside a network, the layer."""
+    """A build cannot continue; `file` and, inside a network, `layer` are the place."""
 
     def __init__(self, detail: str, remedy: str = "", *, file: str = "", layer: str = "") -> None:
-        # A file may name its layers and list its sides at any length.
+        # A name or a list in a file can have any length, so both are cut.
         named = f"layer '{layer[:100]}'" if layer else ""
         place = ": ".join(part for part in (file, named, detail[:1000]) if part)
         super().__init__(place, remedy)

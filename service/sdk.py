@@ -1,11 +1,12 @@
-"""The SDK's own interpreter, seen from here: which one it is, and which cards it sees.
+"""Finds the interpreter that can load the SDK, and the cards that the SDK sees.
 
-MagicMind exists for CPython 3.7 only, so everything that touches it runs in processes of another
-interpreter. Each question here is a short-lived process of that interpreter (device_host/facts.py):
-nothing of the SDK is ever loaded into this one.
+MagicMind exists for CPython 3.7 only, so all code that uses it runs in processes of another
+interpreter. Each function here starts a short-lived process of that interpreter
+(device_host/facts.py). The SDK is never loaded into this process.
 
-The SDK may print on stdout when it is imported and when the interpreter ends, and may crash then:
-an answer is the JSON behind MARK, and the exit code of a process that gave one does not matter.
+The SDK may print on stdout when it is imported and when the interpreter exits, and may crash then.
+So the answer of a process is the JSON behind MARK, and its exit code does not matter if there is
+one.
 """
 
 import json
@@ -25,50 +26,51 @@ FACTS = Path(__file__).resolve().parent / "device_host" / "facts.py"
 TRIED = ("python3.7", "/usr/bin/python3.7", "/usr/local/bin/python3.7", "python3", "python")
 MARK = "[topfive:answer] "
 IMPORT_TIMEOUT_S = 180.0
-"""Seconds for an interpreter to load the SDK and, if asked, count its devices."""
+"""Seconds for an interpreter to load the SDK and to count its devices."""
 IMPORT_TIMEOUT = "TOPFIVE_IMPORT_TIMEOUT_S"
-"""The variable that says otherwise, for commands that do not take the settings."""
+"""Variable that replaces IMPORT_TIMEOUT_S in commands that do not take the settings."""
 FOLDER = Path("/usr/local/neuware")
-"""Where the SDK is unless NEUWARE_HOME says otherwise."""
+"""Folder of the SDK, if NEUWARE_HOME is not set."""
 _LIBRARIES = ("lib64", "lib/llvm-mm/lib", "lib/llvm-mm-cxx11-old-abi/lib")
-"""The last one is for a wheel of the old C++ ABI."""
+"""Folders of libraries in NEUWARE_HOME. The last one is for a wheel of the old C++ ABI."""
 OVERRIDE = "CNRT_DEFAULT_DEVICE"
-"""The variable by which the SDK's runtime ignores the device that a program chooses."""
+"""Variable with which the SDK's runtime ignores the device that a program chooses."""
 
 
 @dataclass(frozen=True)
-class Sdk:
+class SdkPython:
     """An interpreter that can load MagicMind."""
 
     python: str
     python_version: str
     version: str
-    """MagicMind's, as its package's metadata has it; empty if there is none."""
+    """Version of MagicMind in the metadata of its package; empty if there is none."""
 
 
 @dataclass(frozen=True)
 class Devices:
-    """The devices to serve on: the interpreter of their hosts, and the engine's own ordinals."""
+    """The devices to serve on: the interpreter of the device hosts, and the engine's ordinals."""
 
     python: str
     ordinals: tuple[int, ...]
 
 
-def find(asked: str | None, timeout_s: float | None = None) -> Sdk:
-    """The interpreter `asked`, or the first of TRIED that can load MagicMind.
+def find(named: str | None, timeout_s: float | None = None) -> SdkPython:
+    """Return the interpreter `named`, or the first of TRIED that can load MagicMind.
 
-    SdkError says why each one that was tried cannot; none has longer than `timeout_s`, which is
-    the variable IMPORT_TIMEOUT's if None. SettingsError if that is no number of seconds.
+    Each interpreter has `timeout_s` seconds; None means the variable IMPORT_TIMEOUT or its default.
+    Raise SdkError with the reason for each interpreter if none can load MagicMind, and
+    SettingsError if the variable is not a number of seconds.
     """
     reasons = {}
-    for python in [asked] if asked else _on_this_machine():
+    for python in [named] if named else _on_this_machine():
         try:
-            facts = _ask(python, timeout_s)
+            facts = _facts_of(python, timeout_s)
         except SdkError as error:
             reasons[python] = error.detail
             continue
         if not facts["why_not"]:
-            return Sdk(python, facts["python"], facts["magicmind"] or "")
+            return SdkPython(python, facts["python"], facts["magicmind"] or "")
         reasons[python] = f"{python}: Python {facts['python']}: {facts['why_not']}"
     tried = "; ".join(reasons.values())
     raise SdkError(
@@ -78,8 +80,11 @@ def find(asked: str | None, timeout_s: float | None = None) -> Sdk:
 
 
 def device_count(python: str, timeout_s: float | None = None) -> int:
-    """How many devices the SDK under `python` sees; SdkError if it cannot tell in time."""
-    facts = _ask(python, timeout_s, "--devices")
+    """Return the number of devices that the SDK under `python` sees.
+
+    Raise SdkError if the SDK cannot count them in time.
+    """
+    facts = _facts_of(python, timeout_s, "--devices")
     if facts["why_not"]:
         raise SdkError(
             f"{python}: the SDK cannot count its devices: {facts['why_not']}",
@@ -91,17 +96,17 @@ def device_count(python: str, timeout_s: float | None = None) -> int:
 def chosen_devices(
     target: str, devices: str, device_python: str | None, timeout_s: float | None = None
 ) -> Devices:
-    """What the settings `devices` and `device_python` mean here, for an artifact of `target`.
+    """Return the devices of the settings `devices` and `device_python` for the `target`.
 
-    For cards two short-lived processes are waited for, each as by `find`; SdkError if the SDK
-    cannot be found, or does not see a device that is asked for.
+    For cards the function waits for two short-lived processes, each at most as long as `find`.
+    Raise SdkError if the SDK cannot be found, or does not see a device of the settings.
     """
-    asked = () if devices == "all" else tuple(dict.fromkeys(map(int, devices.split(","))))
+    wanted = () if devices == "all" else tuple(dict.fromkeys(map(int, devices.split(","))))
     if not SERVED_TARGETS[target].needs_sdk:
-        return Devices(device_python or sys.executable, asked or (0,))
+        return Devices(device_python or sys.executable, wanted or (0,))
     python = find(device_python, timeout_s).python
     count = device_count(python, timeout_s)
-    missing = [ordinal for ordinal in asked if ordinal >= count]
+    missing = [ordinal for ordinal in wanted if ordinal >= count]
     if missing or not count:
         raise SdkError(
             f"The SDK sees {count} device{'s' * (count != 1)}"
@@ -109,14 +114,15 @@ def chosen_devices(
             "Count devices from 0. Give a container the device nodes of the cards. "
             "Check MLU_VISIBLE_DEVICES.",
         )
-    return Devices(python, asked or tuple(range(count)))
+    return Devices(python, wanted or tuple(range(count)))
 
 
 def environment() -> dict[str, str]:
-    """Return this process's environment for a process of the SDK's.
+    """Return the environment for a process of the SDK's interpreter: this process's, changed.
 
-    It lacks OVERRIDE. Folders of libraries that are in NEUWARE_HOME are last in LD_LIBRARY_PATH: an
-    entrypoint has no shell whose start-up file sets it, and no other process is to load from them.
+    OVERRIDE is removed. The folders of libraries in NEUWARE_HOME are appended to LD_LIBRARY_PATH,
+    because an entrypoint has no shell whose start-up file sets it. They are not set for this
+    process, because no other process may load libraries from them.
     """
     own = {name: value for name, value in os.environ.items() if name != OVERRIDE}
     home = own.get("NEUWARE_HOME", "")
@@ -138,7 +144,7 @@ def overridden() -> str:
 
 
 def answer_in(output: str) -> Any:
-    """Return the value of the last whole JSON behind MARK in `output`; None if there is none."""
+    """Return the value of the last complete JSON behind MARK in `output`; None if there is none."""
     for part in reversed(output.split(MARK)[1:]):
         try:
             return json.JSONDecoder().raw_decode(part)[0]
@@ -148,7 +154,7 @@ def answer_in(output: str) -> Any:
 
 
 def remedy_for(failure: str) -> str:
-    """Return what to do about `failure`, words of the SDK; empty if it is not one that is known."""
+    """Return the remedy for `failure`, a message of the SDK; empty for an unknown message."""
     library = re.search(r"([^\s:]+): cannot open shared object file", failure)
     if library:
         home = os.environ.get("NEUWARE_HOME") or FOLDER
@@ -181,24 +187,24 @@ _LOOK_AT_THE_DRIVER = "Check the driver (cnmon) and /dev/cambricon_*; topfive do
 
 
 def _on_this_machine() -> list[str]:
-    """The interpreters to try, each once."""
+    """Return the paths of the interpreters to try, without duplicates."""
     found = [path for name in TRIED if (path := shutil.which(name))]
     return list(dict.fromkeys(path for path in found if path != sys.executable))
 
 
 def _import_timeout_s() -> float:
-    said = os.environ.get(IMPORT_TIMEOUT)
+    value = os.environ.get(IMPORT_TIMEOUT)
     try:
-        seconds = float(said) if said else IMPORT_TIMEOUT_S
+        seconds = float(value) if value else IMPORT_TIMEOUT_S
     except ValueError:
         seconds = 0.0
     if not 0 < seconds <= 86_400:
-        detail = f"{IMPORT_TIMEOUT} must be a number of seconds up to one day, not {said!r}."
+        detail = f"{IMPORT_TIMEOUT} must be a number of seconds up to one day, not {value!r}."
         raise SettingsError(detail, f"Unset it to use {IMPORT_TIMEOUT_S:g} s.")
     return seconds
 
 
-def _ask(python: str, timeout_s: float | None, *options: str) -> dict[str, Any]:
+def _facts_of(python: str, timeout_s: float | None, *options: str) -> dict[str, Any]:
     if timeout_s is None:
         timeout_s = _import_timeout_s()
     command = (python, "-E", "-s", str(FACTS), *options)

@@ -1,11 +1,12 @@
-"""Every setting of the service: as a flag, an environment variable and a line of a TOML file.
+"""Every setting of the service, as a flag, an environment variable and a line of a TOML file.
 
-A flag wins over the environment, which wins over the file, which wins over the default:
+A flag has priority over the environment, the environment over the file, and the file over the
+default:
 
     --body-timeout-ms 5000      TOPFIVE_BODY_TIMEOUT_MS=5000      body_timeout_ms = 5000
 
-The file is the one that --config or TOPFIVE_CONFIG names, else /etc/topfive/config.toml where that
-exists. `load` says of each value where it came from. A name carries its unit.
+--config or TOPFIVE_CONFIG names the file. The default is /etc/topfive/config.toml, if it exists.
+`load` returns the settings and the source of each value. The name of a setting has its unit.
 """
 
 import os
@@ -24,7 +25,7 @@ from service.system import disk
 
 PREFIX = "TOPFIVE_"
 SYSTEM_FILE = Path("/etc/topfive/config.toml")
-# Of ours in the environment, but no setting of the service.
+# Variables with the prefix that are not settings of the service.
 OTHER_VARIABLES = frozenset(
     f"{PREFIX}{name}" for name in ("CONFIG", "DEBUG", "DATA", "REVISION", "URL")
 )
@@ -184,17 +185,17 @@ class Settings(BaseSettings):
     )
 
     def named_artifact(self) -> Path:
-        """`artifact`; SettingsError if there is none."""
+        """Return `artifact`; raise SettingsError if it is not set."""
         if self.artifact is None:
             raise SettingsError("No artifact is named.", "Name the folder with --artifact DIR.")
         return self.artifact
 
 
 def load(flags: Mapping[str, object], file: Path | None = None) -> tuple[Settings, dict[str, str]]:
-    """The settings, and for each its source: flag, environment, a file's path, or default.
+    """Return the settings, and the source of each: flag, environment, a file's path, or default.
 
-    `flags` are the values given on the command line. SettingsError names the value that is wrong
-    and where it stands.
+    `flags` are the values on the command line. Raise SettingsError with the first wrong value and
+    its place.
     """
     file = file or _named_file()
     layers = {
@@ -223,7 +224,7 @@ def load(flags: Mapping[str, object], file: Path | None = None) -> tuple[Setting
 
 
 def url_of(host: str, port: int) -> str:
-    """Return the URL of an address; an IPv6 host gets its brackets."""
+    """Return the URL of an address; an IPv6 host is put in brackets."""
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
@@ -234,9 +235,9 @@ def local_url(host: str, port: int) -> str:
 
 
 def unknown_variables() -> list[str]:
-    """Variables that look like ours and are none: misspelt, or of a Kubernetes service link.
+    """Return the variables with our prefix that are not settings.
 
-    An empty one counts as not set.
+    They are misspelt, or come from a Kubernetes service link. An empty variable counts as not set.
     """
     known = {PREFIX + name.upper() for name in Settings.model_fields} | OTHER_VARIABLES
     ours = (name for name, value in os.environ.items() if name.startswith(PREFIX) and value)
@@ -244,8 +245,11 @@ def unknown_variables() -> list[str]:
 
 
 def _refuse_empty(source: str, layer: Mapping[str, object]) -> None:
-    """Raise SettingsError for a flag or a line that is empty: of a path or an address it would mean
-    this folder or every address. Of a variable it means that the variable is not set."""
+    """Raise SettingsError for an empty flag or line.
+
+    An empty path would mean this folder, and an empty address every address. An empty variable
+    counts as not set, so it is not in a layer.
+    """
     for name, value in layer.items():
         if value == "":
             remedy = f"Give it a value or remove it. topfive config --help describes {name}."
@@ -260,7 +264,7 @@ def _named_file() -> Path | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError:
-        pass  # it may be there: reading it says what is wrong
+        pass  # the file may exist: reading it raises the error with its reason
     return SYSTEM_FILE
 
 
@@ -288,7 +292,7 @@ _SERVICE_LINK = (
 
 
 def _place(name: str, source: str) -> str:
-    """How the setting is spelt where it stands."""
+    """Return the setting as its source spells it; for a file with path and line."""
     if source == "flag":
         return f"--{name.replace('_', '-')}"
     if source == "environment":

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from service.settings import Settings
-from service.tools.client import Answer, print_table
+from service.tools.client import FileAnswer, print_table
 from tests.support import pictures, tiny
 from tests.support.serving import COMMAND, Service, plain_environment, receive_all, serving
 
@@ -472,7 +472,7 @@ def test_no_color(service: Service, photos: list[Path]) -> None:
 def test_labels_are_not_markup(capsys: pytest.CaptureFixture[str]) -> None:
     """A label or a file's name with brackets is printed as it is."""
     prediction = {"score": 1.0, "label": "[/b] :cat:", "wnid": "n1"}
-    print_table([Answer(Path("[red]x.png"), [prediction])])
+    print_table([FileAnswer(Path("[red]x.png"), [prediction])])
     printed = capsys.readouterr().out
     assert "[red]x.png" in printed
     assert "[/b] :cat:" in printed

@@ -1,6 +1,7 @@
-"""BentoML: a front that gathers batches by a learnt cost, in each of its worker processes.
+"""BentoML: a front in each worker process, which batches requests by a cost that it learns.
 
-Tuned: a worker for each core, as its documentation recommends for CPUs; no access log, no metrics.
+Tuned: one worker for each core, as its documentation recommends for CPUs. There is no access log,
+and there are no metrics.
 """
 
 import os
@@ -11,7 +12,7 @@ from pathlib import Path
 import bentoml
 import numpy as np
 
-from benchmarks.peers.common import CORES, LARGEST_BATCH, Engine, answer, decode
+from benchmarks.peers.common import CORES, LARGEST_BATCH, PeerEngine, answer, decode
 
 
 @bentoml.service(
@@ -20,9 +21,9 @@ from benchmarks.peers.common import CORES, LARGEST_BATCH, Engine, answer, decode
     metrics={"enabled": False},
     logging={"access": {"enabled": False}},
 )
-class Classifier:
+class BentoClassifier:
     def __init__(self) -> None:
-        self._engine = Engine()
+        self._engine = PeerEngine()
 
     @bentoml.api(batchable=True, max_batch_size=LARGEST_BATCH)
     def classify(self, file: list[Path]) -> list[str]:
@@ -34,6 +35,6 @@ if __name__ == "__main__":
     home = tempfile.mkdtemp(prefix="bench-bentoml-")
     environment = {**os.environ, "BENTOML_HOME": home, "BENTOML_DO_NOT_TRACK": "True"}
     program = str(Path(sys.executable).with_name("bentoml"))
-    command = [program, "serve", "benchmarks.peers.bentoml:Classifier"]
+    command = [program, "serve", "benchmarks.peers.bentoml:BentoClassifier"]
     command += ["--host", "127.0.0.1", "--port", sys.argv[1]]
     os.execve(program, command, environment)

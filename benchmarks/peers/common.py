@@ -1,7 +1,8 @@
-"""What all peers share, so that only the servers differ: the decode, the engine, the answer.
+"""The decode, the engine and the answer, which all peers share, so that only the servers differ.
 
-It runs in each peer's own environment. BENCH_MODEL names the OpenVINO model; without it the engine
-takes no time and answers class 0. The decode is the service's, the engine set up as its CPU engine.
+This module runs in each peer's own environment. BENCH_MODEL names the OpenVINO model. Without it
+the engine takes no time and answers class 0. The decode is the service's own, and the engine has
+the options of the service's CPU engine.
 """
 
 import json
@@ -24,14 +25,17 @@ Probabilities = NDArray[np.float32]
 
 
 def decode(data: bytes) -> Rows:
-    """One image's row."""
+    """Return the row of an image."""
     row = np.empty((SIDE, SIDE, 3), np.uint8)
     decode_into(data, row, RESIZE, RESAMPLE, MAX_PIXELS)
     return row
 
 
-class Engine:
-    """Call it with rows (n, height, width, 3), n ≤ LARGEST_BATCH: probabilities (n, classes)."""
+class PeerEngine:
+    """The engine: a call with rows (n, height, width, 3) returns probabilities (n, classes).
+
+    n is at most LARGEST_BATCH.
+    """
 
     def __init__(self) -> None:
         self._request = None
@@ -58,7 +62,7 @@ class Engine:
 
 
 def predictions(probabilities: Probabilities) -> dict[str, Any]:
-    """The five likeliest classes of one row."""
+    """Return the five most likely classes of one row."""
     likeliest = np.argpartition(probabilities, -5)[-5:]
     likeliest = likeliest[np.argsort(-probabilities[likeliest])]
     return {
@@ -70,5 +74,5 @@ def predictions(probabilities: Probabilities) -> dict[str, Any]:
 
 
 def answer(probabilities: Probabilities) -> bytes:
-    """The same as JSON."""
+    """Return the five most likely classes of one row as JSON."""
     return json.dumps(predictions(probabilities)).encode()

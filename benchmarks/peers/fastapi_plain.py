@@ -1,10 +1,11 @@
-"""A FastAPI handler as its documentation writes them, with the batching that it leaves to others.
+"""A FastAPI handler as in its documentation, with batching, which FastAPI does not have.
 
-The image is an UploadFile of a form, the answer a dictionary. The handler is a plain `def`, as the
-documentation recommends for what blocks: it runs on a thread of AnyIO's, where it decodes and waits
-for the batch that its row is in.
+The image is an UploadFile of a form, and the answer is a dictionary. The handler is a plain `def`,
+as the documentation recommends for code that blocks. It runs on a thread of AnyIO, decodes the
+image, and waits for the batch with its row.
 
-Tuned: uvicorn with uvloop and httptools, no access log; a batch takes what waits, without a timer.
+Tuned: uvicorn with uvloop and httptools, no access log. A batch takes the waiting rows, without a
+timer.
 """
 
 import queue
@@ -19,14 +20,21 @@ import numpy as np
 import uvicorn
 from fastapi import FastAPI, UploadFile
 
-from benchmarks.peers.common import LARGEST_BATCH, Engine, Probabilities, Rows, decode, predictions
+from benchmarks.peers.common import (
+    LARGEST_BATCH,
+    PeerEngine,
+    Probabilities,
+    Rows,
+    decode,
+    predictions,
+)
 
 waiting: queue.Queue[tuple[Rows, Future[Probabilities]]] = queue.Queue()
 
 
 @asynccontextmanager
 async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-    threading.Thread(target=batch_after_batch, args=(Engine(),), daemon=True).start()
+    threading.Thread(target=batch_after_batch, args=(PeerEngine(),), daemon=True).start()
     yield
 
 
@@ -40,8 +48,8 @@ def classify(file: UploadFile) -> dict[str, Any]:
     return predictions(answered.result())
 
 
-def batch_after_batch(engine: Engine) -> None:
-    """The first that waits, and at once whatever else does."""
+def batch_after_batch(engine: PeerEngine) -> None:
+    """Compute batches without end: wait for a row, and add all rows that wait then."""
     while True:
         batch = [waiting.get()]
         while len(batch) < LARGEST_BATCH and not waiting.empty():

@@ -1,8 +1,8 @@
-"""LitServe on uvicorn: a front, a queue, worker processes that decode, batch and infer.
+"""LitServe on uvicorn: a front, a queue, and worker processes that decode, batch and infer.
 
-Tuned: as many workers as cores and the ZeroMQ queue, as its documentation recommends for CPUs and
-for more than 100 requests/s; the body is taken raw instead of as JSON with base64; batches of what
-waits, with a timer of BATCH_TIMEOUT_S, without which its idle workers spin faster still.
+Tuned: one worker for each core and the ZeroMQ queue, as its documentation recommends for CPUs and
+for more than 100 requests/s. The body is raw instead of JSON with base64. A batch takes the waiting
+requests, with a timer of BATCH_TIMEOUT_S. Without the timer its idle workers spin even faster.
 """
 
 import sys
@@ -15,7 +15,7 @@ from fastapi import Body, Response
 from benchmarks.peers.common import (
     CORES,
     LARGEST_BATCH,
-    Engine,
+    PeerEngine,
     Probabilities,
     Rows,
     answer,
@@ -25,9 +25,9 @@ from benchmarks.peers.common import (
 BATCH_TIMEOUT_S = 0.001
 
 
-class Classifier(litserve.LitAPI):
+class LitServeClassifier(litserve.LitAPI):
     def setup(self, device: str) -> None:
-        self._engine = Engine()
+        self._engine = PeerEngine()
 
     def decode_request(self, request: Annotated[bytes, Body()]) -> Rows:
         return decode(request)
@@ -47,7 +47,7 @@ class Classifier(litserve.LitAPI):
 
 if __name__ == "__main__":
     server = litserve.LitServer(
-        Classifier(max_batch_size=LARGEST_BATCH, batch_timeout=BATCH_TIMEOUT_S),
+        LitServeClassifier(max_batch_size=LARGEST_BATCH, batch_timeout=BATCH_TIMEOUT_S),
         accelerator="cpu",
         workers_per_device=CORES,
         fast_queue=True,

@@ -1,8 +1,8 @@
-"""mosec: a front in Rust, worker processes that batch.
+"""mosec: a front in Rust, and worker processes that batch.
 
-Tuned: one stage, with a worker for each core that decodes its batch and infers; two stages, as in
-its examples (decoders that hand rows to one that infers), took a quarter more CPU here. It waits
-1 ms for a batch to fill, the least that it takes; no request times out.
+Tuned: one stage with one worker for each core, which decodes its batch and infers. Two stages as in
+its examples, with decoding workers and one inferring worker, used a quarter more CPU here. The wait
+for a batch is 1 ms, the minimum of mosec. No request times out.
 """
 
 import sys
@@ -10,12 +10,12 @@ import sys
 import numpy as np
 from mosec import Server, Worker
 
-from benchmarks.peers.common import CORES, LARGEST_BATCH, Engine, answer, decode
+from benchmarks.peers.common import CORES, LARGEST_BATCH, PeerEngine, answer, decode
 
 
-class Classifier(Worker):
+class MosecClassifier(Worker):
     def __init__(self) -> None:
-        self._engine = Engine()
+        self._engine = PeerEngine()
 
     def deserialize(self, data: bytes) -> bytes:
         return data
@@ -33,5 +33,5 @@ if __name__ == "__main__":
     options = ["--address", "127.0.0.1", "--log-level", "warning", "--timeout", "60000"]
     sys.argv = [sys.argv[0], "--port", sys.argv[1], *options]
     server = Server()
-    server.append_worker(Classifier, num=CORES, max_batch_size=LARGEST_BATCH, max_wait_time=1)
+    server.append_worker(MosecClassifier, num=CORES, max_batch_size=LARGEST_BATCH, max_wait_time=1)
     server.run()

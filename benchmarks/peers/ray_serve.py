@@ -1,7 +1,7 @@
-"""Ray Serve: a proxy, a replica that batches, and a cluster around them.
+"""Ray Serve: a proxy, replicas that batch, and a cluster around them.
 
-Tuned: more ongoing requests than there are clients (the default of 5 would never fill a batch), a
-replica for each core, no wait for a batch to fill, no dashboard.
+Tuned: more ongoing requests than clients, because the default of 5 would never fill a batch. There
+is one replica for each core, no wait for a batch, and no dashboard.
 """
 
 import sys
@@ -13,7 +13,7 @@ from ray import serve
 from starlette.requests import Request
 from starlette.responses import Response
 
-from benchmarks.peers.common import CORES, LARGEST_BATCH, Engine, Probabilities, answer, decode
+from benchmarks.peers.common import CORES, LARGEST_BATCH, PeerEngine, Probabilities, answer, decode
 
 
 @serve.deployment(
@@ -21,9 +21,9 @@ from benchmarks.peers.common import CORES, LARGEST_BATCH, Engine, Probabilities,
     max_ongoing_requests=256,
     ray_actor_options={"num_cpus": 0},
 )
-class Classifier:
+class RayClassifier:
     def __init__(self) -> None:
-        self._engine = Engine()
+        self._engine = PeerEngine()
 
     @serve.batch(max_batch_size=LARGEST_BATCH, batch_wait_timeout_s=0)
     async def infer(self, bodies: list[bytes]) -> list[Probabilities]:
@@ -37,6 +37,6 @@ class Classifier:
 if __name__ == "__main__":
     ray.init(include_dashboard=False, num_cpus=CORES, logging_level="warning")
     serve.start(http_options={"host": "127.0.0.1", "port": int(sys.argv[1])})
-    serve.run(Classifier.bind(), route_prefix="/classify")
+    serve.run(RayClassifier.bind(), route_prefix="/classify")
     while True:
         time.sleep(3600)

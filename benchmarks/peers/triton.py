@@ -1,13 +1,13 @@
 """Triton from the wheel nvidia-pytriton: its own server, started directly, without docker.
 
-The wheel's launcher is left out; what it would arrange is arranged here: a model repository with
-the one model of triton_model.py, a backend folder with the stub of this Python beside the backend,
-the wheel's libraries on the path of the linker.
+The wheel's launcher is not used. This module does its work: it makes a model repository with the
+model of triton_model.py, and a backend folder with the Python backend and the stub of this Python,
+and it adds the wheel's libraries to the path of the linker.
 
-Tuned: HTTP alone, images as binary tensors, no metrics; dynamic batching as the documentation
-recommends first, without preferred sizes or delays. What its Model Analyzer would search was tried
-by hand: an instance a core is best for an engine that takes no time, one instance that decodes on
-a thread a core for a real one.
+Tuned: only HTTP, images as binary tensors, no metrics. Dynamic batching has no preferred sizes or
+delays, as the documentation recommends first. The search of its Model Analyzer was done by hand:
+one instance for each core is best for an engine that takes no time. One instance that decodes on
+one thread for each core is best for a real engine.
 """
 
 import os
@@ -50,7 +50,7 @@ def main(port: str) -> None:
 
 
 def repository(folder: Path) -> Path:
-    """A folder with the model."""
+    """Fill `folder` with the model, and return it."""
     version = folder / "classifier" / "1"
     version.mkdir(parents=True)
     shutil.copy(Path(__file__).with_name("triton_model.py"), version / "model.py")
@@ -61,7 +61,7 @@ def repository(folder: Path) -> Path:
 
 
 def backends(folder: Path, server: Path) -> Path:
-    """A folder with the Python backend and this Python's stub."""
+    """Fill `folder` with the Python backend and this Python's stub, and return it."""
     shutil.copytree(server / "backends", folder)
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     stub = server / "python_backend_stubs" / version / "triton_python_backend_stub"

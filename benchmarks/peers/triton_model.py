@@ -1,27 +1,27 @@
-"""The model that Triton's Python backend runs: JPEG bytes in, the five likeliest classes out."""
+"""The model for Triton's Python backend: from JPEG bytes to the five most likely classes."""
 
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-# The stub is the base interpreter's, that knows nothing of this environment.
+# The stub runs the base interpreter, which does not have the packages of this environment.
 sys.path[:0] = os.environ["BENCH_PATH"].split(":")
 
 import numpy as np  # noqa: E402
 import triton_python_backend_utils as pb_utils  # noqa: E402
 
-from benchmarks.peers.common import CORES, Engine, answer, decode  # noqa: E402
+from benchmarks.peers.common import CORES, PeerEngine, answer, decode  # noqa: E402
 
-# The only instance, or one of as many as there are cores: see triton.py.
+# One instance uses all cores; of one instance for each core, each uses one: see triton.py.
 THREADS = CORES if "BENCH_MODEL" in os.environ else 1
 
 
 class TritonPythonModel:
-    """Triton asks for a class of this name."""
+    """The model; Triton requires this name of the class."""
 
     def initialize(self, _: dict[str, str]) -> None:
-        self._engine = Engine()
+        self._engine = PeerEngine()
         self._map = map if THREADS == 1 else ThreadPoolExecutor(THREADS).map
 
     def execute(self, requests: list[Any]) -> list[Any]:

@@ -26,7 +26,7 @@ class Tools:
     """The card's part of the recipe, and the SDK and the photos found on this machine."""
 
     card: CardRecipe
-    sdk: sdk.Sdk
+    sdk: sdk.SdkPython
     photos: tuple[Path, ...] = ()
 
 

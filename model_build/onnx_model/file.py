@@ -75,7 +75,7 @@ def _parse(path: Path) -> onnx.ModelProto:
 
 
 def _check_graph(graph: onnx.GraphProto, file: str) -> None:
-    """Raise BuildError if the graph is not a network or has so many parts that checks take long."""
+    """Raise BuildError if the graph is not a network or has too many parts to check in time."""
     parts = len(graph.node) + sum(map(len, (graph.initializer, graph.input, graph.output)))
     if parts <= MAX_PARTS:
         nodes = graph.node

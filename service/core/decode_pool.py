@@ -31,7 +31,7 @@ from service.artifact import Resample
 from service.core import child_process
 from service.core.request import Image
 from service.core.rows import Rows, memory_file
-from service.decoding.worker import CLAIM, END, ENDED, NO_CLAIM, REQUEST, RESULT, STARTED, Job
+from service.decoding.worker import CLAIM, END, ENDED, NO_CLAIM, REQUEST, RESULT, STARTED, DecodeJob
 from service.errors import (
     DeviceError,
     Internal,
@@ -93,7 +93,7 @@ class Decoded:
     error: RequestError | None
 
 
-class Pipeline(Protocol):
+class DecodeConsumer(Protocol):
     """The part of the pipeline that a decode pool reports to."""
 
     def decode_limit(self) -> int:
@@ -114,14 +114,14 @@ class DecodePool:
         self,
         rows: Rows,
         options: DecodeOptions,
-        pipeline: Pipeline,
+        consumer: DecodeConsumer,
         metrics: Metrics,
         fatal: Callable[[DeviceError], None],
     ) -> None:
         self._rows = rows
         self._options = options
         self._processes = processes = options.processes
-        self._pipeline = pipeline
+        self._consumer = consumer
         self._restarts = metrics.decode_restarts
         self._cpu_seconds = metrics.decode_cpu_seconds
         self._counted_pid, self._counted_cpu_seconds = 0, 0.0
@@ -239,9 +239,9 @@ class DecodePool:
         opened.callback(os.close, self._wake)
         self._child = _spawn(self._job(requests.fileno(), results), self._ended)
 
-    def _job(self, requests: int, results: int) -> Job:
+    def _job(self, requests: int, results: int) -> DecodeJob:
         total, height, width, channels = self._rows.inputs.shape
-        return Job(
+        return DecodeJob(
             parent=os.getpid(),
             processes=self._processes,
             requests=requests,
@@ -262,7 +262,7 @@ class DecodePool:
     def dispatch(self) -> None:
         """Send queued images to the processes, up to the decode limit and the free slots."""
         unwanted = []
-        limit = self._pipeline.decode_limit()
+        limit = self._consumer.decode_limit()
         while self._queue and self._free and len(self._in_flight) < limit:
             image = self._queue.popleft()
             size, data, image.data = len(image.data), image.data, b""
@@ -275,7 +275,7 @@ class DecodePool:
             self._in_flight[slot] = image, size
             self._send(slot)
         if unwanted:
-            self._pipeline.decoded(unwanted)
+            self._consumer.decoded(unwanted)
 
     def _send(self, slot: int) -> None:
         image, size = self._in_flight[slot]
@@ -303,7 +303,7 @@ class DecodePool:
                 self._seconds += (seconds - self._seconds) / RECENT
                 error = self._error(slot, second) if second else None
                 finished.append(Decoded(self._release(slot), pixels, seconds, error))
-        self._pipeline.decoded(finished)
+        self._consumer.decoded(finished)
         self.dispatch()
 
     def _release(self, slot: int) -> Image:
@@ -361,7 +361,7 @@ class DecodePool:
         self._opened.close()
 
 
-def _spawn(job: Job, on_exit: Callable[[int], None]) -> child_process.Child:
+def _spawn(job: DecodeJob, on_exit: Callable[[int], None]) -> child_process.Child:
     return child_process.Child(
         [sys.executable, "-P", "-m", "service.decoding.worker", json.dumps(asdict(job))],
         on_exit,

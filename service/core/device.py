@@ -38,7 +38,7 @@ LONGEST_DELAY_S = 30.0
 """Maximum seconds between two starts of a device that is not in quarantine."""
 
 
-class Pipeline(Protocol):
+class BatchConsumer(Protocol):
     """The part of the pipeline that a device reports to."""
 
     def pulled(self) -> None:
@@ -61,7 +61,7 @@ class Shared:
     rows: Rows
     batcher: Batcher
     metrics: Metrics
-    pipeline: Pipeline
+    consumer: BatchConsumer
 
 
 class Device:
@@ -213,7 +213,7 @@ class Device:
             await room.acquire()
             batch = await self._shared.batcher.pull(self.largest_batch)
             self._send(host, batch, room)
-            self._shared.pipeline.pulled()
+            self._shared.consumer.pulled()
 
     def _send(self, host: Host, batch: list[Image], room: asyncio.Semaphore) -> None:
         numbers = [image.row for image in batch]
@@ -232,7 +232,7 @@ class Device:
         self._unverified_images += len(batch)
         for stage, nanoseconds in zip(self._stages, timings, strict=True):
             stage.observe(nanoseconds / 1e9)
-        self._shared.pipeline.computed(batch, sent_at, timings)
+        self._shared.consumer.computed(batch, sent_at, timings)
 
     async def _probe_regularly(self, host: Host) -> None:
         # One row at a time: all rows at once would hold up a slow device.
@@ -316,14 +316,14 @@ class Device:
             self._shared.batcher.put(image)
             return
         rows.release([image.row], state)
-        self._shared.pipeline.failed(image, _device_failed(failure))
+        self._shared.consumer.failed(image, _device_failed(failure))
 
     def _try_elsewhere(self, image: Image, failure: DeviceError) -> None:
         """Copy the image from its lost row into a free one, and try it again there."""
         rows = self._shared.rows
         acquired = rows.acquire(1)
         if acquired is None:
-            self._shared.pipeline.failed(image, _device_failed(failure))
+            self._shared.consumer.failed(image, _device_failed(failure))
             return
         rows.inputs[acquired] = rows.inputs[image.row]
         [image.row] = acquired

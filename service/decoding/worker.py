@@ -57,7 +57,7 @@ MAX_UNREPORTED_S = 0.02
 
 
 @dataclass(frozen=True)
-class Job:
+class DecodeJob:
     """The job of all workers: descriptors, the layout of both memories, limits.
 
     The files' memory begins with the claims. Slot `n` has its `slot_bytes` at `slots_offset` + n *
@@ -84,7 +84,7 @@ class Job:
 
 def main() -> int:
     """Run the leader. Return its exit code."""
-    job = Job(**json.loads(sys.argv[1]))
+    job = DecodeJob(**json.loads(sys.argv[1]))
     signal.pthread_sigmask(signal.SIG_BLOCK, (END, signal.SIGCHLD))
     become_child(job.parent)
     resampling.use_one_thread()
@@ -99,7 +99,7 @@ def main() -> int:
     return 0
 
 
-def _reap(job: Job, children: dict[int, int]) -> bool:
+def _reap(job: DecodeJob, children: dict[int, int]) -> bool:
     """Report the children that have exited, and remove them. Return whether any has."""
     ended = False
     while children and (reaped := os.waitpid(-1, os.WNOHANG))[0]:
@@ -109,7 +109,7 @@ def _reap(job: Job, children: dict[int, int]) -> bool:
     return ended
 
 
-def _fork(job: Job, number: int) -> int:
+def _fork(job: DecodeJob, number: int) -> int:
     """Fork a worker. Return its process id; in the worker this does not return."""
     leader = os.getpid()
     child = os.fork()
@@ -126,12 +126,12 @@ def _fork(job: Job, number: int) -> int:
         os._exit(code)
 
 
-def _report(job: Job, results: bytes) -> None:
+def _report(job: DecodeJob, results: bytes) -> None:
     os.write(job.results, results)
     os.eventfd_write(job.wake, 1)
 
 
-def _decode_all(job: Job, number: int) -> None:
+def _decode_all(job: DecodeJob, number: int) -> None:
     """Decode the requested images until end of file."""
     decoder = _Decoder(job, number)
     requests = socket.socket(fileno=job.requests)
@@ -182,7 +182,7 @@ def _one_at_a_time(descriptor: int) -> Iterator[None]:
 class _Decoder:
     """Decodes images between the two memories, as one worker maps them."""
 
-    def __init__(self, job: Job, number: int) -> None:
+    def __init__(self, job: DecodeJob, number: int) -> None:
         self._job, self._number = job, number
         self._bodies = mmap.mmap(job.bodies, job.bodies_bytes)
         self._view = memoryview(self._bodies)

@@ -1,4 +1,4 @@
-"""The command line's own calls: classify over HTTP or straight on an artifact, ask for health."""
+"""The client calls of the command line: classify over HTTP or on an artifact, check readiness."""
 
 import asyncio
 import sys
@@ -23,31 +23,36 @@ NOT_SERVING = ("not_ready", "draining")
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What was said of one file: predictions (class_id, label, score, any wnid), or an error."""
+class FileAnswer:
+    """The answer for one file: its predictions (class_id, label, score, any wnid), or an error."""
 
     file: Path
     predictions: list[dict[str, Any]]
     error: str = ""
 
 
-def classify_over_http(url: str, files: list[Path], top_k: int, timeout_s: float) -> list[Answer]:
-    """One request a file, in order; Unreachable if the server does not answer or is not ready."""
+def classify_over_http(
+    url: str, files: list[Path], top_k: int, timeout_s: float
+) -> list[FileAnswer]:
+    """Send one request for each file, in order, and return the answers.
+
+    Raise Unreachable if the server does not answer or is not ready.
+    """
     try:
         with httpx.Client(base_url=url, timeout=timeout_s, trust_env=False) as http:
-            return [_ask(http, file, top_k) for file in files]
+            return [_classify_file(http, file, top_k) for file in files]
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise Unreachable(f"{url} does not answer: {error}", START_IT) from error
 
 
 def classify_on_artifact(
     artifact: Path, files: list[Path], top_k: int, timeout_s: float
-) -> list[Answer]:
-    """All files through the artifact's device, without HTTP; the way that the service takes."""
+) -> list[FileAnswer]:
+    """Classify all files on the artifact's device, without HTTP, through the service's own path."""
     return asyncio.run(_classify_on_artifact(artifact, files, top_k, timeout_s))
 
 
-def print_json(answers: Iterable[Answer]) -> None:
+def print_json(answers: Iterable[FileAnswer]) -> None:
     """Print one JSON document: an array with an object for each file."""
     document = [
         {"file": str(answer.file)}
@@ -57,7 +62,7 @@ def print_json(answers: Iterable[Answer]) -> None:
     print(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode(), flush=True)
 
 
-def print_table(answers: Iterable[Answer]) -> None:
+def print_table(answers: Iterable[FileAnswer]) -> None:
     """Print a table with a line for each prediction."""
     from rich.console import Console
     from rich.table import Table
@@ -79,12 +84,15 @@ def print_table(answers: Iterable[Answer]) -> None:
     Console(markup=False, emoji=False).print(table)
 
 
-def ask_ready(url: str, wait_s: float) -> str:
-    """The server's words when it is ready; asks for `wait_s` seconds, then raises Unreachable."""
+def wait_until_ready(url: str, wait_s: float) -> str:
+    """Wait until the server is ready, and return its answer to GET /readyz.
+
+    Raise Unreachable if the server is not ready within `wait_s` seconds.
+    """
     give_up_at = time.monotonic() + wait_s
     while True:
         try:
-            return _ask_ready_once(url)
+            return _check_ready(url)
         except Unreachable:
             if time.monotonic() >= give_up_at:
                 raise
@@ -92,14 +100,14 @@ def ask_ready(url: str, wait_s: float) -> str:
 
 
 def own_url() -> str:
-    """Where `topfive serve` would listen, by the environment and the settings file."""
+    """Return the URL at which `topfive serve` would listen, by environment and settings file."""
     from service import settings
 
     effective, _ = settings.load({})
     return settings.local_url(effective.host, effective.port)
 
 
-def _ask_ready_once(url: str) -> str:
+def _check_ready(url: str) -> str:
     try:
         reply = httpx.get(f"{url}/readyz", timeout=2.0, trust_env=False)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
@@ -111,7 +119,7 @@ def _ask_ready_once(url: str) -> str:
     return reply.text
 
 
-def _ask(http: httpx.Client, file: Path, top_k: int) -> Answer:
+def _classify_file(http: httpx.Client, file: Path, top_k: int) -> FileAnswer:
     try:
         data = _read(file)
     except OSError as error:
@@ -122,15 +130,15 @@ def _ask(http: httpx.Client, file: Path, top_k: int) -> Answer:
         content=data,
         headers={"content-type": "application/octet-stream"},
     )
-    fields = said(reply)
+    fields = json_object(reply)
     if reply.status_code == 200 and "results" in fields:
-        return Answer(file, fields["results"][0]["predictions"])
+        return FileAnswer(file, fields["results"][0]["predictions"])
     if fields.get("code") in NOT_SERVING:
         raise Unreachable(
             f"{http.base_url}: {fields['detail']}",
             "Run topfive health --wait-s 60 to wait for the server.",
         )
-    return Answer(
+    return FileAnswer(
         file,
         [],
         str(
@@ -142,8 +150,8 @@ def _ask(http: httpx.Client, file: Path, top_k: int) -> Answer:
     )
 
 
-def said(reply: httpx.Response) -> dict[str, Any]:
-    """The JSON object that the reply is; empty if it is none."""
+def json_object(reply: httpx.Response) -> dict[str, Any]:
+    """Return the JSON object in the body of the reply; an empty one if the body is no object."""
     try:
         fields = reply.json()
     except ValueError:
@@ -153,30 +161,30 @@ def said(reply: httpx.Response) -> dict[str, Any]:
 
 async def _classify_on_artifact(
     path: Path, files: list[Path], top_k: int, timeout_s: float
-) -> list[Answer]:
+) -> list[FileAnswer]:
     from service.core import local_model
 
     async with local_model.opened(path) as model:
         return [await _submit(model, file, top_k, timeout_s) for file in files]
 
 
-async def _submit(model: "LocalModel", file: Path, top_k: int, timeout_s: float) -> Answer:
+async def _submit(model: "LocalModel", file: Path, top_k: int, timeout_s: float) -> FileAnswer:
     labels = model.artifact.labels
     try:
         prediction = await model.classify(_read(file), min(top_k, len(labels)), timeout_s)
     except OSError as error:
         return _unreadable(file, error)
     except RequestError as error:
-        return Answer(file, [], error.detail)
+        return FileAnswer(file, [], error.detail)
     predictions = [
         {"class_id": class_id, **labels[class_id].members(), "score": score}
         for class_id, score in zip(prediction.class_ids, prediction.scores, strict=True)
     ]
-    return Answer(file, predictions)
+    return FileAnswer(file, predictions)
 
 
-def _unreadable(file: Path, error: OSError) -> Answer:
-    return Answer(file, [], f"The file cannot be read: {disk.unreadable_in_words(file, error)}")
+def _unreadable(file: Path, error: OSError) -> FileAnswer:
+    return FileAnswer(file, [], f"The file cannot be read: {disk.unreadable_in_words(file, error)}")
 
 
 def _read(file: Path) -> bytes:

@@ -15,7 +15,7 @@ from dataclasses import asdict
 import pytest
 
 from service.core.rows import memory_file
-from service.decoding.worker import END, REQUEST, RESULT, STARTED, Job
+from service.decoding.worker import END, REQUEST, RESULT, STARTED, DecodeJob
 from tests.support import pictures
 
 PNG = pictures.encoded()
@@ -41,7 +41,7 @@ def worker(time_slicing: bool) -> Iterator[tuple[socket.socket, int, int]]:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         stack.enter_context(ours)
         stack.enter_context(theirs)
-        job = Job(
+        job = DecodeJob(
             parent=os.getpid(),
             processes=1,
             requests=theirs.fileno(),

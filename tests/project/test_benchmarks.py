@@ -10,7 +10,7 @@ from PIL import Image
 
 from benchmarks import contenders, photos, report, wrk
 from benchmarks.figures import Figures
-from benchmarks.server import Recipe, Server
+from benchmarks.server import BenchServer, ServerRecipe
 from benchmarks.verdicts import verdicts
 from tests.support.paths import ROOT
 
@@ -58,8 +58,8 @@ def test_what_falls_short_is_said() -> None:
 
 def test_all_processes_of_a_server_are_counted() -> None:
     """CPU of children that detached themselves and have ended is the server's."""
-    recipe = Recipe("burning", [sys.executable, "-c", BURNING, "{port}"])
-    server = Server(recipe, b"first")
+    recipe = ServerRecipe("burning", [sys.executable, "-c", BURNING, "{port}"])
+    server = BenchServer(recipe, b"first")
     try:
         assert server.cpu_seconds() >= 0.5
     finally:

@@ -114,6 +114,29 @@ def test_no_module_imports_itself_over_others() -> None:
     assert structure.cycle() == []
 
 
+def test_no_class_name_is_defined_twice() -> None:
+    """A search for a name finds one class; the folders that stand alone count too."""
+    assert structure.defined_twice() == {}
+
+
+def test_no_constructor_has_many_arguments() -> None:
+    """A constructor takes at most five arguments."""
+    counts = structure.constructors()
+    assert {name for name, count in counts.items() if count > structure.MOST_ARGUMENTS} == set()
+
+
+def test_a_class_defined_twice_is_found(tmp_path: Path) -> None:
+    """In two packages, and in a folder without `__init__.py`."""
+    for folder in ("service/tools", "service/device_host", "model_build"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "service/tools/one.py").write_text("class Same:\n    pass\n")
+    (tmp_path / "service/device_host/two.py").write_text("class Same:\n    pass\n")
+    (tmp_path / "model_build/three.py").write_text("class Other:\n    pass\n")
+    assert structure.defined_twice(tmp_path) == {
+        "Same": ["service.device_host.two", "service.tools.one"]
+    }
+
+
 # What runs a device, measures it, or reads label files.
 MEASURING = {
     "model_build.comparison": {"service.core.device_session"},

@@ -23,7 +23,7 @@ import pytest
 
 from benchmarks.ours import S4_SLOWER, on_cards
 from benchmarks.photos import photos
-from benchmarks.server import Server, running
+from benchmarks.server import BenchServer, running
 from tests.support.serving import COMMAND, plain_environment
 
 DEADLINE_MS = 10_000
@@ -49,7 +49,7 @@ class Seen:
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
+def server() -> Iterator[BenchServer]:
     with running(on_cards(S4_SLOWER), photos()[0]) as started:
         yield started
 
@@ -63,7 +63,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def capacity(server: Server, folder: Path, figure: Callable[[str], None]) -> float:
+def capacity(server: BenchServer, folder: Path, figure: Callable[[str], None]) -> float:
     """Good answers a second of 32 clients that take turns."""
     load = seen(server, folder, "--clients", 32, "--duration-s", 15).load
     rate, p99 = load["per_second"]["good"], p99_ms(load, "good")
@@ -74,7 +74,7 @@ def capacity(server: Server, folder: Path, figure: Callable[[str], None]) -> flo
     return float(rate)
 
 
-def seen(server: Server, folder: Path, *options: object) -> Seen:
+def seen(server: BenchServer, folder: Path, *options: object) -> Seen:
     command = [*COMMAND, "bench", "load", str(folder), "--url", server.url, "--json"]
     command += map(str, options)
     with alive(server) as livez_ms, server.memory_watched() as memory:
@@ -89,7 +89,7 @@ def p99_ms(load: dict[str, Any], kind: str) -> float:
 
 
 @contextmanager
-def alive(server: Server) -> Iterator[list[float]]:
+def alive(server: BenchServer) -> Iterator[list[float]]:
     """The list gets how many milliseconds each answer of `/livez` took."""
     took: list[float] = []
     ended = threading.Event()
@@ -121,7 +121,7 @@ def test_more_than_there_is(
     deadline_ms: int,
     seconds: int,
     capacity: float,
-    server: Server,
+    server: BenchServer,
     folder: Path,
     figure: Callable[[str], None],
 ) -> None:

@@ -1,6 +1,6 @@
-"""Small files that cost a decoder much: in time, in memory, or both. None is a broken file.
+"""Small files that cost a decoder much time, much memory, or both. None of them is broken.
 
-What is refused by its header is here too, so that it is measured against what is not.
+Files that are refused by their header are here too, to compare their cost with the other files.
 """
 
 import io
@@ -10,23 +10,23 @@ from collections.abc import Callable
 
 from PIL import Image
 
-# The largest that is allowed by default: 49,999,041 pixels.
+# The largest image that is allowed by default: 49,999,041 pixels.
 SIDE = 7071
 
 
 def chunk(name: bytes, body: bytes) -> bytes:
-    """One chunk of a PNG."""
+    """Return one chunk of a PNG."""
     return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
 
 def png_start(width: int, height: int, bits: int, colour: int, interlaced: bool = False) -> bytes:
-    """A PNG up to its first optional chunk."""
+    """Return the start of a PNG, up to its first optional chunk."""
     header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, interlaced)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
 
 
 def segment(marker: int, body: bytes) -> bytes:
-    """One segment of a JPEG."""
+    """Return one segment of a JPEG."""
     return b"\xff" + struct.pack(">BH", marker, len(body) + 2) + body
 
 
@@ -35,7 +35,10 @@ SMALL_PNG = png_start(16, 16, 8, 0) + SMALL_PNG_END
 
 
 def jpeg_start(side: int, components: int, frame: int) -> bytes:
-    """A JPEG up to its first scan: `frame` 0xC2 is progressive, 0xCA with arithmetic coding."""
+    """Return the start of a JPEG, up to its first scan.
+
+    `frame` 0xC2 is progressive, and 0xCA is progressive with arithmetic coding.
+    """
     layers = b"".join(bytes([number + 1, 0x11, 0]) for number in range(components))
     return (
         b"\xff\xd8"
@@ -48,14 +51,14 @@ def jpeg_start(side: int, components: int, frame: int) -> bytes:
 
 
 def scan(components: list[int], first: int, last: int, refines: int, data: bytes) -> bytes:
-    """One scan of a JPEG."""
+    """Return one scan of a JPEG."""
     tables = b"".join(bytes([number, 0]) for number in components)
     start = bytes([len(components)]) + tables + bytes([first, last, refines])
     return segment(0xDA, start) + data
 
 
 def jpeg_of_scans(scans: int, side: int = SIDE, components: int = 3) -> bytes:
-    """A progressive JPEG of many scans, each a few bytes that look at every coefficient."""
+    """Return a progressive JPEG of many scans, each of a few bytes for all coefficients."""
     blocks = (-(-side // 8)) ** 2
     runs = -(-blocks // 32767)
     # Each run is a 0, then 14 bits 1 for its length.
@@ -71,20 +74,20 @@ def jpeg_of_scans(scans: int, side: int = SIDE, components: int = 3) -> bytes:
 
 
 def jpeg_of_arithmetic_scans(scans: int) -> bytes:
-    """The same with arithmetic coding, whose scans need no bits at all."""
+    """Return the same with arithmetic coding, whose scans need no bits at all."""
     data = jpeg_start(SIDE, 1, 0xCA) + scan([1], 0, 0, 0, b"")
     return data + scan([1], 1, 63, 0x10, b"") * (scans - 1) + b"\xff\xd9"
 
 
 def small_jpeg(before: bytes = b"", between: bytes = b"") -> bytes:
-    """A good one of 16 x 16, with segments before its header and between its scans."""
+    """Return a good JPEG of 16 x 16, with segments before its header and between its scans."""
     start = jpeg_start(16, 1, 0xC2)
     scans = scan([1], 0, 0, 0, b"\0") + between + scan([1], 1, 63, 0, bytes(8))
     return start[:2] + before + start[2:] + scans + b"\xff\xd9"
 
 
 def png_of_64_bits() -> bytes:
-    """Interlaced, 8 bytes a pixel, of the slowest filter: the slowest honest picture."""
+    """Return an interlaced PNG of 8 bytes a pixel, with the filter that is slowest to decode."""
     packer = zlib.compressobj(1)
     data = []
     for x, y, across, down in _ADAM7:
@@ -103,13 +106,16 @@ _ADAM7 = (
 
 
 def png_of_profiles(count: int) -> bytes:
-    """Each chunk is a colour profile of a megabyte, in a thousand bytes."""
+    """Return a PNG with colour profiles of a megabyte, each in a chunk of a thousand bytes."""
     profile = chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(1_000_000)))
     return png_start(16, 16, 8, 0) + profile * count + SMALL_PNG_END
 
 
 def webp_turned(width: int, height: int) -> bytes:
-    """One transparent colour, to be turned by its EXIF: of all formats the most memory a pixel."""
+    """Return a WebP of one transparent colour that its EXIF rotates.
+
+    It needs the most memory for each pixel of all formats.
+    """
     file, exif = io.BytesIO(), Image.Exif()
     exif[0x112] = 5
     picture = Image.new("RGBA", (width, height), (1, 2, 3, 100))
@@ -118,13 +124,13 @@ def webp_turned(width: int, height: int) -> bytes:
 
 
 def gif(width: int, height: int, before: bytes) -> bytes:
-    """A picture of 1 x 1 on a canvas of any size, with blocks before it."""
+    """Return an image of 1 x 1 on a canvas of any size, with blocks before it."""
     screen = b"GIF89a" + struct.pack("<HHBBB", width, height, 0, 0, 0)
     return screen + before + b",\0\0\0\0\1\0\1\0\0\2\2\x4c\1\0;"
 
 
 def bmp_of_runs(side: int) -> bytes:
-    """Run-length coded; each line is four bytes: one pixel, and that the rest is black."""
+    """Return a run-length coded BMP. Each line has four bytes: one pixel, and the rest is black."""
     palette, data = bytes(range(256)) * 4, b"\1\1\0\0" * side + b"\0\1"
     start = 54 + len(palette)
     header = struct.pack("<IiiHHIIiiII", 40, side, side, 1, 8, 1, len(data), 0, 0, 256, 0)

@@ -1,6 +1,6 @@
-"""Caffe's layers in numpy, slowly and by the book: the reference where OpenCV cannot be one.
+"""Caffe's layers in numpy, slow and simple: the reference where OpenCV cannot be one.
 
-It shares the reading of files with the importer, and nothing of what the importer makes of them.
+It shares with the importer the reading of files, and nothing of the conversion.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ Layer = Callable[..., Images]
 
 
 def run_numpy(prototxt: Path, caffemodel: Path, images: Images, blob: str) -> Images:
-    """What the network makes of the images, at this blob as its last layer leaves it."""
+    """Return the output of the network for the images, at this blob after its last layer."""
     net = text_format.Parse(prototxt.read_text(), schema.NetParameter())
     stored = schema.NetParameter.FromString(caffemodel.read_bytes())
     weights = {layer.name: [_numbers(blob) for blob in layer.blobs] for layer in stored.layer}
@@ -83,7 +83,7 @@ def pooling(layer: Any, x: Images) -> Images:
 
 
 def _line(side: int, kernel: int, stride: int, pad: int, floor: bool) -> list[tuple[int, int]]:
-    """Where each window begins and ends, from the first pixel on."""
+    """Return where each window begins and ends, counted from the first pixel."""
     count = (side + 2 * pad - kernel) / stride
     count = int(np.floor(count) if floor else np.ceil(count)) + 1
     if pad and (count - 1) * stride >= side + pad:

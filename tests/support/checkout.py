@@ -1,7 +1,7 @@
-"""A copy of this checkout, as a reader has it after `make install`, without installing anything.
+"""A copy of this checkout, as after `make install`, but without an installation.
 
-The copy has an environment of its own, which borrows the packages of the one that runs the tests.
-`service` and `model_build` are the copy's.
+The copy has an environment of its own, which uses the packages of the environment that runs the
+tests. `service` and `model_build` are those of the copy.
 """
 
 import shutil
@@ -43,7 +43,7 @@ def _write_environment(folder: Path) -> None:
     # The copy comes first on the path, before this checkout, which the borrowed packages name.
     lines = f"{folder}\nimport site; site.addsitedir({borrowed!r})\n"
     (packages / "checkout.pth").write_text(lines)
-    # What the tests' tools are called by their path: ruff, mypy and pytest of `make`.
+    # `make` calls ruff, mypy and pytest by their path.
     for tool in Path(sys.executable).parent.iterdir():
         if not (environment / "bin" / tool.name).exists() and tool.name not in COMMANDS:
             (environment / "bin" / tool.name).symlink_to(tool)

@@ -1,4 +1,4 @@
-"""The project's documents as their readers meet them: blocks by language, commands one by one."""
+"""The project's documents as their readers use them: blocks by language, and commands."""
 
 import re
 from dataclasses import dataclass
@@ -31,11 +31,11 @@ class Command:
 
     @property
     def words(self) -> str:
-        """The command on one line."""
+        """Return the command as one line."""
         return " ".join(self.text.replace("\\\n", " ").split())
 
     def begins_with(self, beginning: str) -> bool:
-        """Whether its first words are those of `beginning`."""
+        """Return whether the command begins with the words of `beginning`."""
         return f"{self.words} ".startswith(f"{beginning} ")
 
 
@@ -48,7 +48,7 @@ def blocks(document: str) -> list[Block]:
 
 
 def commands(document: str) -> list[Command]:
-    """The commands of all its blocks of `sh`, in their order."""
+    """Return the commands of all `sh` blocks of the document, in order."""
     found = []
     for block in blocks(document):
         if block.language == "sh":
@@ -61,7 +61,7 @@ def commands(document: str) -> list[Command]:
 
 
 def inline_makes(document: str) -> list[str]:
-    """The calls of make that stand in its sentences and tables."""
+    """Return the calls of make in the sentences and tables of the document."""
     text = _BLOCK.sub("", (ROOT / document).read_text())
     return [" ".join(found[1].split()) for found in _INLINE_MAKE.finditer(text)]
 

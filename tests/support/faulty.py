@@ -10,8 +10,10 @@ CONTROL = "faults.json"
 
 
 def faulty_python(folder: Path, **fault: object) -> str:
-    """Return the path of an interpreter in `folder`; hosts of device 0 fail by `fault`, in the
-    words of faulty_host.py."""
+    """Return the path of an interpreter in `folder`.
+
+    Its device hosts of device 0 fail by `fault`, one of the faults of faulty_host.py.
+    """
     control, wrapper = folder / CONTROL, folder / "python"
     control.write_text(json.dumps({"0": fault}))
     wrapper.write_text(f"#!/bin/sh\nexec '{sys.executable}' '{FAULTY_HOST}' '{control}' \"$@\"\n")

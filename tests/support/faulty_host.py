@@ -1,17 +1,17 @@
-"""A device host with faults on demand, under the interpreter that the service's own run under.
+"""A device host with faults on demand, under the same interpreter as the service's device hosts.
 
     python faulty_host.py CONTROL -E -s service/device_host --socket ...
 
-CONTROL is a JSON file: {"<ordinal>": {"open" or "run": fault, "after": runs that are still well}}.
-It is read when the engine opens and before each run, so a test may change it under way. Faults:
+CONTROL is a JSON file: {"<ordinal>": {"open" or "run": fault, "after": runs without the fault}}. It
+is read when the engine opens and before each run, so a test may change it at any time. Faults:
 
-    raise, exit, kill    an error of the engine; the process ends by itself; by a signal
-    hang                 for ever
-    garbage              a message that is none
-    stale                a reply for a batch that nobody sent; then all goes on
+    raise, exit, kill    an error of the engine; an exit of the process; its end by a signal
+    hang                 no answer, without end
+    garbage              bytes that are not a message
+    stale                a reply for a batch that was not sent; then the host continues
     wrong                the probabilities in another order (only when running)
 
-"slow_s" beside them is how long each row takes.
+"slow_s" next to these is the time for each row.
 """
 
 import json
@@ -34,7 +34,7 @@ from engine import EngineError, Job  # noqa: E402
 
 
 def fail(fault: str) -> None:
-    """Do what the fault says."""
+    """Do what the fault demands."""
     if fault == "raise":
         raise EngineError("driver", "told to fail")
     if fault == "exit":
@@ -50,7 +50,7 @@ def fail(fault: str) -> None:
 
 
 class FaultyEngine(engine_openvino.OpenVINOEngine):
-    """The real one, until it is told otherwise."""
+    """The real engine, with the fault of the control file."""
 
     def __init__(self, job: Job, inputs: Any, outputs: Any) -> None:
         self._device, self._runs = str(job.device), 0

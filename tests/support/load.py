@@ -1,6 +1,6 @@
-"""A closed-loop load: clients that post one image after another over connections kept alive.
+"""A closed-loop load: clients that post one image after another over connections that stay open.
 
-Lean on purpose: it shares its processors with the service that it loads.
+It is small, because it shares the cores with the service under load.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 @dataclass
 class Outcome:
-    """What the clients saw: answers by status, seconds of each, connections that broke."""
+    """The result of the clients: answers by status, the seconds of each, broken connections."""
 
     statuses: Counter[int] = field(default_factory=Counter)
     seconds: list[float] = field(default_factory=list)
@@ -26,7 +26,7 @@ class Outcome:
         return sum(self.statuses.values())
 
     def percentile(self, share: float) -> float:
-        """Seconds; `share` of the answers came within them."""
+        """Return the seconds within which `share` of the answers came."""
         ordered = sorted(self.seconds)
         return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
@@ -34,7 +34,7 @@ class Outcome:
 async def load(
     url: str, bodies: list[bytes], clients: int, seconds: float, path: str = "/classify"
 ) -> Outcome:
-    """Post `bodies` in turn from `clients` clients until `seconds` have passed."""
+    """Post `bodies` in turn from `clients` clients for `seconds`."""
     outcome = Outcome()
     until = time.monotonic() + seconds
     await asyncio.gather(
@@ -46,9 +46,9 @@ async def load(
 async def load_until_refused(
     url: str, bodies: list[bytes], clients: int, keep_alive: bool
 ) -> Outcome:
-    """Post `bodies` from `clients` clients, each until nobody listens any more.
+    """Post `bodies` from `clients` clients, each until no server accepts its connection.
 
-    They connect anew when an answer says so; without `keep_alive` for each request.
+    A client connects again when an answer demands it; without `keep_alive` for each request.
     """
     outcome = Outcome()
     await asyncio.gather(

@@ -1,4 +1,4 @@
-"""The simulated SDK as tests use it: its interpreter, its switches, its faults, what it reports."""
+"""The simulated SDK in tests: its interpreter, its switches, its faults, its reports."""
 
 import json
 import os
@@ -16,7 +16,7 @@ PYTHON = ROOT / ".venv37" / "bin" / "python"
 
 
 class SimulatedSdk:
-    """A CPython 3.7 that has the simulator; its faults, records and reports are in `folder`."""
+    """A CPython 3.7 with the simulator; its faults, records and reports are in `folder`."""
 
     def __init__(self, folder: Path, record: Path) -> None:
         if not PYTHON.exists():
@@ -28,7 +28,7 @@ class SimulatedSdk:
         self._faults, self._report, self._record = folder / "faults", folder / "report", record
 
     def environment(self, **switches: str) -> dict[str, str]:
-        """This process's, without settings of ours, and with the simulator's `switches`."""
+        """Return this process's environment with the simulator's `switches`, without settings."""
         return plain_environment() | {
             "MAGICMIND_SIM_FAULTS": str(self._faults),
             "MAGICMIND_SIM_REPORT": str(self._report),
@@ -37,25 +37,25 @@ class SimulatedSdk:
         }
 
     def faults(self, cards: dict[int, dict[str, object]]) -> None:
-        """What each card does wrong from now on; nothing for those that are not named."""
+        """Set the faults of each card from now on; a card that is not named has none."""
         aside = self._faults.with_suffix(".new")
         aside.write_text(json.dumps(cards))
         aside.replace(self._faults)
 
     def build(self, *arguments: object, **switches: str) -> None:
-        """`topfive-build ARGUMENTS --target mlu`, as a process."""
+        """Run `topfive-build ARGUMENTS --target mlu` as a process."""
         command = [str(Path(sys.executable).with_name("topfive-build")), *map(str, arguments)]
         command += ["--target", "mlu", "--sdk-python", self.python]
         environment = self.environment(**switches)
         subprocess.run(command, check=True, timeout=400, env=environment)
 
     def wrong_uses(self) -> list[str]:
-        """What the simulator has reported."""
+        """Return the wrong uses that the simulator has reported."""
         return self._report.read_text().splitlines() if self._report.exists() else []
 
 
 def confidences() -> dict[str, int]:
-    """Each name of the SDK's surface, with the confidence of its source."""
+    """Return each name of the SDK with the confidence of its source."""
     found = {}
     for classes in json.loads((SIMULATOR / "surface.json").read_text()).values():
         for name, facts in classes.items():

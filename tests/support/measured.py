@@ -1,4 +1,4 @@
-"""A command as a process of its own: how it ended, what it said, its time and its memory."""
+"""A command as a separate process: its end, its output, its time and its memory."""
 
 import json
 import subprocess
@@ -7,7 +7,7 @@ from typing import Any
 
 from tests.support.serving import plain_environment
 
-# What a child has at its start counts as its own, so it is started from something small.
+# The memory of a child at its start counts as its own, so a small process starts it.
 MEASURE = """
 import json, resource, subprocess, sys, time
 started = time.perf_counter()
@@ -22,7 +22,7 @@ print(json.dumps(said | facts))
 
 
 def measured(command: list[str]) -> dict[str, Any]:
-    """How the process ended, what it said, its seconds and its most memory in bytes."""
+    """Run the command; return its end, its output, its seconds and its peak memory in bytes."""
     done = subprocess.run(
         [sys.executable, "-I", "-c", MEASURE, *command],
         capture_output=True,

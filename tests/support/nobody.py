@@ -1,4 +1,4 @@
-"""Commands and functions under another user, for files that root alone may read or write."""
+"""Commands and functions as another user, for files that only root may read or write."""
 
 import encodings.utf_8_sig  # noqa: F401 - else it is imported as nobody
 import os
@@ -13,7 +13,7 @@ import pytest
 from tests.support.serving import plain_environment
 
 UID = 65534
-# What is imported after the change of the user may be in a folder that this user cannot enter.
+# Modules are imported before the change of the user, who may not enter their folders.
 _COMMAND = """
 import os, sys
 from service import cli
@@ -26,7 +26,7 @@ cli.main()
 
 
 def topfive(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run the command as nobody."""
+    """Run the command as the user `nobody`."""
     command = [sys.executable, "-c", _COMMAND.format(uid=UID), *map(str, arguments)]
     return subprocess.run(
         command, capture_output=True, text=True, env=plain_environment(), timeout=60
@@ -34,8 +34,10 @@ def topfive(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 def said(function: Callable[[], object]) -> str:
-    """The error that `function` raises in a process of nobody's, with its remedy in a second line;
-    the type comes first."""
+    """Return the error that `function` raises in a process of the user `nobody`.
+
+    The first line has its type and its detail, the second line its remedy.
+    """
     reading, writing = os.pipe()
     child = os.fork()
     if not child:
@@ -57,7 +59,7 @@ def said(function: Callable[[], object]) -> str:
 
 
 def open_folder() -> Iterator[Path]:
-    """A folder that everyone may enter, unlike pytest's; skips where this is not root."""
+    """Return a folder that every user may enter, unlike pytest's; skip without root."""
     if os.geteuid() != 0:
         pytest.skip("only root can become another user")
     with tempfile.TemporaryDirectory() as folder:

@@ -1,9 +1,9 @@
-"""An HTTP server that does what the first word of each body says, and counts the words.
+"""An HTTP server that does what the first word of each body demands, and counts the words.
 
-Started as a process: `obedient.py [AFTER SECONDS]`. It prints its port; if it is told to stand
-still, AFTER seconds from its first request and SECONDS long, from when to when that was
-(CLOCK_MONOTONIC); and, when its stdin ends, its account. An independent counterpart of
-`topfive bench load`.
+It is started as a process: `obedient.py [AFTER SECONDS]`. It prints its port. With AFTER and
+SECONDS it stands still for SECONDS, beginning AFTER seconds after its first request, and prints the
+times of both ends (CLOCK_MONOTONIC). When its stdin ends, it prints its counts. It is an
+independent counterpart of `topfive bench load`.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ ANSWERS = {
     "late": (504, ""),
 }
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n"
-RESET = struct.pack("ii", 1, 0)  # SO_LINGER of no time: what is closed is reset
+RESET = struct.pack("ii", 1, 0)  # SO_LINGER of no time: a closed connection is reset
 
 words: Counter[str] = Counter()
 heads: set[str] = set()

@@ -1,4 +1,4 @@
-"""ONNX classifiers for tests: a small one in many dialects, and those that come with onnx."""
+"""ONNX classifiers for tests: a small one in many dialects, and the networks that onnx brings."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ Array = NDArray[np.generic]
 
 
 def node(op: str, inputs: str, outputs: str, **attributes: object) -> Node:
-    """A node; names with spaces between."""
+    """Return a node; spaces separate the names."""
     return helper.make_node(op, inputs.split(), outputs.split(), **attributes)
 
 
@@ -28,9 +28,9 @@ def network(
     outputs: Sequence[str] = ("prob",),
     opset: int = 13,
 ) -> onnx.ModelProto:
-    """Convolution, ReLU and pooling to `pooled` (N,8,1,1); `tail` goes on from there.
+    """Return convolution, ReLU and pooling to `pooled` (N,8,1,1), followed by `tail`.
 
-    `tail` finds the weights `matrix` (8, classes), and those of `more`.
+    `tail` can use the weights `matrix` (8, classes), and the weights `more`.
     """
     random = np.random.default_rng(7)
     stored = {
@@ -57,7 +57,7 @@ def network(
 
 
 def light(name: str) -> onnx.ModelProto:
-    """One of onnx's own test networks, whose weights are constants, with seeded weights instead."""
+    """Return one of onnx's own test networks, with seeded weights instead of constants."""
     model = onnx.load(LIGHT / f"light_{name}.onnx")
     graph, random = model.graph, np.random.default_rng(1)
     shapes = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
@@ -82,7 +82,7 @@ def light(name: str) -> onnx.ModelProto:
 def _weights(
     reader: Node, value: str, shape: tuple[int, ...], random: np.random.Generator
 ) -> NDArray[np.floating]:
-    """He-scaled matrices; factors, variances about 1; little else."""
+    """Return He-scaled matrices, variances about 1, and small numbers for the rest."""
     place = list(reader.input).index(value)
     if reader.op_type in ("Conv", "Gemm") and place == 1:
         return random.standard_normal(shape) * np.sqrt(2 / np.prod(shape[1:]))

@@ -1,4 +1,4 @@
-"""Small pictures as files, of the size that the tiny artifact takes as it is."""
+"""Small images as files, of the size of the tiny artifact's rows."""
 
 import io
 
@@ -9,19 +9,22 @@ from tests.support.tiny import SIDE
 
 
 def pixels(seed: int = 0) -> np.ndarray:
-    """uint8 (16, 16, 3)."""
+    """Return pixels, uint8 (16, 16, 3)."""
     return np.random.default_rng(seed).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
 
 
 def encoded(kind: str = "PNG", seed: int = 0) -> bytes:
-    """A file with those pixels; exactly those where `kind` (Pillow's word) loses none."""
+    """Return a file with those pixels.
+
+    They are exactly those if the format `kind` (Pillow's name) is lossless.
+    """
     file = io.BytesIO()
     Image.fromarray(pixels(seed)).save(file, kind)
     return file.getvalue()
 
 
 def vast_png(width: int, height: int) -> bytes:
-    """A PNG that declares so many black pixels, in few bytes."""
+    """Return a PNG of few bytes that declares this number of black pixels."""
     file = io.BytesIO()
     Image.new("1", (width, height)).save(file, "PNG")
     return file.getvalue()

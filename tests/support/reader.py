@@ -1,7 +1,7 @@
-"""A reader of the documents: a shell in a copy of the checkout, with a server where one is needed.
+"""A reader of the documents: a shell in a copy of the checkout, with a server if one is needed.
 
-What a command exports, and the folder that it changes to, is there for the next one. `place` gives
-the commands a loopback network of their own, so that port 8080 is free whatever this machine does.
+A variable that a command exports, and the folder that it changes to, stay for the next one. `place`
+gives the commands a loopback network of their own, so that port 8080 is free on any machine.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ sys.stdin.read()
 
 @dataclass(frozen=True)
 class Place:
-    """Where commands run: what is put before them, and the port in the place of 8080."""
+    """The place where commands run: the words before them, and the port that replaces 8080."""
 
     prefix: tuple[str, ...] = ()
     port: str = PORT
@@ -45,7 +45,7 @@ class Place:
 
 @contextlib.contextmanager
 def place() -> Iterator[Place]:
-    """A network namespace, or where there is none this network and a free port."""
+    """Return a network namespace, or, if that is impossible, this network and a free port."""
     root = os.geteuid() == 0
     alone = ["unshare", "--net" if root else "-rn"] if shutil.which("unshare") else ["false"]
     with subprocess.Popen(
@@ -67,7 +67,7 @@ def place() -> Iterator[Place]:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command ended; `seconds` of a server are until it was ready."""
+    """How a command ended; for a server `seconds` is the time until it was ready."""
 
     command: Command
     code: int
@@ -77,7 +77,7 @@ class Ended:
 
 
 class Reader:
-    """Runs commands in `folder`, one after another; `stubs` is the first folder on the path."""
+    """A shell that runs commands in `folder`; `stubs` is the first folder on the path."""
 
     def __init__(self, folder: Path, stubs: Path, where: Place) -> None:
         self._where = where
@@ -89,7 +89,7 @@ class Reader:
         self._server: tuple[Command, subprocess.Popen[bytes], Path, float] | None = None
 
     def run(self, command: Command, text: str, shell: str = "bash") -> Ended:
-        """Run `text`, which is the command's or nearly, to its end."""
+        """Run `text`, which is the command or nearly the command, to its end."""
         with tempfile.TemporaryDirectory() as name:
             after = Path(name) / "environment"
             saved = f"code=$?; env -0 > {after}; exit $code"
@@ -114,7 +114,7 @@ class Reader:
         return self._server is not None
 
     def serve(self, command: Command) -> None:
-        """Start a command that goes on until Ctrl-C, and wait until it is ready."""
+        """Start a command that runs until Ctrl-C, and wait until it is ready."""
         assert self._server is None
         output = self._folder.parent / f"server-{time.monotonic_ns()}"
         began = time.monotonic()
@@ -137,7 +137,7 @@ class Reader:
         self._server = command, process, output, time.monotonic() - began
 
     def end_server(self) -> list[Ended]:
-        """Ctrl-C: how the server ended, if there was one."""
+        """Send Ctrl-C to the server, if there is one, and return how it ended."""
         if self._server is None:
             return []
         command, process, output, seconds = self._server
@@ -156,7 +156,7 @@ class Reader:
 
 
 def write_recorder(file: Path, log: Path) -> None:
-    """A program at `file` that adds its name and its arguments to `log`: a line, NUL after each."""
+    """Write a program to `file` that adds its name and arguments to `log`, separated by NUL."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(
         "#!/bin/sh\n"
@@ -166,18 +166,18 @@ def write_recorder(file: Path, log: Path) -> None:
 
 
 def recorded(log: Path) -> list[list[str]]:
-    """The calls in `log`, in their order."""
+    """Return the calls in `log`, in order."""
     lines = log.read_text().splitlines() if log.exists() else []
     return [line.removesuffix("\0").split("\0") for line in lines]
 
 
 def with_nodes(text: str, folder: Path) -> str:
-    """The text with `folder` in the place of /dev."""
+    """Return the text with `folder` instead of /dev."""
     return re.sub(r"(?<!\S)/dev(?=[/ ])", str(folder), text)
 
 
 def write_nodes(folder: Path) -> None:
-    """The nodes of two cards, and others, as /dev has them."""
+    """Write the device nodes of two cards and some other nodes."""
     folder.mkdir()
     for name in ("null", "cambricon_ctl", "cambricon_dev0", "cambricon_dev1", "cambricon_ipcm0"):
         (folder / name).touch()

@@ -1,4 +1,4 @@
-"""The engines that our networks are compared with: ONNX Runtime runs ours, OpenCV Caffe's files."""
+"""The references of our networks: ONNX Runtime runs our files, OpenCV runs Caffe's files."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ Images = NDArray[np.float32]
 
 
 def run_onnx(model: onnx.ModelProto, images: Images, value: str) -> Images:
-    """What `model` makes of the images, at the value of this name."""
+    """Return the output of `model` for the images, at the value of this name."""
     probe = onnx.ModelProto()
     probe.CopyFrom(model)
     if value not in [output.name for output in probe.graph.output]:
@@ -24,13 +24,13 @@ def run_onnx(model: onnx.ModelProto, images: Images, value: str) -> Images:
 def run_opencv(
     prototxt: Path, caffemodel: Path, images: Images, layer: str | None = None
 ) -> Images:
-    """What OpenCV's dnn makes of the images by the Caffe files, after this layer or the last."""
+    """Return the output of OpenCV's dnn for the images, after this layer or the last one."""
     net = cv2.dnn.readNetFromCaffe(str(prototxt), str(caffemodel))
     net.setInput(images)
     return net.forward(layer) if layer else net.forward()
 
 
 def largest_difference(ours: Images, reference: Images) -> float:
-    """max|ours - reference| as a share of max|reference|; the shapes must be the same."""
+    """Return max|ours - reference| as a share of max|reference|; the shapes must be equal."""
     assert ours.shape == reference.shape
     return float(np.abs(ours - reference).max() / np.abs(reference).max())

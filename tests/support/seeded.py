@@ -12,7 +12,7 @@ from model_build.caffe.wiring import Layer, Shape, wire
 
 
 class _SeededGraph(Graph):
-    """Makes the weights that a layer asks for, and keeps them."""
+    """A graph that makes the weights of each layer and keeps them."""
 
     def blobs(self, layer: Layer, **wanted: Shape) -> list[Blob]:
         name = layer.proto.name
@@ -24,7 +24,7 @@ class _SeededGraph(Graph):
 
 
 def _numbers(random: np.random.Generator, scale: float, what: str, shape: Shape) -> Blob:
-    """He-scaled weights, variances about 1, scales about `scale`, small biases, the factor 1."""
+    """Return He-scaled weights, variances about 1, scales about `scale`, small biases, factor 1."""
     if what == "factor":
         return np.ones(shape, np.float32)
     if what == "variance":
@@ -36,9 +36,9 @@ def _numbers(random: np.random.Generator, scale: float, what: str, shape: Shape)
 
 
 def write_seeded_weights(prototxt: Path, caffemodel: Path, seed: int, scale: float = 1) -> None:
-    """Write `caffemodel`, with weights of the shapes that `prototxt` asks for.
+    """Write `caffemodel`, with weights of the shapes that `prototxt` needs.
 
-    All branches get theirs, as engines that look at the whole network want it.
+    All branches get weights, because some engines check the whole network.
     """
     net = text.read(prototxt)
     made: dict[str, list[Blob]] = {}
@@ -56,7 +56,7 @@ def write_seeded_weights(prototxt: Path, caffemodel: Path, seed: int, scale: flo
 
 
 def write_weights(caffemodel: Path, weights: dict[str, list[Blob]]) -> None:
-    """Write a caffemodel with these blobs by the layers' names."""
+    """Write a caffemodel with these blobs, by the names of the layers."""
     net = schema.NetParameter(name="seeded")
     for name, blobs in weights.items():
         layer = net.layer.add(name=name)

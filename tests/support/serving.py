@@ -1,4 +1,4 @@
-"""`topfive serve` as a process of its own, on a free port, awaited by its log line."""
+"""`topfive serve` as a separate process on a free port; its log line shows that it is ready."""
 
 import contextlib
 import json
@@ -22,22 +22,22 @@ LIVE = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 def plain_environment() -> dict[str, str]:
-    """This process's, without any setting of ours."""
+    """Return this process's environment without settings of topfive."""
     return {name: value for name, value in os.environ.items() if not name.startswith("TOPFIVE_")}
 
 
 def children(pid: int) -> list[int]:
-    """The processes that `pid` has started, from proc(5)."""
+    """Return the processes that `pid` has started, from proc(5)."""
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def command(pid: int) -> str:
-    """What `pid` runs, from proc(5)."""
+    """Return the command that `pid` runs, from proc(5)."""
     return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
 
 
 def metric_of(http: httpx.Client, name: str, **labels: str) -> float:
-    """The sum of the samples of `name` that have these labels, of the server that `http` asks."""
+    """Return the sum of the samples of `name` with these labels, from the server behind `http`."""
     return sum(
         sample.value
         for family in text_string_to_metric_families(http.get("/metrics").text)
@@ -47,18 +47,18 @@ def metric_of(http: httpx.Client, name: str, **labels: str) -> float:
 
 
 def everything(connection: socket.socket) -> bytes:
-    """All bytes until the server ends its side."""
+    """Return all bytes until the server closes its side."""
     return b"".join(iter(lambda: connection.recv(65536), b""))
 
 
 def receive_all(connection: socket.socket) -> bytes:
-    """The same; then our side is closed, too."""
+    """Return all bytes until the server closes its side, and then close ours."""
     with connection:
         return everything(connection)
 
 
 class Service:
-    """A running server: its process, its URL, its log as it comes."""
+    """A running server: its process, its URL, its log so far."""
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class Service:
         environment: Mapping[str, str] | None = None,
         under: Sequence[str] = (),
     ) -> None:
-        """`under` is a command that becomes the service, such as `prlimit --nofile=128`."""
+        """Start the server; `under` is a command that becomes it, such as `prlimit`."""
         command = [*under, *COMMAND, "serve", "--artifact", str(artifact), "--port", "0"]
         command += ["--log-format", "json", *flags]
         self.process = subprocess.Popen(
@@ -97,7 +97,7 @@ class Service:
         self._lines.put({"event": "end"})
 
     def await_event(self, event: str, timeout_s: float = 60, **facts: object) -> dict[str, Any]:
-        """The next log line of `event` with these facts; fails when the process ends before."""
+        """Return the next log line of `event` with these facts; fail if the process exits."""
         while True:
             fields = self._lines.get(timeout=timeout_s)
             if fields["event"] == event and facts.items() <= fields.items():
@@ -105,23 +105,23 @@ class Service:
             assert fields["event"] != "end", f"ended without {event} {facts}: {self.log[-5:]}"
 
     def await_ready(self, timeout_s: float = 60) -> None:
-        """Until a device is ready; only once for each time it becomes so."""
+        """Wait until a device is ready; use it once for each time that a device becomes ready."""
         self.await_event("device_state", timeout_s, to="ready")
 
     def hosts(self) -> list[int]:
-        """The process ids of the device hosts."""
+        """Return the process ids of the device hosts."""
         decoding = self.decoding()
         return [pid for pid in children(self.process.pid) if pid not in decoding]
 
     def decoding(self) -> list[int]:
-        """The process ids of the decode processes, after that of the one that starts them."""
+        """Return the process ids of the decode workers, after that of their leader."""
         leaders = (
             pid for pid in children(self.process.pid) if "service.decoding.worker" in command(pid)
         )
         return [pid for leader in leaders for pid in (leader, *children(leader))]
 
     def cpu_seconds(self) -> float:
-        """What its processes have used of processors so far, from proc(5)."""
+        """Return the CPU seconds of all its processes so far, from proc(5)."""
         ticks = 0
         for pid in (self.process.pid, *self.hosts(), *self.decoding()):
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -130,7 +130,7 @@ class Service:
 
     @contextlib.contextmanager
     def frozen_device(self) -> Iterator[None]:
-        """The device hosts do nothing meanwhile."""
+        """Stop the device hosts during the block."""
         hosts = self.hosts()
         for pid in hosts:
             os.kill(pid, signal.SIGSTOP)
@@ -142,30 +142,30 @@ class Service:
                     os.kill(pid, signal.SIGCONT)
 
     def connect(self) -> socket.socket:
-        """A raw connection, for what no well-behaved client would send."""
+        """Return a raw connection, for requests that no correct client sends."""
         url = httpx.URL(self.url)
         return socket.create_connection((url.host, url.port), timeout=30)
 
     def metric(self, name: str, **labels: str) -> float:
-        """The sum of the samples of `name` that have these labels."""
+        """Return the sum of the samples of `name` with these labels."""
         return metric_of(self.http, name, **labels)
 
     def await_metric(self, value: float, name: str, **labels: str) -> None:
-        """Ask for the metrics until it has `value`: for what happens after an answer."""
+        """Read the metrics until one has `value`: some change only after the answer."""
         give_up_at = time.monotonic() + 60
         while (found := self.metric(name, **labels)) != value:
             assert self.process.poll() is None
             assert time.monotonic() < give_up_at, f"{name} {labels} is {found}, not {value}"
 
     def stop(self) -> int:
-        """SIGTERM, and the exit code."""
+        """Send SIGTERM, and return the exit code."""
         self.http.close()
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         return self.await_end()
 
     def await_end(self) -> int:
-        """The exit code, when it has ended."""
+        """Wait until the process exits, and return the exit code."""
         try:
             code = self.process.wait(timeout=60)
         except subprocess.TimeoutExpired:
@@ -186,7 +186,10 @@ def serving(
     ready_within_s: float = 60,
     under: Sequence[str] = (),
 ) -> Iterator[Service]:
-    """A service that is ready, stopped at the end; `environment` is added to this process's."""
+    """Start a service, wait until it is ready, and stop it at the end.
+
+    `environment` is added to the environment of this process.
+    """
     service = Service(artifact, *flags, environment=environment, under=under)
     try:
         service.await_ready(ready_within_s)

@@ -1,4 +1,4 @@
-"""Cases of which `make test` runs a few; the others are `slow`, for `make test-all`."""
+"""Cases of which `make test` runs a few; the other cases are `slow`, for `make test-all`."""
 
 from collections.abc import Collection, Iterable
 
@@ -7,5 +7,5 @@ from _pytest.mark.structures import ParameterSet
 
 
 def few(cases: Iterable[str], quick: Collection[str]) -> list[str | ParameterSet]:
-    """The cases for `parametrize`; those that are not among `quick` have the mark `slow`."""
+    """Return the cases for `parametrize`; those that are not among `quick` have the mark `slow`."""
     return [case if case in quick else pytest.param(case, marks=pytest.mark.slow) for case in cases]

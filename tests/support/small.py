@@ -27,7 +27,10 @@ layer { name: "prob" type: "Softmax" bottom: "fc" top: "prob" }
 
 
 def write_small_network(folder: Path) -> list[str]:
-    """Write small.prototxt, .caffemodel and .txt (labels); the options of `topfive-build caffe`."""
+    """Write small.prototxt, .caffemodel and .txt (labels).
+
+    Return the options of `topfive-build caffe`.
+    """
     prototxt, caffemodel, labels = (
         folder / f"small.{end}" for end in ("prototxt", "caffemodel", "txt")
     )

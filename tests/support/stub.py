@@ -1,4 +1,4 @@
-"""A server in the place of topfive's, which answers what a test wants."""
+"""A server that replaces topfive's, and sends the answers of a test."""
 
 import http.server
 import json
@@ -26,7 +26,7 @@ REFUSED: Reply = (503, {"code": "device_failed", "detail": "twice"}, {"retry-aft
 
 
 class Stub(http.server.ThreadingHTTPServer):
-    """A server that gives these answers to images, in order, then the last one again."""
+    """A server that answers images with these answers in order, and then repeats the last one."""
 
     daemon_threads = True
 

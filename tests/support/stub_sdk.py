@@ -1,7 +1,7 @@
-"""An interpreter in the place of the SDK's: it says what is asked of it, and keeps the job it gets.
+"""An interpreter that replaces the SDK's: it prints fixed answers, and keeps its job.
 
-It answers the two questions of a build: what device_host/facts.py asks, and what the compiler is
-given. `write_stub` makes one that says what a test wants.
+It answers the two processes of a build: device_host/facts.py, and the compiler. `write_stub` makes
+one with the answers of a test.
 """
 
 import json
@@ -20,7 +20,7 @@ here = Path(__file__).resolve().parent
 if sys.argv[3].endswith("facts.py"):
     facts = {facts!r}
     if "--devices" in sys.argv and (here / "compiled").exists():
-        facts["devices"] = 0  # it could not run what it wrote
+        facts["devices"] = 0  # the stub cannot run the model that it wrote
         (here / "compiled").unlink()
     print("[topfive:answer] " + json.dumps(facts))
     sys.exit()
@@ -45,7 +45,7 @@ def write_stub(
     then: str = "",
     **facts: Any,
 ) -> Path:
-    """An interpreter whose SDK sees `devices`, runs the lines `first` and `then` and ends so."""
+    """Write an interpreter whose SDK sees `devices`, and that runs `first` and `then`."""
     said = {"python": "3.7.16", "magicmind": "1.7.0", "why_not": "", "devices": devices, **facts}
     stub = folder / "python3.7"
     stub.write_text(
@@ -56,6 +56,6 @@ def write_stub(
 
 
 def job_of(stub: Path) -> dict[str, Any]:
-    """The job that the stub was last given; its files are in the folder `job` beside it."""
+    """Return the last job of the stub; its files are in the folder `job` next to it."""
     found: dict[str, Any] = json.loads((stub.parent / "job" / "job.json").read_text())
     return found

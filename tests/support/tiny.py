@@ -1,6 +1,6 @@
-"""A tiny artifact: 16x16 rows, 10 classes; made in milliseconds, opened in a fraction of a second.
+"""A tiny artifact: 16x16 rows, 10 classes, made in milliseconds and opened in less than a second.
 
-It is for tests of everything around the network, so the network is one matrix.
+It is for tests of everything except the network, so the network is one matrix.
 """
 
 from pathlib import Path
@@ -15,7 +15,7 @@ SIDE, CLASSES = 16, 10
 
 
 def write_tiny_artifact(folder: Path, batch: tuple[int, int] = (1, 64), seed: int = 0) -> Path:
-    """Write it into `folder`, which is made."""
+    """Write the artifact to `folder`, which is created."""
     folder.mkdir(parents=True)
     model = _network(np.random.default_rng(seed), batch)
     ov.save_model(model, folder / "model.xml", compress_to_fp16=False)
@@ -35,7 +35,7 @@ def write_tiny_artifact(folder: Path, batch: tuple[int, int] = (1, 64), seed: in
 def write_manifest(
     folder: Path, batch: tuple[int, int] = (1, 64), schema: int = artifact.SCHEMA
 ) -> None:
-    """The manifest that fits the files as they are now."""
+    """Write the manifest that matches the files as they are now."""
     fields = {
         "schema": schema,
         "name": "tiny",
@@ -73,7 +73,7 @@ def write_manifest(
 
 
 def probabilities(rows: np.ndarray, seed: int = 0) -> np.ndarray:
-    """What the network answers, in numpy: float64 (N, classes)."""
+    """Return the answers of the network by numpy: float64 (N, classes)."""
     weights = _weights(np.random.default_rng(seed)).astype(np.float64)
     scores = rows.reshape(len(rows), -1) / 255 @ weights
     exponentials = np.exp(scores - scores.max(axis=1, keepdims=True))

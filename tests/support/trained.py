@@ -1,4 +1,4 @@
-"""The trained networks of the data folder: their options, and what OpenCV's dnn answers."""
+"""The trained networks of the data folder: their options, and the answers of OpenCV's dnn."""
 
 import subprocess
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-# What ../shared/data/models/models.json says, as topfive-build's options.
+# The facts of ../shared/data/models/models.json as options of topfive-build.
 CAFFE = ["--preprocess", "caffe"]
 OPTIONS = {
     "squeezenet_v1.1": CAFFE,
@@ -15,7 +15,7 @@ OPTIONS = {
     "mobilenet_v2": ["--color", "rgb", "--mean", "128", "--std", "128", "--resize", "256"],
     "efficientnet_lite0": ["--preprocess", "efficientnet-lite"],
 }
-# The recipes in the reference's own words: crop, channel order, mean, divisor.
+# The recipes in the form of the reference: crop, channel order, mean, divisor.
 REFERENCE = {
     "squeezenet_v1.1": (227, "bgr", (104, 117, 123), 1),
     "squeezenet_v1.0_dc": (227, "bgr", (104, 117, 123), 1),
@@ -41,9 +41,9 @@ def build_trained(name: str, models: Path, output: Path) -> Path:
 
 
 def opencv_answer(network: cv2.dnn.Net, name: str, photo: np.ndarray) -> np.ndarray:
-    """Return OpenCV's probabilities (classes) for the middle of `photo`, a scaled RGB picture.
+    """Return OpenCV's probabilities (classes) for the middle of `photo`, a scaled RGB image.
 
-    `network` is read from the original Caffe files; one that ends in scores gets a softmax.
+    `network` is read from the original Caffe files. If it ends in scores, a softmax is added.
     """
     crop, color, mean, divisor = REFERENCE[name]
     top, left = (photo.shape[0] - crop) // 2, (photo.shape[1] - crop) // 2

@@ -193,7 +193,7 @@ class AlwaysRight:
 
     where, model, preprocessing, classes = "here", ModelName("net", "1"), {}, CLASSES
 
-    async def ask(self, image: bytes) -> Top5:
+    async def classify(self, image: bytes) -> Top5:
         """Every image is the same to it."""
         return Top5((3, 1, 2, 4, 5))
 
@@ -336,7 +336,7 @@ def test_an_image_of_another_user(open_folder: Path) -> None:
     image.touch(0o600)
 
     def evaluated() -> None:
-        raise ValueError(asyncio.run(run._ask(AlwaysRight(), image, 1.0)))
+        raise ValueError(asyncio.run(run._answer(AlwaysRight(), image, 1.0)))
 
     for read in (evaluated, partial(bodies.read, [image])):
         said = nobody.said(read)

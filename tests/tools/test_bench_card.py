@@ -1,7 +1,8 @@
 """`topfive bench device` on a simulated MLU370-S4 with the published latencies of ResNeXt-50.
 
-The card takes its time and computes nothing, so what is measured is whether host, wire and service
-leave it a gap. Latencies in ms and images/s at batch 1, 4 and 8: Cambricon's magicmind_cloud v1.2.
+The card takes its time and computes nothing, so the tests measure whether device host, wire and
+service keep it busy. Latencies in ms and images/s at batch 1, 4 and 8 are those of Cambricon's
+magicmind_cloud v1.2.
 """
 
 import json
@@ -53,7 +54,7 @@ card faster. So the best of a few short runs is what the host can do."""
 
 @pytest.fixture(scope="module")
 def network(tmp_path_factory: pytest.TempPathFactory) -> list[str | Path]:
-    """The options of `topfive-build caffe`."""
+    """Return the options of `topfive-build caffe`."""
     prototxt = tmp_path_factory.mktemp("network") / "resnext50.prototxt"
     caffemodel = prototxt.with_suffix(".caffemodel")
     prototxt.write_text(TEXT)
@@ -80,7 +81,7 @@ def test_the_published_throughput(
     tmp_path: Path,
     figure: Callable[[str], None],
 ) -> None:
-    """At batch 8 within 3 % of mm_run's, for a card that takes as long as the published one."""
+    """At batch 8 the throughput is within 3 % of mm_run's, with the published latencies."""
     folder, published = tmp_path / "artifact", PUBLISHED[precision]
     magicmind.build("caffe", *network, "--precision", precision, "--output", folder)
     card = magicmind.environment(**CARDS[precision], MAGICMIND_SIM_COMPUTE="0")
@@ -101,7 +102,7 @@ def test_the_published_throughput(
 def test_a_card_that_fails_under_way(
     network: list[str | Path], magicmind: SimulatedSdk, tmp_path: Path
 ) -> None:
-    """Exit 1 with the card's own words, and no figures."""
+    """The exit code is 1 with the card's error, and no figures are printed."""
     magicmind.build("caffe", *network, "--output", tmp_path / "artifact")
     magicmind.faults({1: {"sync": "bad_status", "after": 60}})
     card = magicmind.environment(MAGICMIND_SIM_CARDS="2", MAGICMIND_SIM_COMPUTE="0")

@@ -1,4 +1,4 @@
-"""`topfive bench device` on real device hosts: its figures, its JSON, how it fails."""
+"""`topfive bench device` on real device hosts: its figures, its JSON, its failures."""
 
 import asyncio
 import contextlib
@@ -18,7 +18,7 @@ from service.tools.bench import device
 from service.tools.bench.device import (
     PERCENTILES,
     STAGES,
-    Measured,
+    DeviceResult,
     batch_sizes,
     measure,
     measure_each,
@@ -49,15 +49,15 @@ def bench(artifact: Path, *options: str, **environment: str) -> subprocess.Compl
 
 
 def results(artifact: Path, *options: str, **environment: str) -> list[dict[str, Any]]:
-    """Those of the JSON document."""
+    """Return the results of the JSON document."""
     done = bench(artifact, "--json", *options, **environment)
     assert (done.returncode, done.stderr) == (0, "")
     found: list[dict[str, Any]] = json.loads(done.stdout)["results"]
     return found
 
 
-def assert_consistent(one: Measured) -> None:
-    """Percentiles in order, stages within the round trip, no more than the host had time for."""
+def assert_consistent(one: DeviceResult) -> None:
+    """Check the order of percentiles, the stages of the round trip, and the number of batches."""
     for stage in STAGES:
         figures = list(one.latency_ms[stage].values())
         assert figures == sorted(figures)
@@ -70,7 +70,7 @@ def assert_consistent(one: Measured) -> None:
 
 
 def test_figures_agree_with_each_other(artifact: Path) -> None:
-    """Each size is measured for as long as asked, with what was asked in flight."""
+    """Each size is measured for the given time, with the given number in flight."""
     found = measure_each(artifacts.read(artifact), [1, 64], SHORT_S, 0.05, in_flight=3)
     assert [one.batch_size for one in found] == [1, 64]
     for one in found:
@@ -90,24 +90,24 @@ def test_one_at_a_time_waits_for_each(artifact: Path) -> None:
 
 
 class Metronome:
-    """A device on a clock of its own: it answers a batch every 10 ms, in order."""
+    """A device with a clock of its own: it answers a batch every 10 ms, in order."""
 
     def __init__(self) -> None:
-        self.now_ns, self.under_way, self.sent = 1, 0, 0
+        self.now_ns, self.in_flight, self.sent = 1, 0, 0
         self.inputs = np.zeros((8, 2, 2, 3), np.uint8)
         self.facts = {"batches_in_flight": 3, "description": "metronome"}
         self.failure: asyncio.Future[DeviceError] = asyncio.get_running_loop().create_future()
 
     def send(self, numbers: range, answered: Callable[[tuple[int, int, int]], None]) -> None:
-        """Of the ten milliseconds one is each copy's."""
+        """Send a batch; one of its ten milliseconds is for each copy."""
         assert list(numbers) == list(range(8))
         self.sent += 1
-        self.under_way += 1
+        self.in_flight += 1
         asyncio.get_running_loop().call_soon(self._tick, answered)
 
     def _tick(self, answered: Callable[[tuple[int, int, int]], None]) -> None:
         self.now_ns += 10_000_000
-        self.under_way -= 1
+        self.in_flight -= 1
         answered((1_000_000, 8_000_000, 1_000_000))
 
 
@@ -116,7 +116,7 @@ class Metronome:
 def test_nothing_counts_by_halves(
     monkeypatch: pytest.MonkeyPatch, artifact: Path, in_flight: int, duration_s: float
 ) -> None:
-    """The rate is exact, whatever is under way as the window opens and closes; nothing is left."""
+    """The rate is exact, whatever is in flight as the window opens and closes; none is left."""
     devices = []
 
     @contextlib.asynccontextmanager
@@ -129,21 +129,21 @@ def test_nothing_counts_by_halves(
     one = measure(artifacts.read(artifact), 8, duration_s, 0.055, in_flight)
     assert (one.batches, one.seconds) == (10, pytest.approx(0.1))
     assert one.images_per_second == pytest.approx(800)
-    assert devices[0].under_way == 0
+    assert devices[0].in_flight == 0
     assert devices[0].sent == max(6, in_flight) + 10 + in_flight - 1
     assert one.latency_ms["round_trip"]["max"] == pytest.approx(10 * in_flight)
     assert one.latency_ms["compute"]["median"] == 8
 
 
 def test_a_window_shorter_than_a_batch(artifact: Path) -> None:
-    """One batch is measured, from an answer to the next."""
+    """One batch is measured, from one answer to the next."""
     one = measure(artifacts.read(artifact), 1, duration_s=1e-9, warmup_s=0)
     assert one.batches == 1
     assert one.images_per_second == 1 / one.seconds
 
 
 def test_json_keys_are_stable(artifact: Path) -> None:
-    """Programs read them: what was measured, then each size."""
+    """Programs read the keys: first the facts, then an object for each size."""
     document = json.loads(bench(artifact, "--json", "--batch-sizes", "2").stdout)
     about = ["model", "target", "precision", "device", "engine", "results"]
     assert list(document) == about
@@ -157,7 +157,7 @@ def test_json_keys_are_stable(artifact: Path) -> None:
 
 
 def test_tables(artifact: Path) -> None:
-    """A line for each size, a line for each of its stages; nothing wider than a terminal."""
+    """There is a line for each size and each of its stages, and none is wider than a terminal."""
     done = bench(artifact, "--batch-sizes", "1,4")
     assert (done.returncode, done.stderr) == (0, "")
     lines = [line.split() for line in done.stdout.splitlines()]
@@ -172,12 +172,12 @@ def test_tables(artifact: Path) -> None:
     [((1, 64), [1, 2, 4, 8, 16]), ((1, 6), [1, 2, 4]), ((4, 4), [4]), ((32, 64), [32])],
 )
 def test_likely_sizes(batch: tuple[int, int], sizes: list[int]) -> None:
-    """Those that the model takes; its smallest where it takes none of them."""
+    """The default is the likely sizes that the model accepts, or else its smallest size."""
     assert batch_sizes("", Batch(min=batch[0], max=batch[1])) == sizes
 
 
 def test_a_static_model(static_artifact: Path) -> None:
-    """Its own size, without being told."""
+    """The default of a static model is its only size."""
     assert [one["batch_size"] for one in results(static_artifact)] == [4]
 
 
@@ -190,14 +190,14 @@ def test_a_static_model(static_artifact: Path) -> None:
     ],
 )
 def test_sizes_that_the_model_does_not_take(artifact: Path, sizes: str, said: str) -> None:
-    """A usage error with the range."""
+    """They are a usage error with the range."""
     done = bench(artifact, "--batch-sizes", sizes)
     assert (done.returncode, done.stdout) == (2, "")
     assert f"Invalid value for --batch-sizes: {said}\n" in done.stderr
 
 
 def test_a_static_model_takes_its_own_size_only(static_artifact: Path) -> None:
-    """So does the error say."""
+    """The error names the only size."""
     done = bench(static_artifact, "--batch-sizes", "1")
     assert (done.returncode, done.stdout) == (2, "")
     assert "batch size 1 is not possible: the model accepts only 4" in done.stderr
@@ -214,14 +214,14 @@ def test_a_static_model_takes_its_own_size_only(static_artifact: Path) -> None:
 def test_a_host_that_fails(
     artifact: Path, tmp_path: Path, fault: dict[str, object], reason: str, said: str
 ) -> None:
-    """Under way or at once: the reason, no figures."""
+    """A failure during the run or at its start gives the reason and no figures."""
     with pytest.raises(DeviceError, match=said) as failed:
         measure(artifacts.read(artifact), 4, SHORT_S, python=faulty_python(tmp_path, **fault))
     assert failed.value.reason == reason
 
 
 def test_a_failure_as_users_see_it(artifact: Path, tmp_path: Path) -> None:
-    """Exit 1 and one line; nothing on stdout, with --json too."""
+    """The exit code is 1 with one line on stderr, and stdout is empty, also with --json."""
     python = faulty_python(tmp_path, run="exit", after=20)
     done = bench(artifact, "--json", "--device-python", python)
     assert (done.returncode, done.stdout) == (1, "")

@@ -1,4 +1,4 @@
-"""`topfive bench load` against a server of ours that counts for itself, and against topfive."""
+"""`topfive bench load` against a server that counts requests itself, and against topfive."""
 
 import asyncio
 import contextlib
@@ -26,7 +26,7 @@ from service.tools.bench import bodies
 from service.tools.bench.arrivals import offsets
 from service.tools.bench.connection import target
 from service.tools.bench.load import Load, Run
-from service.tools.bench.outcome import Measured, Tally
+from service.tools.bench.outcome import LoadResult, Tally
 from service.tools.bench.sweep import PRECISION, holds, search
 from tests.support import pictures
 from tests.support.paths import ROOT
@@ -57,7 +57,7 @@ class Obedient:
         return begun, ended
 
     def account(self) -> dict[str, Any]:
-        """Its own, at its end."""
+        """End the server, and return its counts."""
         assert self.process.stdin
         self.process.stdin.close()
         account: dict[str, Any] = self._line()
@@ -80,14 +80,14 @@ def server() -> Iterator[Obedient]:
 
 @pytest.fixture
 def stalling() -> Iterator[Obedient]:
-    """It stands still for half a second, so long after its first request."""
+    """Start a server that stands still for half a second, at a time after its first request."""
     running = Obedient("0.3", "0.5")
     yield running
     running.end()
 
 
-def measure(server: Obedient, load: Load, *words: str) -> tuple[Measured, Tally]:
-    async def run() -> tuple[Measured, Tally]:
+def measure(server: Obedient, load: Load, *words: str) -> tuple[LoadResult, Tally]:
+    async def run() -> tuple[LoadResult, Tally]:
         one = Run(target(server.url, [word.encode() for word in words or ("good",)]), load)
         return await one.measured(), one.tally
 
@@ -118,7 +118,7 @@ SHORT = ("--duration-s", "0.2", "--warmup-s", "0")
 
 @pytest.mark.parametrize("load", [Load(clients=4), Load(rate=300)], ids=["closed", "open"])
 def test_every_end_is_counted_as_the_server_does(server: Obedient, load: Load) -> None:
-    """Answers by status, refusals without Retry-After, connections that broke, by reason."""
+    """Both count the same statuses, refusals without Retry-After, and broken connections."""
     found, _ = measure(server, replace(load, duration_s=0.4, warmup_s=0), *WORDS)
     words = server.account()["words"]
     assert set(words) == set(WORDS)
@@ -132,7 +132,7 @@ def test_every_end_is_counted_as_the_server_does(server: Obedient, load: Load) -
 
 
 def test_requests_without_an_answer(server: Obedient) -> None:
-    """They are waited for no longer than told; those that never had a connection are named."""
+    """The wait for them is bounded, and those that never had a connection are counted."""
     load = Load(rate=100, poisson=False, duration_s=0.3, warmup_s=0, connections=4, grace_s=0.1)
     found, _ = measure(server, load, "silent")
     assert (found.requests, found.unanswered, found.unsent) == (30, 30, 26)
@@ -141,7 +141,7 @@ def test_requests_without_an_answer(server: Obedient) -> None:
 
 
 def test_clients_keep_their_connections(server: Obedient) -> None:
-    """One each; and where an answer ends it, the next turn has a new one."""
+    """Each client has one, and opens a new one if an answer closes it."""
     kept, _ = measure(server, Load(clients=3, duration_s=0.2, warmup_s=0))
     assert (kept.connections_opened, kept.connections_most) == (3, 3)
     once, _ = measure(server, Load(clients=3, duration_s=0.2, warmup_s=0), "once")
@@ -150,7 +150,7 @@ def test_clients_keep_their_connections(server: Obedient) -> None:
 
 
 def test_connections_that_end_while_idle(server: Obedient) -> None:
-    """A server may close what it answered on: no request was lost by that."""
+    """A server may close a connection after its answer: no request is lost then."""
     load = Load(rate=40, poisson=False, duration_s=0.3, warmup_s=0)
     found, _ = measure(server, load, "hangup")
     assert (found.statuses, found.broken) == ({200: 12}, {})
@@ -158,7 +158,7 @@ def test_connections_that_end_while_idle(server: Obedient) -> None:
 
 
 def test_connections_that_cannot_be_made() -> None:
-    """Each attempt is a request that broke; the client makes its next a tenth of a second later."""
+    """Each attempt is a broken request; the client sends its next one a tenth of a second later."""
     server = Obedient()
     server.end()
     found, _ = measure(server, Load(clients=2, duration_s=0.25, warmup_s=0))
@@ -167,14 +167,14 @@ def test_connections_that_cannot_be_made() -> None:
 
 
 def test_at_most_so_many_requests(server: Obedient) -> None:
-    """The load ends with them, long before its time."""
+    """The load ends after this number, long before its time."""
     found, _ = measure(server, Load(clients=4, warmup_s=0, duration_s=60, requests=50))
     assert found.requests == found.statuses[200] == server.account()["words"]["good"] == 50
     assert found.seconds < 10
 
 
 def test_what_is_sent(server: Obedient, tmp_path: Path) -> None:
-    """All images in turn, to /classify unless told otherwise, with the deadline if there is one."""
+    """All images are sent in turn, by default to /classify, with the deadline if there is one."""
     folder = files(tmp_path, "good", "slow", "busy")
     for url, options in (("", ()), ("/other?a=1", ("--deadline-ms", "250"))):
         once = ("--clients", "1", "--requests", "6", "--warmup-s", "0")
@@ -189,13 +189,13 @@ def test_what_is_sent(server: Obedient, tmp_path: Path) -> None:
     ]
 
 
-# When requests are due, and latency from then
+# The times at which requests are due, and the latency from these times
 
 
 def test_a_server_that_stands_still_cannot_hide_it(
     stalling: Obedient, figure: Callable[[str], None]
 ) -> None:
-    """1000/s go on while it does; all that were due meanwhile have waited for its end."""
+    """1000 requests/s continue during the stall, and all that were due have waited for its end."""
     load = Load(rate=1000, poisson=False, duration_s=1.2, warmup_s=0)
     found, tally = measure(stalling, load)
     begun, ended = stalling.stood_still()
@@ -214,7 +214,7 @@ def test_a_server_that_stands_still_cannot_hide_it(
 
 
 def test_waiting_for_a_connection_counts(server: Obedient) -> None:
-    """Two connections of 50 ms a request, asked for twice what they can: the wait grows."""
+    """Two connections of 50 ms a request get twice their capacity, so the wait grows."""
     load = Load(rate=80, poisson=False, duration_s=0.3, warmup_s=0, connections=2)
     begun = time.perf_counter()
     found, tally = measure(server, load, "slow")
@@ -229,12 +229,12 @@ def test_waiting_for_a_connection_counts(server: Obedient) -> None:
 
 
 def test_constant_arrivals() -> None:
-    """A request each n-th part of a second."""
+    """Requests are due at equal intervals."""
     assert list(itertools.islice(offsets(4, poisson=False), 5)) == [0, 0.25, 0.5, 0.75, 1]
 
 
 def test_poisson_arrivals() -> None:
-    """Gaps as long on average as they vary, and the same in each run."""
+    """The mean of the gaps is their deviation, and the gaps are the same in each run."""
     times = list(itertools.islice(offsets(200, poisson=True), 20_000))
     gaps = [after - before for before, after in itertools.pairwise(times)]
     assert statistics.mean(gaps) == pytest.approx(1 / 200, rel=0.03)
@@ -243,7 +243,7 @@ def test_poisson_arrivals() -> None:
 
 
 def test_the_warm_up_does_not_count(server: Obedient) -> None:
-    """Requests and answers of the window alone; the server saw the others too."""
+    """Only requests and answers of the window count; the server received the warm-up too."""
     load = Load(rate=200, poisson=False, warmup_s=0.2, duration_s=0.3)
     found, _ = measure(server, load)
     assert (found.requests, found.statuses) == (60, {200: 60})
@@ -251,7 +251,7 @@ def test_the_warm_up_does_not_count(server: Obedient) -> None:
 
 
 def test_what_it_costs(server: Obedient, figure: Callable[[str], None]) -> None:
-    """32 clients with 100 KB: less than 60 us of CPU a request, at the best of a busy machine."""
+    """32 clients with 100 KB cost less than 60 us of CPU a request, at the best of several runs."""
     load, body = Load(clients=32, duration_s=0.7, warmup_s=0.1), "good " + "x" * 99_995
     tries = [measure(server, load, body)[0]]
     while tries[-1].cpu_us_per_request >= 60 and len(tries) < 15:
@@ -265,17 +265,17 @@ def test_what_it_costs(server: Obedient, figure: Callable[[str], None]) -> None:
 # The search
 
 
-def imagined(rate: float, p99: float, good: int = 1000) -> Measured:
-    """Of a server that answers `good` of 1000 requests."""
+def imagined(rate: float, p99: float, good: int = 1000) -> LoadResult:
+    """Return the result of a server that gives `good` good answers to 1000 requests."""
     latency = {"good": {"p50": p99 / 2, "p90": p99, "p99": p99, "max": p99}}
-    return Measured(
+    return LoadResult(
         rate, None, 1, 1000, {}, {200: good, 503: 1000 - good}, 0, {}, 0, 0, latency, None,
         1, 1, False, 0, False,
     )  # fmt: skip
 
 
-def found_by(plan: Generator[Load, Measured, None], capacity: float) -> list[Measured]:
-    """What the search asks of a server that slows down or refuses beyond its `capacity`."""
+def found_by(plan: Generator[Load, LoadResult, None], capacity: float) -> list[LoadResult]:
+    """Run the search against a server that slows down or refuses beyond its `capacity`."""
     asked = []
     with contextlib.suppress(StopIteration):
         load = next(plan)
@@ -291,7 +291,7 @@ def found_by(plan: Generator[Load, Measured, None], capacity: float) -> list[Mea
 
 @pytest.mark.parametrize("capacity", [0.3, 7, 100, 333, 20_000])
 def test_the_highest_rate(capacity: float) -> None:
-    """Found within the precision, from far below or above, in a few loads."""
+    """It is found within the precision, from far below or above, in a few loads."""
     asked = found_by(search(Load(rate=100), 50), capacity)
     best = max(one.rate or 0 for one in asked if holds(one, 50))
     assert best <= capacity < best * PRECISION * 1.01
@@ -306,7 +306,7 @@ def test_no_rate_holds() -> None:
 
 
 def test_what_holds() -> None:
-    """The p99 in time, and at most one request in a thousand without a good answer."""
+    """The p99 is in time, and at most one request in a thousand has no good answer."""
     assert holds(imagined(1, 50), 50)
     assert holds(imagined(1, 50, good=999), 50)
     assert not holds(imagined(1, 50, good=998), 50)
@@ -315,7 +315,7 @@ def test_what_holds() -> None:
 
 
 def test_a_search_as_users_see_it(server: Obedient, tmp_path: Path) -> None:
-    """Eight connections of 50 ms a request give 160/s; 0.4 s at 190/s grow a wait of 75 ms."""
+    """Eight connections of 50 ms a request give 160/s; 0.4 s at 190/s cause a wait of 75 ms."""
     folder = files(tmp_path, "slow")
     options = ["--rate", "100", "--p99-ms", "110", "--connections", "8", "--constant"]
     options += ["--duration-s", "0.4", "--warmup-s", "0", "--grace-s", "0.2"]
@@ -325,11 +325,11 @@ def test_a_search_as_users_see_it(server: Obedient, tmp_path: Path) -> None:
     assert document["p99_limit_ms"] == 110
 
 
-# What is printed
+# The output
 
 
 def test_json_keys_are_stable(server: Obedient, tmp_path: Path) -> None:
-    """Programs read them: what was asked for, then each load."""
+    """Programs read the keys: first the facts, then an object for each load."""
     done = bench(files(tmp_path, "good"), "--url", server.url, "--json", "--rate", "50,100", *SHORT)
     assert (done.returncode, done.stderr) == (0, "")
     document = json.loads(done.stdout)
@@ -349,7 +349,7 @@ def test_json_keys_are_stable(server: Obedient, tmp_path: Path) -> None:
 
 
 def test_tables(server: Obedient, tmp_path: Path) -> None:
-    """Rates, latencies by kind, and the rest in words; nothing wider than a terminal."""
+    """They have rates, latencies by kind and a line of text, and none is wider than a terminal."""
     folder = files(tmp_path, "good", "busy", "bare", "reset")
     done = bench(folder, "--url", server.url, "--clients", "1,2", *SHORT)
     assert (done.returncode, done.stderr) == (0, "")
@@ -363,7 +363,7 @@ def test_tables(server: Obedient, tmp_path: Path) -> None:
 
 
 def test_a_picture(server: Obedient, tmp_path: Path) -> None:
-    """A PNG that Pillow reads, not of one colour."""
+    """The plot is a PNG that Pillow reads, with more than one colour."""
     picture = tmp_path / "latency.png"
     folder = files(tmp_path, "good", "busy")
     done = bench(folder, "--url", server.url, "--rate", "50,100", "--plot", picture, *SHORT)
@@ -374,7 +374,7 @@ def test_a_picture(server: Obedient, tmp_path: Path) -> None:
 
 
 def test_a_picture_without_matplotlib(tmp_path: Path) -> None:
-    """Said before anything is sent, with the remedy."""
+    """The error has a remedy, and comes before the first request."""
     (tmp_path / "matplotlib.py").write_text("raise ImportError('none here')")
     place = str(tmp_path / "latency.png")
     done = bench(files(tmp_path, "good"), "--plot", place, PYTHONPATH=str(tmp_path))
@@ -384,7 +384,7 @@ def test_a_picture_without_matplotlib(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("rates", ["100", "100,200"])
 def test_ctrl_c(server: Obedient, tmp_path: Path, rates: str) -> None:
-    """What was measured until then, and exit 130; on a terminal a line tells how it goes."""
+    """The results so far are printed, and the exit code is 130; a terminal shows the progress."""
     command = [*COMMAND, "bench", "load", str(files(tmp_path, "good")), "--url", server.url]
     command += ["--json", "--rate", rates, "--duration-s", "600", "--warmup-s", "0.1"]
     terminal, stderr = pty.openpty()
@@ -403,7 +403,7 @@ def test_ctrl_c(server: Obedient, tmp_path: Path, rates: str) -> None:
     assert one["statuses"] == {"200": one["requests"]}
 
 
-# How it does not start
+# Errors at the start
 
 
 @pytest.mark.parametrize(
@@ -425,7 +425,7 @@ def test_wrong_options(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """A usage error that names the option."""
+    """They are a usage error that names the option."""
     monkeypatch.setattr(
         "sys.argv", ["topfive", "bench", "load", str(files(tmp_path, "good")), *options]
     )
@@ -436,7 +436,7 @@ def test_wrong_options(
 
 
 def test_images_that_are_none(tmp_path: Path) -> None:
-    """Told by name: a folder without any, with what an image is called, and an empty file."""
+    """The error names a folder without images, with the known suffixes, and an empty file."""
     (tmp_path / "labels.txt").write_text("x")
     with pytest.raises(ValueError, match=rf"^{tmp_path} contains no image \(.bmp, .gif, "):
         bodies.read([tmp_path])
@@ -445,7 +445,7 @@ def test_images_that_are_none(tmp_path: Path) -> None:
 
 
 def test_nobody_listens(tmp_path: Path) -> None:
-    """Exit 4, by the address that TOPFIVE_URL names."""
+    """The exit code is 4, with the address that TOPFIVE_URL names."""
     done = bench(files(tmp_path, "good"), TOPFIVE_URL="http://127.0.0.1:9")
     assert (done.returncode, done.stdout) == (4, "")
     assert "error: http://127.0.0.1:9/classify does not answer: Connection refused" in done.stderr
@@ -455,7 +455,7 @@ def test_nobody_listens(tmp_path: Path) -> None:
 
 
 def test_topfive_counts_the_same(tmp_path: Path) -> None:
-    """Good answers are its images."""
+    """The good answers are the images that topfive counts."""
     artifact = write_tiny_artifact(tmp_path / "tiny")
     (tmp_path / "one.png").write_bytes(pictures.encoded())
     with serving(artifact) as service:

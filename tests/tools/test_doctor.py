@@ -1,4 +1,4 @@
-"""`topfive doctor`: each check on machines that lack what it looks for; the command's manners."""
+"""`topfive doctor`: each check on machines without the part that it checks; the command itself."""
 
 import contextlib
 import json
@@ -40,7 +40,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def card_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One for a card, compiled by a stub that says it is MagicMind 1.7.0; it cannot run."""
+    """Return an artifact for a card, compiled by a stub of MagicMind 1.7.0; it cannot run."""
     folder = tmp_path_factory.mktemp("small")
     stub = write_stub(folder, devices=0)
     command = [str(Path(sys.executable).with_name("topfive-build")), "caffe"]
@@ -52,7 +52,7 @@ def card_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def context(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Context]:
-    """Call it with settings, and a `root` if it shall not be the machine's."""
+    """Return a function of settings and `root` that makes a context; `root` may be another one."""
     monkeypatch.setattr(settings, "SYSTEM_FILE", Path("/nonexistent"))
 
     def make(root: Path = Path("/"), **flags: object) -> Context:
@@ -63,7 +63,7 @@ def context(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Context]:
 
 @pytest.fixture
 def dev() -> Iterator[Callable[..., Path]]:
-    """Call it with names of nodes: a root whose dev has them, which any user may look into."""
+    """Return a function of names that makes a root whose /dev has these nodes, for every user."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
 
@@ -79,7 +79,7 @@ def dev() -> Iterator[Callable[..., Path]]:
 
 @pytest.fixture
 def cnmon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Call it with a script's body: it stands for cnmon."""
+    """Return a function that installs a script as cnmon."""
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
 
     def install(body: str) -> None:
@@ -91,7 +91,7 @@ def cnmon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], No
 
 @contextlib.contextmanager
 def as_nobody() -> Iterator[None]:
-    """As a user who is not root, where we are."""
+    """Run the test as a user other than root, if it is root."""
     if os.geteuid():
         yield
         return
@@ -112,7 +112,7 @@ def doctor(*options: str | Path, **environment: str) -> subprocess.CompletedProc
 
 
 def found(done: subprocess.CompletedProcess[str]) -> dict[str, dict[str, Any]]:
-    """The checks of the JSON document by their names."""
+    """Return the checks of the JSON document by their names."""
     return {each["name"]: each for each in json.loads(done.stdout)["checks"]}
 
 
@@ -124,7 +124,7 @@ def states(*findings: Finding) -> list[str]:
 
 
 def test_without_card_sdk_and_artifact(tmp_path: Path) -> None:
-    """Nothing is wrong with such a machine, and every line says what was looked at; exit 0."""
+    """Nothing is wrong with such a machine, every line has a finding, and the exit code is 0."""
     done = doctor("--port", "0", PATH=str(tmp_path))
     assert (done.returncode, done.stderr) == (0, "")
     lines = {line.split()[1]: line for line in done.stdout.splitlines()}
@@ -145,7 +145,7 @@ def test_without_card_sdk_and_artifact(tmp_path: Path) -> None:
 
 
 def test_a_healthy_service_to_be(artifact: Path) -> None:
-    """For the CPU no card matters, and the golden rows are run by a real host."""
+    """The CPU needs no card, and a real device host runs the golden rows."""
     done = doctor("--artifact", artifact, "--port", "0", "--json")
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(done.stdout)["ok"] is True
@@ -158,7 +158,7 @@ def test_a_healthy_service_to_be(artifact: Path) -> None:
 
 
 def test_a_check_that_failed(artifact: Path) -> None:
-    """Exit 3; the port's holder and what to do are told."""
+    """The exit code is 3, with the address in use and a remedy."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         done = doctor("--artifact", artifact, "--port", port)
@@ -173,7 +173,7 @@ def test_a_check_that_failed(artifact: Path) -> None:
 def test_a_check_that_raises(
     artifact: Path, tmp_path: Path, context: Callable[..., Context]
 ) -> None:
-    """It has its line, with the error; those before and after it are done."""
+    """It has a line with the error, and the checks before and after it are done."""
     looked_at = context(root=tmp_path, artifact=artifact, port=0)
     findings = {one.name: one for one in checks.examine(looked_at)}
     assert list(findings)[-3:] == ["memory", "port", "files"]
@@ -185,14 +185,14 @@ def test_a_check_that_raises(
 
 
 def test_keys_of_the_document() -> None:
-    """Programs read them."""
+    """Programs read the keys."""
     document = json.loads(doctor("--json").stdout)
     assert list(document) == ["ok", "checks"]
     assert {tuple(each) for each in document["checks"]} == {("name", "state", "found", "remedy")}
 
 
 def test_a_wrong_setting() -> None:
-    """The same flags as serve's, and the same error."""
+    """The flags are those of serve, and so is the error."""
     done = doctor("--port", "99999")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("error: --port: ")
@@ -202,7 +202,7 @@ def test_a_wrong_setting() -> None:
 
 
 def test_a_changed_file(artifact: Path, tmp_path: Path, context: Callable[..., Context]) -> None:
-    """It is named, and nothing is tried with it."""
+    """The file is named, and the artifact is not run."""
     shutil.copytree(artifact, tmp_path / "net")
     (tmp_path / "net" / "model.bin").write_bytes(b"other")
     broken = context(artifact=tmp_path / "net")
@@ -213,7 +213,7 @@ def test_a_changed_file(artifact: Path, tmp_path: Path, context: Callable[..., C
 
 
 def test_wrong_answers(artifact: Path, tmp_path: Path, context: Callable[..., Context]) -> None:
-    """A device that does not answer as the golden rows demand is a failure."""
+    """A device with other answers than the golden ones is a failure."""
     shutil.copytree(artifact, tmp_path / "net")
     file = tmp_path / "net" / artifacts.GOLDEN
     with np.load(file) as arrays:
@@ -227,7 +227,7 @@ def test_wrong_answers(artifact: Path, tmp_path: Path, context: Callable[..., Co
 
 
 def test_a_host_that_cannot_be_run(artifact: Path, context: Callable[..., Context]) -> None:
-    """What its process said is told."""
+    """The finding has the output of its process."""
     finding = checks.golden(context(artifact=artifact, device_python="/nonexistent/python"))
     assert finding == Finding(
         "golden",
@@ -264,7 +264,7 @@ def test_compiled_by_another_sdk(
 def test_an_artifact_for_a_card_without_one(
     card_artifact: Path, tmp_path: Path, dev: Callable[..., Path], context: Callable[..., Context]
 ) -> None:
-    """What would only be noted otherwise is a failure then."""
+    """A finding that is a warning without an artifact is a failure with it."""
     named = {"artifact": card_artifact, "device_python": str(tmp_path / "absent")}
     without = context(dev(), **named)
     assert states(cards.sdk(without), cards.nodes(without)) == ["FAIL", "FAIL"]
@@ -290,7 +290,7 @@ def test_an_artifact_for_a_card_without_one(
 def test_versions_of_the_sdk(
     version: str | None, state: str, said: str, tmp_path: Path, context: Callable[..., Context]
 ) -> None:
-    """Those beyond the public record are served, with a warning."""
+    """Versions beyond the public documents have a warning."""
     finding = cards.sdk(context(device_python=str(write_stub(tmp_path, magicmind=version))))
     assert finding.state == state
     assert said in finding.found
@@ -314,7 +314,7 @@ def test_devices_of_the_sdk(
     context: Callable[..., Context],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As many as are asked for."""
+    """The finding has the devices of the setting."""
     monkeypatch.delenv("MLU_VISIBLE_DEVICES", raising=False)
     stub = write_stub(tmp_path, devices=devices)
     finding = cards.devices(context(device_python=str(stub), devices=asked))
@@ -324,14 +324,14 @@ def test_devices_of_the_sdk(
 def test_devices_that_are_hidden(
     tmp_path: Path, context: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The variable that hides them is told."""
+    """The variable that hides them is in the finding."""
     monkeypatch.setenv("MLU_VISIBLE_DEVICES", "")
     finding = cards.devices(context(device_python=str(write_stub(tmp_path, devices=0))))
     assert finding.found.startswith("the SDK sees 0 devices (MLU_VISIBLE_DEVICES=)")
 
 
 def test_nodes_that_may_be_used(dev: Callable[..., Path], context: Callable[..., Context]) -> None:
-    """All of a card's are listed."""
+    """All nodes of a card are listed."""
     root = dev(*CARDS, "cambricon_dev10", "null")
     finding = cards.nodes(context(root))
     names = "/dev/cambricon_ctl, /dev/cambricon_dev0, /dev/cambricon_dev10, /dev/cambricon_ipcm0"
@@ -340,7 +340,7 @@ def test_nodes_that_may_be_used(dev: Callable[..., Path], context: Callable[...,
 
 
 def test_nodes_of_another_group(dev: Callable[..., Path], context: Callable[..., Context]) -> None:
-    """The user, the node, and the group that would help."""
+    """The finding has the user, the node, and the group that the user needs."""
     root = dev(*CARDS, mode=0o400)
     group = (root / "dev" / CARDS[0]).stat().st_gid
     with as_nobody():
@@ -354,7 +354,7 @@ def test_nodes_of_another_group(dev: Callable[..., Path], context: Callable[...,
 def test_a_card_without_its_control_node(
     dev: Callable[..., Path], context: Callable[..., Context]
 ) -> None:
-    """A container was given half of it."""
+    """A container has one of the two nodes."""
     finding = cards.nodes(context(dev("cambricon_dev3")))
     assert finding.state == "FAIL"
     assert finding.found == "/dev/cambricon_dev3 without /dev/cambricon_ctl"
@@ -374,7 +374,7 @@ def test_a_card_without_its_control_node(
 def test_drivers(
     body: str, state: str, said: str, cnmon: Callable[[str], None], context: Callable[..., Context]
 ) -> None:
-    """The driver's version where it is named, else the only one; what cannot be read is told."""
+    """The driver's version is the one that is named, or the only one; else the output is shown."""
     cnmon(f'[ "$*" = version ] || exit 9\n{body}')
     finding = cards.driver(context())
     assert (finding.state, finding.found) == (state, said)
@@ -426,7 +426,7 @@ def test_compute_modes(
     context: Callable[..., Context],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As the table of cnmon has it; an exclusive one is a warning with what to do."""
+    """They are in the table of cnmon; an exclusive one is a warning with a remedy."""
     monkeypatch.setattr(cards, "DRIVER_TIMEOUT_S", 0.3)
     cnmon(table)
     finding = cards.mode(context())
@@ -447,7 +447,7 @@ def test_compute_modes(
 def test_clusters_of_the_cards(
     names: list[str], clusters: int, cnmon: Callable[[str], None]
 ) -> None:
-    """Of one kind that is known; several kinds are built for by default of the build."""
+    """They are known for one known kind; several kinds use the default of the build."""
     cnmon(TABLE + "".join(ROWS.format(name=name, mode="Default") for name in names))
     assert cards.clusters_here() == clusters
 
@@ -455,7 +455,7 @@ def test_clusters_of_the_cards(
 def test_a_default_device_is_named(
     tmp_path: Path, context: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The variable that overrides the chosen devices is taken out, and that is said."""
+    """The variable that overrides the chosen devices is removed, and the finding has it."""
     monkeypatch.setenv("CNRT_DEFAULT_DEVICE", "1")
     finding = cards.devices(context(device_python=str(write_stub(tmp_path))))
     assert "CNRT_DEFAULT_DEVICE=1 has no effect" in finding.found
@@ -472,7 +472,10 @@ MOUNTS = """\
 
 
 def machine_root(folder: Path, available: str, cgroup: str, **limits: str) -> Path:
-    """A proc and a sys with so much memory; `limits` by their files' paths among the cgroups."""
+    """Make a proc and a sys with this memory.
+
+    `limits` are the limits by the paths of their files among the cgroups.
+    """
     (folder / "proc/self").mkdir(parents=True)
     (folder / "proc/meminfo").write_text(f"MemTotal: 1 kB\nMemAvailable: {available} kB\n")
     (folder / "proc/self/cgroup").write_text(cgroup)
@@ -498,7 +501,7 @@ def machine_root(folder: Path, available: str, cgroup: str, **limits: str) -> Pa
 def test_memory_limits(
     cgroup: str, limits: dict[str, str], least: int | None, tmp_path: Path
 ) -> None:
-    """Of either version of control groups, of a parent too, and as a container sees them."""
+    """Both versions of control groups count, also of a parent, and as a container sees them."""
     assert memory_limit(machine_root(tmp_path, "1", cgroup, **limits)) == least
 
 
@@ -519,7 +522,7 @@ def test_cpu(
     tmp_path: Path,
     context: Callable[..., Context],
 ) -> None:
-    """What the cores are by affinity and by quota, and what is made of them."""
+    """The finding has the cores by affinity and by quota, and the number that is used."""
     root = machine_root(tmp_path, "1", "0::/a\n", **{"a/cpu.max": quota})
     finding = machine.cpu(context(root, decode_processes=processes))
     assert (finding.name, finding.state) == ("cpu", state)
@@ -559,7 +562,7 @@ def test_memory(
     tmp_path: Path,
     context: Callable[..., Context],
 ) -> None:
-    """What has to be there, and what may be wanted at once, against the tighter of the two."""
+    """The minimum and the maximum are compared with the smaller of memory and limit."""
     root = machine_root(tmp_path, available, "0::/\n", **{"memory.max": limit})
     finding = machine.memory(context(root, artifact=artifact, rows=rows))
     assert finding.state == state
@@ -568,14 +571,14 @@ def test_memory(
 
 @pytest.mark.parametrize("host", ["no.such.host.invalid", "x" * 100, "192.0.2.1"])
 def test_a_host_that_is_not_ours(host: str, context: Callable[..., Context]) -> None:
-    """It cannot be listened on, and that is no other service's fault."""
+    """The service cannot listen on it, and the finding blames no other service."""
     finding = machine.port(context(host=host))
     assert finding.state == "FAIL"
     assert "--host" in finding.remedy
 
 
 def test_few_open_files() -> None:
-    """A hard limit below what the rows need, and how to raise it."""
+    """The hard limit is below the need of the rows, and the remedy raises it."""
     shell = ["sh", "-c", 'ulimit -n 300; exec "$@"', "sh", *COMMAND, "doctor", "--port", "0"]
     done = subprocess.run(shell, capture_output=True, text=True, env=plain_environment())
     assert (
@@ -585,7 +588,7 @@ def test_few_open_files() -> None:
     assert "try: Raise the limit: LimitNOFILE=592" in done.stdout
 
 
-# What the checks are made of.
+# The parts of the checks.
 
 
 @pytest.mark.parametrize(
@@ -597,7 +600,7 @@ def test_few_open_files() -> None:
     ],
 )
 def test_how_a_process_ends(command: list[str], code: int | None, how: str) -> None:
-    """What it had said by then is kept; one that hangs is not waited for."""
+    """The output so far is kept, and the wait for a process that hangs is bounded."""
     started = time.monotonic()
     ended = process.run(command, 1)
     assert time.monotonic() - started < 15
@@ -606,12 +609,12 @@ def test_how_a_process_ends(command: list[str], code: int | None, how: str) -> N
 
 
 def test_a_process_that_is_none() -> None:
-    """The reason, not an exception."""
+    """The result has the reason, and no exception is raised."""
     assert process.run(["/nonexistent"], 1).how == "/nonexistent: No such file or directory"
 
 
 def test_what_names_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hosts, users, homes, addresses and numbers go; versions, paths of systems and words stay."""
+    """Hosts, users, homes, addresses and numbers are removed; other words stay."""
     monkeypatch.setattr(socket, "gethostname", lambda: "rack7.example.org")
     monkeypatch.setenv("LOGNAME", "alice")
     monkeypatch.setenv("HOME", str(tmp_path / "alice"))
@@ -635,7 +638,7 @@ def test_what_names_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def simulated(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[SimulatedSdk, Path]:
-    """A simulated card, and an artifact for it."""
+    """Return a simulated card, and an artifact for it."""
     folder = tmp_path_factory.mktemp("simulated")
     sdk = SimulatedSdk(folder, folder / "record")
     sdk.build("caffe", *write_small_network(folder), "--output", folder / "net")
@@ -656,7 +659,7 @@ def doctor_of_cards(
 
 
 def test_cards_that_are_well(simulated: tuple[SimulatedSdk, Path]) -> None:
-    """Each is tried; only the nodes and what cnmon tells, which no simulator has, are not well."""
+    """Each card is checked; only the nodes and cnmon, which no simulator has, are missing."""
     simulated[0].faults({})
     done = doctor_of_cards(simulated, MAGICMIND_SIM_CARDS="2")
     said = found(done)
@@ -681,7 +684,7 @@ def test_cards_that_are_well(simulated: tuple[SimulatedSdk, Path]) -> None:
 def test_a_card_that_is_not_well(
     fault: dict[str, object], said: str, simulated: tuple[SimulatedSdk, Path]
 ) -> None:
-    """The card and what it did; exit 3."""
+    """The finding has the card and its failure, and the exit code is 3."""
     simulated[0].faults({1: fault})
     done = doctor_of_cards(simulated, MAGICMIND_SIM_CARDS="2")
     assert done.returncode == 3
@@ -690,7 +693,7 @@ def test_a_card_that_is_not_well(
 
 
 def test_a_card_that_is_gone(simulated: tuple[SimulatedSdk, Path]) -> None:
-    """It is missed by its ordinal, and nothing is tried in its place."""
+    """Its ordinal is in the finding, and no other card is used instead."""
     simulated[0].faults({1: {"gone": True}})
     done = doctor_of_cards(simulated, "--devices", "1", MAGICMIND_SIM_CARDS="2")
     assert done.returncode == 3

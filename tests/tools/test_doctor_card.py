@@ -1,7 +1,7 @@
-"""`topfive doctor --card` on simulated cards: each open question is answered as the card is set.
+"""`topfive doctor --card` on simulated cards: each answer is the one to which the card is set.
 
-The simulator stands for the SDK alone; processes, builds and hosts are real. What the questions
-misuse on purpose is reported to a file of their own.
+Only the SDK is simulated; processes, builds and device hosts are real. The simulator reports the
+deliberate misuse of the questions to a file of their own.
 """
 
 import re
@@ -15,18 +15,18 @@ import pytest
 
 from service import artifact as artifacts
 from service import settings
-from service.sdk import Sdk
+from service.sdk import SdkPython
 from service.system import process
 from service.tools.doctor import account, answers, experiments
-from service.tools.doctor.builds import Build, Source
-from service.tools.doctor.walk import Asked, Walk
+from service.tools.doctor.builds import Build, NetworkFiles
+from service.tools.doctor.walk import Walk, WalkOptions
 from tests.support.magicmind import SimulatedSdk, confidences
 from tests.support.paths import PHOTOS
 from tests.support.serving import COMMAND
 from tests.support.small import write_small_network
 
 NETWORK = ["--preprocess", "resnext"]
-# Computing the small network takes no time worth a look.
+# The small network takes almost no time, so the card's latency is set.
 LATENCY = "1:0.2,64:40"
 MM_RUN = """#!/bin/sh
 echo "2023-01-01 00:00:00.000000: INFO: mm_run.cc:1] =================== Parameter Information"
@@ -37,7 +37,7 @@ echo "Latency(host clock, ms):      min: 0.1 max: 0.2"
 
 @pytest.fixture(scope="module")
 def network(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The files of the small network, as options."""
+    """Return the files of the small network as options."""
     return write_small_network(tmp_path_factory.mktemp("small"))[:6]
 
 
@@ -53,7 +53,7 @@ def sdk(folder: Path) -> SimulatedSdk:
 
 @pytest.fixture(scope="module")
 def builds(sdk: SimulatedSdk, network: list[str], folder: Path) -> list[Build]:
-    """One in float32, one in int8."""
+    """Build the network in float32 and in int8."""
     made = []
     for precision in ("force_float32", "qint8_mixed_float16"):
         int8 = ["--image-dir", PHOTOS] if precision.startswith("qint") else []
@@ -72,16 +72,16 @@ def walk(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[..., Walk]:
-    """Call it with the simulator's switches: a walk over what is built already."""
+    """Return a function of the simulator's switches that makes a walk over these builds."""
 
     def make(**switches: str) -> Walk:
         for name, value in sdk.environment(MAGICMIND_SIM_LATENCY=LATENCY, **switches).items():
             monkeypatch.setenv(name, value)
         sdk.faults({})
-        source = Source(Path(network[1]), Path(network[3]), "resnext", network[5], PHOTOS)
-        asked = Asked(settings.load({})[0], tmp_path / "first-card.txt")
+        source = NetworkFiles(Path(network[1]), Path(network[3]), "resnext", network[5], PHOTOS)
+        asked = WalkOptions(settings.load({})[0], tmp_path / "first-card.txt")
         count = int(switches.get("MAGICMIND_SIM_CARDS", "1"))
-        found = Sdk(sdk.python, "3.7", "1.7.0")
+        found = SdkPython(sdk.python, "3.7", "1.7.0")
         made = builds[0].artifact
         assert made is not None
         walked = Walk(asked, found, count, 0, tmp_path, source, made)
@@ -92,12 +92,12 @@ def walk(
 
 
 def answer(walk: Walk, number: int) -> list[str]:
-    """What the walk finds out to the question of that number."""
+    """Return the walk's answer to the question of that number."""
     [question] = [each for each in answers.QUESTIONS if each.number == number]
     return question.answer(walk)
 
 
-# As the card is set, so it is found out. The first of each is how the simulator is by itself.
+# The switches of a card, and the answer that has to be found. The first of each is the default.
 SET = [
     (2, {}, "refused: a bad Status: "),
     (2, {"OUTPUTS": "reuse"}, "reused: the same tensor, with the second batch's answers"),
@@ -129,7 +129,7 @@ SET = [
 def test_a_question(
     number: int, switches: dict[str, str], found: str, walk: Callable[..., Walk]
 ) -> None:
-    """The answer is what the card really does."""
+    """The answer is the real behaviour of the card."""
     told = {f"MAGICMIND_SIM_{name}": value for name, value in switches.items()}
     assert answer(walk(**told), number)[0].startswith(found)
 
@@ -138,7 +138,7 @@ def test_a_question(
 def test_the_interpreter(
     lock: str, walk: Callable[..., Walk], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Sync takes long enough to see whether a thread runs and a signal is heard meanwhile."""
+    """Sync takes long enough to show whether a thread runs and a signal is handled meanwhile."""
     walked = walk(MAGICMIND_SIM_GIL=lock)
     # Long beside the computing, for which the simulator lets others run.
     monkeypatch.setenv("MAGICMIND_SIM_LATENCY", "1:1,64:300")
@@ -170,16 +170,16 @@ def test_a_fault(
     walk: Callable[..., Walk],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A Status, an exception, an abort, a hang: each is told as what it is."""
+    """A Status, an exception, an abort and a hang are each reported as what they are."""
     walked = walk(**switches)
     sdk.faults({0: {**fault, "after": 50}})
     if said.startswith("hang: no exit within 2 s"):
         monkeypatch.setattr(experiments, "TIMEOUT_S", 2.0)
-    assert walked.ask("worked").startswith(said)
+    assert walked.answer_to("worked").startswith(said)
 
 
 def test_a_card_that_is_well(walk: Callable[..., Walk]) -> None:
-    """What cannot be found out on it is said so; a killed process leaves it as it was."""
+    """The report states what cannot be found out; a killed process does not change the card."""
     walked = walk()
     assert answer(walked, 7)[0] == "200 batches were computed without a failure"
     after, killed, faulted = answer(walked, 8)
@@ -193,16 +193,16 @@ def test_a_card_that_is_well(walk: Callable[..., Walk]) -> None:
 
 
 def test_a_card_that_stays_ill(sdk: SimulatedSdk, walk: Callable[..., Walk]) -> None:
-    """A new process does not get it."""
+    """A new process cannot use it."""
     walked = walk()
     for name in answers._REFUSALS:
-        walked.ask(name)
+        walked.answer_to(name)
     sdk.faults({0: {"open": "memory"}})
     assert "a new process answered the golden rows incorrectly: Device 0" in answer(walked, 8)[0]
 
 
 def test_how_calls_fail(walk: Callable[..., Walk]) -> None:
-    """None of these is taken for good."""
+    """None of these calls counts as successful."""
     found = dict(line.split(": ", 1) for line in answer(walk(), 9))
     assert list(found) == [name.replace("_", " ") for name in answers._FAILURES]
     assert found["empty model"] == found["empty network"] == "None"
@@ -210,7 +210,7 @@ def test_how_calls_fail(walk: Callable[..., Walk]) -> None:
 
 
 def test_input_that_does_not_fit(walk: Callable[..., Walk]) -> None:
-    """Where it is refused is told, too."""
+    """The answer has the step that refuses it."""
     found = dict(line.split(": ", 1) for line in answer(walk(), 11))
     assert list(found) == [name.replace("_", " ") for name in answers._REFUSALS]
     assert found.pop("not contiguous").startswith("refused by from_numpy: ")
@@ -218,7 +218,7 @@ def test_input_that_does_not_fit(walk: Callable[..., Walk]) -> None:
 
 
 def test_first_runs(walk: Callable[..., Walk]) -> None:
-    """The times that the card is set to, in milliseconds."""
+    """The times are those of the card, in milliseconds."""
     [told] = answer(walk(), 12)
     later = {
         int(n): float(ms) for n, ms in re.findall(r"(\d+): first [0-9.]+, then ([0-9.]+)", told)
@@ -228,19 +228,19 @@ def test_first_runs(walk: Callable[..., Walk]) -> None:
 
 
 def test_model_files(walk: Callable[..., Walk], tmp_path: Path) -> None:
-    """Of another architecture, and of an artifact that the user has."""
+    """A model may be of another architecture, or in an artifact of the user."""
     walked = walk()
     other, unknown = answer(walked, 13)
     assert "built, but refused by deserialize_from_file: a bad Status: INTERNAL: CN_FAT" in other
     assert unknown.startswith("of another SDK or driver: unknown")
     named = walked.artifact("qint8_mixed_float16")
     assert named is not None
-    walked.asked = Asked(settings.load({"artifact": named.path})[0], tmp_path / "text")
+    walked.options = WalkOptions(settings.load({"artifact": named.path})[0], tmp_path / "text")
     assert answer(walked, 13)[1] == "a model of MagicMind 1.7.0 under 1.7.0: runs"
 
 
 def test_two_cards(walk: Callable[..., Walk]) -> None:
-    """Counted under MLU_VISIBLE_DEVICES, and compared in int8."""
+    """They are counted under MLU_VISIBLE_DEVICES, and compared in int8."""
     walked = walk(MAGICMIND_SIM_CARDS="2")
     untouched, *others, _ = answer(walked, 14)
     assert untouched == "without a change of the environment the SDK counts 2, of which 0 opens"
@@ -257,7 +257,7 @@ def test_two_cards(walk: Callable[..., Walk]) -> None:
 
 
 def test_clusters(walk: Callable[..., Walk], monkeypatch: pytest.MonkeyPatch) -> None:
-    """What runs and what does not is told for each number, and between which two it changes."""
+    """Each number has its answer, and the first line has the bounds of the card's number."""
     monkeypatch.setattr(answers, "CLUSTERS", (2, 4, 8))
     found = answer(walk(), 15)
     assert found[:3] == [
@@ -272,7 +272,7 @@ def test_clusters(walk: Callable[..., Walk], monkeypatch: pytest.MonkeyPatch) ->
 def test_a_card_whose_clusters_are_known(
     walk: Callable[..., Walk], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Models are built for that number alone, and so are those that questions build."""
+    """Models are built for that number only, also those of questions."""
     walked = walk()
     walked.clusters = 6
     commands: list[list[str]] = []
@@ -289,12 +289,12 @@ def test_a_card_whose_clusters_are_known(
 
 
 def test_opset_13(walk: Callable[..., Walk]) -> None:
-    """It is tried beside opset 11, in which all other builds are."""
+    """It is built besides opset 11, which all other builds use."""
     assert answer(walk(), 22) == ["opset 13: built"]
 
 
 def test_calibration(walk: Callable[..., Walk]) -> None:
-    """The simulator walks twice over all samples, and resets before each pass."""
+    """The simulator reads all samples twice, and resets before each pass."""
     [told] = answer(walk(), 18)
     assert told.startswith(
         "5 samples were offered, 10 were read; the end was reached 2 times, reset was c"
@@ -303,7 +303,7 @@ def test_calibration(walk: Callable[..., Walk]) -> None:
 
 
 def test_without_a_float32_model(walk: Callable[..., Walk]) -> None:
-    """Questions about the SDK are answered all the same; those that need a model say so."""
+    """Questions about the SDK have answers, and those that need a model name the reason."""
     walked = walk()
     walked.__dict__["builds"] = []
     assert answer(walked, 8) == answer(walked, 20) == ["unknown: no float32 model was built"]
@@ -315,7 +315,7 @@ def test_without_a_float32_model(walk: Callable[..., Walk]) -> None:
 def test_a_walk_whose_questions_crash(
     walk: Callable[..., Walk], sdk: SimulatedSdk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a card that ends every process, each question has an answer."""
+    """Each question has an answer on a card that ends every process."""
     walked = walk()
     sdk.faults({0: {"enqueue": "abort"}})
     monkeypatch.setattr(answers, "CLUSTERS", (2,))
@@ -330,7 +330,7 @@ def test_a_walk_whose_questions_crash(
 
 @pytest.fixture
 def mm_run(tmp_path: Path) -> dict[str, str]:
-    """The environment in which a script stands for mm_run."""
+    """Return the environment in which a script replaces mm_run."""
     (tmp_path / "mm_run").write_text(MM_RUN)
     (tmp_path / "mm_run").chmod(0o755)
     return {"MM_RUN_PATH": str(tmp_path)}
@@ -350,7 +350,7 @@ def first_hour(
 
 
 def sections(text: str) -> dict[str, list[str]]:
-    """The lines of each section, by its title."""
+    """Return the lines of each section, by its title."""
     parts = re.split(r"^== (.+) ==$", text, flags=re.MULTILINE)
     return {
         title: body.strip().splitlines()
@@ -366,11 +366,11 @@ def test_all_that_is_told(
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Each question has its answer, on a card that is well; and each section its lines."""
+    """Each question has its answer on a healthy card, and each section has lines."""
     monkeypatch.setattr(account, "MEASURED_S", 0.1)
     monkeypatch.setenv("MM_RUN_PATH", mm_run["MM_RUN_PATH"])
     walked = walk()
-    text = "\n".join(account.told(walked))
+    text = "\n".join(account.report_lines(walked))
     assert walked.faults == []
     found = sections(text)
     assert list(found) == [*account._SECTIONS, "End"]
@@ -381,7 +381,7 @@ def test_all_that_is_told(
         assert re.search(r"batch 8: bench device [0-9.]+ images/s, mm_run 512.5, that is ", line)
     assert "   Throughput (qps):                  512.5 with total" in text
     assert {name for name in (folder / "record").read_text().split()} <= confidences().keys()
-    # What the questions misuse is misused by them alone.
+    # Only the questions misuse the SDK.
     places = {line.rpartition("(")[2].split(":")[0] for line in sdk.wrong_uses()}
     assert {Path(place).parent.name for place in places} == {"card"}
 
@@ -390,7 +390,7 @@ def test_all_that_is_told(
 def test_the_whole_walk(
     sdk: SimulatedSdk, network: list[str], tmp_path: Path, mm_run: dict[str, str]
 ) -> None:
-    """Every model is built and right, and nobody is named in the text."""
+    """Every model is built and right, and the report has no name of this machine."""
     output = tmp_path / "first-card.txt"
     done = first_hour(sdk, output, *network, *NETWORK, MAGICMIND_SIM_LATENCY=LATENCY, **mm_run)
     assert (done.returncode, done.stdout) == (0, f"{output}\n"), done.stderr
@@ -409,7 +409,7 @@ def test_the_whole_walk(
 
 
 def test_models_that_answer_wrongly(sdk: SimulatedSdk, walk: Callable[..., Walk]) -> None:
-    """The walk is not well then."""
+    """The result of the walk is a failure."""
     walked = walk()
     sdk.faults({0: {"answers": "wrong"}})
     lines = list(account._golden(walked))
@@ -419,7 +419,7 @@ def test_models_that_answer_wrongly(sdk: SimulatedSdk, walk: Callable[..., Walk]
 
 @pytest.mark.large
 def test_an_interrupted_walk(sdk: SimulatedSdk, network: list[str], tmp_path: Path) -> None:
-    """What was found by then is written; exit 130."""
+    """The findings so far are written, and the exit code is 130."""
     output = tmp_path / "first-card.txt"
     command = [*COMMAND, "doctor", "--card", "--device-python", sdk.python, *network, *NETWORK]
     process = subprocess.Popen(
@@ -451,7 +451,7 @@ def test_an_interrupted_walk(sdk: SimulatedSdk, network: list[str], tmp_path: Pa
 def test_a_walk_that_cannot_begin(
     options: list[str], said: str, sdk: SimulatedSdk, tmp_path: Path
 ) -> None:
-    """One error, and no file."""
+    """There is one error, and no file."""
     output = tmp_path / "first-card.txt"
     done = first_hour(sdk, output, *options)
     assert (done.returncode, done.stdout) == (1, "")
@@ -460,7 +460,7 @@ def test_a_walk_that_cannot_begin(
 
 
 def test_a_text_that_is_there(sdk: SimulatedSdk, tmp_path: Path) -> None:
-    """It is not written over."""
+    """An existing report is not overwritten."""
     output = tmp_path / "first-card.txt"
     output.write_text("an hour of work")
     done = first_hour(sdk, output)
@@ -490,7 +490,7 @@ def test_the_demo_network(
     mm_run: dict[str, str],
     figure: Callable[[str], None],
 ) -> None:
-    """The command as a user gives it, with the network that comes with it."""
+    """The command works without options, with the network that comes with topfive."""
     started = time.monotonic()
     output = tmp_path / "first-card.txt"
     done = first_hour(sdk, output, **switches, **mm_run)

@@ -1,4 +1,4 @@
-"""`topfive eval` around the answers: label files, failures, interruptions, the files written."""
+"""`topfive eval` around the answers: label files, failures, interruptions, the result files."""
 
 import asyncio
 import csv
@@ -19,7 +19,7 @@ from service.tools.evaluation import results as files
 from service.tools.evaluation.journal import Answered, Journal
 from service.tools.evaluation.labels import Sample
 from service.tools.evaluation.results import wilson
-from service.tools.evaluation.sources import Failed, Later, Top5, over_http
+from service.tools.evaluation.sources import FailedImage, Later, Top5, over_http
 from tests.support import pictures, tiny
 from tests.support.serving import COMMAND, plain_environment
 from tests.support.stub import BUSY, REFUSED, Reply, Stub, ranking
@@ -34,7 +34,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    """A folder of pictures with labels.txt: image i shows class i % 10."""
+    """Return a folder of images with labels.txt: image i shows class i % 10."""
     folder = tmp_path / "images"
     folder.mkdir()
     for number in range(IMAGES):
@@ -68,7 +68,7 @@ def lines(file: Path) -> list[str]:
 
 
 def test_the_samples_files_line_by_line(artifact: Path, images: Path, tmp_path: Path) -> None:
-    """Labels, top-1, top-5 and names of every image, in the label file's order."""
+    """They have the labels, top-1, top-5 and names of every image, in the label file's order."""
     order = [7, 3, 11, 0]
     write_labels(images, order)
     done = evaluate(images, tmp_path / "out", "--artifact", artifact)
@@ -93,7 +93,7 @@ def test_the_samples_files_line_by_line(artifact: Path, images: Path, tmp_path: 
 
 
 def test_missing_and_failed_images(artifact: Path, images: Path, tmp_path: Path) -> None:
-    """They stand in failed.csv alone, the others are numbered without gaps, the exit code is 5."""
+    """They are only in failed.csv; the others are numbered without gaps, and the exit code is 5."""
     (images / "2.png").write_text("no image")
     (images / "5.png").unlink()
     done = evaluate(images, tmp_path / "out", "--artifact", artifact)
@@ -110,7 +110,7 @@ def test_missing_and_failed_images(artifact: Path, images: Path, tmp_path: Path)
 
 
 def test_folders_of_classes_from_a_desktop(artifact: Path, tmp_path: Path) -> None:
-    """What systems leave in them is no image: the run is complete, and says what it passed over."""
+    """Files of operating systems are not images: the run is complete, and counts them."""
     folder = tmp_path / "images" / "n00000003"
     folder.mkdir(parents=True)
     (folder / "a.PNG").write_bytes(pictures.encoded())
@@ -127,8 +127,8 @@ def test_folders_of_classes_from_a_desktop(artifact: Path, tmp_path: Path) -> No
 
 
 def test_no_image_was_answered(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """There is no accuracy, which is said in words that no program takes for a number."""
-    failed = [(Sample("a.jpg", 3), Failed("missing", "no such file"))]
+    """There is no accuracy, and no program can take the text for a number."""
+    failed = [(Sample("a.jpg", 3), FailedImage("missing", "no such file"))]
     files.write(tmp_path, files.Results([], failed), ["name"] * 10, {})
     files.print_summary(files.Results([], failed), tmp_path)
     out = capsys.readouterr().out
@@ -139,7 +139,7 @@ def test_no_image_was_answered(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 
 def test_what_failed_is_tried_again(artifact: Path, images: Path, tmp_path: Path) -> None:
-    """The same command, once the images are there, completes the run and asks for no other."""
+    """The same command classifies only the failed images, and completes the run."""
     good = (images / "5.png").read_bytes()
     (images / "5.png").unlink()
     assert evaluate(images, tmp_path / "out", "--artifact", artifact).returncode == 5
@@ -153,7 +153,7 @@ def test_what_failed_is_tried_again(artifact: Path, images: Path, tmp_path: Path
 
 
 def test_a_finished_run_is_not_overwritten(artifact: Path, images: Path, tmp_path: Path) -> None:
-    """The same command twice is an error; with --force it begins anew."""
+    """The same command again is an error; with --force it starts over."""
     assert evaluate(images, tmp_path / "out", "--artifact", artifact).returncode == 0
     again = evaluate(images, tmp_path / "out", "--artifact", artifact)
     assert again.returncode == 1
@@ -180,7 +180,7 @@ def test_another_runs_journal_is_refused(artifact: Path, images: Path, tmp_path:
 
 
 def test_a_folder_without_any_of_the_images(artifact: Path, images: Path, tmp_path: Path) -> None:
-    """A wrong --image-dir is an error that leaves nothing, so the right one needs no --force."""
+    """A wrong --image-dir leaves no files, so the next command needs no --force."""
     wrong = evaluate(images, tmp_path / "out", "--artifact", artifact, "--image-dir", artifact)
     assert wrong.returncode == 1
     assert f"None of the 12 images is in {artifact}: '0.png' is not in" in wrong.stderr
@@ -188,7 +188,7 @@ def test_a_folder_without_any_of_the_images(artifact: Path, images: Path, tmp_pa
 
 
 def test_a_folder_that_another_run_writes_to(artifact: Path, images: Path, tmp_path: Path) -> None:
-    """Refused, with --force too: two runs would mix their answers."""
+    """It is refused, also with --force, because two runs would mix their answers."""
     (tmp_path / "out").mkdir()
     held = os.open(tmp_path / "out", os.O_RDONLY)
     fcntl.flock(held, fcntl.LOCK_EX)
@@ -200,7 +200,7 @@ def test_a_folder_that_another_run_writes_to(artifact: Path, images: Path, tmp_p
 
 
 def test_an_output_that_is_a_file(artifact: Path, images: Path, tmp_path: Path) -> None:
-    """It is named, and stays."""
+    """The error names it, and the file stays."""
     (tmp_path / "out").write_text("mine")
     refused = evaluate(images, tmp_path / "out", "--artifact", artifact)
     assert refused.returncode == 1
@@ -209,7 +209,7 @@ def test_an_output_that_is_a_file(artifact: Path, images: Path, tmp_path: Path) 
 
 
 def test_only_the_first_images(artifact: Path, images: Path, tmp_path: Path) -> None:
-    """--image_num, in the sample's spelling, and names from a file of the sample's form."""
+    """--image_num limits the images; the name is the sample's, and so is the form of the names."""
     names = tmp_path / "names.txt"
     names.write_text("".join(f"{number} name, of {number}\n" for number in reversed(range(10))))
     done = evaluate(images, tmp_path / "out", "--artifact", artifact, "--image_num", 3,
@@ -244,7 +244,7 @@ def stub() -> Iterator[Callable[..., Stub]]:
 
 
 def test_retry_after_is_honoured(stub: Callable[..., Stub], images: Path, tmp_path: Path) -> None:
-    """A 503 is no failure of the image: it is asked for again, not before the time named."""
+    """A 503 is not a failure of the image: it is sent again, not before the given time."""
     server = stub(ranking(), BUSY, ranking())
     done = evaluate(images, tmp_path / "out", "--url", server.url, "--concurrency", 1)
     assert done.returncode == 0, done.stderr
@@ -255,7 +255,7 @@ def test_retry_after_is_honoured(stub: Callable[..., Stub], images: Path, tmp_pa
 def test_a_broken_connection_is_asked_again(
     stub: Callable[..., Stub], images: Path, tmp_path: Path
 ) -> None:
-    """A server that hangs up says nothing of the image."""
+    """A connection that the server closes is not a failure of the image."""
     server = stub(ranking(), None, ranking())
     done = evaluate(images, tmp_path / "out", "--url", server.url, "--concurrency", 1)
     assert done.returncode == 0, done.stderr
@@ -263,7 +263,7 @@ def test_a_broken_connection_is_asked_again(
 
 
 def test_a_server_that_stays_away(stub: Callable[..., Stub], images: Path, tmp_path: Path) -> None:
-    """Exit 4, what was answered is kept, and the same command goes on with the rest."""
+    """The exit code is 4, the answers are kept, and the same command resumes the run."""
     server = stub(*[ranking()] * 7, BUSY)
     options = ["--url", server.url, "--concurrency", 1, "--retry-for-s", 0.5]
     done = evaluate(images, tmp_path / "out", *options)
@@ -280,7 +280,7 @@ def test_a_server_that_stays_away(stub: Callable[..., Stub], images: Path, tmp_p
 def test_a_server_that_is_full_at_first(
     stub: Callable[..., Stub], images: Path, tmp_path: Path
 ) -> None:
-    """The question for its classes is asked again too."""
+    """The request for its classes is sent again too."""
     server = stub(ranking())
     server.starting = [BUSY]
     done = evaluate(images, tmp_path / "out", "--url", server.url)
@@ -289,18 +289,18 @@ def test_a_server_that_is_full_at_first(
 
 
 def test_a_server_that_goes_and_comes_back(stub: Callable[..., Stub]) -> None:
-    """Nobody listening is "later", not a failure of the image; then the same source goes on."""
+    """A refused connection is Later, not a failure of the image; then the source continues."""
     first = stub(ranking())
 
     async def ask() -> None:
         async with over_http(first.url, 5, 1, 0) as source:
-            assert isinstance(await source.ask(b"image"), Top5)
+            assert isinstance(await source.classify(b"image"), Top5)
             first.shutdown()
             first.server_close()
-            later = await source.ask(b"image")
+            later = await source.classify(b"image")
             assert isinstance(later, Later) and later.reason == "connection"
             stub(ranking(), port=first.server_port)
-            assert isinstance(await source.ask(b"image"), Top5)
+            assert isinstance(await source.classify(b"image"), Top5)
 
     asyncio.run(ask())
 
@@ -308,7 +308,7 @@ def test_a_server_that_goes_and_comes_back(stub: Callable[..., Stub]) -> None:
 def test_an_image_that_no_device_can_do(
     stub: Callable[..., Stub], images: Path, tmp_path: Path
 ) -> None:
-    """It fails after its time, and the run goes on: it must not be in the way for ever."""
+    """It fails after its time, and the run continues, so it cannot block the run."""
     server = stub(ranking(), REFUSED, ranking())
     done = evaluate(
         images, tmp_path / "out", "--url", server.url, "--concurrency", 1, "--retry-for-s", 0.5
@@ -321,7 +321,7 @@ def test_an_image_that_no_device_can_do(
 def test_an_answer_of_another_program(
     stub: Callable[..., Stub], images: Path, tmp_path: Path
 ) -> None:
-    """A 200 without predictions, as of a proxy's page, ends the run with what is known kept."""
+    """A 200 without predictions, such as a proxy's page, ends the run and keeps the answers."""
     server = stub(ranking(), (200, {"hello": 1}, {}))
     done = evaluate(images, tmp_path / "out", "--url", server.url, "--concurrency", 1)
     assert done.returncode == 4
@@ -340,7 +340,7 @@ def test_another_model_in_the_middle(
 
 
 def test_a_server_that_is_none(images: Path, tmp_path: Path, stub: Callable[..., Stub]) -> None:
-    """Nothing listens there: exit 4 at once."""
+    """No server listens there, and the exit code is 4 at once."""
     server = stub(ranking())
     server.server_close()
     done = evaluate(images, tmp_path / "out", "--url", server.url)
@@ -349,7 +349,7 @@ def test_a_server_that_is_none(images: Path, tmp_path: Path, stub: Callable[...,
 
 
 def test_a_journal_whose_end_was_cut_short(tmp_path: Path) -> None:
-    """The torn line is dropped, and the next one begins where it did."""
+    """The incomplete line is dropped, and the next one begins in its place."""
     about = {"model": {"name": "a"}}
     with Journal(tmp_path, about) as journal:
         journal.add("1.png", Answered((1, 2, 3, 4, 5), 0.5))
@@ -363,7 +363,7 @@ def test_a_journal_whose_end_was_cut_short(tmp_path: Path) -> None:
 
 
 def test_a_journal_whose_first_line_was_cut_short(tmp_path: Path) -> None:
-    """It says nothing yet: the run begins anew."""
+    """It has no answers yet, so the run starts over."""
     about = {"model": {"name": "a"}}
     (tmp_path / "journal.jsonl").write_bytes(b'{"model":{"na')
     with Journal(tmp_path, about) as journal:
@@ -376,7 +376,7 @@ NO_JOURNALS = [b"no journal\n", b"nor a line", b"\xff\n", b'{"model": 1}\n[]\n',
 
 @pytest.mark.parametrize("text", NO_JOURNALS)
 def test_what_is_no_journal_is_refused(text: bytes, tmp_path: Path) -> None:
-    """A file of that name that is not ours is named, not overwritten."""
+    """A foreign file of that name is an error, and is not overwritten."""
     (tmp_path / "journal.jsonl").write_bytes(text)
     with pytest.raises(EvaluationError, match=r"journal\.jsonl"):
         Journal(tmp_path, {"model": 1})

@@ -1,4 +1,4 @@
-"""Label files and name files: their forms, and what is said of wrong ones."""
+"""Label files and name files: their forms, and the errors of wrong ones."""
 
 import csv
 import os
@@ -24,7 +24,7 @@ FORMS = {
 
 @pytest.mark.parametrize("form", FORMS)
 def test_forms_of_label_files(form: str, tmp_path: Path) -> None:
-    """Lines and CSV, numbers and wnids, with what editors leave in them."""
+    """Lines and CSV, numbers and wnids are read, with the marks that editors leave in them."""
     path = tmp_path / ("labels.csv" if form.startswith("csv") else "labels.txt")
     path.write_text(FORMS[form], newline="")
     classes = (*CLASSES[:3], Label("n00000003", "three"), *CLASSES[4:])
@@ -49,7 +49,7 @@ WRONG = {
 
 @pytest.mark.parametrize("said", WRONG)
 def test_wrong_label_files_are_refused_by_line(said: str, tmp_path: Path) -> None:
-    """Before anything is asked."""
+    """The error comes before the first image."""
     (tmp_path / "labels.txt").write_text(WRONG[said])
     with pytest.raises(EvaluationError) as caught:
         read_samples(tmp_path / "labels.txt", CLASSES, None)
@@ -59,7 +59,7 @@ def test_wrong_label_files_are_refused_by_line(said: str, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("name", ["labels.txt", "labels.csv", "names.txt"])
 def test_utf_16_is_named(name: str, tmp_path: Path) -> None:
-    """As the editors of Windows write it."""
+    """Editors of Windows write it."""
     (tmp_path / name).write_text("0 zero\n", encoding="utf-16")
     with pytest.raises(EvaluationError, match="the encoding is UTF-16: save the file as UTF-8"):
         read_names(tmp_path / name, 1) if name == "names.txt" else read_samples(
@@ -80,7 +80,7 @@ def test_utf_16_is_named(name: str, tmp_path: Path) -> None:
     ],
 )
 def test_wrong_csvs_are_refused(text: str, said: str, tmp_path: Path) -> None:
-    """The columns that are missing are named, and those that are there."""
+    """The error names the missing columns, and the existing ones."""
     (tmp_path / "labels.csv").write_text(text)
     with pytest.raises(EvaluationError, match=said):
         read_samples(tmp_path / "labels.csv", CLASSES, None)
@@ -94,14 +94,14 @@ def test_wrong_csvs_are_refused(text: str, said: str, tmp_path: Path) -> None:
     ],
 )
 def test_names_must_be_whole(text: str, said: str, tmp_path: Path) -> None:
-    """A name file of fewer classes says which is missing; what is no number is named by line."""
+    """The error names the first missing class, or the line that has no number."""
     (tmp_path / "names.txt").write_text(text)
     with pytest.raises(EvaluationError, match=said):
         read_names(tmp_path / "names.txt", 3)
 
 
 def test_a_folder_for_each_wnid(tmp_path: Path) -> None:
-    """In the order of the wnids, then of the files; hidden folders are none of it."""
+    """The order is that of the wnids, then of the files; hidden folders are ignored."""
     write_images(tmp_path, "n00000007/b.jpg", "n00000003/z.jpg", "n00000003/a.jpg", ".cache/c.jpg")
     samples = read_samples(tmp_path, CLASSES, None).samples
     assert [(one.name, one.class_id) for one in samples] == [
@@ -112,7 +112,7 @@ def test_a_folder_for_each_wnid(tmp_path: Path) -> None:
 
 
 def test_what_systems_leave_in_folders(tmp_path: Path) -> None:
-    """It is passed over, and counted."""
+    """Such files are ignored, and counted."""
     write_images(
         tmp_path,
         *("n00000003/a.JPG", "n00000003/.DS_Store", "n00000003/._a.JPG", "n00000007/Thumbs.db"),
@@ -125,7 +125,7 @@ def test_what_systems_leave_in_folders(tmp_path: Path) -> None:
 
 
 def test_a_folder_in_the_folder_of_a_class(tmp_path: Path) -> None:
-    """As tiny-imagenet has it: what it is, and what to do."""
+    """It has the form of tiny-imagenet; the error names it and has a remedy."""
     inside = tmp_path / "n00000003" / "images"
     inside.mkdir(parents=True)
     (inside / "n00000003_0.JPEG").touch()
@@ -153,7 +153,7 @@ def test_a_folder_in_the_folder_of_a_class(tmp_path: Path) -> None:
 def test_what_a_name_that_is_not_there_looks_like(
     name: str, there: str, said: str, tmp_path: Path
 ) -> None:
-    """Beside what is there."""
+    """The message names a similar file of the folder."""
     (tmp_path / there).parent.mkdir(exist_ok=True)
     (tmp_path / there).touch()
     words = why_not_there(tmp_path, name)
@@ -165,7 +165,7 @@ OWN = tuple(Label(None, name) for name in ("dog", "black cat", "crane", "crane",
 
 
 def test_a_folder_for_each_own_class(tmp_path: Path) -> None:
-    """Folders are called by the names of classes without wnids, or by their numbers."""
+    """Folders have the names of classes without wnids, or their numbers."""
     write_images(tmp_path, "dog/a.jpg", "black cat/a.jpg", "2/a.jpg", "4/a.jpg")
     samples = read_samples(tmp_path, OWN, None).samples
     assert [(one.name, one.class_id) for one in samples] == [
@@ -185,7 +185,7 @@ def test_a_folder_for_each_own_class(tmp_path: Path) -> None:
     ],
 )
 def test_a_folder_of_no_class_is_refused(folder: str, said: str, tmp_path: Path) -> None:
-    """A class that would be left out by its spelling, and one that may be another, by name."""
+    """The error names a misspelt class, and an ambiguous one."""
     write_images(tmp_path, "dog/a.jpg", f"{folder}/a.jpg")
     with pytest.raises(EvaluationError, match=f": {folder}: {said}") as caught:
         read_samples(tmp_path, OWN, None)
@@ -202,14 +202,14 @@ TEN = tuple(Label(None, str(number)) for number in range(1, 11))
 def test_the_column_says_what_a_class_is(
     column: str, said: str, class_id: int, tmp_path: Path
 ) -> None:
-    """Of classes that are called by numbers: class_id is the place, label the name."""
+    """For classes whose names are numbers, class_id is the place and label is the name."""
     (tmp_path / "labels.csv").write_text(f"file,{column}\na.png,{said}\n")
     [sample] = read_samples(tmp_path / "labels.csv", TEN, None).samples
     assert sample.class_id == class_id
 
 
 def test_a_number_that_is_a_name_too_is_refused(tmp_path: Path) -> None:
-    """Lines do not say which of the two is meant; the remedy does."""
+    """A line does not show which of the two it means; the remedy does."""
     (tmp_path / "labels.txt").write_text("a.png 3\n")
     with pytest.raises(EvaluationError, match="'3' stands for more than one class") as caught:
         read_samples(tmp_path / "labels.txt", TEN, None)
@@ -218,7 +218,7 @@ def test_a_number_that_is_a_name_too_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("first", [0, 1])
 def test_a_file_that_counts_from_one(first: int, tmp_path: Path) -> None:
-    """It is recognised by its last class; where class 0 is there, the number is only too large."""
+    """Its last class shows it; if class 0 is there too, the number is only too large."""
     (tmp_path / "labels.txt").write_text(f"a.jpg {first}\nb.jpg 10\n")
     with pytest.raises(EvaluationError, match="line 2: The class is '10'; 0 to 9") as caught:
         read_samples(tmp_path / "labels.txt", CLASSES, None)
@@ -227,7 +227,7 @@ def test_a_file_that_counts_from_one(first: int, tmp_path: Path) -> None:
 
 
 def write_images(folder: Path, *names: str) -> None:
-    """Write empty files of these names, each in a folder."""
+    """Write empty files of these names, each in its folder."""
     for name in names:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).touch()
@@ -253,7 +253,7 @@ def test_wnids_follow_the_models_class_order(data_folder: Path) -> None:
 def test_a_look_for_an_example_ends_at_the_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a million images a thousandth is listed; a folder that is closed is passed over."""
+    """Of a million images a thousandth is listed, and a closed folder is skipped."""
     write_images(tmp_path, *(f"{number}/{number}.jpg" for number in range(9)))
     listed, scandir = [], os.scandir
 

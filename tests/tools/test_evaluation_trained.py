@@ -49,7 +49,7 @@ def run(photos: Path, output: Path, *source: str) -> None:
 
 
 def sample_scores(folder: Path) -> tuple[float, float]:
-    """What the sample's compute_top1_and_top5 says: it compares whole lines, newline included."""
+    """Return the scores of the sample's compute_top1_and_top5, which compares whole lines."""
     labels, top1, top5 = (
         (folder / name).read_text().splitlines(keepends=True) for name in SAMPLES_FILES[:3]
     )
@@ -59,7 +59,7 @@ def sample_scores(folder: Path) -> tuple[float, float]:
 
 
 def scaled(file: Path, name: str) -> np.ndarray:
-    """The photo as the network's authors scale it, whole, by their library: RGB."""
+    """Return the whole photo scaled as by the network's authors, with their library, in RGB."""
     pixels = np.ascontiguousarray(cv2.imread(str(file))[:, :, ::-1])
     height, width = pixels.shape[:2]
     short = min(height, width)
@@ -70,19 +70,19 @@ def scaled(file: Path, name: str) -> np.ndarray:
 
 
 def first_classes(folder: Path) -> np.ndarray:
-    """The most likely class of each image, from the sample's file."""
+    """Return the most likely class of each image, from the sample's file."""
     lines = (folder / "eval_result_1.txt").read_text().splitlines()
     return np.array([int(line.split()[-1]) for line in lines])
 
 
 def labelled(photos: Path) -> tuple[list[Path], np.ndarray]:
-    """The photos and their classes, in the order of the label file."""
+    """Return the photos and their classes, in the order of the label file."""
     pairs = [line.rsplit(" ", 1) for line in (photos / "val_labels.txt").read_text().splitlines()]
     return [photos / name for name, _ in pairs], np.array([int(number) for _, number in pairs])
 
 
 def reference_classes(name: str, models: Path, files: list[Path]) -> np.ndarray:
-    """The most likely classes by OpenCV's dnn, on pixels that are made here."""
+    """Return the most likely classes by OpenCV's dnn, on pixels that are made here."""
     prototxt, caffemodel = (models / f"{name}.{end}" for end in ("prototxt", "caffemodel"))
     network = cv2.dnn.readNetFromCaffe(str(prototxt), str(caffemodel))
     answers = [opencv_answer(network, name, scaled(file, name)) for file in files]
@@ -90,24 +90,24 @@ def reference_classes(name: str, models: Path, files: list[Path]) -> np.ndarray:
 
 
 def classes_with(artifact: Path, resample: Resample, files: list[Path]) -> np.ndarray:
-    """The most likely classes of the artifact's network, of rows made with another resampling."""
+    """Return the most likely classes of the artifact's network, with another resampling."""
     opened = artifacts.read(artifact)
     rows, _ = image_folder.decoded(files, opened, print, resample)
     return reference.opened(opened)(rows).argmax(axis=1)
 
 
 def report(folder: Path) -> dict[str, object]:
-    """The report without what may differ between two runs."""
+    """Return the report without the fields that may differ between two runs."""
     fields = json.loads((folder / "report.json").read_text())
     del fields["times"]
     return fields
 
 
 def kill_at_half(evaluating: list[str], output: Path, images: int) -> int:
-    """Run it until half of the images are in its journal; SIGKILL. How many there were then."""
+    """Run until half of the images are in the journal, and kill the run; return their number."""
     process = subprocess.Popen(evaluating, stderr=subprocess.DEVNULL, env=plain_environment())
     journal = output / "journal.jsonl"
-    # A line says what is evaluated.
+    # The first line describes the evaluation.
     while not journal.exists() or journal.read_bytes().count(b"\n") <= images // 2:
         assert process.poll() is None
     process.send_signal(signal.SIGKILL)
@@ -130,9 +130,10 @@ def test_the_photos_score_as_opencv_has_them(
     tmp_path: Path,
     figure: Callable[[str], None],
 ) -> None:
-    """Over HTTP, on the artifact, and killed and resumed: the same files, and OpenCV's accuracy.
+    """Over HTTP, on the artifact, and after a kill, the files are the same.
 
-    OpenCV's dnn has the pixels that the network's authors prescribe, made here.
+    The accuracy is that of OpenCV's dnn, with the pixels that the network's authors prescribe, made
+    here.
     """
     photos, artifact = data_folder / "photos", trained_artifact(name)
     over_http, resumed, on_artifact = (tmp_path / way for way in ("http", "resumed", "artifact"))
@@ -179,9 +180,9 @@ def test_what_the_resampling_changes(
     tmp_path: Path,
     figure: Callable[[str], None],
 ) -> None:
-    """Top-1 with each resampling, and the photos whose first class is another than the recipe's.
+    """Compare top-1 with each resampling, and list the photos whose first class changes.
 
-    Until recipes named theirs, it was bilinear for all. "demo" has the published weights.
+    Before recipes named their resampling, it was bilinear. "demo" has the published weights.
     """
     if name == "demo":
         artifact = tmp_path / "demo"
@@ -205,7 +206,7 @@ def test_what_the_resampling_changes(
 def test_labels_as_csv_and_as_folders_are_the_same(
     trained_artifact: Callable[[str], Path], data_folder: Path, tmp_path: Path
 ) -> None:
-    """The CSV's wnids, and a folder for each wnid, give the answers that the lines give."""
+    """The CSV's wnids, and a folder for each wnid, give the same answers as the lines."""
     photos = data_folder / "photos"
     source = ["--artifact", str(trained_artifact("squeezenet_v1.1")), "--image-num", "60"]
     with (photos / "labels.csv").open(newline="") as file:

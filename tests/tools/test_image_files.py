@@ -1,4 +1,4 @@
-"""Image files as rows, where some of them are not what their names say."""
+"""Image files as rows, where some files are not what their names promise."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def made(tmp_path: Path) -> artifact.Artifact:
 def test_what_cannot_be_decoded_is_left_out_and_said(
     made: artifact.Artifact, tmp_path: Path
 ) -> None:
-    """Broken, missing, a folder: the others keep their places and their pixels."""
+    """Of a broken file, a missing one and a folder the others keep their places and pixels."""
     files = [tmp_path / name for name in ("a.png", "broken.jpg", "missing.png", "dir.png", "b.png")]
     files[0].write_bytes(encoded(seed=1))
     files[1].write_bytes(encoded("JPEG")[:100])
@@ -38,7 +38,7 @@ def test_what_cannot_be_decoded_is_left_out_and_said(
 
 
 def test_nothing_to_decode(made: artifact.Artifact, tmp_path: Path) -> None:
-    """A folder without images and one of broken ones each say what to give."""
+    """A folder without images and one with only broken ones each have an error with a remedy."""
     with pytest.raises(BuildError, match="no images"):
         image_folder.in_folder(tmp_path / "tiny")
     (tmp_path / "broken.png").write_bytes(b"no picture")
@@ -47,7 +47,7 @@ def test_nothing_to_decode(made: artifact.Artifact, tmp_path: Path) -> None:
 
 
 def test_every_command_finds_the_same_images(tmp_path: Path) -> None:
-    """verify, calibration and bench load: any case, class folders, no files of systems."""
+    """verify, calibration and bench load read any case and class folders, and no system files."""
     images = ("a.JPG", "b.jpeg", "c.PNG", "n0/d.JPEG", "n0/deep/e.webp")
     others = ("._a.JPG", ".DS_Store", "n0/._d.JPEG", "n0/Thumbs.db", "__MACOSX/a.JPG", "notes.txt")
     for name in (*images, *others):
@@ -61,6 +61,6 @@ def test_every_command_finds_the_same_images(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("count", "chosen"), [(1, [0]), (3, [0, 3, 6]), (10, list(range(10)))])
 def test_spread(count: int, chosen: list[int]) -> None:
-    """Evenly over all, and no more than there are."""
+    """The choice is even over all, and at most all."""
     assert image_folder.spread(range(10), count) == chosen
     assert image_folder.spread(range(10), 99) == list(range(10))

@@ -1,4 +1,4 @@
-"""`mm_run` found, run and read; a script with its published output stands for it."""
+"""`mm_run` is found, run and read; a script with its published output replaces it."""
 
 from pathlib import Path
 
@@ -37,13 +37,13 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 
 @pytest.fixture
 def tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the script goes; `said` beside it is what it prints, `asked` its arguments."""
+    """Return the path of the script; `said` next to it has its output, `asked` its arguments."""
     monkeypatch.setenv("MM_RUN_PATH", str(tmp_path))
     return tmp_path / "mm_run"
 
 
 def install(tool: Path, said: str, body: str = "") -> None:
-    """An mm_run that notes its arguments, does `body` and prints `said`."""
+    """Install an mm_run that records its arguments, does `body` and prints `said`."""
     tool.with_name("said").write_text(said)
     tool.write_text(
         f'#!/bin/sh\ncd "$(dirname "$0")" || exit 9\necho "$@" >> asked\n{body}\ncat said\n'
@@ -53,12 +53,12 @@ def install(tool: Path, said: str, body: str = "") -> None:
 
 @pytest.mark.parametrize(("line", "right"), [(LONG, 28916.2), (SHORT, 2540.2)])
 def test_both_forms_of_the_line(line: str, right: float) -> None:
-    """With and without what follows the number."""
+    """The number is read with and without the text after it."""
     assert mm_run.throughputs(REPORT.format(throughput=line)) == [right]
 
 
 def test_one_figure_a_device() -> None:
-    """In their order; a number may have an exponent."""
+    """The order is kept, and a number may have an exponent."""
     text = REPORT.format(throughput=LONG) + REPORT.format(throughput="Throughput (qps): 1.2e+04")
     assert mm_run.throughputs(text) == [28916.2, 12000.0]
 
@@ -67,14 +67,14 @@ def test_one_figure_a_device() -> None:
     "said", ["", "Throughput: 5", "x Throughput (qps): 5", "Throughput (qps): -"]
 )
 def test_no_figure_is_an_error(said: str) -> None:
-    """With what was printed in its place."""
+    """The error has the output instead."""
     with pytest.raises(SdkError, match="mm_run printed no throughput: ") as failed:
         mm_run.throughputs(said)
     assert failed.value.detail.endswith(said or "no output")
 
 
 def test_a_run(tool: Path, artifact: Artifact) -> None:
-    """The model, the batch, the card and the times are passed on, in the tool's units."""
+    """The model, the batch size, the card and the times are passed on, in the tool's units."""
     install(tool, REPORT.format(throughput=LONG))
     assert mm_run.measure(artifact, 8, duration_s=1.5, warmup_s=0.1, ordinal=2) == 28916.2
     assert tool.with_name("asked").read_text() == (
@@ -84,7 +84,7 @@ def test_a_run(tool: Path, artifact: Artifact) -> None:
 
 
 def test_an_older_tool(tool: Path, artifact: Artifact) -> None:
-    """One that knows --batch alone is asked so."""
+    """A tool with only --batch is called with it."""
     refuse = 'case "$*" in *--batch_size*) echo "unknown flag"; exit 1;; esac'
     install(tool, REPORT.format(throughput=SHORT), refuse)
     assert mm_run.measure(artifact, 8) == 2540.2
@@ -100,7 +100,7 @@ def test_a_mutable_model_is_given_its_dims(tool: Path, tmp_path: Path) -> None:
 
 
 def test_a_failing_tool(tool: Path, artifact: Artifact) -> None:
-    """Its exit code and its words for each way it was asked; a figure before the end is none."""
+    """The error has the exit code and output for each option; a figure before it is ignored."""
     install(tool, "", f"echo '{SHORT}'; echo lost the device; exit 4")
     words = "with --batch_size it exited with 4: .* lost the device; with --batch it"
     with pytest.raises(SdkError, match=words):
@@ -108,7 +108,7 @@ def test_a_failing_tool(tool: Path, artifact: Artifact) -> None:
 
 
 def test_a_tool_without_its_libraries(tool: Path, artifact: Artifact) -> None:
-    """In the words of the dynamic loader; the remedy has the folders."""
+    """The error is the dynamic loader's, and the remedy has the folders."""
     why = "error while loading shared libraries: libcnrt.so.5: cannot open shared object file"
     install(tool, "", f"echo mm_run: {why}: No such file or directory; exit 127")
     with pytest.raises(SdkError) as failed:
@@ -119,7 +119,7 @@ def test_a_tool_without_its_libraries(tool: Path, artifact: Artifact) -> None:
 def test_the_tool_has_the_device_that_is_asked_for(
     tool: Path, artifact: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What would override it is taken out of its environment."""
+    """The variable that overrides it is removed from its environment."""
     monkeypatch.setenv("CNRT_DEFAULT_DEVICE", "1")
     install(tool, REPORT.format(throughput=SHORT), "env > environment")
     mm_run.measure(artifact, 8, ordinal=0)
@@ -127,14 +127,14 @@ def test_the_tool_has_the_device_that_is_asked_for(
 
 
 def test_a_tool_that_reports_two_devices(tool: Path, artifact: Artifact) -> None:
-    """One was asked for."""
+    """One was requested."""
     install(tool, f"{SHORT}\n{SHORT}\n")
     with pytest.raises(SdkError, match="reports 2 devices"):
         mm_run.measure(artifact, 8)
 
 
 def test_a_tool_that_hangs(tool: Path, artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is ended, and not asked in another way."""
+    """It is killed, and not run with another option."""
     monkeypatch.setattr(mm_run, "START_TIMEOUT_S", 0.2)
     install(tool, "", "exec sleep 60")
     with pytest.raises(SdkError, match="did not exit within"):
@@ -143,7 +143,7 @@ def test_a_tool_that_hangs(tool: Path, artifact: Artifact, monkeypatch: pytest.M
 
 
 def test_where_it_is(tool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """MM_RUN_PATH as a folder or the file, then $NEUWARE_HOME/bin, then the path."""
+    """The order is MM_RUN_PATH as a folder or a file, $NEUWARE_HOME/bin, the path."""
     monkeypatch.setattr(sdk, "FOLDER", Path("/no/neuware"))
     monkeypatch.setenv("PATH", "/no/bin")
     with pytest.raises(SdkError, match="mm_run was not found on the path or as ") as failed:

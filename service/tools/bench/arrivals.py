@@ -1,8 +1,8 @@
-"""When requests are due, and a clock that says so: the open loop, which knows nothing of answers.
+"""The sending times of an open loop, which do not depend on answers, and the timer for them.
 
-uvloop's own timers are of whole milliseconds, too wide where a thousand requests are due a second.
-So the kernel's timerfd rings, called by ctypes until every Python that we run on has it in `os`
-(3.13). Linux only.
+uvloop's own timers have a resolution of one millisecond, which is too coarse for a thousand
+requests per second. So the timer is the kernel's timerfd. It is called through ctypes until every
+supported Python has it in `os` (3.13). Linux only.
 """
 
 import asyncio
@@ -20,7 +20,10 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def offsets(rate: float, poisson: bool) -> Iterator[float]:
-    """Seconds from the start to each request, without end; of Poisson the same each time."""
+    """Yield without end the seconds from the start to each request.
+
+    With `poisson` the seed is fixed, so that each run has the same times.
+    """
     if not poisson:
         return (number / rate for number in itertools.count())
     gaps = random.Random(0)  # noqa: S311 - no secret
@@ -28,9 +31,10 @@ def offsets(rate: float, poisson: bool) -> Iterator[float]:
 
 
 class Arrivals:
-    """Calls `due` with the time at which each request should go, tens of microseconds after it.
+    """A timer that calls `due` with the sending time of each request.
 
-    Times are `time.monotonic`'s; the first is not before `start`. OSError where the process has no
+    The call comes tens of microseconds after that time. Times are those of `time.monotonic`, and
+    the first one is not before `start`. The constructor raises OSError if the process has no file
     descriptor left.
     """
 
@@ -46,7 +50,7 @@ class Arrivals:
         self._set()
 
     def catch_up(self) -> None:
-        """Call for what is due by now, rung or not."""
+        """Call `due` for each request that is due now, without waiting for the timer."""
         now = time.monotonic()
         while self._next <= now:
             self._due(self._next)
@@ -62,7 +66,7 @@ class Arrivals:
         self._set()
 
     def _set(self) -> None:
-        """A time that has passed rings at once."""
+        """Set the timer to the next time; a time that has passed expires at once."""
         seconds, nanoseconds = divmod(int(self._next * 1e9), 1_000_000_000)
         setting = struct.pack("4l", 0, 0, seconds, nanoseconds)
         _checked(_libc.timerfd_settime(self._timer, _AT_A_TIME, setting, None))

@@ -1,4 +1,4 @@
-"""The images that a load sends: files, and those of folders, in memory."""
+"""The images that a load sends, in memory: files, and the files of folders."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -8,11 +8,12 @@ from service.decoding import image_files
 from service.system import disk
 
 MEMORY_BYTES = 256 * 2**20
+"""Maximum size of all images together."""
 
 
 @dataclass(frozen=True)
 class Bodies:
-    """As many of the `found` files as fit into MEMORY_BYTES, at least one."""
+    """The images of a load: those of the `found` files that fit into MEMORY_BYTES, at least one."""
 
     images: tuple[bytes, ...]
     found: int
@@ -23,9 +24,9 @@ class Bodies:
 
 
 def read(places: Sequence[Path]) -> Bodies:
-    """Each file of `places`, and of each folder the images in it and below, by name.
+    """Read each file of `places`, and for each folder the images in and below it, by name.
 
-    ValueError names what cannot be read, is empty, or has no image in it.
+    Raise ValueError for a file that cannot be read or is empty, and for a folder without images.
     """
     files = [file for place in places for file in _files(place)]
     return Bodies(tuple(_fitting(files)), len(files))

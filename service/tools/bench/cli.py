@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 bench = typer.Typer(help="Measure one device, or a server under load.", no_args_is_help=True)
 
 CLIENTS, FIRST_RATE = 32, 10.0
-"""Where nothing is said: of a closed loop, and where a search begins, requests/s."""
+"""Defaults: clients of a closed loop, and the rate in requests/s with which a search begins."""
 
 
 @bench.command("device")
@@ -184,11 +184,11 @@ def bench_load(
     if plot and measured:
         load_plot.write(plot, target.url, measured, p99_ms)
     if len(measured) < len(loads) or any(one.interrupted for one in measured):
-        raise KeyboardInterrupt  # `main` knows the exit code
+        raise KeyboardInterrupt  # `main` turns it into the exit code
 
 
 def _loads(load: "Load", clients: str, rate: str, p99_ms: float) -> "list[Load]":
-    """What is asked for; a search has the one that it begins with."""
+    """Return the loads that the options name; for a search its first load only."""
     if clients and (rate or p99_ms):
         other = "--rate" if rate else "--p99-ms"
         raise typer.BadParameter(f"cannot be used together with {other}", param_hint="--clients")
@@ -204,7 +204,7 @@ def _loads(load: "Load", clients: str, rate: str, p99_ms: float) -> "list[Load]"
 
 
 def _numbers(option: str, text: str, least: float, most: float) -> list[float]:
-    """Of a text like `1,8,32`."""
+    """Return the numbers of a text like `1,8,32`; each must be from `least` to `most`."""
     with _usage(option):
         try:
             numbers = [float(number) for number in text.split(",")]
@@ -218,7 +218,7 @@ def _numbers(option: str, text: str, least: float, most: float) -> list[float]:
 
 @contextmanager
 def _usage(option: str) -> Iterator[None]:
-    """What is a ValueError inside is a usage error of `option`."""
+    """Convert a ValueError of the block to a usage error of `option`."""
     try:
         yield
     except ValueError as error:

@@ -1,8 +1,9 @@
-"""One connection of the load generator: a request that is ready as bytes goes out, an answer comes.
+"""One connection of the load generator: it sends requests that are bytes, and parses the answers.
 
-A `Target` holds the address and the requests, made once. A `Connection` has at most one request
-under way and tells its owner how that ended: with an answer, or broken. Bodies of answers are
-dropped unread; an answer has a Content-Length or is chunked. Nothing here waits or counts.
+A `Target` holds the address and the requests, which are made once. A `LoadConnection` has at most
+one request in flight. It notifies its owner when the request is answered or the connection is lost.
+The bodies of answers are dropped. An answer has a Content-Length or is chunked. The connection
+neither waits nor counts.
 """
 
 import asyncio
@@ -14,11 +15,12 @@ from urllib.parse import urlsplit
 from httptools import HttpParserError, HttpResponseParser
 
 PATH = "/classify"
+"""Path of the requests, if the URL has none."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where the requests go; each is a head and an image, as bytes."""
+    """The address of a server, and the requests to send; each is a head and an image, as bytes."""
 
     url: str
     host: str
@@ -27,9 +29,10 @@ class Target:
 
 
 def target(url: str, images: Sequence[bytes], deadline_ms: int = 0) -> Target:
-    """Requests that post `images` to `url`, to /classify where it has no path of its own.
+    """Return the target of requests that post `images` to `url`, or to PATH if it has no path.
 
-    ValueError for what is no http:// URL. With `deadline_ms` each has X-Request-Timeout-Ms.
+    With `deadline_ms` each request has X-Request-Timeout-Ms. Raise ValueError if `url` is not an
+    http:// URL.
     """
     parts = urlsplit(url)
     if parts.scheme != "http" or not parts.hostname or not (url.isascii() and url.isprintable()):
@@ -49,20 +52,26 @@ def target(url: str, images: Sequence[bytes], deadline_ms: int = 0) -> Target:
     return Target(f"http://{parts.netloc}{path}", parts.hostname, parts.port or 80, tuple(requests))
 
 
-class Owner(Protocol):
-    """Who is told what became of a connection's request."""
+class ConnectionOwner(Protocol):
+    """The receiver of a connection's notifications."""
 
-    def answered(self, connection: "Connection", status: int, retry_after: bool) -> None:
-        """The request under way has its answer; `connection.usable` tells if it takes another."""
+    def answered(self, connection: "LoadConnection", status: int, retry_after: bool) -> None:
+        """Handle the answer to the request in flight.
 
-    def lost(self, connection: "Connection", why: str) -> None:
-        """The connection is over; if `intended` is a time, with a request under way."""
+        If `connection.usable` is true, the connection can send another request.
+        """
+
+    def lost(self, connection: "LoadConnection", why: str) -> None:
+        """Handle the end of the connection; if `intended` is not None, a request was in flight."""
 
 
-class Connection(asyncio.Protocol):
-    """A connection, opened by the loop; `intended` is the time of the request under way."""
+class LoadConnection(asyncio.Protocol):
+    """A connection that the event loop opens.
 
-    def __init__(self, owner: Owner) -> None:
+    `intended` is the scheduled sending time of the request in flight, or None.
+    """
+
+    def __init__(self, owner: ConnectionOwner) -> None:
         self._owner = owner
         self._parser = HttpResponseParser(self)
         self._retry_after = False
@@ -70,7 +79,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self.intended: float | None = None
         self.usable = False
-        """Whether it takes a request, once none is under way."""
+        """Whether the connection can send a request when none is in flight."""
 
     def send(self, request: bytes, intended: float) -> None:
         self.intended = intended
@@ -79,7 +88,7 @@ class Connection(asyncio.Protocol):
         self._transport.write(request)
 
     def abort(self) -> None:
-        """Over at once, whatever is under way; the owner is told it is lost."""
+        """Close the connection at once; the owner is notified that it is lost."""
         if self._transport:
             self._transport.abort()
 

@@ -1,10 +1,11 @@
-"""Throughput and latency of one device, without HTTP, decoding or a queue: what `mm_run` does.
+"""Throughput and latency of one device, without HTTP, decoding or a queue, as `mm_run` measures.
 
-An artifact enters, a `Measured` for each batch size leaves. The device is opened once, by the host
-that serves, and kept supplied: each answer sends the next batch, always of the same rows, which
-hold random pixels. The window opens with an answer, after the warm-up, and closes with the first
-one that comes `duration_s` later; what was answered in between is counted, over the time in
-between. So no batch counts by halves, however long one takes.
+`measure_each` measures a device with batches of several sizes, and returns a `DeviceResult` for
+each size. The device is opened once, by the same device host that serves. Each answer sends the
+next batch, always of the same rows, which hold random pixels. The window of the measurement opens
+with the first answer after the warm-up, and closes with the first answer `duration_s` later. The
+batches that were answered between these two are counted, over the time between these two. So no
+batch is counted in part, however long a batch takes.
 """
 
 import asyncio
@@ -21,16 +22,18 @@ from service.core.device_session import DeviceSession, opened
 from service.core.host_process import Timings
 
 LIKELY_SIZES = (1, 2, 4, 8, 16)
+"""Batch sizes that are measured by default."""
 STAGES = ("round_trip", "copy_in", "compute", "copy_out")
-"""From here to the host and back, waiting included; and the host's own three, on its clock."""
+"""Stages of a batch. The round trip to the device host includes the wait. The other three are
+measured by the device host's clock."""
 PERCENTILES = {"min": 0, "median": 50, "p90": 90, "p95": 95, "p99": 99, "max": 100}
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What a device did with batches of one size, `in_flight` of them sent at any time.
+class DeviceResult:
+    """The figures of a device with batches of one size, `in_flight` of them at any time.
 
-    `batches` were answered in `seconds`. `latency_ms` has, for each of STAGES, the PERCENTILES.
+    `batches` were answered in `seconds`. `latency_ms` has the PERCENTILES for each of STAGES.
     """
 
     engine: str
@@ -53,18 +56,18 @@ class Measured:
         return self.images / self.seconds
 
 
-def batch_sizes(asked: str, batch: Batch) -> list[int]:
-    """The sizes of a text like `1,4,8`; without one, likely ones that a model of `batch` takes.
+def batch_sizes(text: str, batch: Batch) -> list[int]:
+    """Return the sizes of a text like `1,4,8`; of an empty text the LIKELY_SIZES of the model.
 
-    ValueError for a size that the model does not take.
+    Raise ValueError for a size that the model does not accept.
     """
-    if not asked:
+    if not text:
         return [size for size in LIKELY_SIZES if batch.min <= size <= batch.max] or [batch.min]
     takes = f"{batch.min} to {batch.max}" if batch.min < batch.max else f"only {batch.min}"
     try:
-        sizes = [int(size) for size in asked.split(",")]
+        sizes = [int(size) for size in text.split(",")]
     except ValueError:
-        raise ValueError(f"{asked!r} is not a list of sizes like 1,4,8") from None
+        raise ValueError(f"{text!r} is not a list of sizes like 1,4,8") from None
     for size in sizes:
         if not batch.min <= size <= batch.max:
             raise ValueError(f"batch size {size} is not possible: the model accepts {takes}")
@@ -79,8 +82,8 @@ def measure(
     in_flight: int = 0,
     ordinal: int = 0,
     python: str | None = None,
-) -> Measured:
-    """`measure_each` of one batch size."""
+) -> DeviceResult:
+    """Measure one batch size; see `measure_each`."""
     [measured] = measure_each(
         artifact, [batch_size], duration_s, warmup_s, in_flight, ordinal, python
     )
@@ -95,14 +98,14 @@ def measure_each(
     in_flight: int = 0,
     ordinal: int = 0,
     python: str | None = None,
-) -> list[Measured]:
-    """Load the device `ordinal` with batches of each size in turn; call it outside an event loop.
+) -> list[DeviceResult]:
+    """Measure the device `ordinal` with batches of each size in turn, outside an event loop.
 
-    `in_flight` 0 is what the service would keep sent; `python` None finds the interpreter.
-    DeviceError if the device does not open or fails under way, SdkError if it is not there.
+    `in_flight` 0 uses as many batches as the service. `python` None finds the interpreter. Raise
+    DeviceError if the device does not open or fails, and SdkError if there is no such device.
     """
 
-    async def run() -> list[Measured]:
+    async def run() -> list[DeviceResult]:
         largest = max(batch_sizes)
         async with opened(artifact, largest, ordinal, python, largest) as session:
             shape = session.inputs.shape
@@ -117,7 +120,7 @@ def measure_each(
 
 
 class _Window:
-    """Batches of one size, `in_flight` of them sent until the window has closed."""
+    """The measurement of one batch size, with `in_flight` batches until the window has closed."""
 
     def __init__(
         self,
@@ -127,20 +130,20 @@ class _Window:
         warmup_s: float,
         duration_s: float,
     ) -> None:
-        self._trial = session
+        self._session = session
         self._batch_size = batch_size
         self._in_flight = in_flight
         self._warmup_ns, self._duration_ns = int(warmup_s * 1e9), int(duration_s * 1e9)
-        self._samples = array("q")  # flat: STAGES of one batch after another, nanoseconds
+        self._samples = array("q")  # nanoseconds: the STAGES of the first batch, of the second, ...
         self._warm_ups = self._unanswered = self._started = self._opened = self._closed = 0
         self._drained: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    async def measured(self) -> Measured:
-        """What came out, with nothing left under way; DeviceError if the device fails."""
+    async def measured(self) -> DeviceResult:
+        """Measure until no batch is in flight; raise DeviceError if the device fails."""
         self._started = time.perf_counter_ns()
         for _ in range(self._in_flight):
             self._send()
-        failure = self._trial.failure
+        failure = self._session.failure
         await asyncio.wait((self._drained, failure), return_when=asyncio.FIRST_COMPLETED)
         if not self._drained.done():
             raise failure.result()
@@ -148,7 +151,7 @@ class _Window:
 
     def _send(self) -> None:
         self._unanswered += 1
-        self._trial.send(range(self._batch_size), partial(self._answered, time.perf_counter_ns()))
+        self._session.send(range(self._batch_size), partial(self._answered, time.perf_counter_ns()))
 
     def _answered(self, sent: int, timings: Timings) -> None:
         now = time.perf_counter_ns()
@@ -165,7 +168,7 @@ class _Window:
             return
         if not self._opened:
             self._warm_ups += 1
-            # Each of the first ones had less before it in the host than those that follow.
+            # The first `in_flight` batches had fewer batches before them in the device host.
             if self._warm_ups >= self._in_flight and now - self._started >= self._warmup_ns:
                 self._opened = now
             return
@@ -173,11 +176,11 @@ class _Window:
         if now - self._opened >= self._duration_ns:
             self._closed = now
 
-    def _summary(self) -> Measured:
+    def _summary(self) -> DeviceResult:
         samples = np.array(self._samples).reshape(-1, len(STAGES)) / 1e6
         figures = np.percentile(samples, list(PERCENTILES.values()), axis=0)
-        return Measured(
-            engine=self._trial.facts["description"],
+        return DeviceResult(
+            engine=self._session.facts["description"],
             batch_size=self._batch_size,
             in_flight=self._in_flight,
             batches=len(samples),

@@ -1,4 +1,4 @@
-"""Latency over rate, as a PNG: one picture of all loads of a sweep."""
+"""A plot of latency over rate, as a PNG, with all loads of a sweep."""
 
 import sys
 from collections.abc import Sequence
@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from service.errors import TopfiveError
 from service.system import disk
-from service.tools.bench.outcome import KINDS, PERCENTILES, Measured
+from service.tools.bench.outcome import KINDS, PERCENTILES, LoadResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
 def check(file: Path) -> None:
-    """ValueError if `file` has no folder; an error with its remedy if matplotlib is missing."""
+    """Raise ValueError if the folder of `file` is missing, TopfiveError without matplotlib."""
     _figure_class()
     if not file.parent.is_dir():
         raise ValueError(f"the folder {file.parent} does not exist")
@@ -31,18 +31,18 @@ def _figure_class() -> Any:
     return Figure
 
 
-def write(file: Path, title: str, measured: Sequence[Measured], p99_limit_ms: float) -> None:
-    """Above, the latencies of good answers and of refusals; below, what came of what was sent.
+def write(file: Path, title: str, measured: Sequence[LoadResult], p99_limit_ms: float) -> None:
+    """Write the plot: above the latencies of good answers and of refusals, below the rates.
 
-    Over the rate that was asked for; of a closed loop over the requests that it came to.
+    The horizontal axis is the requested rate; for a closed loop it is the measured rate.
     """
     points = sorted(measured, key=_rate)
     figure = _figure_class()(figsize=(8, 7), layout="constrained")
-    latency, came = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    latency, rates = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     _draw_latency(latency, points, p99_limit_ms)
-    _draw_rates(came, points)
+    _draw_rates(rates, points)
     open_loop = all(one.rate for one in points)
-    came.set_xlabel(
+    rates.set_xlabel(
         "requested rate, requests/s"
         if open_loop
         else "requests/s, labelled with the number of clients"
@@ -55,11 +55,11 @@ def write(file: Path, title: str, measured: Sequence[Measured], p99_limit_ms: fl
         raise TopfiveError(f"Cannot write {file}: {detail}", remedy) from error
 
 
-def _rate(one: Measured) -> float:
+def _rate(one: LoadResult) -> float:
     return one.rate or one.per_second["sent"]
 
 
-def _draw_latency(axes: "Axes", points: Sequence[Measured], p99_limit_ms: float) -> None:
+def _draw_latency(axes: "Axes", points: Sequence[LoadResult], p99_limit_ms: float) -> None:
     for name in PERCENTILES:
         _line(axes, points, "good", name, "-", f"good, {name}")
     _line(axes, points, "refused", "p99", "--", "refused, p99")
@@ -76,15 +76,17 @@ def _draw_latency(axes: "Axes", points: Sequence[Measured], p99_limit_ms: float)
 
 
 def _line(
-    axes: "Axes", points: Sequence[Measured], kind: str, percentile: str, style: str, label: str
+    axes: "Axes", points: Sequence[LoadResult], kind: str, percentile: str, style: str, label: str
 ) -> None:
-    """Of those loads that had such answers."""
-    found = [(_rate(one), got[percentile]) for one in points if (got := one.latency_ms[kind])]
+    """Draw a line through the loads that had answers of this kind."""
+    found = [
+        (_rate(one), figures[percentile]) for one in points if (figures := one.latency_ms[kind])
+    ]
     if found:
         axes.plot(*zip(*found, strict=True), style, marker="o", label=label)
 
 
-def _draw_rates(axes: "Axes", points: Sequence[Measured]) -> None:
+def _draw_rates(axes: "Axes", points: Sequence[LoadResult]) -> None:
     rates = [_rate(one) for one in points]
     axes.plot(rates, rates, color="grey", linestyle=":", label="all of them")
     for kind in KINDS:

@@ -1,4 +1,4 @@
-"""What came of loads, on stdout: tables for people, or one JSON document."""
+"""The results of loads on stdout: tables for people, or one JSON document."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,21 +6,21 @@ from typing import Any
 import orjson
 from rich.console import Console
 
-from service.tools.bench.outcome import KINDS, PERCENTILES, Measured
+from service.tools.bench.outcome import KINDS, PERCENTILES, LoadResult
 from service.tools.bench.report import empty_table
 
 Facts = Mapping[str, Any]
 
 
-def print_json(facts: Facts, measured: Sequence[Measured]) -> None:
-    """The `facts` of what was asked for, and an object for each load in `results`."""
+def print_json(facts: Facts, measured: Sequence[LoadResult]) -> None:
+    """Print the `facts` of the command and an object for each load in `results`."""
     document = {**facts, "results": [_fields(one) for one in measured]}
     options = orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS
     print(orjson.dumps(document, option=options).decode(), flush=True)
 
 
-def print_tables(facts: Facts, measured: Sequence[Measured]) -> None:
-    """Rates, latencies, and a line for each load with what else it showed."""
+def print_tables(facts: Facts, measured: Sequence[LoadResult]) -> None:
+    """Print the rates, the latencies, and a line for each load with its other figures."""
     console = Console(markup=False, emoji=False, highlight=False)
     images, found = facts["images"], facts["images_found"]
     console.print(
@@ -31,16 +31,16 @@ def print_tables(facts: Facts, measured: Sequence[Measured]) -> None:
     console.print(_rates(measured))
     console.print(_latencies(measured))
     for one in measured:
-        console.print(f"{asked(one)}: {'; '.join(_remarks(one))}", soft_wrap=True)
+        console.print(f"{load_name(one)}: {'; '.join(_remarks(one))}", soft_wrap=True)
     if facts["p99_limit_ms"]:
         console.print(_highest(facts), soft_wrap=True)
 
 
-def asked(one: Measured) -> str:
+def load_name(one: LoadResult) -> str:
     return f"{one.rate:g}/s" if one.rate else f"{one.clients} clients"
 
 
-def _fields(one: Measured) -> dict[str, Any]:
+def _fields(one: LoadResult) -> dict[str, Any]:
     return {
         "rate": one.rate,
         "clients": one.clients,
@@ -67,12 +67,12 @@ def _fields(one: Measured) -> dict[str, Any]:
     }
 
 
-def _rates(measured: Sequence[Measured]) -> Any:
+def _rates(measured: Sequence[LoadResult]) -> Any:
     names = [f"{kind}/s" for kind in KINDS]
     table = empty_table("load", "sent/s", *names, "broken", "no answer")
     for one in measured:
         table.add_row(
-            asked(one),
+            load_name(one),
             *(f"{one.per_second[name]:.1f}" for name in ("sent", *KINDS)),
             str(sum(one.broken.values())),
             str(one.unanswered),
@@ -80,7 +80,7 @@ def _rates(measured: Sequence[Measured]) -> Any:
     return table
 
 
-def _latencies(measured: Sequence[Measured]) -> Any:
+def _latencies(measured: Sequence[LoadResult]) -> Any:
     table = empty_table("load", "ms", *PERCENTILES)
     table.columns[1].justify = "left"
     for one in measured:
@@ -89,13 +89,13 @@ def _latencies(measured: Sequence[Measured]) -> Any:
         for number, (name, figures) in enumerate(rows.items()):
             if figures:
                 texts = (f"{figure:.2f}" for figure in figures.values())
-                table.add_row("" if number else asked(one), name, *texts)
+                table.add_row("" if number else load_name(one), name, *texts)
         table.add_section()
     return table
 
 
-def _remarks(one: Measured) -> list[str]:
-    """What the tables leave out."""
+def _remarks(one: LoadResult) -> list[str]:
+    """Return the figures that the tables do not have."""
     remarks = [f"{one.requests} requests"]
     remarks += [f"{count} x {status}" for status, count in one.statuses.items()]
     if one.refused_without_retry_after:

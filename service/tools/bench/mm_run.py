@@ -1,8 +1,8 @@
-"""`mm_run`, the SDK's own load tool, run on an artifact's model: what a card does without us.
+"""`mm_run`, the SDK's own load tool, run on an artifact's model: the throughput without topfive.
 
-Its options and the line that is read are those of the README of mm_run 0.11 and of Cambricon's
-published scripts. Newer releases may write otherwise: what cannot be read is an error with the
-tool's own words.
+The options and the line of output are those of the README of mm_run 0.11 and of Cambricon's
+published scripts. Newer releases may print another line. If the line cannot be read, the error
+quotes the output of the tool.
 """
 
 import os
@@ -16,14 +16,14 @@ from service.artifact import Artifact
 from service.errors import SdkError
 from service.system import process
 
-# Some releases print the number alone, others go on with " with total batch sizes: ...".
+# Some releases print only the number, others append " with total batch sizes: ...".
 THROUGHPUT = re.compile(r"^Throughput \(qps\):\s+([0-9.eE+-]+)", re.MULTILINE)
 START_TIMEOUT_S = 120.0
-"""For the tool to load the model and make room on the card, before and after what it measures."""
+"""Seconds for the tool to load the model and to allocate and free memory of the card."""
 
 
 def find() -> Path:
-    """Where mm_run is; SdkError names the places that were looked at."""
+    """Return the path of mm_run; raise SdkError with the places that were searched."""
     folder = os.environ.get("MM_RUN_PATH", "")
     homes = [Path(os.environ.get("NEUWARE_HOME") or sdk.FOLDER), sdk.FOLDER]
     # The samples use MM_RUN_PATH as a folder; its name suggests the file.
@@ -48,17 +48,17 @@ def measure(
     warmup_s: float = 0.2,
     ordinal: int = 0,
 ) -> float:
-    """Images per second of mm_run on the card `ordinal`, as `device.measure` is asked.
+    """Return the images per second of mm_run on the card `ordinal`; see `device.measure`.
 
-    SdkError if there is no mm_run, if it fails or takes too long, or says nothing that can be read.
+    Raise SdkError if mm_run is missing, fails, takes too long, or prints no throughput.
     """
-    return _only(throughputs(output(artifact, batch_size, duration_s, warmup_s, ordinal)))
+    return _one(throughputs(output(artifact, batch_size, duration_s, warmup_s, ordinal)))
 
 
 def output(
     artifact: Artifact, batch_size: int, duration_s: float, warmup_s: float, ordinal: int
 ) -> str:
-    """All that mm_run prints then, a line with the throughput in it; SdkError as of `measure`."""
+    """Return the output of mm_run, which has a line with the throughput; see `measure`."""
     command = [str(find()), "--magicmind_model", str(artifact.model_path)]
     warmup_ms, duration_ms = (str(round(each * 1000)) for each in (warmup_s, duration_s))
     command += ["--devices", str(ordinal), "--warmup", warmup_ms, "--duration", duration_ms]
@@ -68,18 +68,18 @@ def output(
         if not done.code and THROUGHPUT.search(done.output):
             return done.output
         failures.append(f"with {option[0]} it exited with {done.code}: {_end(done.output)}")
-    said = "; ".join(failures)
-    raise SdkError(f"{' '.join(command)}: {said}", sdk.remedy_for(said) or _BY_HAND)
+    reasons = "; ".join(failures)
+    raise SdkError(f"{' '.join(command)}: {reasons}", sdk.remedy_for(reasons) or _BY_HAND)
 
 
 def throughputs(text: str) -> list[float]:
-    """Images per second of each device, in the order in which mm_run printed them.
+    """Return the images per second of each device, in the order of the output `text`.
 
-    SdkError with the end of `text` if there is none.
+    Raise SdkError with the end of `text` if it has no throughput.
     """
     try:
         found = [float(number) for number in THROUGHPUT.findall(text)]
-    except ValueError:  # the pattern takes "1.2.3" too
+    except ValueError:  # the pattern also matches "1.2.3"
         found = []
     if not found:
         raise SdkError(f"mm_run printed no throughput: {_end(text)}", _BY_HAND)
@@ -87,12 +87,12 @@ def throughputs(text: str) -> list[float]:
 
 
 def _sizes(artifact: Artifact, batch_size: int) -> list[tuple[str, str]]:
-    """How releases want to be told the batch size, likeliest first."""
+    """Return the options of different releases for the batch size, the most likely first."""
     shape = artifact.manifest.input
     dims = f"{batch_size},{shape.height},{shape.width},{shape.channels}"
     spellings = [("--batch_size", str(batch_size)), ("--batch", str(batch_size))]
     static = shape.batch.min == shape.batch.max
-    # The README demands the dims of a mutable model.
+    # The README requires the dims for a mutable model.
     return spellings if static else [("--input_dims", dims), *spellings]
 
 
@@ -105,7 +105,7 @@ def _run(command: Sequence[str], timeout_s: float) -> process.Ended:
     return ended
 
 
-def _only(found: Sequence[float]) -> float:
+def _one(found: Sequence[float]) -> float:
     if len(found) != 1:
         raise SdkError(f"mm_run reports {len(found)} devices; one was requested.", _BY_HAND)
     return found[0]

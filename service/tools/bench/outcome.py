@@ -1,8 +1,9 @@
-"""What became of the requests of a load: counts, latencies, and the figures made of them.
+"""The outcomes of the requests of a load: counts, latencies, and the figures computed from them.
 
-A `Tally` is filled while the load runs, a `Measured` is made of it at the end. A request belongs to
-the window if it *should* have been sent in it; its latency counts from then. A rate is what came or
-went while the window was open, whenever that was asked for.
+A `Tally` is filled while the load runs. A `LoadResult` is made from it at the end. A request
+belongs to the window if its scheduled sending time is in the window. Its latency counts from that
+time. A rate counts the requests that were sent, or the answers that were received, while the window
+was open, whatever their scheduled time.
 """
 
 from array import array
@@ -19,15 +20,16 @@ KINDS = ("good", "refused", "other")
 
 
 def kind(status: int) -> str:
-    """Of KINDS the one that an answer of `status` is: 200, a refusal, or another."""
+    """Return the kind of an answer, one of KINDS: status 200, a refusal, or another status."""
     return "good" if status == 200 else "refused" if status in REFUSALS else "other"
 
 
 @dataclass
 class Tally:
-    """Times are `time.monotonic`'s; the window is from `opens` to before `closes`.
+    """The counters of a load while it runs; the window is from `opens` to before `closes`.
 
-    `intended`, `seconds` and `statuses` have a place for each answered request of the window.
+    Times are those of `time.monotonic`. `intended`, `seconds` and `statuses` have an element for
+    each answered request of the window.
     """
 
     opens: float
@@ -36,13 +38,14 @@ class Tally:
     seconds: "array[float]" = field(default_factory=lambda: array("d"))
     statuses: "array[int]" = field(default_factory=lambda: array("h"))
     lags: "array[float]" = field(default_factory=lambda: array("d"))
-    """From when a request of the window should have been sent to when it was: the generator's."""
+    """Seconds from the scheduled to the actual sending time of each request of the window: the
+    delay of the load generator itself."""
     requests: int = 0
     broken: Counter[str] = field(default_factory=Counter)
     without_retry_after: int = 0
     sent: int = 0
-    came: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
-    """Requests that were sent, and answers by kind that came, while the window was open."""
+    answers: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
+    """Answers received while the window was open, by kind; `sent` counts the requests sent then."""
 
     def sends(self, intended: float, now: float) -> None:
         self.sent += self.opens <= now < self.closes
@@ -51,7 +54,7 @@ class Tally:
 
     def answered(self, intended: float, now: float, status: int, retry_after: bool) -> None:
         if self.opens <= now < self.closes:
-            self.came[kind(status)] += 1
+            self.answers[kind(status)] += 1
         if not self.opens <= intended < self.closes:
             return
         self.intended.append(intended)
@@ -65,13 +68,13 @@ class Tally:
             self.broken[why] += 1
 
     def latency_ms(self) -> dict[str, dict[str, float] | None]:
-        """PERCENTILES of each of KINDS; None where no such answer came."""
+        """Return the PERCENTILES of each of KINDS; None for a kind without answers."""
         milliseconds = np.array(self.seconds) * 1e3
         kinds = np.array([kind(status) for status in self.statuses])
         return {one: _percentiles(milliseconds[kinds == one]) for one in KINDS}
 
     def lag_ms(self) -> dict[str, float] | None:
-        """PERCENTILES of the generator's own."""
+        """Return the PERCENTILES of the load generator's own delay."""
         return _percentiles(np.array(self.lags) * 1e3)
 
 
@@ -83,12 +86,13 @@ def _percentiles(values: Any) -> dict[str, float] | None:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What one load came to: `rate` requests/s were asked for, or `clients` took turns.
+class LoadResult:
+    """The result of one load of `rate` requests/s, or of `clients` concurrent clients.
 
-    Of the `requests` that should have been sent in `seconds`, `statuses` were answered, `broken`
-    lost their connection (by reason), `unanswered` had no answer when the wait for them ended; of
-    these, `unsent` never had a connection. `per_second` has sent, good, refused and other.
+    `requests` is the number of requests that were scheduled in `seconds`. `statuses` counts the
+    answered ones by status, and `broken` those that lost their connection, by reason. `unanswered`
+    requests had no answer at the end of the wait, and `unsent` of these never had a connection.
+    `per_second` has sent, good, refused and other.
     """
 
     rate: float | None
@@ -111,10 +115,10 @@ class Measured:
 
     @property
     def failed(self) -> int:
-        """Requests without a good answer."""
+        """Return the number of requests without a good answer."""
         return self.requests - self.statuses.get(200, 0)
 
     @property
     def cpu_us_per_request(self) -> float:
-        """The generator's own."""
+        """Return the CPU time of the load generator for each request, in microseconds."""
         return self.cpu_seconds / max(1, round(self.per_second["sent"] * self.seconds)) * 1e6

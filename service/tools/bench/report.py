@@ -1,4 +1,4 @@
-"""What was measured, on stdout: tables for people, or one JSON document."""
+"""The results of a device on stdout: tables for people, or one JSON document."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,11 +9,11 @@ from rich.console import Console
 from rich.table import Table
 
 from service.artifact import Artifact
-from service.tools.bench.device import PERCENTILES, STAGES, Measured
+from service.tools.bench.device import PERCENTILES, STAGES, DeviceResult
 
 
-def print_json(artifact: Artifact, ordinal: int, measured: Sequence[Measured]) -> None:
-    """One document: what was measured, and an object for each batch size in `results`."""
+def print_json(artifact: Artifact, ordinal: int, measured: Sequence[DeviceResult]) -> None:
+    """Print one document: the facts of the artifact, and an object for each batch size."""
     manifest = artifact.manifest
     document = {
         "model": {"name": manifest.name, "version": manifest.version},
@@ -26,8 +26,8 @@ def print_json(artifact: Artifact, ordinal: int, measured: Sequence[Measured]) -
     print(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode(), flush=True)
 
 
-def print_tables(artifact: Artifact, measured: Sequence[Measured]) -> None:
-    """The throughput of each batch size, and the latency of its stages."""
+def print_tables(artifact: Artifact, measured: Sequence[DeviceResult]) -> None:
+    """Print the throughput of each batch size, and the latency of its stages."""
     manifest = artifact.manifest
     console = Console(markup=False, emoji=False, highlight=False)
     console.print(f"{manifest.name} {manifest.version}, {manifest.precision}: {measured[0].engine}")
@@ -35,7 +35,7 @@ def print_tables(artifact: Artifact, measured: Sequence[Measured]) -> None:
     console.print(_latency(measured))
 
 
-def _fields(measured: Measured) -> dict[str, Any]:
+def _fields(measured: DeviceResult) -> dict[str, Any]:
     return {
         "batch_size": measured.batch_size,
         "in_flight": measured.in_flight,
@@ -48,7 +48,7 @@ def _fields(measured: Measured) -> dict[str, Any]:
     }
 
 
-def _throughput(measured: Sequence[Measured]) -> Table:
+def _throughput(measured: Sequence[DeviceResult]) -> Table:
     table = empty_table("batch", "in flight", "batches", "images/s", "batches/s")
     for one in measured:
         table.add_row(
@@ -61,7 +61,7 @@ def _throughput(measured: Sequence[Measured]) -> Table:
     return table
 
 
-def _latency(measured: Sequence[Measured]) -> Table:
+def _latency(measured: Sequence[DeviceResult]) -> Table:
     table = empty_table("batch", "ms", *PERCENTILES)
     table.columns[1].justify = "left"
     for one in measured:

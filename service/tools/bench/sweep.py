@@ -1,7 +1,7 @@
-"""Several loads, one after another: each that was asked for, or a search for the highest rate.
+"""Several loads in sequence: the loads of the command, or a search for the highest rate.
 
-A *plan* is a generator: it yields the next `Load` and is sent what came of it, so a search can
-decide. SIGINT ends the load that is under way, and with it the plan.
+A *plan* is a generator. It yields the next `Load` and receives the result of it, so that a search
+can choose the next load. SIGINT ends the running load and the plan.
 """
 
 import asyncio
@@ -15,41 +15,50 @@ import uvloop
 
 from service.tools.bench import progress
 from service.tools.bench.connection import Target
-from service.tools.bench.load import Load, Run, reached
-from service.tools.bench.outcome import Measured
+from service.tools.bench.load import Load, Run, resolved
+from service.tools.bench.outcome import LoadResult
 
-Plan = Generator[Load, Measured, None]
+Plan = Generator[Load, LoadResult, None]
 
 PRECISION = 1.05
-"""A search ends when a rate that holds and one that does not are so near."""
+"""A search ends when this is the largest ratio of a rate that fails to a rate that holds."""
 FAILING_SHARE = 0.001
-"""Of the requests of a rate that holds, at most so many have no good answer."""
+"""Maximum share of requests without a good answer at a rate that holds."""
 RATES = (0.1, 100_000.0)
-"""Searched between these, requests/s."""
+"""Lowest and highest rate of a search, requests/s."""
 OTHER_FILES = 64
+"""Open files of this process besides the connections."""
 
 
-def holds(measured: Measured, p99_ms: float) -> bool:
-    """Whether the whole window had good answers, nearly all, and the p99 of these in time."""
+def holds(measured: LoadResult, p99_ms: float) -> bool:
+    """Return whether a load met the limit.
+
+    A load meets the limit if it was not interrupted, if the p99 of its good answers is at most
+    `p99_ms`, and if at most FAILING_SHARE of its requests had no good answer.
+    """
     good = measured.latency_ms["good"]
     if measured.interrupted or not good:
         return False
     return good["p99"] <= p99_ms and measured.failed <= FAILING_SHARE * measured.requests
 
 
-def highest(measured: Iterable[Measured], p99_ms: float) -> float | None:
-    """The highest rate that holds it; None where none does."""
+def highest(measured: Iterable[LoadResult], p99_ms: float) -> float | None:
+    """Return the highest rate that met the limit; None if no rate did."""
     return max((one.rate for one in measured if one.rate and holds(one, p99_ms)), default=None)
 
 
 def each(loads: Iterable[Load]) -> Plan:
-    """A plan of these, whatever comes of them."""
-    for load in loads:  # noqa: UP028 - what comes of it can be sent to a plan, not to a list
+    """Yield each load, whatever the results are."""
+    for load in loads:  # noqa: UP028 - a plan receives results, an iterator of a list does not
         yield load
 
 
 def search(load: Load, p99_ms: float) -> Plan:
-    """From the rate of `load` up or down in steps of two, then between the two that it lies in."""
+    """Search the highest rate that meets the limit.
+
+    Begin with the rate of `load`, double or halve it until the limit lies between two rates, then
+    continue with their geometric mean.
+    """
     held, failed, rate = 0.0, math.inf, load.rate
     while failed > held * PRECISION and RATES[0] <= rate <= RATES[1]:
         measured = yield replace(load, rate=rate)
@@ -61,13 +70,16 @@ def search(load: Load, p99_ms: float) -> Plan:
 
 
 def _between(held: float, failed: float) -> float:
-    """Three digits are more than a search can tell."""
+    """Return the next rate, with three digits: a search is not more precise than that."""
     rate = held * 2 if failed == math.inf else failed / 2 if not held else math.sqrt(held * failed)
     return float(f"{rate:.3g}")
 
 
 def allow_connections(count: int) -> None:
-    """Let this process have so many, and its other files; ValueError if it may not."""
+    """Raise the limit of open files to `count` connections and OTHER_FILES.
+
+    Raise ValueError if the hard limit is lower.
+    """
     needed = count + OTHER_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= needed:
@@ -79,25 +91,25 @@ def allow_connections(count: int) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
-def run(target: Target, plan: Plan) -> list[Measured]:
-    """What came of each load of `plan`; of an interrupted one what was measured until then.
+def run(target: Target, plan: Plan) -> list[LoadResult]:
+    """Run each load of `plan`, and return the results; an interrupted load has a result, too.
 
-    Unreachable if nobody listens at the target. To be called in the main thread.
+    Raise Unreachable if no server listens at the target. Call this function in the main thread.
     """
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_run(target, plan))
 
 
-async def _run(target: Target, plan: Plan) -> list[Measured]:
+async def _run(target: Target, plan: Plan) -> list[LoadResult]:
     loop = asyncio.get_running_loop()
-    target = await reached(target)
+    target = await resolved(target)
     results = []
     try:
         load = next(plan)
         while True:
             one = Run(target, load)
             loop.add_signal_handler(signal.SIGINT, one.interrupt)
-            async with progress.told(one):
+            async with progress.shown(one):
                 measured = await one.measured()
             results += [measured] if measured.seconds else []
             if measured.interrupted:

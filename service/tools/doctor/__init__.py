@@ -1,5 +1,6 @@
-"""`topfive doctor`: what would keep this machine from serving, and what its cards really do.
+"""`topfive doctor`: checks whether this machine can serve, and experiments on a real card.
 
-`checks` has a table of small checks, `report` prints what they found. `walk` is `--card`: a tour of
-a real card that answers what no machine without one can, written to a text that a user can send.
+`checks` has a table of small checks, and `report` prints their findings. `first_card` is `--card`:
+it answers the questions that only a machine with a card can answer, and writes a report that a user
+can send.
 """

@@ -1,4 +1,4 @@
-"""What a walk found, as the lines of its text: each section is got when its lines are asked for."""
+"""The lines of the report of a walk; a section is computed when its lines are read."""
 
 from collections.abc import Callable, Iterator
 
@@ -15,7 +15,9 @@ from service.tools.doctor.context import Context
 from service.tools.doctor.walk import Walk
 
 MEASURED_S = 1.0
+"""Seconds of each measurement of throughput."""
 BATCH = 8
+"""Largest batch size of the measurements of throughput."""
 _ABOUT = """
 This report contains: the checks of topfive doctor on this machine; the models that were built of
 one network, and their answers to the golden rows; the answers to the open questions about
@@ -25,26 +27,26 @@ addresses, UUIDs, serial numbers. Please read the report before you send it; doc
 says where to send it."""
 
 
-def told(walk: Walk) -> Iterator[str]:
-    """The lines, section by section; a section that fails says so, and the next one follows."""
-    network, sdk = walk.source.prototxt.name, walk.sdk
+def report_lines(walk: Walk) -> Iterator[str]:
+    """Yield the lines of all sections; a section that fails has a line with the error."""
+    network, sdk = walk.network.prototxt.name, walk.sdk
     yield f"MagicMind {sdk.version or '?'} under Python {sdk.python_version}; network {network}"
     clusters = f"{walk.clusters}, as the card has" if walk.clusters else "default of the build"
     yield f"numbers of clusters that models are compiled for: {clusters}"
     yield _ABOUT
     for title, section in _SECTIONS.items():
-        walk.say(title)
+        walk.log(title)
         yield f"\n== {title} =="
         try:
             yield from section(walk)
-        except Exception as error:  # noqa: BLE001 - a section's failure is a finding, too
+        except Exception as error:  # noqa: BLE001 - the failure of a section is a finding
             walk.faults.append(title)
             yield f"This section failed: {type(error).__name__}: {error}"
     yield "\n== End =="
 
 
 def _machine(walk: Walk) -> Iterator[str]:
-    yield from report.lines(checks.examine(Context(walk.asked.settings)))
+    yield from report.lines(checks.examine(Context(walk.options.settings)))
 
 
 def _builds(walk: Walk) -> Iterator[str]:
@@ -55,7 +57,7 @@ def _builds(walk: Walk) -> Iterator[str]:
 
 
 def _golden(walk: Walk) -> Iterator[str]:
-    """Of each build; and how far apart those of the two frontends are."""
+    """Yield the result of each build, and the difference between the two frontends."""
     for precision in PRECISIONS:
         answers = {}
         for build in walk.builds:
@@ -71,7 +73,7 @@ def _golden(walk: Walk) -> Iterator[str]:
 
 
 def _judged(artifact: Artifact, answers: np.ndarray | DeviceError | SdkError) -> tuple[bool, str]:
-    """Whether it is wrong, and what is so."""
+    """Return whether the answers are wrong, and a text about them."""
     if not isinstance(answers, np.ndarray):
         return True, f"FAILED: {_with_remedy(answers)}"
     right = artifact.golden
@@ -90,20 +92,20 @@ def _with_remedy(error: DeviceError | SdkError) -> str:
 
 
 def _throughput(walk: Walk) -> Iterator[str]:
-    """bench device and mm_run, one after the other, on the same models."""
+    """Measure the same models with bench device and then with mm_run."""
     for precision in PRECISIONS:
         artifact = walk.artifact(precision)
         if artifact is None:
             continue
         batch = min(BATCH, artifact.manifest.input.batch.max)
-        walk.say(f"measuring {precision}")
+        walk.log(f"measuring {precision}")
         words = [f"{precision:20} batch {batch}:"]
         try:
             python = walk.sdk.python
-            ours = measure(artifact, batch, MEASURED_S, 0.2, 0, walk.ordinal, python)
-            words.append(f"bench device {ours.images_per_second:.1f} images/s,")
+            own = measure(artifact, batch, MEASURED_S, 0.2, 0, walk.ordinal, python)
+            words.append(f"bench device {own.images_per_second:.1f} images/s,")
             theirs = mm_run.measure(artifact, batch, MEASURED_S, 0.2, walk.ordinal)
-            share = ours.images_per_second / theirs
+            share = own.images_per_second / theirs
             words.append(f"mm_run {theirs:.1f} images/s, ratio {share:.2f}")
         except (DeviceError, SdkError) as error:
             words.append(_with_remedy(error))
@@ -112,16 +114,16 @@ def _throughput(walk: Walk) -> Iterator[str]:
 
 def _questions(walk: Walk) -> Iterator[str]:
     for question in QUESTIONS:
-        yield f"\n{question.number}. {question.asks}"
+        yield f"\n{question.number}. {question.text}"
         try:
             answer = question.answer(walk)
-        except Exception as error:  # noqa: BLE001 - the next question is asked all the same
+        except Exception as error:  # noqa: BLE001 - the next questions do not depend on this one
             answer = [f"unknown: {type(error).__name__}: {error}"]
         yield from (f"   {line}" for line in answer)
 
 
 def _names(walk: Walk) -> Iterator[str]:
-    found = walk.ask("names")
+    found = walk.answer_to("names")
     if not isinstance(found, dict):
         yield str(found)
         return

@@ -1,7 +1,8 @@
-"""The open questions of the SDK's public record: what they ask, and how an answer is got.
+"""The open questions about MagicMind, and the functions that answer them.
 
-A walk enters, words leave. What no program can find out is said to be so. The numbers and words are
-those of the project's own list; docs/first-card.md says what each answer would mean for topfive.
+Each function takes a walk and returns lines of text. If no program can answer a question, the text
+states it. The numbers and texts of the questions are those of docs/first-card.md, which explains
+what each answer means for topfive.
 """
 
 import sys
@@ -16,7 +17,7 @@ from service.system import process
 from service.tools.bench import mm_run
 from service.tools.doctor.walk import Walk
 
-Answer = Callable[[Walk], list[str]]
+AnswerFunction = Callable[[Walk], list[str]]
 CLUSTERS = (1, 2, 4, 6, 8, 16)
 _REFUSALS = ("too_many", "wrong_dtype", "wrong_height", "wrong_rank", "not_contiguous")
 _FAILURES = (
@@ -28,18 +29,23 @@ _KEYS = ("unknown_key", "wrong_type", "unknown_value", "no_json")
 
 @dataclass(frozen=True)
 class Question:
+    """An open question: its number, its text, and the function that answers it."""
+
     number: int
-    asks: str
-    answer: Answer
+    text: str
+    answer: AnswerFunction
 
 
-def put(*names: str) -> Answer:
-    """Put these questions of doctor/card; with several, each answer has its name before it."""
+def put(*names: str) -> AnswerFunction:
+    """Return a function that puts these questions of doctor/card.
+
+    If there are several, each answer has the name of its question before it.
+    """
 
     def answer(walk: Walk) -> list[str]:
         if len(names) == 1:
-            return [str(walk.ask(names[0]))]
-        return [f"{name.replace('_', ' ')}: {walk.ask(name)}" for name in names]
+            return [str(walk.answer_to(names[0]))]
+        return [f"{name.replace('_', ' ')}: {walk.answer_to(name)}" for name in names]
 
     return answer
 
@@ -47,7 +53,7 @@ def put(*names: str) -> Answer:
 def _pythons(walk: Walk) -> list[str]:
     own = process.run(
         [sys.executable, "-E", "-s", str(FACTS)],
-        walk.asked.settings.import_timeout_s,
+        walk.options.settings.import_timeout_s,
         environment(),
     )
     if facts := answer_in(own.output):
@@ -58,22 +64,22 @@ def _pythons(walk: Walk) -> list[str]:
         )
     else:
         other = f"the interpreter of the service: {own.how}"
-    return [f"found under Python {walk.sdk.python_version}; {walk.ask('tags')}", other]
+    return [f"found under Python {walk.sdk.python_version}; {walk.answer_to('tags')}", other]
 
 
 def _fault(walk: Walk) -> list[str]:
-    """Of many batches, and of what question 11 did to it, all that reached the card."""
-    answers = {name: str(walk.ask(name)) for name in _REFUSALS}
+    """Return the answer of many batches, and the inputs of question 11 that reached the card."""
+    answers = {name: str(walk.answer_to(name)) for name in _REFUSALS}
     reached = [
         f"{name.replace('_', ' ')}: {answer}"
         for name, answer in answers.items()
         if not answer.startswith(("accepted", "refused by from_numpy", "unknown"))
     ]
     seen = reached or ["no input of question 11 reached the card and failed there"]
-    told = (
+    note = (
         "a healthy card cannot be made to fail; effect of the inputs of question 11 on this card:"
     )
-    return [str(walk.ask("worked")), told, *seen]
+    return [str(walk.answer_to("worked")), note, *seen]
 
 
 def _after_a_fault(walk: Walk) -> list[str]:
@@ -82,50 +88,50 @@ def _after_a_fault(walk: Walk) -> list[str]:
         return ["unknown: no float32 model was built"]
     right = artifact.golden
     for name in _REFUSALS:
-        walk.ask(name)
-    told = []
-    for what in ("after the misuse of question 11", walk.kill_at_work()):
+        walk.answer_to(name)
+    lines = []
+    for what in ("after the misuse of question 11", walk.kill_in_flight()):
         answers = walk.golden(artifact)
         wrong = answers.detail if isinstance(answers, TopfiveError) else right.fault(answers)
         words = f"incorrectly: {wrong}" if wrong else "correctly"
-        told.append(f"{what}: a new process answered the golden rows {words}")
-    return [*told, "after a real fault of the card: unknown, see question 7"]
+        lines.append(f"{what}: a new process answered the golden rows {words}")
+    return [*lines, "after a real fault of the card: unknown, see question 7"]
 
 
 def _files(walk: Walk) -> list[str]:
-    named = walk.asked.settings.artifact
-    told = [f"for another architecture: {walk.ask('for_arch', archs=['mtp_592'])}"]
+    named = walk.options.settings.artifact
+    lines = [f"for another architecture: {walk.answer_to('for_arch', archs=['mtp_592'])}"]
     if named is None:
-        return [*told, "of another SDK or driver: unknown; name an artifact with --artifact"]
+        return [*lines, "of another SDK or driver: unknown; name an artifact with --artifact"]
     from service.artifact import read
 
     given = read(named).manifest
     if given.sdk is None:
-        return [*told, "the named artifact is for the CPU"]
-    words = walk.ask("runs", model=str((named / given.model).absolute()))
-    return [*told, f"a model of MagicMind {given.sdk.version} under {walk.sdk.version}: {words}"]
+        return [*lines, "the named artifact is for the CPU"]
+    words = walk.answer_to("runs", model=str((named / given.model).absolute()))
+    return [*lines, f"a model of MagicMind {given.sdk.version} under {walk.sdk.version}: {words}"]
 
 
 def _ordinals(walk: Walk) -> list[str]:
-    untouched = f"without a change of the environment the SDK counts {walk.ask('count')}"
+    untouched = f"without a change of the environment the SDK counts {walk.answer_to('count')}"
     last = str(walk.count - 1)
-    told = [
-        f"MLU_VISIBLE_DEVICES={value!r}: {walk.ask('count', {'MLU_VISIBLE_DEVICES': value})}"
+    lines = [
+        f"MLU_VISIBLE_DEVICES={value!r}: {walk.answer_to('count', {'MLU_VISIBLE_DEVICES': value})}"
         for value in dict.fromkeys(("0", last, ""))
     ]
     nodes = sorted(path.name for path in Path("/dev").glob("cambricon_dev[0-9]*"))
-    return [untouched, *told, f"device nodes on this machine: {', '.join(nodes) or 'none'}"]
+    return [untouched, *lines, f"device nodes on this machine: {', '.join(nodes) or 'none'}"]
 
 
 def _clusters(walk: Walk) -> list[str]:
-    runs = {n: walk.ask("for_arch", archs=[{"mtp_372": [n]}]) for n in CLUSTERS}
-    told = [f"compiled for {n} clusters: {answer}" for n, answer in runs.items()]
+    runs = {n: walk.answer_to("for_arch", archs=[{"mtp_372": [n]}]) for n in CLUSTERS}
+    lines = [f"compiled for {n} clusters: {answer}" for n, answer in runs.items()]
     for few, many in pairwise(CLUSTERS):
         if runs[few] == "runs" and runs[many] != "runs":
-            told.insert(0, f"the device has at least {few} clusters and fewer than {many}")
-    found = walk.ask("names")
+            lines.insert(0, f"the device has at least {few} clusters and fewer than {many}")
+    found = walk.answer_to("names")
     listed = found.get("Device", []) if isinstance(found, dict) else [str(found)]
-    return [*told, f"memory and name: a Device has only the attributes {', '.join(listed)}"]
+    return [*lines, f"memory and name: a Device has only the attributes {', '.join(listed)}"]
 
 
 def _colour(walk: Walk) -> list[str]:
@@ -141,24 +147,24 @@ def _repeats(walk: Walk) -> list[str]:
     if artifact is None:
         return ["unknown: no int8 model was built"]
     model = str(artifact.model_path.absolute())
-    first, again = (walk.ask("repeated", model=model, run=run) for run in (1, 2))
+    first, again = (walk.answer_to("repeated", model=model, run=run) for run in (1, 2))
     if not isinstance(first, dict) or not isinstance(again, dict):
         return [f"{first}", f"{again}"]
     ways = first["ways"]
-    told = [
+    lines = [
         "ten runs in one process: "
         f"{'bitwise identical' if ways == 1 else f'{ways} different outputs'}"
     ]
     same = "bitwise identical" if first["digest"] == again["digest"] else "bitwise different"
-    told.append(f"a second process: {same}")
+    lines.append(f"a second process: {same}")
     for ordinal in range(walk.count):
         if ordinal != walk.ordinal:
-            other = walk.ask("repeated", model=model, device=ordinal)
+            other = walk.answer_to("repeated", model=model, device=ordinal)
             alike = isinstance(other, dict) and other["digest"] == first["digest"]
-            told.append(
+            lines.append(
                 f"device {ordinal}: {'bitwise identical' if alike else 'bitwise different'}"
             )
-    return told if walk.count > 1 else [*told, "between cards: unknown, the SDK sees one device"]
+    return lines if walk.count > 1 else [*lines, "between cards: unknown, the SDK sees one device"]
 
 
 def _mm_run(walk: Walk) -> list[str]:
@@ -184,8 +190,8 @@ def _pairs(walk: Walk) -> list[str]:
 
 
 def _opsets(walk: Walk) -> list[str]:
-    asked = ("force_float32", "onnx")
-    of_11 = [each.ended for each in walk.builds if (each.precision, each.frontend) == asked]
+    wanted = ("force_float32", "onnx")
+    of_11 = [each.ended for each in walk.builds if (each.precision, each.frontend) == wanted]
     return [f"opset 11: {ended}" for ended in of_11] + [f"opset 13: {walk.newer_opset().ended}"]
 
 

@@ -1,7 +1,7 @@
-"""The checks: the artifact's own here, and those of cards and machine in one table.
+"""The table of all checks, and the checks of the artifact.
 
-Each is a function of a Context that returns one Finding. A check that needs what is not there says
-`skip`: the line that found it missing has said so.
+A check is a function that takes a Context and returns one Finding. A check that needs a missing
+part has the state `skip`, because another line reports the missing part.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ Check = Callable[[Context], Finding]
 
 
 def artifact(context: Context) -> Finding:
-    """Every file of the artifact is there and as its manifest says."""
+    """Check that every file of the artifact exists and matches the manifest."""
     found = context.artifact
     if found is None:
         return Finding(
@@ -29,17 +29,17 @@ def artifact(context: Context) -> Finding:
         return Finding("artifact", "FAIL", found.detail, found.remedy)
     manifest = found.manifest
     megabytes = sum(file.size for file in manifest.files.values()) / 1e6
-    said = f"{manifest.name} {manifest.version} for {manifest.target}, {manifest.precision}"
+    text = f"{manifest.name} {manifest.version} for {manifest.target}, {manifest.precision}"
     files = f"{len(manifest.files)} files, {megabytes:.1f} MB, hashes correct"
     scaled = f"images scaled by {manifest.preprocessing.resample}"
     if manifest.resample_note:
         remedy = "Build the artifact again with --preprocess or --resample."
-        return Finding("artifact", "warn", f"{said}: {files}; {manifest.resample_note}", remedy)
-    return Finding("artifact", "ok", f"{said}: {files}; {scaled}")
+        return Finding("artifact", "warn", f"{text}: {files}; {manifest.resample_note}", remedy)
+    return Finding("artifact", "ok", f"{text}: {files}; {scaled}")
 
 
 def compiled(context: Context) -> Finding:
-    """The model was compiled by this SDK, as far as major.minor tells; and for what."""
+    """Check that the model was compiled by an SDK of the same major.minor version."""
     found = context.artifact
     if not isinstance(found, Artifact):
         return Finding("compiled", "skip", "no artifact to check")
@@ -47,26 +47,26 @@ def compiled(context: Context) -> Finding:
     if made is None:
         return Finding("compiled", "skip", "not needed: the artifact is for the CPU")
     archs = ", ".join(map(_arch, made.config.get("archs", []))) or "all architectures"
-    said = f"by MagicMind {made.version} for {archs}"
+    text = f"by MagicMind {made.version} for {archs}"
     if isinstance(context.sdk, SdkError):
         return Finding(
-            "compiled", "skip", f"{said}; there is no SDK on this machine to compare with"
+            "compiled", "skip", f"{text}; there is no SDK on this machine to compare with"
         )
     here = context.sdk.version
     if not here:
         return Finding(
-            "compiled", "warn", f"{said}; the version of the SDK on this machine is unknown"
+            "compiled", "warn", f"{text}; the version of the SDK on this machine is unknown"
         )
     if made.version.split(".")[:2] != here.split(".")[:2]:
         remedy = (
             "Build the artifact again with this SDK, or serve it with the SDK that compiled it."
         )
-        return Finding("compiled", "FAIL", f"{said}; the SDK on this machine is {here}", remedy)
-    return Finding("compiled", "ok", f"{said}; the SDK does not report the architecture of a card")
+        return Finding("compiled", "FAIL", f"{text}; the SDK on this machine is {here}", remedy)
+    return Finding("compiled", "ok", f"{text}; the SDK does not report the architecture of a card")
 
 
 def _arch(arch: object) -> str:
-    """As `mtp_372 with 6, 8 clusters`."""
+    """Return an architecture as text: `mtp_372 with 6, 8 clusters`."""
     if not isinstance(arch, dict):
         return str(arch)
     each = (f"{name} with {', '.join(map(str, sizes))} clusters" for name, sizes in arch.items())
@@ -74,7 +74,7 @@ def _arch(arch: object) -> str:
 
 
 def golden(context: Context) -> Finding:
-    """Each device that would be served on answers the golden rows rightly, one after another."""
+    """Check that each device of the settings gives the right answers to the golden rows."""
     found = context.artifact
     if not isinstance(found, Artifact):
         return Finding("golden", "skip", "no artifact to run")
@@ -100,7 +100,7 @@ def golden(context: Context) -> Finding:
 
 
 def _absent(context: Context, artifact: Artifact, ordinals: tuple[int, ...]) -> str:
-    """What the golden rows cannot be tried without; empty if it is all there."""
+    """Return why the golden rows cannot be run, as text; empty if they can."""
     if not artifact.manifest.served_target.needs_sdk:
         return ""
     if isinstance(context.device_count, SdkError):
@@ -134,7 +134,7 @@ CHECKS: tuple[Check, ...] = (
 
 
 def examine(context: Context) -> list[Finding]:
-    """All of CHECKS, in their order; one that raises has failed, and the others are done too."""
+    """Run all CHECKS in order; a check that raises has the state FAIL, and the next one follows."""
     return [_found(check, context) for check in CHECKS]
 
 
@@ -143,7 +143,7 @@ def _found(check: Check, context: Context) -> Finding:
         return check(context)
     except TopfiveError as error:
         return Finding(check.__name__, "FAIL", error.detail, error.remedy)
-    except Exception as error:  # noqa: BLE001 - a check's failure is a finding, too
+    except Exception as error:  # noqa: BLE001 - the failure of a check is a finding
         found = f"the check failed: {type(error).__name__}: {error}"
         return Finding(
             check.__name__, "FAIL", found, "Report the failure if the text does not explain it."

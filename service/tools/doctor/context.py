@@ -1,6 +1,7 @@
-"""What the checks look at: the settings, and what several of them need, each looked at once.
+"""The context of the checks: the settings, and the facts that several checks need.
 
-Nothing here fails: what could not be had is the error that tells why, and a check's to judge.
+Each fact is determined once. Accessors never raise an expected error: they return it, and each
+check decides what it means.
 """
 
 from dataclasses import dataclass
@@ -20,10 +21,10 @@ State = Literal["ok", "warn", "FAIL", "skip"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the doctor's: `found` says what is so, `remedy` what to try where it is wrong.
+    """One line of the doctor's output: the fact that was found, and the remedy if it is wrong.
 
-    `skip` is what was not looked at, or does not matter here; only FAIL keeps a service from
-    serving.
+    `skip` is the state of a check that was not done or is not needed. Only FAIL prevents a service
+    from serving.
     """
 
     name: str
@@ -34,15 +35,15 @@ class Finding:
 
 @dataclass(frozen=True)
 class Context:
-    """The settings that a service would have, and where the machine's own files are."""
+    """The settings of a service, and the facts of this machine and of the artifact."""
 
     settings: Settings
     root: Path = Path("/")
-    """Above dev, proc and sys."""
+    """Folder that contains dev, proc and sys."""
 
     @cached_property
     def artifact(self) -> Artifact | ArtifactError | None:
-        """The artifact, verified; None if none is named."""
+        """Return the verified artifact, or its error; None if no artifact is named."""
         if self.settings.artifact is None:
             return None
         try:
@@ -52,7 +53,7 @@ class Context:
 
     @cached_property
     def target(self) -> ServedTarget | None:
-        """The target of the artifact; None if no manifest can be read."""
+        """Return the target of the artifact; None if there is no readable manifest."""
         if self.settings.artifact is None:
             return None
         try:
@@ -62,12 +63,12 @@ class Context:
 
     @property
     def needs_no_sdk(self) -> bool:
-        """Whether the artifact is known to need no SDK and no card."""
+        """Return whether the artifact is known to need no SDK and no card."""
         return self.target is not None and not self.target.needs_sdk
 
     @cached_property
-    def sdk(self) -> sdk.Sdk | SdkError:
-        """The interpreter that can load MagicMind."""
+    def sdk(self) -> sdk.SdkPython | SdkError:
+        """Return the interpreter that can load MagicMind, or the error."""
         try:
             return sdk.find(self.settings.device_python, self.settings.import_timeout_s)
         except SdkError as error:
@@ -75,7 +76,7 @@ class Context:
 
     @cached_property
     def device_count(self) -> int | SdkError:
-        """How many devices the SDK sees."""
+        """Return the number of devices that the SDK sees, or the error."""
         if isinstance(self.sdk, SdkError):
             return self.sdk
         try:
@@ -85,10 +86,10 @@ class Context:
 
     @property
     def ordinals(self) -> tuple[int, ...]:
-        """The devices that would be served on, as far as they are there."""
-        asked = self.settings.devices
-        if asked != "all":
-            return tuple(dict.fromkeys(map(int, asked.split(","))))
+        """Return the devices of the settings; for `all` those that exist."""
+        wanted = self.settings.devices
+        if wanted != "all":
+            return tuple(dict.fromkeys(map(int, wanted.split(","))))
         if self.needs_no_sdk or isinstance(self.device_count, SdkError):
             return (0,)
         return tuple(range(self.device_count))

@@ -1,6 +1,6 @@
-"""The questions of doctor/card, put to a card: each a process of the SDK's interpreter.
+"""The questions of doctor/card, put to a card: each question is a process of the SDK's interpreter.
 
-A process that crashes, hangs or says nothing has answered, too: in words that tell so.
+If the process crashes, hangs or prints no answer, the answer is a text that describes it.
 """
 
 import json
@@ -16,22 +16,24 @@ import numpy as np
 from service import sdk
 from service.artifact import Artifact
 from service.system import process
-from service.tools.doctor.builds import Source
+from service.tools.doctor.builds import NetworkFiles
 
 QUESTIONS = Path(__file__).resolve().parent / "card" / "questions.py"
 TIMEOUT_S = 60.0
+"""Maximum seconds for a question."""
 BUILD_TIMEOUT_S = 600.0
-"""For those that build a model."""
+"""Maximum seconds for a question that builds a model."""
 _BUILDS = {"unknown_key", "for_arch", "channel_order", "calibration"}
 SAMPLES = 5
+"""Number of calibration samples."""
 OWN_ARCHS = [{"mtp_372": [4, 6, 8]}]
-"""Those that a build has by default."""
+"""The architectures of a build by default."""
 
 
 def job(
-    source: Source, ordinal: int, reference: Artifact, model: Path, folder: Path
+    network: NetworkFiles, ordinal: int, reference: Artifact, model: Path, folder: Path
 ) -> dict[str, Any]:
-    """What questions.py is given, its files written to `folder`."""
+    """Write the files of the questions to `folder`, and return the job for questions.py."""
     rows, shape = reference.golden.rows, reference.manifest.input
     samples = np.random.default_rng(0).normal(0, 1, (SAMPLES, 3, shape.height, shape.width))
     np.save(folder / "rows.npy", rows)
@@ -42,8 +44,8 @@ def job(
         "device": ordinal,
         "most": shape.batch.max,
         "rows": str(folder / "rows.npy"),
-        "prototxt": str(source.prototxt.absolute()),
-        "caffemodel": str(source.caffemodel.absolute()),
+        "prototxt": str(network.prototxt.absolute()),
+        "caffemodel": str(network.caffemodel.absolute()),
         "shape": [1, 3, shape.height, shape.width],
         "samples": str(folder / "samples.npy"),
         "own_archs": OWN_ARCHS,
@@ -53,14 +55,14 @@ def job(
     }
 
 
-def ask(
+def answer_to(
     python: str,
     job: Mapping[str, Any],
     name: str,
     environment: Mapping[str, str] | None = None,
     timeout_s: float = 0.0,
 ) -> Any:
-    """The answer to the question `name`, or in words how its process ended instead."""
+    """Return the answer to the question `name`, or a text on how its process ended."""
     limit = timeout_s or (BUILD_TIMEOUT_S if name in _BUILDS else TIMEOUT_S)
     own = {**sdk.environment(), **(environment or {})}
     ended = process.run(_command(python, job, name), limit, own)
@@ -70,8 +72,8 @@ def ask(
     return f"{ended.how}; its last line of output: {ended.last_line[:300] or 'none'}"
 
 
-def kill_at_work(python: str, job: Mapping[str, Any]) -> str:
-    """Have a process put a batch on the card, and kill it: in words what came of it."""
+def kill_in_flight(python: str, job: Mapping[str, Any]) -> str:
+    """Start a process that sends a batch to the card, kill it, and return the result as text."""
     process = subprocess.Popen(  # noqa: S603 - no shell; the interpreter is a setting
         _command(python, job, "held"),
         env=sdk.environment(),
@@ -85,7 +87,7 @@ def kill_at_work(python: str, job: Mapping[str, Any]) -> str:
     late = threading.Timer(TIMEOUT_S, process.kill)
     late.start()
     with process.stdout:
-        said = next((line for line in process.stdout if sdk.MARK in line), "")
+        line = next((text for text in process.stdout if sdk.MARK in text), "")
     late.cancel()
     process.kill()
     killed_at = time.perf_counter()
@@ -95,9 +97,9 @@ def kill_at_work(python: str, job: Mapping[str, Any]) -> str:
         return (
             f"after a kill with a batch in flight, the process did not exit within {TIMEOUT_S:g} s"
         )
-    if "in flight" not in said:
+    if "in flight" not in line:
         return (
-            f"no batch was sent to the card: {said.partition(sdk.MARK)[2].strip() or 'no output'}"
+            f"no batch was sent to the card: {line.partition(sdk.MARK)[2].strip() or 'no output'}"
         )
     took = time.perf_counter() - killed_at
     return f"after a kill with a batch in flight, the process exited within {took:.1f} s"

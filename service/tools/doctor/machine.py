@@ -10,27 +10,28 @@ from service.system import cgroup, descriptors
 from service.tools.doctor.context import Context, Finding
 
 PROCESS_BYTES = 256 << 20
-"""A service or a host in idle, but for its model: 170 and 200 MB were measured, on the CPU."""
+"""Memory of an idle service or device host without its model. Measured on the CPU: 170 and 200
+MB."""
 BYTES_A_PIXEL = 16
-"""While a picture is decoded: docs/settings.md, max_pixels."""
+"""Memory for each pixel of an image while it is decoded: docs/settings.md, max_pixels."""
 
 
 def cpu(context: Context) -> Finding:
-    """The cores that decode processes and engine threads are reckoned by."""
-    found, asked = cgroup.cores(context.root), context.settings.decode_processes
-    quota = "no quota" if found.quota is None else f"a quota of {found.quota:g} (cgroup)"
-    said = (
-        f"{found.affinity} cores by affinity, {quota}: {found.count} used; decode processes: "
-        f"{asked or found.count}"
+    """Check the number of decode workers against the cores, which also set the engine threads."""
+    cores, wanted = cgroup.cores(context.root), context.settings.decode_processes
+    quota = "no quota" if cores.quota is None else f"a quota of {cores.quota:g} (cgroup)"
+    text = (
+        f"{cores.affinity} cores by affinity, {quota}: {cores.count} used; decode processes: "
+        f"{wanted or cores.count}"
     )
-    if asked > found.count:
+    if wanted > cores.count:
         remedy = "Set --decode-processes to 0, or give the service more cores."
-        return Finding("cpu", "warn", f"{said}, more than there are cores", remedy)
-    return Finding("cpu", "ok", said)
+        return Finding("cpu", "warn", f"{text}, more than there are cores", remedy)
+    return Finding("cpu", "ok", text)
 
 
 def memory(context: Context) -> Finding:
-    """What the settings may take, all at once, beside what this machine and its limit have."""
+    """Check the maximum memory of the settings against this machine's memory and its limit."""
     if not isinstance(context.artifact, Artifact):
         return Finding(
             "memory", "skip", "not calculated: the size of a row depends on the artifact"
@@ -44,23 +45,23 @@ def memory(context: Context) -> Finding:
     needed = settings.rows * row + PROCESS_BYTES * (1 + hosts) + model * hosts
     most = needed + settings.max_receiving_bytes + settings.max_pixels * BYTES_A_PIXEL
     free, whose = _room(context.root)
-    said = (
+    text = (
         f"{_megabytes(needed)} and at most {_megabytes(most)} ({settings.rows} rows of "
         f"{row / 1e3:.0f} kB, hosts: {hosts}, bodies, one large image); {whose} has "
     )
-    said += _megabytes(free)
+    text += _megabytes(free)
     if needed > free:
-        return Finding("memory", "FAIL", said, "Give the service more memory, or set fewer --rows.")
+        return Finding("memory", "FAIL", text, "Give the service more memory, or set fewer --rows.")
     if most > free:
         remedy = (
             "Give the service more memory, or set a smaller --max-receiving-bytes and --max-pixels."
         )
-        return Finding("memory", "warn", said, remedy)
-    return Finding("memory", "ok", said)
+        return Finding("memory", "warn", text, remedy)
+    return Finding("memory", "ok", text)
 
 
 def _room(root: Path) -> tuple[int, str]:
-    """Bytes that may be taken, and who says so: the machine, or a tighter control group."""
+    """Return the available bytes, and their bound in words: the machine or its control group."""
     lines = (root / "proc/meminfo").read_text().splitlines()
     [available] = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
     free, limit = int(available) * 1024, cgroup.memory_limit(root)
@@ -70,7 +71,7 @@ def _room(root: Path) -> tuple[int, str]:
 
 
 def port(context: Context) -> Finding:
-    """The address can be listened on."""
+    """Check that the service can listen on the address."""
     host, number = context.settings.host, context.settings.port
     where = f"{host}:{number}"
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -81,10 +82,10 @@ def port(context: Context) -> Finding:
         remedy = _PORT_REMEDIES.get(
             error.errno or 0, "Give a --host that is an address of this machine."
         )
-        # Python's own addition repeats the address.
+        # Python appends the address to the message; the finding has it already.
         why = (error.strerror or str(error)).partition(" (while attempting")[0]
         return Finding("port", "FAIL", f"{where}: {why}", remedy)
-    except UnicodeError:  # of a name that cannot be looked up at all
+    except UnicodeError:  # a name that cannot be looked up
         return Finding("port", "FAIL", f"{where}: no such host", "Give an address as --host.")
     return Finding(
         "port", "ok", f"{where} is free" if number else f"{host}: a free port will be chosen"
@@ -99,17 +100,17 @@ _PORT_REMEDIES = {
 
 
 def files(context: Context) -> Finding:
-    """As many files may be open as the settings need; `serve` raises the soft limit itself."""
+    """Check the hard limit of open files; `serve` itself raises the soft limit."""
     _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     most, rows = context.settings.max_connections, context.settings.rows
     needed = descriptors.needed(most, rows, len(context.ordinals))
-    said = f"{limit} files may be open; {needed} are enough for {context.settings.rows} rows"
+    text = f"{limit} files may be open; {needed} are enough for {context.settings.rows} rows"
     if 0 <= limit < needed:
         remedy = (
             f"Raise the limit: LimitNOFILE={needed} in systemd; docker run --ulimit nofile={needed}"
         )
-        return Finding("files", "warn", f"{said}; the service accepts fewer connections", remedy)
-    return Finding("files", "ok", said)
+        return Finding("files", "warn", f"{text}; the service accepts fewer connections", remedy)
+    return Finding("files", "ok", text)
 
 
 def _megabytes(count: int) -> str:

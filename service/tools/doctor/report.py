@@ -1,4 +1,4 @@
-"""What the checks found, on stdout: a line each, or one JSON document."""
+"""The findings of the checks: one line for each, or one JSON document."""
 
 import json
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from service.tools.doctor.context import Finding
 
 
 def lines(findings: Sequence[Finding]) -> list[str]:
-    """`state  name  what was found  -> try: remedy`, for each."""
+    """Return a line for each finding: `state  name  found  -> try: remedy`."""
     return [
         f"{one.state:4}  {one.name:8}  {one.found}"
         + (f"  -> try: {one.remedy}" if one.remedy else "")
@@ -16,7 +16,7 @@ def lines(findings: Sequence[Finding]) -> list[str]:
 
 
 def as_json(findings: Sequence[Finding]) -> str:
-    """The whole, and `ok`: whether no check failed."""
+    """Return the findings as JSON, with `ok`, which is true if no check failed."""
     checks = [
         {"name": one.name, "state": one.state.lower(), "found": one.found, "remedy": one.remedy}
         for one in findings

@@ -1,7 +1,7 @@
-"""A text without the names of this machine: who may read it need not know whose it is.
+"""Removes the names of this machine from a text, so that the text can be sent.
 
-What is taken out: the host's and the user's name, the home, the folders that were named or used,
-addresses of networks, UUIDs, and what is called a serial number.
+Removed are the names of the host and of the user, the home folder, the folders that were named or
+used, network addresses, UUIDs, and serial numbers that are marked as such.
 """
 
 import getpass
@@ -19,11 +19,11 @@ _PATTERNS = (
     (re.compile(r"/(home|Users)/[^/\s:'\"]+"), "~"),
 )
 _EVERYWHERE = {"", "/", "root", "localhost", "user"}
-"""Names that name nobody; they may stand in any text."""
+"""Names that identify no machine and no user; they stay in the text."""
 
 
 def scrubbed(text: str, folders: Mapping[Path, str]) -> str:
-    """`text` with each of `folders` replaced by its word, and the rest of the above taken out."""
+    """Return `text` without names; each of `folders` is replaced by its word."""
     paths = {str(folder.absolute()): word for folder, word in folders.items()}
     paths |= {str(folder.resolve()): word for folder, word in folders.items()}
     paths |= {str(Path.home()): "~"}

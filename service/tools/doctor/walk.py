@@ -1,7 +1,7 @@
-"""One card and one network: models that are built of it, and what is asked of the card with them.
+"""The walk: the experiments on one card with one network.
 
-Each build and each question happens when it is first asked for, once. Nothing here raises for what
-the SDK or the card does: that is the answer.
+Each build and each question to the card runs once, when its result is first needed. A failure of
+the SDK or of the card raises nothing here: it is the answer.
 """
 
 import sys
@@ -20,14 +20,15 @@ from service.core import device_session
 from service.errors import DeviceError, SdkError
 from service.settings import Settings
 from service.tools.doctor import builds, experiments
-from service.tools.doctor.builds import FRONTENDS, PRECISIONS, Build, Source
+from service.tools.doctor.builds import FRONTENDS, PRECISIONS, Build, NetworkFiles
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What the command was given; without `prototxt` and `caffemodel` the demo's network is used.
+class WalkOptions:
+    """The options of the command.
 
-    `image_dir` None is the photos that come with topfive.
+    Without `prototxt` and `caffemodel` the demo's network is used. If `image_dir` is None, the
+    photos that come with topfive are used.
     """
 
     settings: Settings
@@ -41,87 +42,94 @@ class Asked:
 
 @dataclass
 class Walk:
-    """One card, one network, and what was found out so far."""
+    """The experiments on one card with one network, and their results so far."""
 
-    asked: Asked
-    sdk: sdk.Sdk
+    options: WalkOptions
+    sdk: sdk.SdkPython
     count: int
-    """Of devices that the SDK sees."""
+    """Number of devices that the SDK sees."""
     ordinal: int
     folder: Path
-    source: Source
+    network: NetworkFiles
     reference: Artifact
-    """The network for the CPU, which tells its rows and right answers."""
+    """The network built for the CPU: its golden rows have the right answers."""
     clusters: int = 0
-    """The number of clusters to build for; 0: that of the card is not known."""
+    """Number of clusters to build for; 0 if the card's number is not known."""
     started: float = field(default_factory=time.perf_counter)
     answers: dict[str, Any] = field(default_factory=dict)
-    """Of each question that was put to the card, by its name."""
+    """The card's answers so far, by the name of the question and its fields."""
     faults: list[str] = field(default_factory=list)
-    """Builds that failed, and models that answer wrongly."""
+    """Builds that failed, and models that gave wrong answers."""
 
-    def say(self, words: str) -> None:
+    def log(self, words: str) -> None:
         took = time.perf_counter() - self.started
         print(f"{took:7.1f} s  {words}", file=sys.stderr, flush=True)
 
     @cached_property
     def builds(self) -> list[Build]:
-        """Each precision by each frontend."""
+        """Build the network in each precision by each frontend."""
         return [self._build(precision, each) for precision in PRECISIONS for each in FRONTENDS]
 
     def _build(self, precision: str, frontend: str) -> Build:
-        self.say(f"building {precision} with the frontend {frontend}")
+        self.log(f"building {precision} with the frontend {frontend}")
         return self._built(precision, frontend, f"{precision}-{frontend}")
 
     def _built(self, precision: str, frontend: str, name: str, *more: str) -> Build:
-        own = {sdk.IMPORT_TIMEOUT: str(self.asked.settings.import_timeout_s)}
+        own = {sdk.IMPORT_TIMEOUT: str(self.options.settings.import_timeout_s)}
         python, more, output = self.sdk.python, (*more, *self.arch), self.folder / name
         return builds.build(
-            self.source, precision, frontend, python, self.ordinal, output, more, own
+            self.network, precision, frontend, python, self.ordinal, output, more, own
         )
 
     @property
     def arch(self) -> tuple[str, ...]:
-        """The option that has models compiled for the card's own number of clusters alone."""
+        """Return the option that compiles models only for the card's own number of clusters."""
         return ("--arch", f"mtp_372:{self.clusters}") if self.clusters else ()
 
     def newer_opset(self) -> Build:
-        """Build float32 by the frontend onnx in opset 13; the other builds are in opset 11."""
-        self.say("building force_float32 with the frontend onnx in opset 13")
+        """Build float32 by the frontend onnx in opset 13; the other builds use opset 11."""
+        self.log("building force_float32 with the frontend onnx in opset 13")
         return self._built("force_float32", "onnx", "opset-13", "--opset", "13")
 
     def artifact(self, precision: str) -> Artifact | None:
-        """One of this precision, of the first frontend that made one."""
+        """Return the artifact of this precision by the first frontend that built one."""
         made = (each.artifact for each in self.builds if each.precision == precision)
         return next((artifact for artifact in made if artifact), None)
 
     @cached_property
     def job(self) -> dict[str, Any]:
-        """What the questions are put with; without a float32 model those that need it say so."""
+        """Return the job of the questions.
+
+        Without a float32 model the job names a missing file, and the questions that need the model
+        answer that it cannot be opened.
+        """
         made = self.artifact("force_float32")
         model = made.model_path if made else self.folder / "no-model-was-built"
-        job = experiments.job(self.source, self.ordinal, self.reference, model, self.folder)
+        job = experiments.job(self.network, self.ordinal, self.reference, model, self.folder)
         return job | ({"own_archs": [{"mtp_372": [self.clusters]}]} if self.clusters else {})
 
-    def ask(self, name: str, environment: dict[str, str] | None = None, **fields: Any) -> Any:
-        """The card's answer to the question `name` of doctor/card; for the same fields once."""
-        told = {**fields, **(environment or {})}
-        key = " ".join([name, *(f"{each}={value}" for each, value in told.items())])
+    def answer_to(self, name: str, environment: dict[str, str] | None = None, **fields: Any) -> Any:
+        """Return the card's answer to the question `name` of doctor/card.
+
+        The question is put once for the same fields and environment.
+        """
+        given = {**fields, **(environment or {})}
+        key = " ".join([name, *(f"{each}={value}" for each, value in given.items())])
         if key not in self.answers:
-            self.say(f"question to the card: {key}")
-            asked = {**self.job, **fields}
-            self.answers[key] = experiments.ask(self.sdk.python, asked, name, environment)
+            self.log(f"question to the card: {key}")
+            job = {**self.job, **fields}
+            self.answers[key] = experiments.answer_to(self.sdk.python, job, name, environment)
         return self.answers[key]
 
-    def kill_at_work(self) -> str:
-        """See experiments."""
-        self.say("killing a process with a batch in flight")
-        return experiments.kill_at_work(self.sdk.python, self.job)
+    def kill_in_flight(self) -> str:
+        """Kill a process that has a batch in flight; see `experiments.kill_in_flight`."""
+        self.log("killing a process with a batch in flight")
+        return experiments.kill_in_flight(self.sdk.python, self.job)
 
     def golden(self, artifact: Artifact) -> NDArray[np.float32] | DeviceError | SdkError:
-        """What a new host answers to the golden rows."""
+        """Return the answers of a new device host to the golden rows, or its error."""
         try:
-            python, import_timeout_s = self.sdk.python, self.asked.settings.import_timeout_s
+            python, import_timeout_s = self.sdk.python, self.options.settings.import_timeout_s
             rows = artifact.golden.rows
             return device_session.answers(artifact, rows, self.ordinal, python, import_timeout_s)
         except (DeviceError, SdkError) as error:

@@ -1,7 +1,7 @@
-"""Accuracy over labelled images: over HTTP, as users meet the service, or straight on an artifact.
+"""Accuracy over labelled images: over HTTP, as clients use the service, or on an artifact.
 
-`labels` reads what is asked, `sources` answers, `journal` keeps the answers, `results` writes the
-files, `run` goes from one to the next.
+`labels` reads the samples, and `sources` classifies them. `journal` keeps the answers, and
+`results` writes the files. `run` calls these four in turn.
 """
 
 from service.tools.evaluation.results import print_summary

@@ -1,8 +1,8 @@
-"""What a run has learnt so far, on disk: so that one that was interrupted goes on.
+"""The answers of a run so far, on disk, so that an interrupted run can be resumed.
 
-A line of JSON says what is being evaluated, then comes one for each answered image, in the order of
-the answers. Lines are only ever appended; one that was cut short by the end of the process is
-dropped. A journal of another run is never mixed in.
+The first line of JSON describes what is evaluated. One line for each answered image follows, in the
+order of the answers. Lines are only appended. A line that was cut short by the end of the process
+is dropped. The journal of another run is refused.
 """
 
 import contextlib
@@ -25,14 +25,17 @@ def writing(path: Path) -> AbstractContextManager[None]:
 
 @dataclass(frozen=True)
 class Answered:
-    """One image's answer: its most likely classes, best first, and how long it took."""
+    """The answer for one image: its most likely classes, best first, and its latency."""
 
     class_ids: tuple[int, ...]
     seconds: float
 
 
 class Journal:
-    """Open it with what is being evaluated; `answers` are those of earlier runs and this one."""
+    """The journal in a folder, for the evaluation that `about` describes.
+
+    `answers` has the answers of this run and of the interrupted runs before.
+    """
 
     def __init__(self, folder: Path, about: dict[str, Any]) -> None:
         self.path = folder / NAME
@@ -40,13 +43,13 @@ class Journal:
         about = json.loads(json.dumps(about))
         with writing(self.path):
             found = self.path.read_bytes() if self.path.exists() else b""
-        # The end that was cut short; of the first line too, if it is ours.
+        # Drop the line that was cut short, also if it is the first line and of this run.
         whole = found[: found.rfind(b"\n") + 1]
         if found and (whole or not _line(about).startswith(found)):
-            self._take(whole, about)
+            self._read(whole, about)
         self._size = len(whole)
         with writing(self.path):
-            # Without a buffer: what a full disk does not take is not tried again at the end.
+            # Without a buffer: bytes that a full disk refuses are not written again at the end.
             self._file = self.path.open("ab", buffering=0)
             self._file.truncate(self._size)
         if not whole:
@@ -57,12 +60,12 @@ class Journal:
         return bool(self.answers)
 
     def add(self, image: str, answered: Answered) -> None:
-        """Keep the answer, in the file too before this returns."""
+        """Keep the answer, and write it to the file before this method returns."""
         self._append({"image": image, "class_ids": answered.class_ids, "seconds": answered.seconds})
         self.answers[image] = answered
 
     def remove(self) -> None:
-        """The run is complete: nothing is left to go on with."""
+        """Remove the file, after a complete run."""
         with writing(self.path):
             self.path.unlink()
 
@@ -78,29 +81,31 @@ class Journal:
             with writing(self.path):
                 disk.write_whole(self._file, line)
         except EvaluationError:
-            with contextlib.suppress(OSError):  # the next run drops half a line, too
+            with contextlib.suppress(OSError):  # the next run also drops a part of a line
                 self._file.truncate(self._size)
             raise
         self._size += len(line)
 
-    def _take(self, whole: bytes, about: dict[str, Any]) -> None:
+    def _read(self, whole: bytes, about: dict[str, Any]) -> None:
         try:
-            said, *answers = map(json.loads, whole.splitlines())
-            said = {name: said[name] for name in about}
+            recorded, *answers = map(json.loads, whole.splitlines())
+            recorded = {name: recorded[name] for name in about}
             for answer in answers:
                 self.answers[answer["image"]] = Answered(
                     tuple(answer["class_ids"]), answer["seconds"]
                 )
         except (ValueError, KeyError, TypeError) as error:
-            raise EvaluationError(f"{self.path} is not a journal of topfive.", _ANEW) from error
+            raise EvaluationError(
+                f"{self.path} is not a journal of topfive.", _OTHER_RUN
+            ) from error
         for name, now in about.items():
-            if said[name] != now:
-                detail = f"the run began with {name} {said[name]}; now it is {now}"
-                raise EvaluationError(f"{self.path}: {detail}", _ANEW)
+            if recorded[name] != now:
+                detail = f"the run began with {name} {recorded[name]}; now it is {now}"
+                raise EvaluationError(f"{self.path}: {detail}", _OTHER_RUN)
 
 
 def _line(fields: dict[str, Any]) -> bytes:
     return json.dumps(fields, separators=(",", ":")).encode() + b"\n"
 
 
-_ANEW = "Give another --output, or start over with --force."
+_OTHER_RUN = "Give another --output, or start over with --force."

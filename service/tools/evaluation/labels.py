@@ -1,8 +1,8 @@
-"""A label file to samples: which image, and which class is right.
+"""The label file of an evaluation: which images there are, and the right class of each.
 
-Three forms come in: lines `name class`, a CSV, a folder with a folder for each class. Samples leave
-in the order of the file, each class a number of the model's own order. A line that cannot be meant
-is an EvaluationError with its number; whether the images are there is not looked at here.
+Three forms are read: lines `name class`, a CSV, and a folder with one folder for each class. The
+samples keep the order of the file. Their classes are numbers in the model's own order. A line that
+is not valid raises EvaluationError with its number. Whether the images exist is not checked here.
 """
 
 import csv
@@ -35,7 +35,8 @@ _NESTED = (
     "its class."
 )
 _CLASS_COLUMNS = ("wnid", "class_id", "label")
-"""Columns of the class. The first one that has a value counts: a wnid fits every class order."""
+"""Columns that can hold the class. The first column with a value counts, and wnid is the first
+because a wnid is right in every class order."""
 _ONE = "the file probably counts classes from 1"
 _SUBTRACT = "Subtract 1 from each class number: the first class is 0."
 _WNID = re.compile(r"n\d{8}")
@@ -50,11 +51,11 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Samples:
-    """What is to be asked, in order, and the SHA-256 of it as lines `name class`.
+class SampleList:
+    """The samples of a label file, in order, and the SHA-256 of them as lines `name class`.
 
-    `numbers`: every class is a number, no wnid or name. `leftovers`: files of systems in the class
-    folders, such as .DS_Store, which are no samples.
+    `numbers` is true if every class in the file is a number. `leftovers` counts the files of
+    operating systems in the class folders, such as .DS_Store, which are not samples.
     """
 
     samples: tuple[Sample, ...]
@@ -63,37 +64,39 @@ class Samples:
     leftovers: int = 0
 
 
-def read_samples(path: Path, classes: Sequence[Label], limit: int | None) -> Samples:
-    """The first `limit` samples of the label file, or all, for a model of these `classes`."""
+def read_samples(path: Path, classes: Sequence[Label], limit: int | None) -> SampleList:
+    """Return the first `limit` samples of the label file, or all, for a model of `classes`."""
     entries = list(islice(_entries(path), limit))
     words = _words(classes)
     samples = {}
-    for place, name, said, column in entries:
+    for place, name, word, column in entries:
         if name in samples:
             raise _error(path, place, f"{name!r} is listed twice.", "Keep one of the two lines.")
         if not name or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
             raise _error(path, place, f"{name!r} is not inside the image folder.", _LINE_FORM)
-        is_number = column == "class_id" or (not column and said not in words)
-        if is_number and _number(said) == len(classes) and _counts_from_one(entries, len(classes)):
-            detail = f"The class is '{said}'; 0 to {len(classes) - 1} expected: {_ONE}."
+        is_number = column == "class_id" or (not column and word not in words)
+        if is_number and _number(word) == len(classes) and _counts_from_one(entries, len(classes)):
+            detail = f"The class is '{word}'; 0 to {len(classes) - 1} expected: {_ONE}."
             raise _error(path, place, detail, _SUBTRACT)
-        samples[name] = Sample(name, _class_id(path, place, said, column, words, len(classes)))
+        samples[name] = Sample(name, _class_id(path, place, word, column, words, len(classes)))
     if not samples:
         raise EvaluationError(f"{path} names no image.", _LINE_FORM)
     lines = "".join(f"{sample.name} {sample.class_id}\n" for sample in samples.values())
     sha256 = hashlib.sha256(lines.encode()).hexdigest()
-    numbers = all(column == "class_id" or said not in words for *_, said, column in entries)
-    return Samples(tuple(samples.values()), sha256, numbers, _leftovers(path))
+    numbers = all(column == "class_id" or word not in words for *_, word, column in entries)
+    return SampleList(tuple(samples.values()), sha256, numbers, _leftovers(path))
 
 
 def why_not_there(folder: Path, name: str) -> str:
-    """Return in words that the image `name` of a label file is not in `folder`, and what is there
-    that the name is like."""
+    """Return a message that the image `name` of a label file is not in `folder`.
+
+    The message names a file with a similar name, or else any image of the folder.
+    """
     words = f"{name!r} is not in {folder}"
     if "\\" in name and os.path.isdir((folder / name.replace("\\", "/")).parent):  # noqa: PTH112
         return f"{words}: the name contains backslashes instead of slashes."
     file = folder / name
-    for other in _beside(file):
+    for other in _siblings(file):
         if image_files.is_image(other.name) and (likeness := _likeness(file.name, other)):
             return f"{words}, but {str(other.relative_to(folder))!r} is: {likeness}."
     if found := image_files.any_in_folder(folder):
@@ -101,8 +104,8 @@ def why_not_there(folder: Path, name: str) -> str:
     return f"{words}, and the folder contains no other image."
 
 
-def _beside(file: Path) -> list[Path]:
-    """Return what is in the folder of `file`; nothing if it cannot be read."""
+def _siblings(file: Path) -> list[Path]:
+    """Return the entries of the folder of `file`; none if the folder cannot be read."""
     try:
         return sorted(file.parent.iterdir())
     except OSError:
@@ -121,7 +124,7 @@ NAME_REMEDY = "Write the names as the files are named."
 
 
 def read_names(path: Path, count: int) -> list[str]:
-    """The names of `count` classes from lines `id names`, by their numbers, in any order."""
+    """Return the names of `count` classes, in class order, from lines `id names` in any order."""
     names = {}
     for number, line in enumerate(_text(path), 1):
         class_id, _, name = line.strip().partition(" ")
@@ -141,7 +144,7 @@ def read_names(path: Path, count: int) -> list[str]:
 
 
 Entry = tuple[str, str, str, str]
-"""The place in the file, the image's name, its class, and the column of the class; "" if none."""
+"""Place in the file, name of the image, its class, and the column of the class or ""."""
 
 
 def _entries(path: Path) -> Iterator[Entry]:
@@ -170,17 +173,17 @@ def _of_csv(path: Path) -> Iterator[Entry]:
         raise _error(path, "line 1", detail, _CSV_FORM)
     try:
         for row in rows:
-            # A class without a wnid has none in its column.
+            # The column wnid is empty for a class without a wnid.
             values = ((value.strip(), column) for column in chosen if (value := row[column]))
-            said, column = next((pair for pair in values if pair[0]), ("", chosen[0]))
-            yield f"line {rows.line_num}", (row["file"] or "").strip(), said, column
+            word, column = next((pair for pair in values if pair[0]), ("", chosen[0]))
+            yield f"line {rows.line_num}", (row["file"] or "").strip(), word, column
     except csv.Error as error:
         raise _error(path, f"line {rows.line_num + 1}", str(error), _CSV_FORM) from error
 
 
 def _of_folder(path: Path) -> Iterator[Entry]:
     for folder in _class_folders(path):
-        for image in _inside(folder):
+        for image in _entries_of(folder):
             if image_files.is_leftover(image.name):
                 continue
             if image.is_dir():
@@ -190,10 +193,12 @@ def _of_folder(path: Path) -> Iterator[Entry]:
 
 
 def _class_folders(path: Path) -> list[Path]:
-    return [one for one in _inside(path) if one.is_dir() and not image_files.is_leftover(one.name)]
+    return [
+        one for one in _entries_of(path) if one.is_dir() and not image_files.is_leftover(one.name)
+    ]
 
 
-def _inside(folder: Path) -> list[Path]:
+def _entries_of(folder: Path) -> list[Path]:
     try:
         return sorted(folder.iterdir())
     except OSError as error:
@@ -202,10 +207,10 @@ def _inside(folder: Path) -> list[Path]:
 
 
 def _leftovers(path: Path) -> int:
-    """Return how many files of systems are in the class folders of `path`."""
+    """Return the number of files of operating systems in the class folders of `path`."""
     if not path.is_dir():
         return 0
-    names = (file.name for folder in _class_folders(path) for file in _inside(folder))
+    names = (file.name for folder in _class_folders(path) for file in _entries_of(folder))
     return sum(map(image_files.is_leftover, names))
 
 
@@ -231,9 +236,9 @@ def _words(classes: Sequence[Label]) -> Words:
     return dict(words)
 
 
-def _class_id(path: Path, place: str, said: str, column: str, words: Words, count: int) -> int:
-    number = _number(said)
-    found = set() if column == "class_id" else set(words.get(said, ()))
+def _class_id(path: Path, place: str, word: str, column: str, words: Words, count: int) -> int:
+    number = _number(word)
+    found = set() if column == "class_id" else set(words.get(word, ()))
     if column in ("", "class_id") and number is not None and number < count:
         found.add(number)
     if len(found) == 1:
@@ -241,13 +246,13 @@ def _class_id(path: Path, place: str, said: str, column: str, words: Words, coun
     if found:
         among = " and ".join(map(str, sorted(found)[:3]))
         remedy = "Give a CSV with the column class_id, or other names in the model's labels."
-        raise _error(path, place, f"{said[:40]!r} stands for more than one class: {among}.", remedy)
-    if _WNID.fullmatch(said):
+        raise _error(path, place, f"{word[:40]!r} stands for more than one class: {among}.", remedy)
+    if _WNID.fullmatch(word):
         raise _error(
-            path, place, f"The model has no class {said}.", "Give labels of the model's classes."
+            path, place, f"The model has no class {word}.", "Give labels of the model's classes."
         )
     detail = (
-        f"The class is {said[:40]!r}; 0 to {count - 1}, a wnid or a name of the model's "
+        f"The class is {word[:40]!r}; 0 to {count - 1}, a wnid or a name of the model's "
         "classes expected."
     )
     raise _error(path, place, detail, _FOLDER_FORM if path.is_dir() else _LINE_FORM)
@@ -255,12 +260,12 @@ def _class_id(path: Path, place: str, said: str, column: str, words: Words, coun
 
 def _counts_from_one(entries: Iterable[Entry], count: int) -> bool:
     """Return whether the classes are numbers from 1 to `count`, not from 0."""
-    numbers = {_number(said) for *_, said, _ in entries}
+    numbers = {_number(word) for *_, word, _ in entries}
     return None not in numbers and 0 not in numbers and max(filter(None, numbers)) == count
 
 
 def _number(text: str) -> int | None:
-    """None for what is no number; so many digits are no class either."""
+    """Return the number in `text`; None if it is not a number of at most nine digits."""
     return int(text) if text.isascii() and text.isdecimal() and len(text) <= 9 else None
 
 

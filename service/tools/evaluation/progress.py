@@ -1,13 +1,17 @@
-"""How far a run is, on stderr: images done, images a second, running top-1, time to go."""
+"""Progress of a run on stderr: images done, images/s, top-1 so far, remaining seconds."""
 
 import sys
 import time
 
 TERMINAL_S, LOG_S = 0.5, 10.0
+"""Minimum seconds between two lines, on a terminal and in a log."""
 
 
 class Progress:
-    """Tell it of each image; it prints at most every so often."""
+    """The counters of a run, printed at most every TERMINAL_S or LOG_S seconds.
+
+    The caller calls `answered` or `failed` once for each image.
+    """
 
     def __init__(self, total: int, done: int, right: int) -> None:
         self._total, self._done, self._right = total, done, right
@@ -44,6 +48,6 @@ class Progress:
             line += f"  {self._failed} failed"
         if rate and left:
             line += f"  {left / rate:.0f} s left"
-        # Over the line before, whose end may stick out.
+        # Pad the line: on a terminal it overwrites the previous line, which may be longer.
         print(f"\r{line:<78}" if self._terminal else line, end="" if self._terminal else "\n",
               file=sys.stderr, flush=True)  # fmt: skip

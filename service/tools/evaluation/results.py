@@ -1,8 +1,8 @@
-"""Answers to files: those of MagicMind's sample, failed.csv, report.json.
+"""The result files of a run: the files of MagicMind's sample, failed.csv and report.json.
 
-The sample's files have the form that its infer_python writes: its scorer reads them. All are
-written aside, then renamed, the report last: none is ever half there, and a full disk leaves what
-was.
+The sample's files have the form that its infer_python writes, so that its scorer reads them. All
+files are written under other names and then renamed, the report last. So no file is ever
+incomplete, and a full disk leaves the older files as they are.
 """
 
 import csv
@@ -17,7 +17,7 @@ from typing import Any
 
 from service.tools.evaluation.journal import Answered, writing
 from service.tools.evaluation.labels import Sample
-from service.tools.evaluation.sources import Failed
+from service.tools.evaluation.sources import FailedImage
 
 LABELS = "eval_labels.txt"
 TOP1, TOP5 = "eval_result_1.txt", "eval_result_5.txt"
@@ -31,25 +31,25 @@ MISSING = "missing"
 
 @dataclass(frozen=True)
 class Score:
-    """How many of `images` were right."""
+    """The number of right answers among `images`."""
 
     correct: int
     images: int
 
     @property
     def share(self) -> float | None:
-        """Return the share that was right; None where no image was answered."""
+        """Return the share of right answers; None if no image was answered."""
         return self.correct / self.images if self.images else None
 
     def __format__(self, form: str) -> str:
-        """Return the share in a float's `form`; `none` where no image was answered."""
+        """Return the share in a float's `form`; `none` if no image was answered."""
         return "none" if self.share is None else format(self.share, form)
 
 
 def wilson(correct: int, images: int, z: float = 1.959964) -> tuple[float, float]:
-    """The shares p from which correct/images is no more than z standard errors of p away.
+    """Return the range of shares p that are at most z standard errors of p from correct/images.
 
-    Wilson's score interval: E. B. Wilson, JASA 22 (1927). z is that of 95 %.
+    This is Wilson's score interval (E. B. Wilson, JASA 22, 1927). The default z is that of 95 %.
     """
     if not images:
         return 0.0, 1.0
@@ -62,10 +62,10 @@ def wilson(correct: int, images: int, z: float = 1.959964) -> tuple[float, float
 
 @dataclass(frozen=True)
 class Results:
-    """The samples that were answered, in order, with their answers; and those that were not."""
+    """The answered samples with their answers, and the failed ones with the reasons, in order."""
 
     answered: Sequence[tuple[Sample, Answered]]
-    failed: Sequence[tuple[Sample, Failed]]
+    failed: Sequence[tuple[Sample, FailedImage]]
 
     @property
     def top1(self) -> Score:
@@ -81,7 +81,7 @@ class Results:
 
 
 def write(folder: Path, results: Results, names: Sequence[str], about: dict[str, Any]) -> None:
-    """Write all files; `names` are those of the classes, `about` what the report says besides."""
+    """Write all files. `names` are the class names; `about` has further fields of the report."""
     numbered = list(enumerate(results.answered))
     texts = {
         LABELS: "".join(f"[{i}]: {sample.class_id}\n" for i, (sample, _) in numbered),
@@ -113,7 +113,7 @@ def _named(answered: Answered, names: Sequence[str]) -> str:
     return "top5 result:\n" + "".join(ranks)
 
 
-def _failed(failed: Sequence[tuple[Sample, Failed]]) -> str:
+def _failed(failed: Sequence[tuple[Sample, FailedImage]]) -> str:
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(("file", "reason", "detail"))
@@ -132,12 +132,12 @@ def _report(results: Results) -> dict[str, Any]:
             "missing": missing,
             "failed": len(results.failed) - missing,
         },
-        "top1": _said(results.top1),
-        "top5": _said(results.top5),
+        "top1": _score_fields(results.top1),
+        "top5": _score_fields(results.top5),
     }
 
 
-def _said(score: Score) -> dict[str, Any]:
+def _score_fields(score: Score) -> dict[str, Any]:
     low, high = wilson(score.correct, score.images)
     return {
         "correct": score.correct,
@@ -154,7 +154,7 @@ def _write_aside(aside: Path, text: str) -> None:
 
 
 def print_summary(results: Results, folder: Path) -> None:
-    """Print both accuracies with their intervals, what is missing, and where the files are."""
+    """Print both accuracies with their intervals, the number of failed images, and the folder."""
     for name, score in (("top-1", results.top1), ("top-5", results.top5)):
         low, high = wilson(score.correct, score.images)
         print(

@@ -1,8 +1,8 @@
 """An evaluation from start to end: label file → samples → answers → files.
 
-Images are read, asked and forgotten one by one, `concurrency` of them under way. Each answer is in
-the journal before it counts, so a run that ends early, whatever ends it, goes on with the same
-command. The files are written at the end, all of them, in the order of the label file.
+Each image is read, classified and released, with `concurrency` images in flight. Each answer is in
+the journal before it counts, so the same command resumes a run that ended early for any reason. All
+files are written at the end, in the order of the label file.
 """
 
 import asyncio
@@ -25,19 +25,19 @@ from service.tools.evaluation.journal import Answered, Journal, writing
 from service.tools.evaluation.labels import (
     NAME_REMEDY,
     Sample,
-    Samples,
+    SampleList,
     read_names,
     read_samples,
     why_not_there,
 )
 from service.tools.evaluation.progress import Progress
 from service.tools.evaluation.results import MISSING, Results
-from service.tools.evaluation.sources import Failed, Source, Top5
+from service.tools.evaluation.sources import FailedImage, ModelSource, Top5
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to evaluate, and where to write. `image_num` None is all of the label file."""
+    """The options of an evaluation. If `image_num` is None, the whole label file is evaluated."""
 
     label_file: Path
     image_dir: Path
@@ -49,11 +49,11 @@ class Plan:
     retry_for_s: float
 
 
-def evaluate(opening: AbstractAsyncContextManager[Source], plan: Plan) -> Results:
-    """Ask the source for every image of the plan, write the files; what came out.
+def evaluate(opening: AbstractAsyncContextManager[ModelSource], plan: Plan) -> Results:
+    """Classify every image of the plan, write the files, and return the results.
 
-    EvaluationError for a plan that cannot be carried out, Unreachable if the source does not answer
-    for `retry_for_s`, DeviceError if its devices are gone.
+    Raise EvaluationError if the plan cannot be carried out, Unreachable if the source does not
+    answer for `retry_for_s`, and DeviceError if the source has no device left.
     """
 
     async def run() -> Results:
@@ -65,7 +65,7 @@ def evaluate(opening: AbstractAsyncContextManager[Source], plan: Plan) -> Result
 
 
 def _check_output(plan: Plan) -> None:
-    """Refuse the results of a run that is done, unless they are to be replaced."""
+    """Raise EvaluationError if the output has results of a finished run, without `force`."""
     found = _found(plan.output)
     if found and JOURNAL not in found and not plan.force:
         raise EvaluationError(
@@ -76,13 +76,13 @@ def _check_output(plan: Plan) -> None:
 
 @contextmanager
 def _own_output(plan: Plan) -> Iterator[None]:
-    """Make the folder, ours alone; emptied of older files with `force`."""
+    """Create the folder and lock it for this run; with `force` remove the older files in it."""
     with writing(plan.output):
         plan.output.mkdir(parents=True, exist_ok=True)
         folder = os.open(plan.output, os.O_RDONLY | os.O_DIRECTORY)
     try:
         _lock(folder, plan.output)
-        _check_output(plan)  # the run that had it may have ended since
+        _check_output(plan)  # another run may have finished since the first check
         if plan.force:
             with writing(plan.output):
                 for name in _found(plan.output):
@@ -93,7 +93,7 @@ def _own_output(plan: Plan) -> Iterator[None]:
 
 
 def _lock(folder: int, path: Path) -> None:
-    """Until it is closed, or the process ends in whatever way."""
+    """Lock the folder until its descriptor is closed, which the end of the process also does."""
     try:
         fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
@@ -103,11 +103,11 @@ def _lock(folder: int, path: Path) -> None:
 
 
 def _found(folder: Path) -> list[str]:
-    # Where it cannot be looked into, nothing is found: writing to it says why.
+    # A folder that cannot be read counts as empty: writing to it raises the error.
     return [name for name in (*files.FILES, JOURNAL) if os.path.lexists(folder / name)]
 
 
-async def _evaluate(source: Source, plan: Plan) -> Results:
+async def _evaluate(source: ModelSource, plan: Plan) -> Results:
     samples = read_samples(plan.label_file, source.classes, plan.image_num)
     names = (
         read_names(plan.name_file, len(source.classes))
@@ -131,7 +131,7 @@ async def _evaluate(source: Source, plan: Plan) -> Results:
     with _own_output(plan), Journal(plan.output, about) as journal:
         begun, known = time.monotonic(), len(journal.answers)
         started = datetime.now(UTC)
-        results = await _ask_all(source, plan, samples.samples, journal)
+        results = await _answer_all(source, plan, samples.samples, journal)
         seconds = time.monotonic() - begun
         times = _times(started, seconds, len(journal.answers) - known, journal)
         where = {"source": source.where, "times": times}
@@ -141,8 +141,8 @@ async def _evaluate(source: Source, plan: Plan) -> Results:
     return results
 
 
-def _about(source: Source, plan: Plan, samples: Samples) -> dict[str, Any]:
-    """What must be the same for a run to go on."""
+def _about(source: ModelSource, plan: Plan, samples: SampleList) -> dict[str, Any]:
+    """Return the facts that must be the same for a run to be resumed."""
     return {
         "model": vars(source.model),
         "preprocessing": source.preprocessing,
@@ -151,12 +151,12 @@ def _about(source: Source, plan: Plan, samples: Samples) -> dict[str, Any]:
     }
 
 
-async def _ask_all(
-    source: Source, plan: Plan, samples: Sequence[Sample], journal: Journal
+async def _answer_all(
+    source: ModelSource, plan: Plan, samples: Sequence[Sample], journal: Journal
 ) -> Results:
     left = [sample for sample in samples if sample.name not in journal.answers]
     failed = {
-        sample.name: Failed(MISSING, "The image folder has no such file.")
+        sample.name: FailedImage(MISSING, "The image folder has no such file.")
         for sample in left
         if not _is_there(plan, sample)
     }
@@ -175,8 +175,8 @@ async def _ask_all(
 
     async def work() -> None:
         for sample in waiting:
-            answer = await _ask(source, plan.image_dir / sample.name, plan.retry_for_s)
-            if isinstance(answer, Failed):
+            answer = await _answer(source, plan.image_dir / sample.name, plan.retry_for_s)
+            if isinstance(answer, FailedImage):
                 failed[sample.name] = answer
                 progress.failed()
             else:
@@ -192,12 +192,12 @@ async def _ask_all(
 
 
 def _is_there(plan: Plan, sample: Sample) -> bool:
-    # pathlib's raises for a name too long.
+    # Path.is_file raises OSError if the name is too long.
     return os.path.isfile(plan.image_dir / sample.name)  # noqa: PTH113
 
 
 async def _together(workers: Sequence[Callable[[], Coroutine[Any, Any, None]]]) -> None:
-    """Run them all; the first error ends the others and is raised."""
+    """Run all workers. Raise the first error, after the other workers were cancelled."""
     try:
         async with asyncio.TaskGroup() as group:
             for work in workers:
@@ -206,23 +206,23 @@ async def _together(workers: Sequence[Callable[[], Coroutine[Any, Any, None]]]) 
         raise errors.exceptions[0] from None
 
 
-async def _ask(source: Source, file: Path, retry_for_s: float) -> Answered | Failed:
-    """The file's answer; as long as it is "later", again, for up to `retry_for_s`."""
+async def _answer(source: ModelSource, file: Path, retry_for_s: float) -> Answered | FailedImage:
+    """Classify the file, again while the source answers Later, for up to `retry_for_s`."""
     try:
         image = await asyncio.to_thread(file.read_bytes)
     except OSError as error:
-        return Failed("unreadable", disk.unreadable_in_words(file, error))
+        return FailedImage("unreadable", disk.unreadable_in_words(file, error))
     give_up_at = time.monotonic() + retry_for_s
     while True:
         begun = time.monotonic()
-        answer = await source.ask(image)
+        answer = await source.classify(image)
         if isinstance(answer, Top5):
             return Answered(answer.class_ids, time.monotonic() - begun)
-        if isinstance(answer, Failed):
+        if isinstance(answer, FailedImage):
             return answer
         if time.monotonic() + answer.seconds > give_up_at:
             if answer.may_be_the_image:
-                return Failed(answer.reason, answer.detail)
+                return FailedImage(answer.reason, answer.detail)
             raise Unreachable(
                 f"{source.where} did not answer for {retry_for_s:g} s: {answer.detail}",
                 "The answers so far are kept. Check the server, then run the same command again.",
@@ -231,7 +231,10 @@ async def _ask(source: Source, file: Path, retry_for_s: float) -> Answered | Fai
 
 
 def _times(started: datetime, seconds: float, answered: int, journal: Journal) -> dict[str, Any]:
-    """All that differs between two runs of the same; throughput is this run's, latency all."""
+    """Return the figures that differ between two equal runs.
+
+    The throughput is of this run. The latencies are of all runs in the journal.
+    """
     latencies = sorted(one.seconds for one in journal.answers.values())
     return {
         "started": started.isoformat(timespec="seconds"),

@@ -1,8 +1,8 @@
-"""Who answers: a server over HTTP, or an artifact's device in this process.
+"""The sources of answers: a server over HTTP, or an artifact's device in this process.
 
-Both give a source that knows its model and its classes and answers one image at a time; as many may
-be under way as the caller likes. An answer is one of three: the five most likely classes, a failure
-of this image, or "later", with the seconds to wait.
+A source has the name of its model and its classes, and classifies one image for each call. Any
+number of calls may be in flight. An answer is one of three: the five most likely classes, a failure
+of this image, or Later with the seconds to wait.
 """
 
 import asyncio
@@ -25,10 +25,12 @@ from service.tools import client
 
 TOP = 5
 RETRY_S = 1.0
-"""Where the answer says nothing of when to try again."""
-_AGAIN = {429, 502, 503, 504}
+"""Seconds to the next attempt, if the answer has no Retry-After."""
+_TEMPORARY = {429, 502, 503, 504}
+"""Statuses after which an image is sent again."""
 _OF_THE_IMAGE = {"device_failed", "deadline"}
-# A picture of one pixel, to be told all classes.
+"""Codes of temporary errors that the image itself may cause."""
+# An image of one pixel: its ranking lists all classes of the server.
 _PIXEL = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
 )
@@ -36,14 +38,14 @@ _PIXEL = base64.b64decode(
 
 @dataclass(frozen=True)
 class Top5:
-    """The most likely classes, best first; all of them where the model has fewer than five."""
+    """The five most likely classes, best first; all classes if the model has fewer."""
 
     class_ids: tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Failed:
-    """This image cannot be classified: a machine's word, and a person's."""
+class FailedImage:
+    """An image that cannot be classified: a code for programs, and a sentence for users."""
 
     reason: str
     detail: str
@@ -51,7 +53,7 @@ class Failed:
 
 @dataclass(frozen=True)
 class Later:
-    """Nothing is known of the image yet: ask again after so many seconds."""
+    """A temporary error: the image can be sent again after `seconds`."""
 
     seconds: float
     reason: str
@@ -59,29 +61,34 @@ class Later:
 
     @property
     def may_be_the_image(self) -> bool:
-        """The source answers, but this image may be what it cannot do, now or ever."""
+        """Return whether the image itself may be the reason of the error."""
         return self.reason in _OF_THE_IMAGE
 
 
-Answer = Top5 | Failed | Later
+ImageAnswer = Top5 | FailedImage | Later
 
 
 @dataclass(frozen=True)
 class ModelName:
+    """The name and the version of a model."""
+
     name: str
     version: str
 
 
-class Source(Protocol):
-    """One model; `where` is its URL or its folder, `preprocessing` as its manifest has it."""
+class ModelSource(Protocol):
+    """A model that classifies images.
+
+    `where` is the model's URL or folder, and `preprocessing` is the manifest's.
+    """
 
     where: str
     model: ModelName
     preprocessing: dict[str, Any]
     classes: tuple[Label, ...]
 
-    async def ask(self, image: bytes) -> Answer:
-        """What the model makes of the file `image`."""
+    async def classify(self, image: bytes) -> ImageAnswer:
+        """Classify the bytes of an image file."""
 
 
 class _OverHttp:
@@ -89,23 +96,24 @@ class _OverHttp:
         self.where, self._http = where, http
         self.model, self.preprocessing, self.classes = described
 
-    async def ask(self, image: bytes) -> Answer:
+    async def classify(self, image: bytes) -> ImageAnswer:
         try:
             reply = await _post(self._http, image, min(TOP, len(self.classes)))
         except httpx.TransportError as error:
             return Later(RETRY_S, "connection", f"{type(error).__name__}: {error}")
-        if reply.status_code in _AGAIN:
+        if reply.status_code in _TEMPORARY:
             return _later(reply)
-        said = client.said(reply)
+        fields = client.json_object(reply)
         if reply.status_code != 200:
-            return Failed(
-                str(said.get("code", reply.status_code)), str(said.get("detail", reply.text[:200]))
+            return FailedImage(
+                str(fields.get("code", reply.status_code)),
+                str(fields.get("detail", reply.text[:200])),
             )
         try:
-            model = _model(said)
-            classes = tuple(one["class_id"] for one in said["results"][0]["predictions"])
+            model = _model(fields)
+            classes = tuple(one["class_id"] for one in fields["results"][0]["predictions"])
         except (KeyError, IndexError, TypeError) as error:
-            raise _stranger(self.where) from error
+            raise _not_topfive(self.where) from error
         if model != self.model:
             raise EvaluationError(
                 f"{self.where} now serves {model}; this run began with {self.model}.",
@@ -117,10 +125,11 @@ class _OverHttp:
 @asynccontextmanager
 async def over_http(
     url: str, timeout_s: float, connections: int, retry_for_s: float
-) -> AsyncIterator[Source]:
-    """The server at `url`; Unreachable if it does not answer, or is none of ours.
+) -> AsyncIterator[ModelSource]:
+    """Open the server at `url` as a source.
 
-    One that answers that it cannot now, full or starting, is waited for.
+    Wait for a server that is overloaded or not ready yet. Raise Unreachable if the server does not
+    answer, or does not answer like topfive.
     """
     limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
     try:
@@ -136,24 +145,27 @@ _Described = tuple[ModelName, dict[str, Any], tuple[Label, ...]]
 
 
 async def _described(http: httpx.AsyncClient, url: str, retry_for_s: float) -> _Described:
-    """The model's name, its preprocessing, all its classes: one picture's ranking has them all."""
-    about = client.said(await http.get("/model"))
+    """Return the model's name, its preprocessing and its classes.
+
+    The classes come from the ranking of one image, which lists all of them.
+    """
+    about = client.json_object(await http.get("/model"))
     try:
         count, preprocessing = about["model"]["output"]["classes"], about["model"]["preprocessing"]
-        said = client.said(await _taken(http, count, url, retry_for_s))
-        ranked = sorted(said["results"][0]["predictions"], key=lambda one: one["class_id"])
+        fields = client.json_object(await _first_answer(http, count, url, retry_for_s))
+        ranked = sorted(fields["results"][0]["predictions"], key=lambda one: one["class_id"])
         classes = tuple(Label(one.get("wnid"), one["label"]) for one in ranked)
-        return _model(said), preprocessing, classes
+        return _model(fields), preprocessing, classes
     except (KeyError, IndexError, TypeError) as error:
-        raise _stranger(url) from error
+        raise _not_topfive(url) from error
 
 
-async def _taken(
+async def _first_answer(
     http: httpx.AsyncClient, count: int, url: str, retry_for_s: float
 ) -> httpx.Response:
-    """The answer to the first picture, when the server has room and a device for it."""
+    """Send the first image until the server accepts it, and return the answer."""
     give_up_at = time.monotonic() + retry_for_s
-    while (reply := await _post(http, _PIXEL, count)).status_code in _AGAIN:
+    while (reply := await _post(http, _PIXEL, count)).status_code in _TEMPORARY:
         later = _later(reply)
         if time.monotonic() + later.seconds > give_up_at:
             raise Unreachable(
@@ -164,11 +176,11 @@ async def _taken(
     return reply
 
 
-def _model(said: dict[str, Any]) -> ModelName:
-    return ModelName(said["model"]["name"], said["model"]["version"])
+def _model(fields: dict[str, Any]) -> ModelName:
+    return ModelName(fields["model"]["name"], fields["model"]["version"])
 
 
-def _stranger(where: str) -> Unreachable:
+def _not_topfive(where: str) -> Unreachable:
     return Unreachable(f"{where} does not answer like topfive.", client.START_IT)
 
 
@@ -182,12 +194,12 @@ async def _post(http: httpx.AsyncClient, image: bytes, top_k: int) -> httpx.Resp
 
 
 def _later(reply: httpx.Response) -> Later:
-    said = client.said(reply)
+    fields = client.json_object(reply)
     text = reply.headers.get("retry-after", "")
     return Later(
         float(text) if text.isascii() and text.isdecimal() else RETRY_S,
-        str(said.get("code", reply.status_code)),
-        str(said.get("detail", f"status {reply.status_code}")),
+        str(fields.get("code", reply.status_code)),
+        str(fields.get("detail", f"status {reply.status_code}")),
     )
 
 
@@ -199,13 +211,13 @@ class _OnArtifact:
         self.preprocessing = artifact.manifest.preprocessing.model_dump(mode="json", by_alias=True)
         self._opened, self._timeout_s = opened, timeout_s
 
-    async def ask(self, image: bytes) -> Answer:
+    async def classify(self, image: bytes) -> ImageAnswer:
         top = min(TOP, len(self.classes))
         try:
             prediction = await self._opened.classify(image, top, self._timeout_s)
         except RequestError as error:
-            if error.status not in _AGAIN:
-                return Failed(error.code, error.detail)
+            if error.status not in _TEMPORARY:
+                return FailedImage(error.code, error.detail)
             wait_ms: Any = error.members.get("retry_after_ms", RETRY_S * 1000)
             return Later(float(wait_ms) / 1000, error.code, error.detail)
         return Top5(tuple(prediction.class_ids))
@@ -214,10 +226,10 @@ class _OnArtifact:
 @asynccontextmanager
 async def on_artifact(
     path: Path, timeout_s: float, devices: str | None = None, device_python: str | None = None
-) -> AsyncIterator[Source]:
-    """The artifact in the folder `path`, on the devices of this machine, without HTTP.
+) -> AsyncIterator[ModelSource]:
+    """Open the artifact in the folder `path` as a source, on this machine's devices, without HTTP.
 
-    `devices` and `device_python` take the place of the settings of these names.
+    `devices` and `device_python` replace the settings of these names.
     """
     async with local_model.opened(path, devices, device_python) as opened:
         yield _OnArtifact(opened, str(path), timeout_s)

@@ -1,4 +1,4 @@
-"""An engine of few lines: ONNX's reference evaluator runs the artifact's ONNX file."""
+"""A small engine: ONNX's reference evaluator runs the artifact's ONNX file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from onnx.reference import ReferenceEvaluator
 
 
 class OnnxEngine(Engine):
-    """See engine.py. One batch at a time, on one core."""
+    """The engine of the added target: one batch at a time, on one core. See engine.py."""
 
     depth = 1
     on_cores = True

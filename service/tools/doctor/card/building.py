@@ -1,7 +1,8 @@
 """Questions about the builder: keys of its configuration, mean and std, archs, calibration.
 
-Each function is a question of the table in questions.py: a job enters, the answer leaves. Python
-3.7, numpy and the SDK.
+Each public function is a question of the table in questions.py. It takes a job and returns the
+answer. The number in the docstring is the question's in docs/first-card.md. This file runs under
+Python 3.7 with numpy and the SDK.
 """
 
 from __future__ import annotations
@@ -13,44 +14,44 @@ from typing import Any
 import magicmind.python.runtime as mm
 import numpy as np
 from magicmind.python.runtime.parser import Parser
-from opened import Failed, Job, act, activated, how, must, opened, refusal, run
+from opened import CardJob, Failed, act, activated, attempt, must, opened, refusal, run
 
-# Strongly unequal, so that another order shows.
+# Very different numbers, so that another order changes the answers.
 MEAN, STD = np.array([20.0, 120.0, 220.0]), np.array([25.0, 60.0, 110.0])
 
 
-def unknown_key(job: Job) -> str:
-    """10: a key of the configuration that does not exist; if it is taken, in a build too."""
+def unknown_key(job: CardJob) -> str:
+    """Answer question 10 for an unknown key of the configuration, and then for a build with it."""
     config = mm.BuilderConfig()
     refused = refusal(config.parse_from_string, '{"topfive_knows_no_such_key": 1}')
     if refused:
         return "refused: %s" % refused
-    built = how(mm.Builder().build_model, "unknown_key", _network(job), config)[0]
+    built = attempt(mm.Builder().build_model, "unknown_key", _network(job), config)[0]
     return "ignored by the configuration, and by the build: %s" % (built or "it builds")
 
 
-def wrong_type(job: Job) -> str:
-    """10: a word where true or false belongs."""
+def wrong_type(job: CardJob) -> str:
+    """Answer question 10 for a string as the value of a boolean."""
     return _configured({"graph_shape_mutable": "perhaps"})
 
 
-def unknown_value(job: Job) -> str:
-    """10: a precision that does not exist."""
+def unknown_value(job: CardJob) -> str:
+    """Answer question 10 for an unknown precision."""
     return _configured({"precision_config": {"precision_mode": "topfive_no_such_mode"}})
 
 
-def no_json(job: Job) -> str:
-    """10: a text that is no JSON."""
+def no_json(job: CardJob) -> str:
+    """Answer question 10 for a text that is not JSON."""
     return _configured("{")
 
 
-def _configured(asked: Any) -> str:
-    text = asked if isinstance(asked, str) else json.dumps(asked)
+def _configured(config: Any) -> str:
+    text = config if isinstance(config, str) else json.dumps(config)
     refused = refusal(mm.BuilderConfig().parse_from_string, text)
     return "refused: %s" % refused if refused else "accepted"
 
 
-def _network(job: Job) -> Any:
+def _network(job: CardJob) -> Any:
     network = mm.Network()
     parser = Parser(mm.ModelKind.kCaffe)
     act("parse", parser.parse, network, job["caffemodel"], job["prototxt"])
@@ -58,8 +59,8 @@ def _network(job: Job) -> Any:
     return network
 
 
-def for_arch(job: Job) -> str:
-    """13, 15: a model for job["archs"] alone, as the configuration has them: does it run here?"""
+def for_arch(job: CardJob) -> str:
+    """Answer questions 13 and 15: whether a model compiled only for job["archs"] runs here."""
     path = _built(job, "arch", {"archs": job["archs"]})
     try:
         run(opened(dict(job, model=path)), np.zeros(job["shape"], np.float32))
@@ -68,8 +69,8 @@ def for_arch(job: Job) -> str:
     return "runs"
 
 
-def channel_order(job: Job) -> str:
-    """17: to which channels insert_bn's numbers go, with the layout converted to NHWC."""
+def channel_order(job: CardJob) -> str:
+    """Answer question 17 with the layout converted to NHWC."""
     numbers = {"mean": MEAN.tolist(), "var": (STD**2).tolist()}
     layout = {"0": {"src": "NCHW", "dst": "NHWC"}}
     config = {"convert_input_layout": layout, "insert_bn_before_firstnode": {"0": numbers}}
@@ -87,21 +88,21 @@ def channel_order(job: Job) -> str:
         planes = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), np.float32)
         apart[words] = float(np.abs(run(plain, planes) - answer).max())
     likely = sorted(apart, key=lambda words: apart[words])
-    told = "; ".join("%s: largest difference %.2g" % (words, apart[words]) for words in likely)
+    text = "; ".join("%s: largest difference %.2g" % (words, apart[words]) for words in likely)
     if apart[likely[0]] * 10 > apart[likely[1]]:
-        return "no guess fits (%s)" % told
-    return "applied %s (%s)" % (likely[0], told)
+        return "no guess fits (%s)" % text
+    return "applied %s (%s)" % (likely[0], text)
 
 
-def _built(job: Job, name: str, config: dict[str, Any]) -> str:
-    """The file of a float32 model of one row that was built with `config` beside."""
-    asked = {
+def _built(job: CardJob, name: str, config: dict[str, Any]) -> str:
+    """Build a float32 model of one row with `config` added, and return the path of its file."""
+    own = {
         "archs": job["own_archs"],
         "graph_shape_mutable": False,
         "precision_config": {"precision_mode": "force_float32"},
     }
     made = mm.BuilderConfig()
-    text = json.dumps(dict(asked, **config))
+    text = json.dumps(dict(own, **config))
     act("parse_from_string", made.parse_from_string, text)
     model = must("build_model", mm.Builder().build_model, name, _network(job), made)
     path = os.path.join(job["scratch"], name + ".mm")
@@ -109,14 +110,14 @@ def _built(job: Job, name: str, config: dict[str, Any]) -> str:
     return path
 
 
-def calibration(job: Job) -> str:
-    """18: in which order the calibrator asks for samples."""
+def calibration(job: CardJob) -> str:
+    """Answer question 18: in which order the calibrator reads the samples."""
     activated(job)
     config = mm.BuilderConfig()
     quantized = {"precision_mode": "qint8_mixed_float16", "activation_quant_algo": "symmetric"}
     act("config", config.parse_from_string, json.dumps({"precision_config": quantized}))
     network = _network(job)
-    data = Samples(np.load(job["samples"]), job["shape"])
+    data = CalibrationSamples(np.load(job["samples"]), job["shape"])
     calibrator = mm.Calibrator([data])
     linear = mm.QuantizationAlgorithm.LINEAR_ALGORITHM
     act("algorithm", calibrator.set_quantization_algorithm, linear)
@@ -131,8 +132,8 @@ def calibration(job: Job) -> str:
     return words % (len(data.samples), data.calls.count("next"), passes, resets, walked[:600])
 
 
-class Samples(mm.CalibDataInterface):  # type: ignore[misc]
-    """Samples one at a time, for any number of passes; keeps a list of what was asked."""
+class CalibrationSamples(mm.CalibDataInterface):  # type: ignore[misc]
+    """Calibration samples, one for each call, for any number of passes; `calls` lists all calls."""
 
     def __init__(self, samples: Any, shape: list[int]) -> None:
         super().__init__()

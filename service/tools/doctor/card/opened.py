@@ -1,8 +1,8 @@
-"""A model open on a card, and calls whose refusal is taken in any form.
+"""A model that is open on a card, and calls of the SDK that accept any form of refusal.
 
-The SDK may refuse with a bad Status, with None or with an exception: `how` says which in words,
-`must` makes a Failed of it. `refusal` and `act` are the same for calls that only act, whose None is
-no refusal. Python 3.7, numpy and the SDK.
+The SDK may refuse with a bad Status, with None or with an exception. `attempt` returns the refusal
+as text, and `must` raises Failed. `refusal` and `act` are the same for calls that return no value:
+for them None is not a refusal. This file runs under Python 3.7 with numpy and the SDK.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import Any, Callable, NamedTuple
 import magicmind.python.runtime as mm
 import numpy as np
 
-Job = Any
-"""The object of the job's file: its fields are in questions.py."""
+CardJob = Any
+"""The object in the job's file; questions.py lists its fields."""
 
 
 class Failed(Exception):
-    """A call that has to work for the question to be put did not."""
+    """The refusal of a call that has to succeed before the question can be answered."""
 
 
 class Card(NamedTuple):
@@ -31,15 +31,15 @@ class Card(NamedTuple):
     inputs: Any
 
 
-_kept: list[Card] = []
-"""Until the process ends: in which order the SDK lets go is no question here."""
+_open_cards: list[Card] = []
+"""Keeps all cards open until the process exits: the order of destruction does not matter then."""
 
 
-def how(call: Callable[..., Any], *arguments: Any) -> tuple[str, Any]:
-    """In words how the SDK refuses a call, empty if it does not; and what the call returned."""
+def attempt(call: Callable[..., Any], *arguments: Any) -> tuple[str, Any]:
+    """Make a call; return the SDK's refusal as text, empty if there is none, and the result."""
     try:
         answer = call(*arguments)
-    except Exception as error:  # noqa: BLE001 - that is what is asked
+    except Exception as error:  # noqa: BLE001 - any exception is a refusal
         return "an exception, %s: %s" % (type(error).__name__, error), None
     if answer is None:
         return "None", None
@@ -49,34 +49,34 @@ def how(call: Callable[..., Any], *arguments: Any) -> tuple[str, Any]:
 
 
 def must(step: str, call: Callable[..., Any], *arguments: Any) -> Any:
-    refused, answer = how(call, *arguments)
+    refused, answer = attempt(call, *arguments)
     if refused:
         raise Failed("%s: %s" % (step, refused))
     return answer
 
 
 def refusal(call: Callable[..., Any], *arguments: Any) -> str:
-    """In words how the SDK refuses a call that only acts; empty if it does not, as with None."""
-    refused = how(call, *arguments)[0]
+    """Make a call that returns no value; return the refusal as text, empty if there is none."""
+    refused = attempt(call, *arguments)[0]
     return "" if refused == "None" else refused
 
 
 def act(step: str, call: Callable[..., Any], *arguments: Any) -> None:
-    """Make a call that only acts; Failed if it is refused."""
+    """Make a call that returns no value; raise Failed if it is refused."""
     refused = refusal(call, *arguments)
     if refused:
         raise Failed("%s: %s" % (step, refused))
 
 
-def activated(job: Job) -> Any:
+def activated(job: CardJob) -> Any:
     device = mm.Device()
     device.id = job["device"]
     act("active", device.active)
     return device
 
 
-def opened(job: Job) -> Card:
-    """The job's model on its card."""
+def opened(job: CardJob) -> Card:
+    """Open the job's model on its card."""
     device = activated(job)
     model = mm.Model()
     act("deserialize_from_file", model.deserialize_from_file, job["model"])
@@ -86,8 +86,8 @@ def opened(job: Job) -> Card:
     return _with_context(device, model, engine)
 
 
-def beside(card: Card) -> Card:
-    """The same engine with another context, queue and inputs."""
+def second_context(card: Card) -> Card:
+    """Return the same engine with another context, queue and inputs."""
     return _with_context(card.device, card.model, card.engine)
 
 
@@ -95,12 +95,12 @@ def _with_context(device: Any, model: Any, engine: Any) -> Card:
     context = must("create_i_context", engine.create_i_context)
     queue = must("create_queue", device.create_queue)
     inputs = must("create_inputs", context.create_inputs)
-    _kept.append(Card(device, model, engine, context, queue, inputs))
-    return _kept[-1]
+    _open_cards.append(Card(device, model, engine, context, queue, inputs))
+    return _open_cards[-1]
 
 
 def put(card: Card, rows: Any) -> None:
-    """The input, as the host of the service gives it."""
+    """Copy `rows` to the input, in the same way as the device host."""
     act("from_numpy", card.inputs[0].from_numpy, rows)
     card.inputs[0].to(card.device)
 
@@ -112,28 +112,31 @@ def enqueued(card: Card) -> list[Any]:
 
 
 def run(card: Card, rows: Any) -> Any:
-    """The answers to `rows`, a copy: (n, whatever the model answers)."""
+    """Run `rows`, and return a copy of the output."""
     put(card, rows)
     outputs = enqueued(card)
     act("sync", card.queue.sync)
     return np.array(outputs[0].asnumpy())
 
 
-def batch(job: Job, count: int) -> Any:
-    """The job's rows, over and over, until they are `count`."""
+def batch(job: CardJob, count: int) -> Any:
+    """Return `count` rows: the job's rows, repeated."""
     rows = np.load(job["rows"])
     return np.resize(rows, (count, *rows.shape[1:]))
 
 
-def pair(job: Job) -> tuple[Any, Any]:
-    """Two batches of eight, or as many as the model takes: all the first row, all the second."""
+def pair(job: CardJob) -> tuple[Any, Any]:
+    """Return two batches of eight rows, or of the model's maximum.
+
+    The first has only the job's first row, the second only its second row.
+    """
     rows = np.load(job["rows"])
     count = min(8, job["most"])
     return np.repeat(rows[:1], count, axis=0), np.repeat(rows[1:2], count, axis=0)
 
 
-class Both(object):
-    """The right answers to two batches; says of an answer whose it is."""
+class TwoAnswers(object):
+    """The right answers to two batches, and the comparison of other answers with them."""
 
     def __init__(self, card: Card, first: Any, second: Any) -> None:
         self._first, self._second = run(card, first), run(card, second)
@@ -141,7 +144,7 @@ class Both(object):
         if not self._apart > 0:
             raise Failed("both rows have the same answer")
 
-    def whose(self, answer: Any) -> str:
+    def batch_of(self, answer: Any) -> str:
         for words, right in (("first", self._first), ("second", self._second)):
             if answer.shape == right.shape and np.abs(answer - right).max() < self._apart / 100:
                 return words

@@ -1,27 +1,28 @@
-"""The open questions about MagicMind, each put to a real card: a process of its own for each.
+"""The open questions about MagicMind that a program puts to a real card, one process for each.
 
     python -E -s service/tools/doctor/card/questions.py JOB NAME
 
-NAME is one of QUESTIONS below, JOB a JSON file:
+NAME is one of QUESTIONS below. JOB is a JSON file with these fields:
 
     model         a mutable model: uint8 (n,height,width,3) in, one output
     device        the ordinal of the card
-    most          rows that the model takes at once
+    most          maximum rows of one batch of the model
     rows          .npy of uint8 (N,height,width,3), two rows or more, whose answers differ
     prototxt, caffemodel, shape
                   the network of the model, and its input: [1,3,height,width]
     samples       .npy of float32 (N,3,height,width), to calibrate with
-    own_archs     what to build for, as the builder's configuration has it
-    archs         for_arch: the same, to be tried
+    own_archs     architectures to build for, in the form of the builder's configuration
+    archs         the same, for the question for_arch
     scratch       a folder to write to
-    absent, text  a path where nothing is, and that of a file that is no model
+    absent, text  the path of a missing file, and of a file that is not a model
 
-The answer is one line on stdout, `[topfive:answer] ` and a JSON string or object. What a question
-does is at the edge of what is recorded, and may crash or hang: the caller takes that as the answer.
-Only calls that the public record attests are made. The process ends without a destructor.
+The answer is one line on stdout: `[topfive:answer] ` and a JSON string or object. A question uses
+the SDK at the limits of its documentation, so the process may crash or hang. The caller takes that
+as the answer. The functions call only what public documents describe. The process exits without
+running destructors.
 
-Started by path, so that this folder is first on the path and nothing else of the service can be
-imported. Python 3.7, numpy and the SDK.
+The file is started by its path. So its folder is first on the import path, and no other module of
+the service can be imported. It runs under Python 3.7 with numpy and the SDK.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ import magicmind.python.runtime as mm
 import refusals
 import serving
 import waiting
-from opened import Job, opened
+from opened import CardJob, opened
 
 
 def main() -> None:
@@ -45,15 +46,15 @@ def main() -> None:
         job = json.load(file)
     try:
         answer = QUESTIONS[sys.argv[2]](job)
-    except Exception as error:  # noqa: BLE001 - whatever it was, it is the answer
+    except Exception as error:  # noqa: BLE001 - any exception is an answer
         answer = "unknown: %s: %s" % (type(error).__name__, error)
     print("[topfive:answer] " + json.dumps(answer), flush=True)
     sys.stderr.flush()
     os._exit(0)
 
 
-def tags(job: Job) -> str:
-    """1: for which Pythons the wheel was made, as its metadata has it."""
+def tags(job: CardJob) -> str:
+    """Answer question 1: the Python versions of the wheel, from its metadata."""
     found = []
     for folder in sys.path:
         place = os.path.join(glob.escape(folder), "magicmind-*.dist-info", "WHEEL")
@@ -65,11 +66,11 @@ def tags(job: Job) -> str:
     return "its wheel is for %s" % ", ".join(found)
 
 
-def names(job: Job) -> dict[str, list[str]]:
-    """The public names of what we use, as this SDK has them."""
+def names(job: CardJob) -> dict[str, list[str]]:
+    """Return the public names of the classes and modules of this SDK that topfive uses."""
     card = opened(job)
     tensor = card.inputs[0]
-    living = {
+    objects = {
         "Device": card.device,
         "Model": card.model,
         "Engine": card.engine,
@@ -84,12 +85,12 @@ def names(job: Job) -> dict[str, list[str]]:
         "magicmind.python.runtime": mm,
     }
     return {
-        title: sorted(name for name in dir(living[title]) if not name.startswith("_"))
-        for title in living
+        title: sorted(name for name in dir(objects[title]) if not name.startswith("_"))
+        for title in objects
     }
 
 
-QUESTIONS: dict[str, Callable[[Job], Any]] = {
+QUESTIONS: dict[str, Callable[[CardJob], Any]] = {
     function.__name__: function
     for function in (
         *(tags, names, waiting.interpreter),

@@ -1,7 +1,8 @@
-"""Questions about what serving does with a card, all of it as the device host does it.
+"""Questions about serving on a card, with the same calls as the device host.
 
-Each function is a question of the table in questions.py: a job enters, the answer leaves. Python
-3.7, numpy and the SDK.
+Each public function is a question of the table in questions.py. It takes a job and returns the
+answer. The number in the docstring is the question's in docs/first-card.md. This file runs under
+Python 3.7 with numpy and the SDK.
 """
 
 from __future__ import annotations
@@ -14,33 +15,35 @@ from typing import Any
 import magicmind.python.runtime as mm
 import numpy as np
 from opened import (
-    Both,
     Card,
+    CardJob,
     Failed,
-    Job,
+    TwoAnswers,
     act,
+    attempt,
     batch,
-    beside,
     enqueued,
-    how,
     opened,
     pair,
     put,
     refusal,
     run,
+    second_context,
 )
 
 RACES = 5
-"""Of tries whose outcome may depend on who is first."""
+"""Number of attempts of an experiment whose result depends on timing."""
 REPEATS = 10
+"""Number of runs whose outputs are compared bitwise."""
 BATCHES = 200
+"""Number of batches that have to be computed without a failure."""
 
 
-def outputs(job: Job) -> str:
-    """2: a list of outputs is given to enqueue a second time."""
+def outputs(job: CardJob) -> str:
+    """Answer question 2: pass the same list of outputs to enqueue twice."""
     card = opened(job)
     first, second = pair(job)
-    both = Both(card, first, second)
+    both = TwoAnswers(card, first, second)
     put(card, first)
     given = enqueued(card)
     act("sync", card.queue.sync)
@@ -52,7 +55,7 @@ def outputs(job: Job) -> str:
     act("sync", card.queue.sync)
     if len(given) != 1:
         return "appended: the list then has %d tensors" % len(given)
-    now, old = both.whose(given[0].asnumpy()), both.whose(before.asnumpy())
+    now, old = both.batch_of(given[0].asnumpy()), both.batch_of(before.asnumpy())
     if given[0] is before:
         return "reused: the same tensor, with the %s batch's answers" % now
     words = (
@@ -62,31 +65,31 @@ def outputs(job: Job) -> str:
     return words % (now, old)
 
 
-def from_numpy(job: Job) -> str:
-    """3: the array is overwritten between from_numpy and enqueue, and after enqueue."""
+def from_numpy(job: CardJob) -> str:
+    """Answer question 3: overwrite the array before enqueue, and after enqueue."""
     card = opened(job)
-    both = Both(card, *pair(job))
-    other, much = beside(card), batch(job, job["most"])
-    run(other, much)
+    both = TwoAnswers(card, *pair(job))
+    other, large = second_context(card), batch(job, job["most"])
+    run(other, large)
     before, after = (
-        {both.whose(_overwritten(job, card, other, much, early)) for _ in range(RACES)}
+        {both.batch_of(_overwritten(job, card, other, large, early)) for _ in range(RACES)}
         for early in (True, False)
     )
-    told = (
+    text = (
         "overwritten before enqueue: the answers were the %s batch's; overwritten after "
         "enqueue: the %s batch's"
     )
-    told %= (" or ".join(sorted(before)), " or ".join(sorted(after)))
+    text %= (" or ".join(sorted(before)), " or ".join(sorted(after)))
     if before == after == {"first"}:
-        return "copied at once: %s" % told
-    return "%s: %s" % ("read by enqueue" if after == {"first"} else "read after enqueue", told)
+        return "copied at once: %s" % text
+    return "%s: %s" % ("read by enqueue" if after == {"first"} else "read after enqueue", text)
 
 
-def _overwritten(job: Job, card: Card, other: Card, much: Any, early: bool) -> Any:
-    """The answers to the first batch, when the second was put over it."""
+def _overwritten(job: CardJob, card: Card, other: Card, large: Any, early: bool) -> Any:
+    """Return the answers to the first batch after its array was overwritten with the second."""
     array, second = pair(job)
-    # What keeps the card busy, so that a late reader comes late.
-    put(other, much)
+    # Another batch keeps the card busy, so that a late read of the array really is late.
+    put(other, large)
     kept = enqueued(other)
     act("from_numpy", card.inputs[0].from_numpy, array)
     if early:
@@ -100,14 +103,14 @@ def _overwritten(job: Job, card: Card, other: Card, much: Any, early: bool) -> A
     return np.array(outputs[0].asnumpy())
 
 
-def to(job: Job) -> str:
-    """4: what `to` returns, and whether it is needed."""
+def to(job: CardJob) -> str:
+    """Answer question 4."""
     card = opened(job)
     first, second = pair(job)
-    both = Both(card, first, second)
+    both = TwoAnswers(card, first, second)
     tensor = card.inputs[0]
     act("from_numpy", tensor.from_numpy, first)
-    refused, moved = how(tensor.to, card.device)
+    refused, moved = attempt(tensor.to, card.device)
     if moved is tensor:
         returned = "the same tensor"
     elif moved is not None and not hasattr(moved, "ok"):
@@ -117,12 +120,12 @@ def to(job: Job) -> str:
     act("from_numpy", tensor.from_numpy, second)
     filled = enqueued(card)
     act("sync", card.queue.sync)
-    right = both.whose(filled[0].asnumpy()) == "second"
+    right = both.batch_of(filled[0].asnumpy()) == "second"
     return "it returns %s; it is %s" % (returned, "not needed" if right else "needed")
 
 
-def asnumpy(job: Job) -> str:
-    """5: whether an array of asnumpy is the tensor's memory, and the next batch changes it."""
+def asnumpy(job: CardJob) -> str:
+    """Answer question 5: whether two arrays share memory, and whether the next batch changes it."""
     card = opened(job)
     first, second = pair(job)
     put(card, first)
@@ -140,10 +143,10 @@ def asnumpy(job: Job) -> str:
     return "a copy: two calls return separate memory; the next batch did not change it"
 
 
-def first_runs(job: Job) -> str:
-    """12: what the first run of a batch size costs, beside the next three."""
+def first_runs(job: CardJob) -> str:
+    """Answer question 12: compare the first run of each batch size with the next three."""
     card = opened(job)
-    told = []
+    text = []
     for count in [size for size in (1, 2, 3, 4, 8, 16, 32, 64) if size <= job["most"]]:
         rows = batch(job, count)
         times = []
@@ -151,12 +154,12 @@ def first_runs(job: Job) -> str:
             started = time.perf_counter()
             run(card, rows)
             times.append((time.perf_counter() - started) * 1e3)
-        told.append("%d: first %.1f, then %.1f" % (count, times[0], sorted(times[1:])[1]))
-    return "ms by batch size: " + "; ".join(told)
+        text.append("%d: first %.1f, then %.1f" % (count, times[0], sorted(times[1:])[1]))
+    return "ms by batch size: " + "; ".join(text)
 
 
-def runs(job: Job) -> str:
-    """13, 15: whether the model opens and runs here."""
+def runs(job: CardJob) -> str:
+    """Answer questions 13 and 15 for the job's model: whether it opens and runs here."""
     try:
         run(opened(job), np.load(job["rows"])[:1])
     except Failed as error:
@@ -164,8 +167,8 @@ def runs(job: Job) -> str:
     return "runs"
 
 
-def count(job: Job) -> str:
-    """14: how many devices there are, and whether the first opens."""
+def count(job: CardJob) -> str:
+    """Answer question 14: the number of devices, and whether the first one opens."""
     with mm.System() as system:
         devices = int(system.device_count())
     if not devices:
@@ -175,8 +178,8 @@ def count(job: Job) -> str:
     return "%d, of which 0 %s" % (devices, refusal(device.active) or "opens")
 
 
-def worked(job: Job) -> str:
-    """7: many batches; if one fails, how, and what the next call says."""
+def worked(job: CardJob) -> str:
+    """Answer question 7: run many batches; after a failure call enqueue once more."""
     card = opened(job)
     rows, _ = pair(job)
     for number in range(1, BATCHES + 1):
@@ -188,8 +191,8 @@ def worked(job: Job) -> str:
     return "%d batches were computed without a failure" % BATCHES
 
 
-def held(job: Job) -> str:
-    """8: a batch is under way, and this process waits to be killed."""
+def held(job: CardJob) -> str:
+    """Prepare question 8: send a batch, report that it is in flight, and wait to be killed."""
     card = opened(job)
     put(card, batch(job, job["most"]))
     enqueued(card)
@@ -198,8 +201,11 @@ def held(job: Job) -> str:
     return "the process was not killed"
 
 
-def repeated(job: Job) -> dict[str, Any]:
-    """19: the same rows ten times: how many ways they were answered, and the first way's digest."""
+def repeated(job: CardJob) -> dict[str, Any]:
+    """Answer question 19: run the same rows ten times.
+
+    Return the number of different outputs, and the digest of the first output.
+    """
     card = opened(job)
     rows = batch(job, min(8, job["most"]))
     answers = [run(card, rows).tobytes() for _ in range(REPEATS)]

@@ -1,6 +1,6 @@
-"""Whether the interpreter is free, and a signal is heard, while the SDK works or waits.
+"""The question whether other threads run and signals are handled while the SDK works or waits.
 
-Python 3.7, numpy and the SDK.
+This file runs under Python 3.7 with numpy and the SDK.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ import time
 from typing import Any, Callable
 
 import numpy as np
-from opened import Card, Job, act, batch, enqueued, opened, put, run
+from opened import Card, CardJob, act, batch, enqueued, opened, put, run
 
 SHORTEST_MS = 20.0
+"""Shortest call that can be judged, in milliseconds."""
 
 
-def interpreter(job: Job) -> str:
-    """6: whether another thread runs in enqueue and in sync; and whether a signal is heard."""
+def interpreter(job: CardJob) -> str:
+    """Answer question 6, and whether a signal is handled during sync."""
     card = opened(job)
     rows = batch(job, job["most"])
     run(card, rows)
@@ -29,8 +30,8 @@ def interpreter(job: Job) -> str:
     in_sync = _lock(started, ended, ticks)
     put(card, rows)
     enqueued(card)
-    told = "enqueue: %s; sync: %s; a signal during sync was handled %s"
-    return told % (in_enqueue, in_sync, _heard(card, (ended - started) / 2))
+    text = "enqueue: %s; sync: %s; a signal during sync was handled %s"
+    return text % (in_enqueue, in_sync, _signal_time(card, (ended - started) / 2))
 
 
 def _timed(call: Callable[[], Any]) -> tuple[float, float]:
@@ -40,7 +41,7 @@ def _timed(call: Callable[[], Any]) -> tuple[float, float]:
 
 
 def _lock(started: float, ended: float, ticks: list[float]) -> str:
-    """In words: whether a counting thread went on between the two."""
+    """Return as text whether the counting thread ran between the two times."""
     took = (ended - started) * 1e3
     if took < SHORTEST_MS:
         return "%.1f ms, too short to measure" % took
@@ -54,20 +55,20 @@ def _lock(started: float, ended: float, ticks: list[float]) -> str:
     )
 
 
-def _heard(card: Card, after_s: float) -> str:
-    """In words: when a signal was heard that came `after_s`, in sync."""
+def _signal_time(card: Card, after_s: float) -> str:
+    """Return as text when a signal was handled that was sent `after_s` seconds into sync."""
     if after_s * 2e3 < SHORTEST_MS:
         return "at an unknown time (sync was too short)"
-    heard: list[float] = []
-    signal.signal(signal.SIGALRM, lambda *_: heard.append(time.perf_counter()))
+    handled: list[float] = []
+    signal.signal(signal.SIGALRM, lambda *_: handled.append(time.perf_counter()))
     signal.setitimer(signal.ITIMER_REAL, after_s)
     _, ended = _timed(lambda: act("sync", card.queue.sync))
-    while not heard:
+    while not handled:
         time.sleep(0.001)
     return (
         "after its end"
-        if heard[0] > ended
-        else "%.0f ms before its end" % ((ended - heard[0]) * 1e3)
+        if handled[0] > ended
+        else "%.0f ms before its end" % ((ended - handled[0]) * 1e3)
     )
 
 
