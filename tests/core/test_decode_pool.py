@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import gc
 import logging
 import mmap
 import os
@@ -97,6 +98,7 @@ async def decoding(
 ) -> AsyncIterator[Decoding]:
     begun = Decoding(rows, processes, max_pixels)
     await until(lambda: len(begun.processes) == processes)
+    await until(lambda: begun.decoder._started or begun.fatal)  # what ends before is fatal
     yield begun
     begun.decoder.close()
 
@@ -387,6 +389,7 @@ def test_nothing_is_left(rows: Rows) -> None:
     """Closed while one decodes: all processes are gone, and so are our descriptors."""
 
     async def steps() -> None:
+        gc.collect()  # what earlier tests have left is not ours
         before = descriptors()
         async with decoding(rows, processes=1, max_pixels=80_000_000) as begun:
             begun.put(SLOW)
