@@ -25,7 +25,6 @@ class Child:
         run, or if no descriptor is left.
         """
         self._loop = asyncio.get_running_loop()
-        self._on_exit = on_exit
         self._oom_kills = cgroup.oom_kills()
         self.process: subprocess.Popen[bytes] = subprocess.Popen(  # noqa: S603 - no shell
             command, stdin=subprocess.DEVNULL, **options
@@ -36,10 +35,11 @@ class Child:
             with self.process:
                 self.process.kill()
             raise
-        self._loop.add_reader(self._pidfd, self._exited)
+        # The callback is kept by the loop alone: an attribute would make a cycle with its owner.
+        self._loop.add_reader(self._pidfd, self._exited, on_exit)
 
-    def _exited(self) -> None:
-        self._on_exit(self.wait())
+    def _exited(self, on_exit: Callable[[int], None]) -> None:
+        on_exit(self.wait())
 
     def wait(self) -> int:
         """Wait for the exit. Return the code, of which `on_exit` is no longer notified."""

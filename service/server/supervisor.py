@@ -16,6 +16,7 @@ import signal
 import socket
 import sys
 import tempfile
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -113,7 +114,9 @@ class _Worker:
         self._settings = settings
         self._job = job
         self._on_change = on_change
-        self._sent = 0
+        self.unreceived: deque[socket.socket] = deque()
+        """The connections that were sent, and that the process has not reported as received."""
+        self._received = 0
         self._starts = 0
         self._was_ready = False
         self._failures = 0
@@ -146,7 +149,7 @@ class _Worker:
     @property
     def connections(self) -> int:
         """The connections that the worker has, or will receive."""
-        return self.state.connected + self._pending if self.state else 0
+        return self.state.connected + len(self.unreceived) if self.state else 0
 
     @property
     def full(self) -> bool:
@@ -154,16 +157,13 @@ class _Worker:
 
     def has_room(self) -> bool:
         """Return whether the worker can be sent one more connection now."""
-        return not self.full and self._pending < MAX_PENDING
-
-    @property
-    def _pending(self) -> int:
-        return self._sent - self.state.received if self.state else 0
+        return not self.full and len(self.unreceived) < MAX_PENDING
 
     def pass_on(self, connection: socket.socket) -> bool:
         """Send the connection to the worker; return whether it was sent."""
         sent = self.send("connection", connection.fileno())
-        self._sent += sent
+        if sent:  # it stays open here until the worker has it, in case the worker exits before
+            self.unreceived.append(connection)
         return sent
 
     def send(self, order: str, *descriptors: int) -> bool:
@@ -177,7 +177,7 @@ class _Worker:
 
     def kill(self) -> None:
         """Kill the process if it runs."""
-        if self._channel is not None:
+        if self._starts:
             self._child.process.kill()
 
     async def _run_once(self) -> int:
@@ -196,26 +196,33 @@ class _Worker:
             own = {"settings": settings, "worker": self.number, "restarted": self._starts > 0}
             ours.send(json.dumps(self._job | own).encode())
             self._starts += 1
-            self._sent = 0
+            self._received = 0
             self._channel = ours
             loop.add_reader(ours, self._receive)
             pid = self._child.process.pid
             log.info("worker_started", extra={"worker": self.number, "pid": pid})
             code = await exited
-            loop.remove_reader(ours)
-            self._channel = self.state = None
+            while self._receive():  # the last reports say what the worker has received
+                pass
             return code
 
-    def _receive(self) -> None:
-        """Receive the worker's state."""
-        assert self._channel is not None
+    def _receive(self) -> bool:
+        """Receive the worker's state. Return False if the process has exited."""
+        if self._channel is None:
+            return False
         message, _ = receive(self._channel)
         self.state = WorkerState.unpack(message) if message else None
         if self.state is None:  # the process is ending
             asyncio.get_running_loop().remove_reader(self._channel)
-        elif self.state.ready:
-            self._was_ready, self.given_up, self._failures = True, False, 0
+            self._channel = None
+        else:
+            while self._received < self.state.received:
+                self._received += 1
+                self.unreceived.popleft().close()
+            if self.state.ready:
+                self._was_ready, self.given_up, self._failures = True, False, 0
         self._on_change()
+        return self.state is not None
 
 
 class _Parent:
@@ -237,6 +244,8 @@ class _Parent:
             _Worker(number, share, job, self._changed) for number, share in enumerate(shares)
         ]
         self._share = shares[0]
+        self._returned: deque[socket.socket] = deque()
+        """Connections that were sent to a worker which exited before it received them."""
         self._stopping = False
         self._failed = False
 
@@ -261,8 +270,8 @@ class _Parent:
     def connect(self, connection: socket.socket) -> None:
         """Pass the connection to the worker with the fewest."""
         able = [worker for worker in self._candidates() if worker.has_room()]
-        with connection:
-            any(worker.pass_on(connection) for worker in sorted(able, key=lambda w: w.connections))
+        if not any(one.pass_on(connection) for one in sorted(able, key=lambda w: w.connections)):
+            connection.close()
 
     def make_room(self, waiting: int) -> dict[str, int]:
         """If all workers are full, have one of them end idle connections."""
@@ -299,7 +308,13 @@ class _Parent:
             worker.stop("closed")
 
     def _changed(self) -> None:
-        """A worker has reported a new state, or has exited."""
+        """Continue after a worker has reported a new state, or has exited."""
+        for worker in self._workers:
+            if worker.state is None:
+                self._returned += worker.unreceived
+                worker.unreceived.clear()
+        while self._returned and self.has_room():
+            self.connect(self._returned.popleft())
         if not self._stopping and all(worker.given_up for worker in self._workers):
             remedy = "See the log events 'fatal' and 'worker_ended' for the reason of each worker."
             log.error("fatal", extra={"detail": "All workers have failed.", "remedy": remedy})

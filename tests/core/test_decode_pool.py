@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import gc
 import logging
 import mmap
 import os
@@ -105,6 +106,7 @@ async def decoding(
     pool = Decoding(rows, processes, max_pixels)
     try:
         await until(lambda: len(pool.processes) == processes)
+        await until(lambda: pool.decode_pool._started or pool.fatal)
         yield pool
     finally:
         pool.decode_pool.close()
@@ -338,6 +340,7 @@ def descriptors() -> set[Path]:
 
 async def test_nothing_is_left(rows: Rows) -> None:
     """After a close during decoding, all processes have exited and all descriptors are closed."""
+    gc.collect()  # descriptors that earlier tests have left are closed
     before = descriptors()
     async with decoding(rows, processes=1, max_pixels=80_000_000) as pool:
         pool.put(SLOW)
