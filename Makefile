@@ -14,7 +14,7 @@ PYTHON37 ?= $(shell ls -d $$(command -v python3.7 2>/dev/null | grep -v /shims/)
 .PHONY: help demo linux install develop test test-all check lint types python37 unit slow networks cards drain overload image-test fuzz bench bench-all bench-lock lock lines clean
 
 help: ## list the targets
-	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 demo: linux $(VENV)/.demo ## build the demo artifact, serve it, classify the shipped photos
 	@$(BIN)/python scripts/demo.py --artifact $(DEMO) --host $(HOST) --port $(PORT)
@@ -148,8 +148,8 @@ lock: $(VENV)/.dev ## resolve the dependencies again
 	$(BIN)/uv pip compile $(LOCK) --python-version 3.7 --python-platform linux --group sdk37 -o requirements/sdk37.lock
 LOCK := --quiet --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate
 
-lines: $(VENV)/.dev ## the structure in figures: rooms, arrows, sizes
-	@$(BIN)/python scripts/structure.py
+lines: ## the structure in figures: rooms, arrows, sizes
+	@$(PYTHON) scripts/structure.py
 
 clean: ## remove environments and built artifacts
 	rm -rf $(VENV) .venv37 artifacts build *.egg-info

@@ -49,13 +49,13 @@ S4_HALF = Cards("1:18.2,4:20.2,8:32.8")
 S4_INT8 = Cards("1:1.95,4:2.08,8:3.14", ("0.19@8", "0.02@8"), "card_int8")
 
 
-def on_cpu(artifact: str) -> ServerRecipe:
+def on_cpu(artifact: str, *flags: str) -> ServerRecipe:
     """Return the recipe of `topfive serve` on the CPU with its defaults, except the deadline.
 
     The other servers have no deadline, and 128 clients of ResNeXt-50 wait 9 of the default's 10 s.
     The CPU engine's default batch size is already 8.
     """
-    return ServerRecipe("topfive", _command(artifact, "--default-deadline-ms", DEADLINE_MS))
+    return ServerRecipe("topfive", _command(artifact, "--default-deadline-ms", DEADLINE_MS, *flags))
 
 
 def on_cards(cards: Cards, *flags: str) -> ServerRecipe:

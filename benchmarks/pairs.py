@@ -17,7 +17,7 @@ from pathlib import Path
 from benchmarks import ours, wrk
 from benchmarks.measurement import WARMUP_S
 from benchmarks.photos import described, photos
-from benchmarks.server import Recipe, running
+from benchmarks.server import ServerRecipe, running
 
 CLIENTS = 32
 HEADING = "pair  ratios of images/s, CPU per image, p50 ms at one client"
@@ -42,7 +42,9 @@ def main() -> None:
     parser.add_argument("flags", nargs="*", help="flags of topfive serve for both, after --")
     arguments = parser.parse_args()
     engine, flags = arguments.engine, arguments.flags
-    this = ours.on_cards(ours.NO_TIME, *flags) if engine == "no-time" else ours.on_cpu("lite0")
+    this = (
+        ours.on_cards(ours.NO_TIME, *flags) if engine == "no-time" else ours.on_cpu("lite0", *flags)
+    )
     other = of_checkout(this, arguments.other.resolve())
     bodies, ratios = photos(), []
     print(f"{described(bodies)}\nthis checkout divided by {arguments.other}\n{HEADING}")
@@ -62,7 +64,7 @@ def main() -> None:
         print(f"{name:18} {summary(column)}")
 
 
-def of_checkout(recipe: Recipe, checkout: Path) -> Recipe:
+def of_checkout(recipe: ServerRecipe, checkout: Path) -> ServerRecipe:
     """Return the recipe with the program of another checkout."""
     program = checkout / ".venv" / "bin" / "topfive"
     if not program.exists():
@@ -70,7 +72,7 @@ def of_checkout(recipe: Recipe, checkout: Path) -> Recipe:
     return replace(recipe, command=[str(program), *recipe.command[1:]])
 
 
-def sample(recipe: Recipe, bodies: list[bytes], seconds: int) -> Sample:
+def sample(recipe: ServerRecipe, bodies: list[bytes], seconds: int) -> Sample:
     """Start the server and measure it with CLIENTS clients, then with one."""
     with running(recipe, bodies[0]) as server:
         wrk.load(server.url, bodies, CLIENTS, 2 * WARMUP_S, recipe.headers)

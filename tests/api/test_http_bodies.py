@@ -335,8 +335,8 @@ def test_unknown_part_is_named(service: Service) -> None:
 
 def test_top_k_is_no_field_of_a_form(service: Service) -> None:
     """A part named top_k is refused, and the remedy says where top_k belongs."""
-    payload = [("image", ("x", pictures.encoded()))]
-    reply = service.http.post("/classify", files=payload, data={"top_k": "3"})
+    parts = [("image", ("x", pictures.encoded()))]
+    reply = service.http.post("/classify", files=parts, data={"top_k": "3"})
     assert "?top_k=3" in assert_problem(reply, 400, "malformed", "'top_k'")["remedy"]
 
 
@@ -562,8 +562,8 @@ def test_one_bad_image_among_several_fails_alone(
     service: Service, file: bytes, status: int, code: str
 ) -> None:
     """The answer is 200 with an error in the image's place, and predictions for the others."""
-    payload = [pictures.encoded(seed=1), file, pictures.encoded(seed=2)]
-    reply = service.http.post("/classify", files=[("file", ("x", data)) for data in payload])
+    files = [pictures.encoded(seed=1), file, pictures.encoded(seed=2)]
+    reply = service.http.post("/classify", files=[("file", ("x", data)) for data in files])
     assert reply.status_code == 200
     first, second, third = reply.json()["results"]
     assert set(second) == {"error"}
@@ -574,13 +574,11 @@ def test_one_bad_image_among_several_fails_alone(
 
 def test_several_images_all_bad(service: Service) -> None:
     """The error is 422, with the error of each image and its pointer."""
-    payload = [("image", ("x", data)) for data, _, _ in bad_images()]
-    error = assert_problem(service.http.post("/classify", files=payload), 422, "undecodable")
-    assert [error["pointer"] for error in error["errors"]] == [f"#/images/{i}" for i in range(3)]
-    assert [error["status"] for error in error["errors"]] == [
-        status for _, status, _ in bad_images()
-    ]
-    assert all(error["detail"] for error in error["errors"])
+    parts = [("image", ("x", data)) for data, _, _ in bad_images()]
+    error = assert_problem(service.http.post("/classify", files=parts), 422, "undecodable")
+    assert [one["pointer"] for one in error["errors"]] == [f"#/images/{i}" for i in range(3)]
+    assert [one["status"] for one in error["errors"]] == [status for _, status, _ in bad_images()]
+    assert all(one["detail"] for one in error["errors"])
 
 
 def test_too_many_images(service: Service) -> None:

@@ -176,8 +176,10 @@ def conforms(value: Any, schema: dict[str, Any], document: dict[str, Any]) -> bo
     if isinstance(value, dict):
         known = schema.get("properties", {})
         required = set(schema.get("required", ()))
+        more = schema.get("additionalProperties", not known)
         return required <= value.keys() and all(
-            conforms(member, known.get(name, {}), document) for name, member in value.items()
+            conforms(member, known[name], document) if name in known else bool(more)
+            for name, member in value.items()
         )
     return True
 
@@ -229,6 +231,8 @@ def test_openapi_is_true_of_answers(service: Service, document: dict[str, Any]) 
         reply = service.http.post("/classify", files=files)
         content = responses[str(reply.status_code)]["content"][reply.headers["content-type"]]
         assert conforms(reply.json(), content["schema"], document), reply.text
+        for result in reply.json().get("results", []):
+            assert len(result) == 1 and result.keys() <= {"predictions", "error"}
 
 
 def test_the_examples_of_the_docs_work(service: Service, document: dict[str, Any]) -> None:

@@ -52,6 +52,7 @@ def test_nothing_says_to_install_what_is_not_published() -> None:
     files = [
         ROOT / "README.md",
         ROOT / "CONTRIBUTING.md",
+        ROOT / "SECURITY.md",
         ROOT / "Makefile",
         ROOT / "scripts/demo.py",
     ]

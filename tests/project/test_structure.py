@@ -27,6 +27,29 @@ MAY_IMPORT = {
     "tools": FOR_ALL | {"core", "decoding"},
     "cli": FOR_ALL | {"command", "server", "tools"},
 }
+# Modules inside a room, with what they may import besides what is for all.
+INSIDE = {
+    "service.core.classification": set(),
+    "service.core.rows": set(),
+    "service.core.throughput": set(),
+    "service.core.child_process": set(),
+    "service.core.request": {"service.core.classification"},
+    "service.core.batcher": {"service.core.request"},
+    "service.core.host_process": {
+        *("service.core.child_process", "service.core.request", "service.core.rows"),
+        "service.device_host.wire",
+    },
+    "service.core.device_session": {"service.core.host_process", "service.core.rows"},
+    "service.server.channel": set(),
+    "service.server.listener": set(),
+    "service.server.connections": set(),
+    "service.server.metrics_merge": set(),
+    # The parent of workers loads no web framework.
+    "service.server.supervisor": {
+        *("service.server.channel", "service.server.listener", "service.core.child_process"),
+    },
+    "service.tools.client": {"service.core.local_model"},
+}
 # What the service's interpreter may know of the device host's folder.
 SHARED_WITH_THE_HOST = {
     "service.device_host.wire",
@@ -105,6 +128,10 @@ def test_the_service_imports_downwards(file: Path) -> None:
     allowed = {f"service.{name}" for name in MAY_IMPORT[room] | {room}}
     strays = {imported for imported in ours(file) if not inside(imported, allowed)}
     assert not strays, f"{name_of(file)} may not import {strays}"
+    if name_of(file) in INSIDE:
+        below = {f"service.{name}" for name in FOR_ALL} | INSIDE[name_of(file)]
+        strays = {imported for imported in ours(file) if not inside(imported, below)}
+        assert not strays, f"{name_of(file)} may not import {strays}"
     host = {imported for imported in ours(file) if inside(imported, {"service.device_host"})}
     assert host <= SHARED_WITH_THE_HOST
 

@@ -436,7 +436,7 @@ def test_an_interrupted_walk(sdk: SimulatedSdk, network: list[str], tmp_path: Pa
         assert "Traceback" not in process.stderr.read()
     assert process.wait(20) == 130
     text = output.read_text()
-    assert text.endswith("The report was The report was interrupted here..\n")
+    assert text.endswith("The report was interrupted here.\n")
     assert "ok    sdk       MagicMind 1.7.0 under " in text
 
 
