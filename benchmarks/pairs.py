@@ -1,6 +1,6 @@
 """Compares two checkouts in alternating pairs: images per second, latency, and CPU per image.
 
-    python -m benchmarks.pairs OTHER [--pairs 5] [--seconds 8] [--engine no-time|cpu]
+    python -m benchmarks.pairs [--pairs 5] [--seconds 8] [--engine no-time|cpu] OTHER [-- FLAGS]
 
 OTHER is a checkout with its environment, such as a worktree of an older revision after
 `make develop`. Each pair measures OTHER and this checkout one after the other in alternating order.

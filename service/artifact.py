@@ -369,7 +369,8 @@ def read_manifest(path: Path) -> Manifest:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
-        fault = f"{place}: {first['msg']}" if place else first["msg"].removeprefix("Value error, ")
+        reason = first["msg"].removeprefix("Value error, ")
+        fault = f"{place}: {reason}" if place else reason
         raise ArtifactError(f"{file}: {fault}", _REBUILD) from error
     if manifest.version != content_version(manifest):
         raise ArtifactError(

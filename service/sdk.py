@@ -217,7 +217,7 @@ def _facts_of(python: str, timeout_s: float | None, *options: str) -> dict[str, 
     if facts is None:
         last = " ".join(ended.errors.strip().splitlines()[-1:])
         raise SdkError(
-            f"{python} {ended.how} and gave no answer: {last}",
+            f"{python} gave no answer ({ended.how}): {last}",
             remedy_for(last) or "Run it by hand with device_host/facts.py of this package.",
         )
     return facts

@@ -38,10 +38,14 @@ class LocalModel:
         """
         limit = TimeLimit(asyncio.get_running_loop().time() + timeout_s)
         request = self.service.submit([image], top_k, limit)
-        await asyncio.wait((request.answered, self.failure), return_when=asyncio.FIRST_COMPLETED)
-        if self.failure.done():
-            raise self.failure.result()
-        [outcome] = await request.wait()
+        try:
+            done = (request.answered, self.failure)
+            await asyncio.wait(done, return_when=asyncio.FIRST_COMPLETED)
+            if self.failure.done():
+                raise self.failure.result()
+            [outcome] = await request.wait()
+        finally:
+            request.disconnect()
         assert not isinstance(outcome, RequestError)
         return outcome
 
@@ -58,11 +62,16 @@ async def opened(
     """
     settings.require_linux()
     failure: asyncio.Future[DeviceError] = asyncio.get_running_loop().create_future()
+
+    def fail(error: DeviceError) -> None:
+        if not failure.done():
+            failure.set_result(error)
+
     artifact = artifacts.read(path)
     effective, _ = settings.load({"devices": devices, "device_python": device_python})
     target, python = artifact.manifest.target, effective.device_python
     chosen = sdk.chosen_devices(target, effective.devices, python, effective.import_timeout_s)
-    service = Service(artifact, effective, Metrics(), chosen, failure.set_result)
+    service = Service(artifact, effective, Metrics(), chosen, fail)
     service.start()
     try:
         ready = asyncio.ensure_future(service.model.devices.first_ready.wait())

@@ -7,6 +7,7 @@ HTTP endpoint, the local model and the evaluation share these calls; nothing her
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 from prometheus_client.core import Metric
 
@@ -39,7 +40,6 @@ class Service:
         """Called when `ready` may have changed."""
         self.model = Model(artifact, settings, metrics, devices, fatal)
         self.model.devices.on_change = lambda: self.on_ready_change()
-        self.default_deadline_s = settings.default_deadline_ms / 1000
         self._stopped = False
         self._open: dict[Request, asyncio.TimerHandle] = {}
         metrics.add(self._collect)
@@ -87,8 +87,13 @@ class Service:
         self.model.put(request, files)
         timer = asyncio.get_running_loop().call_at(limit.at, self.model.expire, request)
         self._open[request] = timer
-        request.answered.add_done_callback(lambda _: self._open.pop(request).cancel())
+        request.answered.add_done_callback(partial(self._close, request))
         return request
+
+    def _close(self, request: Request, answered: asyncio.Future[None]) -> None:
+        self._open.pop(request).cancel()
+        if not answered.cancelled():
+            answered.exception()  # it is no fault if no caller awaits the request any more
 
     def _end_open(self) -> None:
         self._stopped = True

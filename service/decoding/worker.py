@@ -12,7 +12,6 @@ If a file crashes a worker, the claims in shared memory show which image the wor
 The kernel kills the workers with the service.
 """
 
-import contextlib
 import fcntl
 import json
 import mmap
@@ -23,7 +22,6 @@ import struct
 import sys
 import time
 import traceback
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -166,17 +164,21 @@ def _receive(requests: socket.socket, wait: bool) -> bytes | None:
         return None
 
 
-@contextlib.contextmanager
-def _one_at_a_time(descriptor: int) -> Iterator[None]:
-    """Hold the kernel's lock on a file, so that only one worker decodes a large image.
+class FileLock:
+    """The kernel's lock on a file, so that only one worker decodes a large image.
 
-    It bounds the memory of all workers together. A worker that exits releases it.
+    It bounds the memory of all workers together. A worker that exits releases it. It can be entered
+    again, for a second attempt at the same image.
     """
-    fcntl.lockf(descriptor, fcntl.LOCK_EX)
-    try:
-        yield
-    finally:
-        fcntl.lockf(descriptor, fcntl.LOCK_UN)
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def __enter__(self) -> None:
+        fcntl.lockf(self._descriptor, fcntl.LOCK_EX)
+
+    def __exit__(self, *_: object) -> None:
+        fcntl.lockf(self._descriptor, fcntl.LOCK_UN)
 
 
 class _Decoder:
@@ -184,6 +186,7 @@ class _Decoder:
 
     def __init__(self, job: DecodeJob, number: int) -> None:
         self._job, self._number = job, number
+        self._alone = FileLock(job.bodies)
         self._bodies = mmap.mmap(job.bodies, job.bodies_bytes)
         self._view = memoryview(self._bodies)
         rows_bytes = int(np.prod(job.row_shape))
@@ -204,7 +207,7 @@ class _Decoder:
                 job.resize,
                 job.resample,
                 job.max_pixels,
-                _one_at_a_time(job.bodies),
+                self._alone,
             )
         except Exception as raised:  # noqa: BLE001 - every error is reported
             error = _packed(raised)

@@ -25,7 +25,7 @@ from service import sdk
 from service.api.http import admin, health, openapi
 from service.api.http.body import BodyReader
 from service.api.http.classify import Classify
-from service.api.http.middleware import Middleware
+from service.api.http.middleware import CLASSIFY, Middleware
 from service.core.service import Service
 from service.errors import DeviceError, Malformed, MethodNotAllowed, NotFound
 from service.server.listener import announce, announce_ready, listen
@@ -115,7 +115,7 @@ def _add_routes(app: FastAPI, settings: Settings, metrics: Metrics, peers: Peers
     # The hot endpoint comes first, so that the router compares one path. As a plain ASGI endpoint
     # it costs 11 us per request; FastAPI's own routes cost as much as the rest of the request.
     classify = Classify(service, bodies, settings, metrics)
-    app.router.routes.insert(0, Route(openapi.CLASSIFY, classify, methods=["POST"]))
+    app.router.routes.insert(0, Route(CLASSIFY, classify, methods=["POST"]))
     model = service.model
     openapi.add_classify(app, settings, model.admission.largest_request, len(model.artifact.labels))
 

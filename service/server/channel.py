@@ -11,6 +11,7 @@ The first message of the parent is the worker's job as JSON. The following ones 
 A worker sends its `WorkerState`. Every state is complete, so a lost one does no harm.
 """
 
+import contextlib
 import socket
 import struct
 from typing import NamedTuple, Self
@@ -47,9 +48,24 @@ def send(channel: socket.socket, message: bytes, *descriptors: int) -> bool:
         return False
 
 
-def receive(channel: socket.socket) -> tuple[bytes, list[int]]:
-    """Return the next message with its descriptors; an empty one if the other side has exited."""
+def receive(channel: socket.socket) -> tuple[bytes, list[int]] | None:
+    """Return the next message with its descriptors; an empty one if the other side has exited.
+
+    Return None if no message waits.
+    """
+    # The kernel reports the exit of a side that had unread messages once, before the messages that
+    # it has sent.
+    with contextlib.suppress(ConnectionResetError):
+        return _received(channel)
+    return _received(channel)
+
+
+def _received(channel: socket.socket) -> tuple[bytes, list[int]] | None:
     try:
         return socket.recv_fds(channel, MAX_MESSAGE_BYTES, 1, socket.MSG_CMSG_CLOEXEC)[:2]
+    except BlockingIOError:
+        return None
+    except ConnectionResetError:
+        raise
     except OSError:
         return b"", []

@@ -25,6 +25,10 @@ RETRY_S = 0.1
 """Seconds after which it is tried again to accept, if there was no room."""
 LOG_INTERVAL_S = 60
 """Seconds between two log lines of one reason why connections wait to be accepted."""
+WRITING_S = 2
+"""Seconds after the drain's time, when all requests are answered 503, to write these answers.
+
+Half of it is for connections that had to wait for room until then."""
 SETTLE_S = 0.2
 """Seconds for handshakes that began before new ones were dropped: one round trip."""
 
@@ -144,6 +148,8 @@ class Acceptor:
 
         Connections for which there is no room wait for it until `give_up_at`, in the loop's time.
         """
+        if self.closed:  # a second signal came
+            return
         drop_new(self._listener)
         await asyncio.sleep(SETTLE_S)
         while not self.closed and any_waits(self._listener):

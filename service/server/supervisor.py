@@ -25,9 +25,16 @@ from service import sdk
 from service.core.child_process import Child
 from service.errors import SettingsError
 from service.server.channel import WorkerState, receive, send
-from service.server.listener import Acceptor, announce, announce_ready, listen
+from service.server.listener import (
+    RETRY_S,
+    WRITING_S,
+    Acceptor,
+    announce,
+    announce_ready,
+    listen,
+)
 from service.settings import Settings
-from service.system import cgroup, signals
+from service.system import cgroup, descriptors, signals
 from service.telemetry import logs
 
 log = logging.getLogger("topfive.workers")
@@ -36,6 +43,8 @@ LONGEST_DELAY_S = 30.0
 """Maximum seconds before a worker is started again."""
 ENDING_S = 10.0
 """Seconds for a worker to exit after its drain and the end of its devices; then it is killed."""
+OWN_DESCRIPTORS, OF_A_WORKER = 64, 4
+"""Descriptors of the parent itself, and for the process and the channel of each worker."""
 MAX_PENDING = 16
 """Maximum connections on their way to one worker, so that a worker that hangs holds no more."""
 
@@ -47,6 +56,7 @@ def serve(settings: Settings) -> int:
         manifest.target, settings.devices, settings.device_python, settings.import_timeout_s
     )
     shares = deal(settings, devices)
+    descriptors.raise_limit(OWN_DESCRIPTORS + len(shares) * (MAX_PENDING + OF_A_WORKER))
     with listen(settings.host, settings.port) as listener, _private_folder() as folder:
         url = announce(settings, listener)
         facts = {"folder": str(folder), "version": manifest.version}
@@ -127,7 +137,11 @@ class _Worker:
         """Run one process after another until stopped."""
         while not self._stopping.is_set():
             self._was_ready = False
-            code = await self._run_once()
+            try:
+                code = await self._run_once()
+            except OSError as error:  # no descriptor is left, for example
+                log.error("worker_not_started", extra={"worker": self.number, "detail": str(error)})
+                code = 1
             if self._stopping.is_set():
                 return
             self.given_up = code > 0 or not self._was_ready
@@ -136,7 +150,7 @@ class _Worker:
                 self._settings.restart_delay_s * 2 ** min(self._failures - 1, 16), LONGEST_DELAY_S
             )
             facts = {"worker": self.number, "code": code, "delay_s": round(delay_s, 1)}
-            facts["how"] = self._child.how_it_ended(code)
+            facts["how"] = self._child.how_it_ended(code) if self._starts else "before its start"
             log.warning("worker_ended", extra=facts)
             self._on_change()
             with contextlib.suppress(TimeoutError):
@@ -173,7 +187,8 @@ class _Worker:
     def stop(self, order: str) -> None:
         """Send an order of the stop, `stop`, `closed` or `hurry`; the worker is not restarted."""
         self._stopping.set()
-        self.send(order)
+        if not self.send(order) and self._channel is not None:  # the channel is full
+            asyncio.get_running_loop().call_later(RETRY_S, self.stop, order)
 
     def kill(self) -> None:
         """Kill the process if it runs."""
@@ -204,13 +219,19 @@ class _Worker:
             code = await exited
             while self._receive():  # the last reports say what the worker has received
                 pass
+            self._channel = self.state = None
+            loop.remove_reader(ours)
+            self._on_change()
             return code
 
     def _receive(self) -> bool:
         """Receive the worker's state. Return False if the process has exited."""
         if self._channel is None:
             return False
-        message, _ = receive(self._channel)
+        received = receive(self._channel)
+        if received is None:
+            return False
+        message, _ = received
         self.state = WorkerState.unpack(message) if message else None
         if self.state is None:  # the process is ending
             asyncio.get_running_loop().remove_reader(self._channel)
@@ -270,16 +291,18 @@ class _Parent:
     def connect(self, connection: socket.socket) -> None:
         """Pass the connection to the worker with the fewest."""
         able = [worker for worker in self._candidates() if worker.has_room()]
-        if not any(one.pass_on(connection) for one in sorted(able, key=lambda w: w.connections)):
-            connection.close()
+        able.sort(key=lambda worker: worker.connections)
+        if not any(worker.pass_on(connection) for worker in able):
+            self._returned.append(connection)  # the worker has just exited
 
     def make_room(self, waiting: int) -> dict[str, int]:
-        """If all workers are full, have one of them end idle connections."""
+        """Ask a worker to end idle connections if all are full. Return what is logged."""
         workers = self._candidates()
-        if not workers or not all(worker.full for worker in workers):
+        if not workers:
             return {}
-        # The next attempt asks another one, if this one has no idle connections.
-        random.choice(workers).send(f"room {waiting}")  # noqa: S311 - no secret
+        if all(worker.full for worker in workers):
+            # The next attempt asks another one, if this one has no idle connections.
+            random.choice(workers).send(f"room {waiting}")  # noqa: S311 - no secret
         return {"connections": sum(worker.connections for worker in workers)}
 
     def _stop_on(self, number: signal.Signals) -> None:
@@ -298,14 +321,21 @@ class _Parent:
         if hurry:
             self._acceptor.close()
         else:
-            self._draining = loop.create_task(self._drain(drained_at))
+            self._draining = loop.create_task(self._drain(drained_at + WRITING_S / 2))
 
     async def _drain(self, give_up_at: float) -> None:
         """After the drain's delay pass on all connections that wait, and close the socket."""
         await asyncio.sleep(self._share.drain_delay_s)
         await self._acceptor.drain(give_up_at)
+        loop = asyncio.get_running_loop()
+        while self._on_their_way() and loop.time() < give_up_at:  # noqa: ASYNC110 - few workers
+            await asyncio.sleep(RETRY_S)
         for worker in self._workers:
             worker.stop("closed")
+
+    def _on_their_way(self) -> bool:
+        """Return whether a connection was accepted, and no worker has received it."""
+        return bool(self._returned) or any(worker.unreceived for worker in self._workers)
 
     def _changed(self) -> None:
         """Continue after a worker has reported a new state, or has exited."""
@@ -313,8 +343,9 @@ class _Parent:
             if worker.state is None:
                 self._returned += worker.unreceived
                 worker.unreceived.clear()
-        while self._returned and self.has_room():
-            self.connect(self._returned.popleft())
+        for _ in range(len(self._returned)):
+            if self.has_room():
+                self.connect(self._returned.popleft())
         if not self._stopping and all(worker.given_up for worker in self._workers):
             remedy = "See the log events 'fatal' and 'worker_ended' for the reason of each worker."
             log.error("fatal", extra={"detail": "All workers have failed.", "remedy": remedy})

@@ -25,16 +25,12 @@ from fastapi import FastAPI
 from service.api.http.body import BodyReader
 from service.core.service import Service
 from service.server.connections import SWEEP_S
-from service.server.listener import Acceptor
+from service.server.listener import WRITING_S, Acceptor
 from service.server.uvicorn_protocol import Protocol, ServerConnections
 from service.settings import Settings
 from service.system import descriptors, signals
 
 log = logging.getLogger("topfive.server")
-
-WRITING_S = 2
-"""Seconds for writing the answers after the drain's time, when everything is answered 503. Half of
-it is for connections that had to wait for room until then."""
 
 
 class BaseServer(uvicorn.Server):

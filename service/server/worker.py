@@ -26,8 +26,9 @@ from service.device_host.parent import become_child
 from service.errors import ArtifactError, TopfiveError
 from service.server import app
 from service.server.channel import WorkerState, receive, send
+from service.server.listener import WRITING_S
 from service.server.metrics_merge import Peers
-from service.server.uvicorn_server import WRITING_S, BaseServer
+from service.server.uvicorn_server import BaseServer
 from service.settings import Settings
 from service.system import scheduling
 from service.telemetry import logs
@@ -44,7 +45,8 @@ def main() -> int:
     become_child(arguments.parent)
     scheduling.use_batch_policy()
     channel = socket.socket(fileno=arguments.channel)
-    job = json.loads(receive(channel)[0])
+    first, _ = receive(channel) or (b"", [])
+    job = json.loads(first)
     channel.setblocking(False)
     settings = Settings.model_validate(job["settings"])
     _log_as(job["worker"], settings)
@@ -130,11 +132,16 @@ class _Server(BaseServer):
 
     def _obey(self) -> None:
         """Receive an order and carry it out."""
-        message, descriptors = receive(self._channel)
+        received = receive(self._channel)
+        if received is None:
+            return
+        message, descriptors = received
         match message.split():
             case [b"connection"]:
                 self._received += 1
-                for descriptor in descriptors:  # none if this process has no descriptor left
+                if not descriptors:
+                    log.warning("accept_failed", extra={"detail": "No descriptor is left."})
+                for descriptor in descriptors:
                     self.connect(socket.socket(fileno=descriptor))
                 self._report()
             case [b"room", waiting]:
@@ -148,7 +155,7 @@ class _Server(BaseServer):
     def stop(self, drain_s: float, delay_s: float = 0) -> None:
         super().stop(drain_s, delay_s)
         if not self._ordered_to_stop:  # after a fatal error connections go to another worker
-            self._most_connections = 0
+            self._ready, self._most_connections = False, 0
             self._report()
 
     def end(self, hurry: bool) -> None:
@@ -160,7 +167,7 @@ class _Server(BaseServer):
 
     async def receive_last(self) -> None:
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout_at(self._drained_at + WRITING_S / 2):
+            async with asyncio.timeout_at(self._drained_at + 3 / 4 * WRITING_S):
                 await self._received_all.wait()
 
     @contextlib.contextmanager

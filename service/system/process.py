@@ -20,7 +20,7 @@ class Ended:
     output: str
     """The output on both streams, or with `apart` on standard output, up to a kill."""
     how: str
-    """The end in words: `ended with 1`, `abort: signal 6`, `hang: no end in 60 s`."""
+    """The end in words: `ended with 1`, `abort: signal 6`, `hang: no exit within 60 s`."""
     errors: str = ""
     """The output on standard error, with `apart`."""
     started: bool = True

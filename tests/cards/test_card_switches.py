@@ -433,7 +433,7 @@ def test_an_interpreter_that_cannot_be_killed(
             os.kill(one.pid, signal.SIGKILL)
             one.wait()
     assert (
-        f"{hung} did not answer within 0.5 s; {other} ended with 3 and gave no answer: broken"
+        f"{hung} did not answer within 0.5 s; {other} gave no answer (ended with 3): broken"
         in str(raised.value)
     )
 

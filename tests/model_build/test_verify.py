@@ -214,7 +214,11 @@ def test_labels_of_numbers(
     assert found["recipe"]["verdict"] == "wrong"
     assert "1 of 62 images are missing" in said and found["recipe"]["images"] == 61
     code, said = verified(wrong, "--label-file", numbered("2012"), *folder)
-    assert (code, "numbers instead of wnids" in said, "61 images are few" in said) == (0, True, True), said
+    assert (code, "numbers instead of wnids" in said, "61 images are few" in said) == (
+        0,
+        True,
+        True,
+    ), said
 
 
 def test_golden_answers_are_for_cards(tmp_path: Path) -> None:

@@ -282,8 +282,8 @@ def test_an_artifact_for_a_card_without_one(
     [
         ("1.7.0", "ok", "MagicMind 1.7.0 under "),
         ("0.13.1", "ok", "(Python 3.7.16)"),
-        ("1.8.0", "warn", "topfive is tested with 0.13 to 1.7"),
-        ("0.10.0", "warn", "topfive is tested with 0.13 to 1.7"),
+        ("1.8.0", "warn", "topfive was written from the documents of 0.13 to 1.7"),
+        ("0.10.0", "warn", "topfive was written from the documents of 0.13 to 1.7"),
         (None, "warn", "MagicMind (unknown version)"),
     ],
 )

@@ -103,8 +103,8 @@ class RequestContext:
 class Middleware:
     """The middleware around the whole application `app`.
 
-    While the service drains, and while `app.state.paused` is set because other workers accept the
-    connections, every answer ends its connection.
+    While the service drains, and while `app.state.paused` is set, every answer ends its connection:
+    a worker without a ready device sets it, so that clients connect again and reach another worker.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics, access_log: bool) -> None:

@@ -12,6 +12,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from service.api.http.middleware import CLASSIFY
 from service.api.http.schema import Answer, ImagesForm, ImagesRequest, Problem
 from service.decoding import images
 from service.errors import (
@@ -36,7 +37,6 @@ from service.settings import Settings
 
 Handler = Callable[..., Any]
 
-CLASSIFY = "/classify"
 DEFAULT_TOP_K = 5
 
 _ERRORS: tuple[type[RequestError], ...] = (

@@ -46,7 +46,9 @@ def sdk(context: Context) -> Finding:
         )
     if not KNOWN_SDKS[0] <= numbers(found.version)[:2] <= KNOWN_SDKS[1]:
         remedy = "Build and try one model first: topfive doctor --card"
-        return Finding("sdk", "warn", f"{text}; topfive is tested with 0.13 to 1.7", remedy)
+        return Finding(
+            "sdk", "warn", f"{text}; topfive was written from the documents of 0.13 to 1.7", remedy
+        )
     return Finding("sdk", "ok", text)
 
 
