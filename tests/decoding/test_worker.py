@@ -11,11 +11,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 
 from service.core.rows import memory_file
-from service.decoding.worker import END, REQUEST, RESULT, STARTED, DecodeJob
+from service.decoding.worker import END, REQUEST, RESULT, STARTED, DecodeJob, FileLock
 from tests.support import pictures
 
 PNG = pictures.encoded()
@@ -82,3 +83,12 @@ def test_an_image_waits_for_the_engine_of_its_cores_only(time_slicing: bool) -> 
         slot, error_bytes, pixels, _ = RESULT.unpack(os.read(results, RESULT.size))
         assert (slot, error_bytes, pixels > 0) == (0, 0, True)
         assert any(os.pread(rows, PIXELS * PIXELS * 3, 0))
+
+
+def test_the_lock_of_large_images_can_be_entered_again(tmp_path: Path) -> None:
+    """A second attempt at an image takes the lock as the first one did."""
+    with (tmp_path / "bodies").open("wb") as file:
+        alone = FileLock(file.fileno())
+        for _ in range(2):
+            with alone:
+                pass
