@@ -139,9 +139,9 @@ class _Worker:
             self._was_ready = False
             try:
                 code = await self._run_once()
+                how = self._child.how_it_ended(code)
             except OSError as error:  # no descriptor is left, for example
-                log.error("worker_not_started", extra={"worker": self.number, "detail": str(error)})
-                code = 1
+                code, how = 1, f"before its start: {error.strerror}"
             if self._stopping.is_set():
                 return
             self.given_up = code > 0 or not self._was_ready
@@ -150,8 +150,7 @@ class _Worker:
                 self._settings.restart_delay_s * 2 ** min(self._failures - 1, 16), LONGEST_DELAY_S
             )
             facts = {"worker": self.number, "code": code, "delay_s": round(delay_s, 1)}
-            facts["how"] = self._child.how_it_ended(code) if self._starts else "before its start"
-            log.warning("worker_ended", extra=facts)
+            log.warning("worker_ended", extra=facts | {"how": how})
             self._on_change()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), delay_s)
@@ -293,7 +292,7 @@ class _Parent:
         able = [worker for worker in self._candidates() if worker.has_room()]
         able.sort(key=lambda worker: worker.connections)
         if not any(worker.pass_on(connection) for worker in able):
-            self._returned.append(connection)  # the worker has just exited
+            self._returned.append(connection)  # until a worker reports a new state
 
     def make_room(self, waiting: int) -> dict[str, int]:
         """Ask a worker to end idle connections if all are full. Return what is logged."""
