@@ -6,7 +6,7 @@ labels. The output is then unchanged.
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
@@ -16,7 +16,7 @@ from onnx import ModelProto
 from model_build import caffe, cpu, golden, onnx_model, writer
 from model_build.network import OPSETS, Network, fold_preprocessing, run_reference
 from model_build.recipe import LABEL_ORDERS, LARGEST_BATCH, Recipe, check_input_size
-from model_build.targets import BUILD_TARGETS, BuildTarget, Compiled
+from model_build.targets import BUILD_TARGETS, BuildTarget, Compiled, Report
 from service import artifact
 from service.artifact import (
     Batch,
@@ -30,8 +30,6 @@ from service.artifact import (
     Source,
 )
 from service.errors import BuildError
-
-Report = Callable[[str], None]
 
 
 def build(recipe: Recipe, output: Path, force: bool, report: Report) -> Manifest:

@@ -6,20 +6,18 @@ converted, a missing mean and std. The device runs in the same host process that
 
 import asyncio
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model_build import reference, writer
-from model_build.targets import BUILD_TARGETS, Bound
+from model_build.targets import BUILD_TARGETS, Bound, Report
 from service import sdk
 from service.artifact import GOLDEN, Artifact, Manifest, facts
 from service.core import device_session
 from service.errors import BuildError, DeviceError, SdkError
 
-Report = Callable[[str], None]
 Answers = NDArray[np.float32]
 
 

@@ -5,7 +5,6 @@ is imported where it is used, because its import takes a quarter of a second and
 should be reported earlier.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +13,10 @@ from numpy.typing import NDArray
 
 from model_build.network import Network, cpu_hints
 from model_build.recipe import Recipe
-from model_build.targets import BUILD_TARGETS, Compiled
+from model_build.targets import BUILD_TARGETS, Compiled, Report
 from service.artifact import Precision
 from service.errors import BuildError
 
-Report = Callable[[str], None]
 MODEL = BUILD_TARGETS["cpu"].model
 
 

@@ -6,7 +6,7 @@ named by the options that would build it.
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from model_build import image_folder, reference
 from model_build.recipe import LABEL_ORDERS, PRESETS, options_of, probably_meant, times
 from model_build.reference import Normalisation
+from model_build.targets import Report
 from service import artifact as artifacts
 from service.artifact import Artifact, Inside, Resample
 from service.errors import BuildError
@@ -37,7 +38,6 @@ ONLY_DIVIDED = Normalisation((0, 0, 0), (255, 255, 255))
 USUAL = ("caffe", "densenet", "resnext", "inception")
 """Presets to try if the recipe has no mean; the other presets are close to one of these."""
 
-Report = Callable[[str], None]
 Classes = NDArray[np.int64]
 
 

@@ -6,12 +6,13 @@ size. A failure is shown in its row and below the table, and the sweep continues
 written after each row, so an interrupted sweep keeps its rows.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from model_build.build import build
 from model_build.recipe import Recipe
+from model_build.targets import Report
 from service import artifact, sdk
 from service.artifact import Manifest
 from service.errors import BuildError, TopfiveError
@@ -24,8 +25,6 @@ TABLE = "sweep.md"
 COLUMNS = ("Model", "Precision", "Batch_Size", "TOP1", "TOP5", "images/s", "ms a batch")
 FAILED, NOT_ASKED = "failed", "-"
 IMAGE_TIMEOUT_S, RETRY_FOR_S, CONCURRENCY = 30.0, 60.0, 16
-
-Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ BuildError if it cannot do its work.
 """
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,9 @@ from service.targets import SERVED_TARGETS, ServedTarget
 
 if TYPE_CHECKING:
     from service.artifact import Precision, Sdk
+
+Report = Callable[[str], None]
+"""Prints one line on the progress of a command."""
 
 
 @dataclass(frozen=True)

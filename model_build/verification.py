@@ -4,7 +4,7 @@ The artifact is not changed, unless its golden answers are to be replaced and ev
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any, Literal
 from model_build import comparison, image_folder, scoring
 from model_build.comparison import Comparison
 from model_build.scoring import Scored
-from model_build.targets import BUILD_TARGETS
+from model_build.targets import BUILD_TARGETS, Report
 from service.artifact import Artifact
 from service.errors import BuildError
 
@@ -21,7 +21,6 @@ LEAST_IMAGES = 30
 """Minimum number of labelled images for a verdict."""
 FEW_IMAGES = 100
 """Number of labelled images below which the report notes the weight of each."""
-Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)

@@ -65,8 +65,8 @@ class DemoServer:
             self._process.wait(1)
         self.check_running("before it was ready")
         raise TopfiveError(
-            f"the service was not ready within {READY_WITHIN_S:g} s",
-            "read the service's log above for the reason",
+            f"The service was not ready within {READY_WITHIN_S:g} s.",
+            "Read the service's log above for the reason.",
         )
 
     def check_running(self, when: str) -> None:
@@ -75,8 +75,8 @@ class DemoServer:
         if code is not None:
             self._reader.join(timeout=1)
             raise TopfiveError(
-                f"the service ended with exit code {code} {when}",
-                "read the service's log above for the reason",
+                f"The service exited with code {code} {when}.",
+                "Read the service's log above for the reason.",
             )
 
     def await_end(self) -> None:
@@ -157,10 +157,12 @@ def check_address(host: str, port: int) -> None:
     try:
         listen(host, port).close()
     except OverflowError as error:
-        raise TopfiveError(f"PORT={port}: {error}", f"PORT={_other(port)} make demo") from error
+        raise TopfiveError(
+            f"PORT={port} is not a port: {error}", f"Run PORT={_other(port)} make demo."
+        ) from error
     except SettingsError as error:
         taken = isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EADDRINUSE
-        end_it = f"PORT={_other(port)} make demo, or end what listens on {host}:{port}"
+        end_it = f"Run PORT={_other(port)} make demo, or end the process on {host}:{port}."
         raise TopfiveError(error.detail, end_it if taken else error.remedy) from error
 
 
@@ -174,7 +176,7 @@ def serving(artifact: Path, host: str, port: int) -> Iterator[DemoServer]:
     try:
         yield service
     except (Unreachable, httpx.HTTPError):
-        service.check_running("before it had answered")
+        service.check_running("before it answered")
         raise
     finally:
         service.stop()
@@ -188,8 +190,8 @@ def check_model(url: str, artifact: Path) -> None:
     served = f"{model.get('name')} {model.get('version')}"
     if served != f"{manifest.name} {manifest.version}":
         raise TopfiveError(
-            f"{url} serves {served}, but the demo is {manifest.name} {manifest.version}",
-            "end the other server, or PORT=9000 make demo",
+            f"{url} serves {served}, but the demo is {manifest.name} {manifest.version}.",
+            "Stop the other server, or run PORT=9000 make demo.",
         )
 
 

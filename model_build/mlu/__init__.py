@@ -6,7 +6,6 @@ was compiled. Nothing of the SDK is loaded into this process.
 """
 
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,8 @@ from model_build import calibration
 from model_build.mlu import check, compiler_process, config, parser_input
 from model_build.network import Network
 from model_build.recipe import CardRecipe, Recipe
-from model_build.targets import BUILD_TARGETS, Compiled
+from model_build.targets import BUILD_TARGETS, Compiled, Report
 from service import artifact, sdk
-
-Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)

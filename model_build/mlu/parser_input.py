@@ -7,7 +7,6 @@ if the weights cannot be reversed, the ONNX gets nodes for colour order, mean an
 unchanged pixels.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,9 +17,8 @@ from onnx import numpy_helper
 from model_build.caffe import original
 from model_build.network import Network, fold_preprocessing
 from model_build.recipe import Kind, Recipe
+from model_build.targets import Report
 from service.errors import BuildError
-
-Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)

@@ -63,39 +63,16 @@ class ServerConnections(Connections, ServerState):
         ServerState.__init__(self)
 
 
-class _JoiningTransport:
-    """A transport that writes the head of an answer together with its body.
-
-    Each write is a system call and a packet.
-    """
+class _ClosableTransport:
+    """A transport whose `close` can be replaced, which uvloop's own does not allow."""
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
-        self._head = b""
+        self.write = transport.write
+        self.write_eof = transport.write_eof
         self.is_closing = transport.is_closing
         self.abort = transport.abort
-        self.end: Callable[[], None] | None = None
-        """Called in place of a close if bytes may arrive, for which a close would be a reset."""
-
-    def write(self, data: bytes) -> None:
-        if data.startswith(b"HTTP/1.1 2"):
-            self._head = data
-            return
-        self._transport.write(self._head + data)
-        self._head = b""
-
-    def flush(self) -> None:
-        """Write a head that has no body."""
-        if self._head:
-            self.write(b"")
-
-    def write_eof(self) -> None:
-        self.flush()
-        self._transport.write_eof()
-
-    def close(self) -> None:
-        self.flush()
-        (self.end or self._transport.close)()
+        self.close: Callable[[], None] = transport.close
 
     def unwritten(self) -> bool:
         """Return whether the kernel has not yet taken all of an answer."""
@@ -136,8 +113,8 @@ class Protocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._joining = _JoiningTransport(transport)
-        self.transport = cast(asyncio.Transport, self._joining)
+        self._closable = _ClosableTransport(transport)
+        self.transport = cast(asyncio.Transport, self._closable)
         self._table.heads[self] = self.loop.time()
 
     def data_received(self, data: bytes) -> None:
@@ -252,7 +229,6 @@ class Protocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """Continue as uvicorn does, but with a table of idle connections in place of timers."""
-        self._joining.flush()
         self.server_state.total_requests += 1
         if self.transport.is_closing():
             return
@@ -309,7 +285,8 @@ class Protocol(HttpToolsProtocol):
         if self._discarding:
             return
         self._discarding = True
-        self._joining.end = self.end
+        # Bytes may still arrive, for which a close would be a reset.
+        self._closable.close = self.end
         if self._receiving == _BODY:
             cast(dict[str, Any], self.cycle.scope)[REFUSAL] = error
             self.cycle.keep_alive = False
@@ -377,14 +354,14 @@ class Protocol(HttpToolsProtocol):
     def _end_if_idle(self) -> None:
         if not self._all_answered():
             return
-        if self._joining.unwritten():  # a client that reads slowly gets the whole answer
+        if self._closable.unwritten():  # a client that reads slowly gets the whole answer
             self.transport.close()
         else:
             self.end()
 
     def is_idle(self) -> bool:
         """Return whether no request is in flight and the last answer is written."""
-        return self._all_answered() and not self._joining.unwritten()
+        return self._all_answered() and not self._closable.unwritten()
 
     def _all_answered(self) -> bool:
         return self.cycle is None or self.cycle.response_complete
@@ -410,10 +387,10 @@ class Protocol(HttpToolsProtocol):
         )
 
     def abort(self) -> None:
-        self._joining.abort()
+        self._closable.abort()
 
     def fileno(self) -> int:
-        return self._joining.fileno()
+        return self._closable.fileno()
 
 
 class _Resumed:

@@ -175,7 +175,7 @@ def test_a_taken_port_is_an_error_at_once(
         run = started(port)
         assert run.await_end(AT_ONCE_S) == 2  # make's, for any failure
         assert f"error: Cannot listen on 127.0.0.1:{port}: " in run.text()
-        assert "try: PORT=9000 make demo" in run.text()
+        assert "try: Run PORT=9000 make demo, or end the process on " in run.text()
         assert "tiger cat" not in run.text() and "class " not in run.text()
 
 
@@ -187,7 +187,7 @@ def test_a_port_that_is_taken_meanwhile(
     monkeypatch.setattr(demo, "check_address", lambda host, port: None)
     with other_topfive(artifact) as port:
         began = time.monotonic()
-        with pytest.raises(TopfiveError, match=r"ended with exit code 1 before it was ready"):
+        with pytest.raises(TopfiveError, match=r"exited with code 1 before it was ready"):
             demo.demo(artifact, "127.0.0.1", port)
     assert time.monotonic() - began < AT_ONCE_S
     said = capfd.readouterr()
@@ -208,14 +208,14 @@ def test_a_service_that_is_killed_before_it_is_ready(started: type, free_port: i
     run.await_text(" listening url=")
     os.kill(run.service(), signal.SIGKILL)
     assert run.await_end(AT_ONCE_S) == 2
-    assert "error: the service ended with exit code -9 before it was ready" in run.text()
+    assert "error: The service exited with code -9 before it was ready." in run.text()
 
 
 def test_a_service_that_cannot_start(started: type, free_port: int) -> None:
     """Its own error is above the demo's."""
     run = started(free_port, TOPFIVE_ROWS="many")
     assert run.await_end(AT_ONCE_S) == 2
-    assert re.search(r"(?s)TOPFIVE_ROWS.*error: the service ended with exit code 1", run.text())
+    assert re.search(r"(?s)TOPFIVE_ROWS.*error: The service exited with code 1 ", run.text())
 
 
 def test_the_demo_that_stops_after_the_table(started: type, free_port: int) -> None:
@@ -245,7 +245,7 @@ def test_a_service_that_dies_later_ends_the_demo(started: type, free_port: int) 
     run.await_text("until Ctrl-C")
     os.kill(run.service(), signal.SIGKILL)
     assert run.await_end(AT_ONCE_S) == 2
-    assert "error: the service ended with exit code -9 while it served" in run.text()
+    assert "error: The service exited with code -9 while it served." in run.text()
 
 
 def test_other_systems_are_refused_before_anything_is_installed(

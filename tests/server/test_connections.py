@@ -17,7 +17,7 @@ from service.server.connections import KEEP_ALIVE_S, Connections
 from service.settings import Settings
 from service.system import descriptors
 from tests.support import pictures, tiny
-from tests.support.serving import LIVE, Service, everything, serving
+from tests.support.serving import LIVE, Service, everything, one_answer, serving
 
 PNG = pictures.encoded()
 POST = b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(PNG) + PNG
@@ -87,7 +87,7 @@ def test_a_second_head_has_its_time(service: Service) -> None:
     """On a kept connection, and behind a request that is being answered; in its turn."""
     with service.connect() as connection:
         connection.sendall(LIVE)
-        assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+        assert one_answer(connection).startswith(b"HTTP/1.1 200")
         connection.sendall(LIVE[:20])
         assert_late(everything(connection))
     with service.frozen_device(), service.connect() as connection:
@@ -114,7 +114,7 @@ def test_an_idle_connection_is_kept(service: Service) -> None:
     with service.connect() as connection:
         for _ in range(2):
             connection.sendall(LIVE)
-            assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+            assert one_answer(connection).startswith(b"HTTP/1.1 200")
             connection.settimeout(2 * HEAD_TIMEOUT_S)
             with pytest.raises(TimeoutError):
                 connection.recv(1)
@@ -122,7 +122,7 @@ def test_an_idle_connection_is_kept(service: Service) -> None:
         connection.sendall(POST[:-1])
         assert service.http.get("/livez").status_code == 200
         connection.sendall(POST[-1:])
-        assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+        assert one_answer(connection).startswith(b"HTTP/1.1 200")
 
 
 @contextlib.contextmanager
@@ -188,9 +188,9 @@ def test_busy_connections_stay(narrow: Service) -> None:
             waiting.recv(1)
         for host in narrow.hosts():
             os.kill(host, signal.SIGCONT)
-        assert [connection.recv(65536)[:12] for connection in busy] == [b"HTTP/1.1 200"] * 10
+        assert {one_answer(connection)[:12] for connection in busy} == {b"HTTP/1.1 200"}
         waiting.settimeout(30)
-        assert waiting.recv(65536).startswith(b"HTTP/1.1 200")
+        assert one_answer(waiting).startswith(b"HTTP/1.1 200")
 
 
 def test_half_heads_make_room(narrow: Service) -> None:
@@ -221,7 +221,7 @@ def test_without_descriptors(artifact: Path) -> None:
             assert service.cpu_seconds() - used < 0.25  # of 0.5 s: it does not spin
             resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
             connection.settimeout(30)
-            assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+            assert one_answer(connection).startswith(b"HTTP/1.1 200")
     assert events(service, "accept_failed") == 1
 
 

@@ -20,6 +20,7 @@ from tests.support.serving import (
     Service,
     children,
     command,
+    one_answer,
     plain_environment,
     receive_all,
     serving,
@@ -139,8 +140,7 @@ def test_idle_connections(artifact: Path) -> None:
     with serving(artifact) as service:
         used, unused = service.connect(), service.connect()
         used.sendall(GET)
-        while not used.recv(65536).endswith(b"}"):
-            pass
+        one_answer(used)
         service.process.send_signal(signal.SIGTERM)
         service.await_event("listener_closed")
         used.sendall(POST)

@@ -15,7 +15,7 @@ import pytest
 
 from service.server.uvicorn_protocol import PROBE_S
 from tests.support import pictures, tiny
-from tests.support.serving import LIVE, Service, everything, serving
+from tests.support.serving import LIVE, Service, everything, one_answer, serving
 
 PNG = pictures.encoded()
 INSIDE = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -117,7 +117,7 @@ def test_upgrades_of_requests_without_a_body(service: Service) -> None:
     assert statuses(service, get * 20 + LIVE + last + LIVE) == [200] * 22
     with service.connect() as connection:
         connection.sendall(get)
-        assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+        assert one_answer(connection).startswith(b"HTTP/1.1 200")
         connection.sendall(post(PNG, *upgrade("websocket")) + last)
         assert [answer.status for answer in answers(everything(connection))] == [200, 200]
 

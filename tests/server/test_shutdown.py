@@ -19,38 +19,35 @@ from service.settings import Settings
 PIECE_BYTES = 65536
 
 
-def test_pieces_that_come_before_the_application_asks_are_kept() -> None:
+async def test_pieces_that_come_before_the_application_asks_are_kept() -> None:
     """Three times what a connection holds, all there before the application's first step."""
     body = os.urandom(3 * WAKE_BYTES + 1)
 
-    async def steps() -> None:
-        received = []
+    received = []
 
-        async def app(scope: Scope, receive: Receive, send: Send) -> None:
-            more = True
-            while more:
-                message = await receive()
-                received.append(message["body"])
-                more = message["more_body"]
-            await send({"type": "http.response.start", "status": 204})
-            await send({"type": "http.response.body"})
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        more = True
+        while more:
+            message = await receive()
+            received.append(message["body"])
+            more = message["more_body"]
+        await send({"type": "http.response.start", "status": 204})
+        await send({"type": "http.response.body"})
 
-        config = uvicorn.Config(app, http=Protocol, lifespan="off", log_config=None)
-        config.load()
-        state = ServerConnections(head_timeout_s=10)
-        protocol = Protocol(config, state, {})
-        transport = Mock(spec=asyncio.Transport)
-        transport.get_extra_info.return_value = None
-        transport.is_closing.return_value = False
-        protocol.connection_made(transport)
-        head = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n"
-        protocol.data_received(head % len(body))
-        for at in range(0, len(body), PIECE_BYTES):
-            protocol.data_received(body[at : at + PIECE_BYTES])
-        await asyncio.gather(*state.tasks)
-        assert b"".join(received) == body
-
-    asyncio.run(asyncio.wait_for(steps(), 10))
+    config = uvicorn.Config(app, http=Protocol, lifespan="off", log_config=None)
+    config.load()
+    state = ServerConnections(head_timeout_s=10)
+    protocol = Protocol(config, state, {})
+    transport = Mock(spec=asyncio.Transport)
+    transport.get_extra_info.return_value = None
+    transport.is_closing.return_value = False
+    protocol.connection_made(transport)
+    head = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n"
+    protocol.data_received(head % len(body))
+    for at in range(0, len(body), PIECE_BYTES):
+        protocol.data_received(body[at : at + PIECE_BYTES])
+    await asyncio.gather(*state.tasks)
+    assert b"".join(received) == body
 
 
 GET = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
@@ -78,7 +75,7 @@ async def until(condition: Callable[[], object]) -> None:
         await asyncio.sleep(0.001)
 
 
-def test_an_answer_on_its_way_is_not_cut_short() -> None:
+async def test_an_answer_on_its_way_is_not_cut_short() -> None:
     """A connection whose client is slow to read is not idle; from when it has read, it is."""
     answer = bytes(20 << 20)
 
@@ -87,55 +84,49 @@ def test_an_answer_on_its_way_is_not_cut_short() -> None:
         await send({"type": "http.response.start", "status": 200, "headers": [length]})
         await send({"type": "http.response.body", "body": answer})
 
-    async def steps() -> None:
-        loop = asyncio.get_running_loop()
-        config, table = config_of(app), ServerConnections(head_timeout_s=10)
-        ours, client = socket.socketpair()
-        client.setblocking(False)
-        await loop.connect_accepted_socket(lambda: Protocol(config, table, {}), ours)
-        await loop.sock_sendall(client, GET)
-        await until(lambda: table.stalled and not table.tasks)
-        assert table.end_idle(1, loop.time() + 2 * IDLE_S) == 0
-        assert not table.kept
-        read = 0
-        while read <= len(answer):
-            read += len(await loop.sock_recv(client, 1 << 20))
-            if not table.stalled and read < len(answer):
-                assert table.kept
-        assert table.kept and not table.stalled
-        assert table.end_idle(1, loop.time() + 2 * IDLE_S) == 1
-        while rest := await loop.sock_recv(client, 1 << 20):
-            read += len(rest)
-        client.close()
-        await until(lambda: not table.connections)
-
-    asyncio.run(asyncio.wait_for(steps(), 10))
+    loop = asyncio.get_running_loop()
+    config, table = config_of(app), ServerConnections(head_timeout_s=10)
+    ours, client = socket.socketpair()
+    client.setblocking(False)
+    await loop.connect_accepted_socket(lambda: Protocol(config, table, {}), ours)
+    await loop.sock_sendall(client, GET)
+    await until(lambda: table.stalled and not table.tasks)
+    assert table.end_idle(1, loop.time() + 2 * IDLE_S) == 0
+    assert not table.kept
+    read = 0
+    while read <= len(answer):
+        read += len(await loop.sock_recv(client, 1 << 20))
+        if not table.stalled and read < len(answer):
+            assert table.kept
+    assert table.kept and not table.stalled
+    assert table.end_idle(1, loop.time() + 2 * IDLE_S) == 1
+    while rest := await loop.sock_recv(client, 1 << 20):
+        read += len(rest)
+    client.close()
+    await until(lambda: not table.connections)
 
 
-def test_a_few_bytes_that_are_not_read() -> None:
+async def test_a_few_bytes_that_are_not_read() -> None:
     """Less than the transport stops at: no room is made by them either, until they are old."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 204})
         await send({"type": "http.response.body"})
 
-    async def steps() -> None:
-        now = asyncio.get_running_loop().time()
-        table = ServerConnections(head_timeout_s=10)
-        connection, transport = connection_of(config_of(app), table)
-        connection.data_received(GET)
-        await asyncio.gather(*table.tasks)
-        transport.get_write_buffer_size.return_value = 1
-        assert table.end_idle(1, now + 2 * IDLE_S) == 0
-        transport.write_eof.side_effect = OSError("reset")
-        table.sweep(now + KEEP_ALIVE_S + 1)
-        assert transport.write_eof.called
-        assert table.ending == {connection}
-
-    asyncio.run(asyncio.wait_for(steps(), 10))
+    now = asyncio.get_running_loop().time()
+    table = ServerConnections(head_timeout_s=10)
+    connection, transport = connection_of(config_of(app), table)
+    connection.data_received(GET)
+    await asyncio.gather(*table.tasks)
+    transport.get_write_buffer_size.return_value = 1
+    assert table.end_idle(1, now + 2 * IDLE_S) == 0
+    transport.write_eof.side_effect = OSError("reset")
+    table.sweep(now + KEEP_ALIVE_S + 1)
+    assert transport.write_eof.called
+    assert table.ending == {connection}
 
 
-def test_half_of_a_head_during_an_answer() -> None:
+async def test_half_of_a_head_during_an_answer() -> None:
     """The connection waits for that head, and not for its next request, while the second runs."""
     answered = asyncio.Event()
 
@@ -145,20 +136,17 @@ def test_half_of_a_head_during_an_answer() -> None:
         await send({"type": "http.response.start", "status": 204})
         await send({"type": "http.response.body"})
 
-    async def steps() -> None:
-        table = ServerConnections(head_timeout_s=10)
-        connection, _ = connection_of(config_of(app), table)
-        connection.data_received(GET + GET[:20])
-        answered.set()
-        await asyncio.gather(*table.tasks)
-        assert (list(table.heads), list(table.kept)) == ([connection], [])
-        connection.data_received(GET[20:])
-        assert (list(table.heads), list(table.kept)) == ([], [])
-        answered.set()
-        await asyncio.gather(*table.tasks)
-        assert (list(table.heads), list(table.kept)) == ([], [connection])
-
-    asyncio.run(asyncio.wait_for(steps(), 10))
+    table = ServerConnections(head_timeout_s=10)
+    connection, _ = connection_of(config_of(app), table)
+    connection.data_received(GET + GET[:20])
+    answered.set()
+    await asyncio.gather(*table.tasks)
+    assert (list(table.heads), list(table.kept)) == ([connection], [])
+    connection.data_received(GET[20:])
+    assert (list(table.heads), list(table.kept)) == ([], [])
+    answered.set()
+    await asyncio.gather(*table.tasks)
+    assert (list(table.heads), list(table.kept)) == ([], [connection])
 
 
 def test_a_closed_socket_in_the_table() -> None:
@@ -206,27 +194,23 @@ def test_each_reason_is_logged_once_a_minute(
     assert said == ["connections_full", "accept_failed"] * 2
 
 
-def test_it_is_accepted_again_when_there_is_room() -> None:
+async def test_it_is_accepted_again_when_there_is_room() -> None:
     """By itself after a moment, and at once where a connection was closed; until then it waits."""
-
-    async def steps() -> None:
-        narrow = Narrow()
-        with socket.create_server(("127.0.0.1", 0)) as listening:
-            listening.setblocking(False)
-            acceptor = listener.Acceptor(listening, narrow)
-            acceptor.start()
-            for resume in (acceptor.resume, lambda: None):
-                narrow.full = True
-                with socket.create_connection(listening.getsockname()) as client:
-                    await until(lambda: acceptor._waits_for_room)
-                    narrow.full = False
-                    assert listener.any_waits(listening)
-                    resume()
-                    await until(lambda: not listener.any_waits(listening))
-                    assert client.recv(1) == b""
-            acceptor.close()
-
-    asyncio.run(asyncio.wait_for(steps(), 10))
+    narrow = Narrow()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.setblocking(False)
+        acceptor = listener.Acceptor(listening, narrow)
+        acceptor.start()
+        for resume in (acceptor.resume, lambda: None):
+            narrow.full = True
+            with socket.create_connection(listening.getsockname()) as client:
+                await until(lambda: acceptor._waits_for_room)
+                narrow.full = False
+                assert listener.any_waits(listening)
+                resume()
+                await until(lambda: not listener.any_waits(listening))
+                assert client.recv(1) == b""
+        acceptor.close()
 
 
 def test_an_error_does_not_end_the_sweeps() -> None:

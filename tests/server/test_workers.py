@@ -21,7 +21,14 @@ from service.system.cgroup import available_cores
 from tests.support import pictures
 from tests.support.load import Outcome, load, load_until_refused
 from tests.support.magicmind import SimulatedSdk
-from tests.support.serving import COMMAND, LIVE, Service, children, plain_environment
+from tests.support.serving import (
+    COMMAND,
+    LIVE,
+    Service,
+    children,
+    one_answer,
+    plain_environment,
+)
 from tests.support.small import write_small_network
 from tests.support.tiny import write_tiny_artifact
 
@@ -332,13 +339,13 @@ def test_a_full_worker_ends_none_for_another(artifact: Path) -> None:
             assert not ended
             assert not select.select([last], [], [], 0.5)[0]
             os.kill(slow, signal.SIGCONT)
-            assert last.recv(65536).startswith(b"HTTP/1.1 200")
+            assert one_answer(last).startswith(b"HTTP/1.1 200")
             assert not select.select(connections, [], [], 0)[0]
             assert [line for line in service.log if line["event"] == "connections_full"]
             more = 2 * room - len(connections) + 1
             connections += [stack.enter_context(service.connect()) for _ in range(more)]
             connections[-1].sendall(LIVE)
-            assert connections[-1].recv(65536).startswith(b"HTTP/1.1 200")
+            assert one_answer(connections[-1]).startswith(b"HTTP/1.1 200")
             assert len(select.select(connections, [], [], 0)[0]) == 1
     finally:
         os.kill(slow, signal.SIGCONT)

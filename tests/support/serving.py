@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import queue
+import re
 import signal
 import socket
 import subprocess
@@ -44,6 +45,19 @@ def metric_of(http: httpx.Client, name: str, **labels: str) -> float:
         for sample in family.samples
         if sample.name == name and labels.items() <= sample.labels.items()
     )
+
+
+def one_answer(connection: socket.socket) -> bytes:
+    """Return the next answer, head and body, which may arrive in several pieces."""
+    received = b""
+    while True:
+        head, end, body = received.partition(b"\r\n\r\n")
+        length = re.search(rb"\r\ncontent-length: (\d+)", head) if end else None
+        if length and len(body) >= int(length[1]):
+            return received
+        piece = connection.recv(65536)
+        assert piece, f"the server closed the connection after {received!r}"
+        received += piece
 
 
 def everything(connection: socket.socket) -> bytes:

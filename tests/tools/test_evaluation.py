@@ -1,6 +1,5 @@
 """`topfive eval` around the answers: label files, failures, interruptions, the result files."""
 
-import asyncio
 import csv
 import fcntl
 import json
@@ -288,21 +287,18 @@ def test_a_server_that_is_full_at_first(
     assert "waiting for" in done.stderr and "full" in done.stderr
 
 
-def test_a_server_that_goes_and_comes_back(stub: Callable[..., Stub]) -> None:
+async def test_a_server_that_goes_and_comes_back(stub: Callable[..., Stub]) -> None:
     """A refused connection is Later, not a failure of the image; then the source continues."""
     first = stub(ranking())
 
-    async def ask() -> None:
-        async with over_http(first.url, 5, 1, 0) as source:
-            assert isinstance(await source.classify(b"image"), Top5)
-            first.shutdown()
-            first.server_close()
-            later = await source.classify(b"image")
-            assert isinstance(later, Later) and later.reason == "connection"
-            stub(ranking(), port=first.server_port)
-            assert isinstance(await source.classify(b"image"), Top5)
-
-    asyncio.run(ask())
+    async with over_http(first.url, 5, 1, 0) as source:
+        assert isinstance(await source.classify(b"image"), Top5)
+        first.shutdown()
+        first.server_close()
+        later = await source.classify(b"image")
+        assert isinstance(later, Later) and later.reason == "connection"
+        stub(ranking(), port=first.server_port)
+        assert isinstance(await source.classify(b"image"), Top5)
 
 
 def test_an_image_that_no_device_can_do(

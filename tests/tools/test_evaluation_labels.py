@@ -34,16 +34,16 @@ def test_forms_of_label_files(form: str, tmp_path: Path) -> None:
 
 
 WRONG = {
-    "names no image": "\n \n",
-    "line 2: 'b.jpg' has no class": "a.jpg 3\nb.jpg\n",
-    "line 1: The class is '10'; 0 to 9": "a.jpg 10\n",
-    "line 1: The class is 'one'; 0 to 9, a wnid or a name": "a.jpg class one\n",
-    "line 1: The class is '-1'": "a.jpg -1\n",
-    "line 1: The class is '00000000012'": "a.jpg 00000000012\n",
-    "line 1: The model has no class n09999999": "a.jpg n09999999\n",
-    "line 3: 'a.jpg' is listed twice": "a.jpg 1\nb.jpg 1\na.jpg 2\n",
-    "line 1: '../a.jpg' is not inside the image folder": "../a.jpg 1\n",
-    "line 1: '/a.jpg' is not in": "/a.jpg 1\n",
+    " names no image": "\n \n",
+    ": line 2: 'b.jpg' has no class": "a.jpg 3\nb.jpg\n",
+    ": line 1: The class is '10'; 0 to 9": "a.jpg 10\n",
+    ": line 1: The class is 'one'; 0 to 9, a wnid or a name": "a.jpg class one\n",
+    ": line 1: The class is '-1'": "a.jpg -1\n",
+    ": line 1: The class is '00000000012'": "a.jpg 00000000012\n",
+    ": line 1: The model has no class n09999999": "a.jpg n09999999\n",
+    ": line 3: 'a.jpg' is listed twice": "a.jpg 1\nb.jpg 1\na.jpg 2\n",
+    ": line 1: '../a.jpg' is not inside the image folder": "../a.jpg 1\n",
+    ": line 1: '/a.jpg' is not in": "/a.jpg 1\n",
 }
 
 
@@ -53,7 +53,7 @@ def test_wrong_label_files_are_refused_by_line(said: str, tmp_path: Path) -> Non
     (tmp_path / "labels.txt").write_text(WRONG[said])
     with pytest.raises(EvaluationError) as caught:
         read_samples(tmp_path / "labels.txt", CLASSES, None)
-    assert f"labels.txt: {said}" in str(caught.value).replace(".txt names", ".txt: names")
+    assert f"labels.txt{said}" in str(caught.value)
     assert caught.value.remedy
 
 

@@ -14,7 +14,7 @@ from service.errors import Malformed, TooLarge, Undecodable, UnsupportedMedia
 
 RAW = frozenset({"application/octet-stream", ""})
 UNDECLARED = "application/x-www-form-urlencoded"
-"""The type that curl, wget and urllib declare where their user names none."""
+"""The type that curl, wget and urllib send if their user gives none."""
 FORM = "multipart/form-data"
 JSON = "application/json"
 PARTS = ("image", "images", "file", "files")
@@ -29,9 +29,10 @@ _TAKEN = (
 
 
 def media_type(content_type: str) -> str:
-    """The media type of a Content-Type header, if it is one that we take.
+    """Return the media type of a Content-Type header.
 
-    The declared image format plays no part, the bytes decide; UnsupportedMedia for other types.
+    Every `image/*` is accepted, because the bytes decide the format. Raise UnsupportedMedia for
+    other types that are not accepted.
     """
     declared = content_type.partition(";")[0].strip().lower()
     if declared in RAW or declared in (FORM, JSON, UNDECLARED) or declared.startswith("image/"):
@@ -40,10 +41,11 @@ def media_type(content_type: str) -> str:
 
 
 def split(body: bytes, content_type: str, limit: int) -> list[bytes]:
-    """The files, at least one and at most `limit`, in their order.
+    """Return the image files of the body in their order, at least one and at most `limit`.
 
-    Malformed names the part or member that is wrong; TooLarge if there are more than `limit`;
-    UnsupportedMedia or Undecodable if the type is UNDECLARED and the body no whole image.
+    Raise Malformed, which names the part or the member that is wrong, TooLarge for more than
+    `limit` files, and UnsupportedMedia or Undecodable if the type is UNDECLARED and the body is not
+    a whole image.
     """
     kind = media_type(content_type)
     if kind == UNDECLARED and body:
@@ -60,7 +62,7 @@ def split(body: bytes, content_type: str, limit: int) -> list[bytes]:
 
 
 def _check_undeclared(body: bytes) -> None:
-    """Raise UnsupportedMedia if `body` is no image, Undecodable if curl stripped bytes of it."""
+    """Raise UnsupportedMedia if `body` is not an image, Undecodable if it lacks its zero bytes."""
     if not images.media_type(body):
         is_json = body.lstrip()[:1] == b"{"
         raise UnsupportedMedia(
@@ -70,7 +72,7 @@ def _check_undeclared(body: bytes) -> None:
             else "Run curl -H 'Content-Type: application/octet-stream' --data-binary @FILE, "
             "or curl -F image=@FILE",
         )
-    # Every image file has zero bytes, in its lengths at least; curl -d @FILE leaves them out.
+    # Every image file has zero bytes, at least in its lengths; curl -d @FILE leaves them out.
     if b"\0" not in body:
         raise Undecodable(
             "The image has lost its zero bytes: curl -d @FILE removes them.",
@@ -79,7 +81,7 @@ def _check_undeclared(body: bytes) -> None:
 
 
 def _json(body: bytes, limit: int) -> list[bytes]:
-    # Each comma may make an object of sixty bytes; base64 has none, a data: URL has one.
+    # Each comma may become an object of sixty bytes; base64 has none, a data: URL has one.
     _check_count(body.count(b",") // COMMAS_AN_IMAGE, limit)
     try:
         document = orjson.loads(body)
@@ -128,9 +130,9 @@ def _file(item: Any, pointer: str) -> bytes:
 
 
 def _decoded(text: str) -> bytes:
-    """Return what `text` is the base64 of: of either alphabet, in lines, padded or not.
+    """Return the bytes of base64 in either alphabet, with or without line breaks and padding.
 
-    The usual form, without any of that, is decoded in one pass.
+    The standard form is decoded in one pass.
     """
     try:
         return base64.b64decode(text, validate=True)
@@ -165,8 +167,11 @@ _FOLD = re.compile(rb"\r\n[ \t]+")
 
 
 def _form(body: bytes, content_type: str, limit: int) -> list[bytes]:
-    """Return the parts' contents: RFC 2046 5.1.1, so what is before the first boundary and after
-    the last one is passed over, and a header may be folded."""
+    """Return the contents of the parts.
+
+    By RFC 2046 5.1.1 bytes before the first boundary and after the last one are ignored, and a
+    header may be folded.
+    """
     boundary = parse_options_header(content_type)[1].get(b"boundary")
     if not boundary:
         raise Malformed(f"{FORM} has no boundary.", "Let the client set the Content-Type.")
@@ -182,15 +187,14 @@ def _form(body: bytes, content_type: str, limit: int) -> list[bytes]:
 
 
 def _parts(body: bytes, delimiter: bytes) -> Iterator[tuple[int, int]]:
-    """Yield where each part starts, behind its boundary's line, and where it ends; -1 if it does
-    not."""
-    # Before the first boundary may be nothing, or text of another kind of line.
+    """Yield the start of each part, behind the line of its boundary, and its end, or -1."""
+    # Nothing or any text may precede the first boundary, and its line may end in a bare LF.
     at = 0 if body.startswith(delimiter[2:]) else body.find(delimiter[1:]) + 1
     if not body.startswith(delimiter[2:], at):
         raise Malformed("The body does not contain the boundary of the form.", _BY_LIBRARY)
     line = _boundary_end(body, at + len(delimiter) - 2)
     while not line[1]:
-        # The line's own end is enough before the next boundary.
+        # The CRLF of this line may be the one before the next boundary: an empty part.
         at = body.find(delimiter, line.end() - 2)
         yield line.end(), at
         line = _boundary_end(body, at + len(delimiter))
@@ -207,8 +211,8 @@ def _boundary_end(body: bytes, at: int) -> re.Match[bytes]:
 
 
 def _head_end(body: bytes, start: int, end: int) -> int:
-    """Return where the empty line behind a part's headers begins."""
-    # A part without headers begins with it: its boundary's line ends before it.
+    """Return the start of the empty line behind the headers of a part."""
+    # A part without headers begins with this line, and its CRLF follows that of the boundary.
     found = body.find(b"\r\n\r\n", start - 2, min(end, start + MAX_PART_HEAD_BYTES))
     if found == -1:
         raise Malformed(
@@ -220,7 +224,7 @@ def _head_end(body: bytes, start: int, end: int) -> int:
 
 
 def _check_name(head: bytes) -> None:
-    """Raise Malformed if the part with these headers is none of PARTS, or they are none."""
+    """Raise Malformed if the name of the part is not in PARTS, or if these are not headers."""
     disposition = b""
     for line in _FOLD.sub(b" ", head).split(b"\r\n") if head else ():
         header, colon, value = line.partition(b":")
