@@ -120,9 +120,9 @@ class BenchServer:
         """Return the CPU seconds of all processes, and of their children that have exited."""
         return self._cpu_seconds_of(self.processes())
 
-    def first_cpu_seconds(self) -> float:
-        """Return the CPU seconds of the process that was started, which runs the event loop."""
-        return self._cpu_seconds_of([self._process.pid])
+    def decode_cpu_seconds(self) -> float:
+        """Return the CPU seconds of topfive's decode processes."""
+        return self._cpu_seconds_of([pid for pid in self.processes() if _decodes(pid)])
 
     def _cpu_seconds_of(self, processes: list[int]) -> float:
         ticks = 0
@@ -196,6 +196,12 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def _decodes(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return b"service.decoding" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    return False
 
 
 def _signal(pids: list[int], number: int) -> None:

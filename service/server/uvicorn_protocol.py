@@ -35,8 +35,6 @@ log = logging.getLogger("topfive.protocol")
 
 MAX_HEAD_BYTES = 65536
 """Maximum bytes of a head, a chunk header or a trailer."""
-WAKE_BYTES = 1 << 18
-"""Bytes of a body that are buffered before the application is woken: four times uvicorn's limit."""
 LINGER_S = 0.5
 """Seconds for the client to end a connection after this side has ended, before it is closed."""
 LINGER_BYTES = 1 << 20
@@ -97,11 +95,8 @@ class Protocol(HttpToolsProtocol):
     """Whether all further bytes are dropped."""
     _ended = False
     _stopping = False
-    _has_length = False
-    """Whether the head has a Content-Length."""
     _dropped_bytes = 0
     _unparsed_bytes = 0
-    _held_bytes = 0
     _probe_s, _probe_at = PROBE_S, 0.0
 
     def __init__(
@@ -109,7 +104,6 @@ class Protocol(HttpToolsProtocol):
     ) -> None:
         super().__init__(config, connections, app_state)
         self._table = connections
-        self._pieces: list[bytes] = []
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -176,7 +170,6 @@ class Protocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._unparsed_bytes = 0
-        self._has_length = any(name == b"content-length" for name, _ in self.headers)
         super().on_headers_complete()
         self._receiving = _BODY
         self._table.heads.pop(self, None)
@@ -187,41 +180,15 @@ class Protocol(HttpToolsProtocol):
             self._refuse(_other_version(f"HTTP/{version}"))
 
     def on_body(self, body: bytes) -> None:
-        """Collect the body, and wake the application at its end or after WAKE_BYTES.
-
-        uvicorn wakes it for each piece that arrives. A body without a Content-Length is handed over
-        piece by piece, because its size must be checked.
-        """
         self._unparsed_bytes = 0
-        cycle = self.cycle
-        if cycle.response_complete or not self._has_length:
-            super().on_body(body)
-            return
-        self._pieces.append(body)
-        self._held_bytes += len(body)
-        if self._held_bytes > WAKE_BYTES:
-            self._hand_over()
-            self.flow.pause_reading()
-            cycle.message_event.set()
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         if self._upgrades:  # the parser takes the head for the whole message
             return
         self._receiving = _NOTHING
         self._unparsed_bytes = 0
-        self._hand_over()
         super().on_message_complete()
-
-    def _hand_over(self) -> None:
-        """Move the collected pieces to the ASGI cycle. A single piece is passed without a copy."""
-        if not self._pieces:
-            return
-        if self.cycle.body:  # the application has not received it yet
-            self._pieces.insert(0, bytes(self.cycle.body))
-        # Bytes, because uvicorn would copy a bytearray.
-        self.cycle.body = b"".join(self._pieces)  # type: ignore[assignment]
-        self._pieces.clear()
-        self._held_bytes = 0
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._running = cycle

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import os
 import socket
 from collections.abc import Awaitable, Callable
 from unittest.mock import Mock
@@ -13,42 +12,8 @@ from starlette.types import Receive, Scope, Send
 
 from service.server import listener, uvicorn_server
 from service.server.connections import IDLE_S, KEEP_ALIVE_S, Connections
-from service.server.uvicorn_protocol import WAKE_BYTES, Protocol, ServerConnections
+from service.server.uvicorn_protocol import Protocol, ServerConnections
 from service.settings import Settings
-
-PIECE_BYTES = 65536
-
-
-async def test_pieces_that_come_before_the_application_asks_are_kept() -> None:
-    """Three times what a connection holds, all there before the application's first step."""
-    body = os.urandom(3 * WAKE_BYTES + 1)
-
-    received = []
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        more = True
-        while more:
-            message = await receive()
-            received.append(message["body"])
-            more = message["more_body"]
-        await send({"type": "http.response.start", "status": 204})
-        await send({"type": "http.response.body"})
-
-    config = uvicorn.Config(app, http=Protocol, lifespan="off", log_config=None)
-    config.load()
-    state = ServerConnections(head_timeout_s=10)
-    protocol = Protocol(config, state, {})
-    transport = Mock(spec=asyncio.Transport)
-    transport.get_extra_info.return_value = None
-    transport.is_closing.return_value = False
-    protocol.connection_made(transport)
-    head = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n"
-    protocol.data_received(head % len(body))
-    for at in range(0, len(body), PIECE_BYTES):
-        protocol.data_received(body[at : at + PIECE_BYTES])
-    await asyncio.gather(*state.tasks)
-    assert b"".join(received) == body
-
 
 GET = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
 

@@ -62,12 +62,12 @@ PROTOCOL = {
 }
 CYCLE = dict.fromkeys(
     (
-        *("body", "disconnected", "keep_alive", "message_event", "more_body"),
+        *("disconnected", "keep_alive", "message_event", "more_body"),
         *("response_complete", "response_started", "scope"),
     ),
     "",
 )
-FLOW = {"pause_reading": "(self) -> None", "resume_reading": "(self) -> None"}
+FLOW = {"resume_reading": "(self) -> None"}
 CONFIG = {"timeout_graceful_shutdown": ""}
 
 
