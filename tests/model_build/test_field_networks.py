@@ -301,7 +301,7 @@ def test_a_mark_before_utf_8_is_read(tmp_path: Path) -> None:
 def test_labels_in_utf_16_are_refused_by_name(encoding: str, tmp_path: Path) -> None:
     """As Windows PowerShell's > writes them, and without the mark."""
     (tmp_path / "own.txt").write_text("cat\ndog\n", encoding=encoding)
-    with pytest.raises(ArtifactError, match=r"own\.txt: .* UTF-16.*: save the file as UTF-8"):
+    with pytest.raises(ArtifactError, match=r"own\.txt: .* UTF-16.*\. Save the file as UTF-8"):
         artifact.read_labels(tmp_path / "own.txt")
 
 
