@@ -185,7 +185,7 @@ UNSUITED = {
     "batch norm first": (
         TEXT.replace("layer {", BATCH_NORM + "layer {", 1).replace('m: "data"', 'm: "norm"')
         .replace('m: "norm" top: "norm"', 'm: "data" top: "norm"'),
-        "the input is read by 'norm' (BatchNorm)",
+        "The input is read by 'norm' (BatchNorm)",
     ),
     "grouped": (TEXT.replace("num_output: 64", "group: 3 num_output: 63"), "group: 3"),
     "V1": (V1, "older form"),
@@ -199,7 +199,7 @@ UNSUITED = {
         TEXT + 'layer { name: "s" type: "Silence" bottom: "fc" }', "layers without a result"),
     "two inputs": (
         TEXT.replace("layer {", 'input: "more" input_dim: [1, 1, 1, 1] layer {', 1),
-        "the network has the inputs 'more' besides 'data'",
+        "The network has the inputs 'more' besides 'data'.",
     ),
     "two ends": (
         TEXT + 'layer { name: "more" type: "Softmax" bottom: "fc" top: "more" }',
@@ -251,7 +251,7 @@ def test_an_old_caffemodel_goes_as_onnx(build: Run, stub: Path, small: list[str]
     file = stub.parent / "old.caffemodel"
     file.write_bytes(old.SerializeToString())
     code, _, err = build("--caffemodel", file)
-    assert code == 0 and "old.caffemodel: the file has Caffe's older form" in err
+    assert code == 0 and "old.caffemodel: The file has Caffe's older form" in err
 
 
 def test_onnx_is_read_as_onnx(run: Run, build: Run, stub: Path, small: list[str]) -> None:
