@@ -324,7 +324,7 @@ def test_a_model_that_misses_its_golden_answers_is_refused(
     strict = replace(precisions["force_float16"], tolerance=1e-9)
     monkeypatch.setitem(precisions, "force_float16", strict)
     code, _, err = run("caffe", *small, "--precision", "force_float16", "--output", output)
-    assert code == 1 and "off by" in err and "build with --precision force_float32" in err
+    assert code == 1 and "off by" in err and "Build with --precision force_float32." in err
     assert_nothing_written(output)
 
 
@@ -340,9 +340,14 @@ def test_an_output_that_exists_is_kept(run: Run, small: list[str], tmp_path: Pat
     (tmp_path / "notes" / "notes.txt").write_text("mine")
     (tmp_path / "empty").mkdir()
     before = sorted(tmp_path.rglob("*"))
-    for arguments in (["net"], ["file", "--force"], ["notes", "--force"], ["empty", "--force"]):
-        code, _, err = run("caffe", *small, "--output", tmp_path / arguments[0], *arguments[1:])
-        assert code == 1 and f"{arguments[0]}: exists" in err and "reading" not in err
+    for name, options, said in (
+        ("net", [], "The folder already exists."),
+        ("file", ["--force"], "The output exists and cannot be replaced: Not a directory"),
+        ("notes", ["--force"], "The folder contains notes.txt and is not an artifact."),
+        ("empty", ["--force"], "The folder contains no manifest and is not an artifact."),
+    ):
+        code, _, err = run("caffe", *small, "--output", tmp_path / name, *options)
+        assert code == 1 and f"{name}: {said}\n" in err and "reading" not in err
     assert sorted(tmp_path.rglob("*")) == before
 
 
