@@ -213,7 +213,7 @@ def test_a_preset_is_of_bytes(run: Run, small: list[str], output: Path) -> None:
     """--pixel-range 1 with its numbers is refused by name."""
     options = ("--preprocess", "caffe", "--pixel-range", 1, "--mean", 0.5)
     code, _, err = run("caffe", *small[:6], *options, "--output", output)
-    assert code == 1 and "--pixel-range 1, but the --std of --preprocess caffe are for" in err
+    assert code == 1 and "--pixel-range is 1, but the --std of --preprocess caffe are for" in err
     assert_nothing_written(output)
 
 
@@ -251,9 +251,9 @@ def test_inspect_refuses_what_cannot_be_trusted(run: Run, small: list[str], outp
         (["--precision", "float32"], "--precision float32 cannot be built"),
         (["--batch-range", "1", "8", "--no-shape-mutable"], "contradicts --no-shape-mutable"),
         (["--batch-range", "8", "1"], "--batch-range 8 1 is not a range"),
-        (["--preprocess", "resnet"], "unknown --preprocess resnet"),
+        (["--preprocess", "resnet"], "--preprocess resnet is unknown."),
         (["--std", "0"], "--std"),
-        (["--crop", "24"], "--crop 24, but the network takes 32 x 32"),
+        (["--crop", "24"], "--crop is 24, but the network takes 32 x 32"),
         (["--resize", "24"], "--resize 24 is smaller than the network's input"),
         (["--input-width", "40"], "--resize 36 is smaller than the network's input, 32 x 40"),
         (["--labels", "2012"], "has 10 classes; --labels 2012 has 1000"),

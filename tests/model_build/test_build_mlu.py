@@ -518,7 +518,7 @@ def test_a_broken_photo_is_named(build: Run, stub: Path, tmp_path: Path) -> None
     folder.mkdir()
     (folder / "broken.jpg").write_bytes((PHOTOS / "rocket.jpg").read_bytes()[:100])
     code, _, err = build(*INT8[:2], "--image-dir", folder)
-    assert code == 1 and "broken.jpg: not usable for calibration" in err
+    assert code == 1 and "broken.jpg: The photo cannot be used for calibration: " in err
     assert not (tmp_path / "net").exists()
 
 

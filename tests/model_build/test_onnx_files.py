@@ -74,7 +74,7 @@ def test_the_options_reach_the_file(run: Run, tmp_path: Path) -> None:
     ("options", "said"),
     [
         (["--labels", "2012"], "has 5 classes; --labels 2012 has 1000"),
-        (["--crop", "8"], "--crop 8, but the network takes 16 x 16"),
+        (["--crop", "8"], "--crop is 8, but the network takes 16 x 16"),
         (["--resize", "12"], "--resize 12 is smaller than the network's input"),
         (["--output-name", "nope"], "No node makes the output 'nope'"),
         (["--model", "absent.onnx"], "absent.onnx: "),
