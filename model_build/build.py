@@ -98,8 +98,8 @@ def _check_labels(file: Path, labels: Sequence[Label], report: Report) -> None:
         if labels and all(
             re.match(rf"{at}\W+\w", each.names) for at, each in enumerate(labels, first)
         ):
-            detail = f"the lines of --labels are numbered; the first is {labels[0].names[:60]!r}"
-            remedy = "remove the numbers: the position of a line is the number of its class"
+            detail = f"The lines of --labels are numbered; the first is {labels[0].names[:60]!r}."
+            remedy = "Remove the numbers: the position of a line is the number of its class."
             raise BuildError(detail, remedy, file=str(file))
     for label, times in Counter(labels).items():
         if times > 1:
@@ -112,16 +112,16 @@ def _check_label_count(recipe: Recipe, network: Network, count: int) -> None:
     remedy = artifact.LABEL_FORM.replace("a text", "--labels a file")
     if count == network.classes - 1:
         remedy = (
-            "the network probably has a background class first: give --labels a file with the line "
+            "The network probably has a background class first. Give --labels a file with the line "
             f"background, followed by the {count} lines of {_labels_file(recipe)}"
         )
     if count == network.classes + 1:
         remedy = (
-            f"if the first line of {_labels_file(recipe)} is a background class, which the network "
-            "does not have, remove the line"
+            f"If the first line of {_labels_file(recipe)} is a background class, which the network "
+            "does not have, remove the line."
         )
     raise BuildError(
-        f"the network has {network.classes} classes; --labels {recipe.labels} has {count}",
+        f"The network has {network.classes} classes; --labels {recipe.labels} has {count}.",
         remedy,
         file=str(recipe.files[0]),
     )

@@ -55,5 +55,6 @@ def _decode(photo: Path, row: NDArray[np.uint8], recipe: PreprocessingRecipe) ->
             photo.read_bytes(), row, recipe.resize, recipe.resample, image_folder.MAX_PIXELS
         )
     except (OSError, RequestError) as error:
-        remedy = "remove the file from --image-dir"
-        raise BuildError(f"not usable for calibration: {error}", remedy, file=str(photo)) from error
+        detail = f"The photo cannot be used for calibration: {error}"
+        remedy = "Remove the file from --image-dir."
+        raise BuildError(detail, remedy, file=str(photo)) from error

@@ -109,7 +109,7 @@ def demo(
     Example: topfive-build demo --output artifacts/efficientnet-lite0
     """
     if (output is None) == (sources is None):
-        raise typer.BadParameter("give exactly one of them", param_hint="--output or --sources")
+        raise typer.BadParameter("Give exactly one of them.", param_hint="--output or --sources")
     if sources:
         _write_demo_sources(sources)
     elif output:
@@ -123,7 +123,7 @@ def _write_demo_sources(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         files = write_demo_sources(folder)
     except OSError as error:
-        remedy = "name a writable folder as --sources"
+        remedy = "Name a writable folder as --sources."
         detail, remedy = disk.unwritable(folder, error, remedy)
         raise BuildError(detail, remedy, file=str(folder)) from error
     print(*files, sep="\n")
@@ -255,7 +255,7 @@ def _report_on_stderr() -> Callable[[str], None]:
 
 
 def _not_installed(error: ModuleNotFoundError) -> BuildError:
-    return BuildError(f"{error.name} is not installed", INSTALL)
+    return BuildError(f"The package {error.name} is not installed.", INSTALL)
 
 
 def _is_whole_demo(output: Path) -> bool:
@@ -279,7 +279,9 @@ def _is_whole_demo(output: Path) -> bool:
             note = str(error)
     if not ours:
         raise BuildError(
-            "exists and is not the demo artifact", "name another --output", file=str(output)
+            "The output exists and is not the demo artifact.",
+            "Name another --output.",
+            file=str(output),
         )
     if note:
         print(f"building the demo again: {note}", file=sys.stderr)

@@ -114,16 +114,16 @@ def after_build(artifact: Artifact, python: str | None, ordinal: int, report: Re
         compared = compare(artifact, artifact.golden.rows[:0], ordinal, python)
     except DeviceError as error:
         raise BuildError(
-            f"the card cannot run the compiled model: {error}",
-            f"{error.remedy or 'run topfive doctor to check the card'}; to build for another card "
+            f"The card cannot run the compiled model: {error}",
+            f"{error.remedy or 'Run topfive doctor to check the card.'} To build for another card "
             "than this one, hide this one: MLU_VISIBLE_DEVICES=",
         ) from error
     report(str(compared))
     if not compared.holds:
         raise BuildError(
-            f"the answers of the card differ from the CPU's: {compared}",
-            "build with the other --frontend and with --precision force_float32 to find the cause; "
-            "the largest difference of a right float32 build is below 0.01",
+            f"The answers of the card differ from the CPU's: {compared}.",
+            "Build with the other --frontend and with --precision force_float32 to find the cause. "
+            "The largest difference of a right float32 build is below 0.01.",
         )
 
 
@@ -141,9 +141,9 @@ def replace_golden(artifact: Artifact, ordinal: int, python: str | None) -> Mani
         for name in artifact.manifest.files.keys() - {GOLDEN}:
             shutil.copyfile(artifact.path / name, folder / name)
             if facts(folder / name) != artifact.manifest.files[name]:
-                remedy = "run the command again while no other process writes the artifact"
+                remedy = "Run the command again while no other process writes the artifact."
                 raise BuildError(
-                    "the file was replaced during the command",
+                    "The file was replaced during the command.",
                     remedy,
                     file=str(artifact.path / name),
                 )

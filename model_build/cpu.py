@@ -56,7 +56,9 @@ def write_ir(
         ov.save_model(network, file, compress_to_fp16=precision == "force_float16")
     except RuntimeError as error:
         raise BuildError(
-            f"cannot be written: {error}", "check that the disk is not full", file=str(file)
+            f"The file cannot be written: {error}",
+            "Check that the disk is not full.",
+            file=str(file),
         ) from error
 
 

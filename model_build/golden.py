@@ -34,11 +34,11 @@ def validate(answers: NDArray[np.float32], golden: Golden, precision: Precision)
     difference = golden.deviation(answers)
     if not difference <= golden.tolerance:
         raise BuildError(
-            f"the compiled model is off by {difference:.2g} on the golden rows; "
-            f"the tolerance of {precision} is {golden.tolerance:g}",
-            "build with --precision force_float32"
+            f"The compiled model is off by {difference:.2g} on the golden rows; "
+            f"the tolerance of {precision} is {golden.tolerance:g}.",
+            "Build with --precision force_float32."
             if precision != "force_float32"
-            else "this is a fault of topfive or of OpenVINO: please report it",
+            else "This is a fault of topfive or of OpenVINO. Please report it.",
         )
     return difference
 
@@ -47,9 +47,9 @@ def check(reference: NDArray[np.float32]) -> None:
     """Raise BuildError if the network's answers to the golden rows are not probabilities."""
     if not np.isfinite(reference).all() or np.abs(reference.sum(axis=1) - 1).max() > 1e-3:
         raise BuildError(
-            "the answers of the network are not probabilities: "
-            f"their sums are {', '.join(f'{total:.4g}' for total in reference.sum(axis=1))}",
-            "check the weights, --mean and --std",
+            "The answers of the network are not probabilities: "
+            f"their sums are {', '.join(f'{total:.4g}' for total in reference.sum(axis=1))}.",
+            "Check the weights, --mean and --std.",
         )
 
 

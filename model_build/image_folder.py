@@ -29,7 +29,7 @@ def spread(found: Sequence[T], count: int) -> list[T]:
 def in_folder(folder: Path) -> list[Path]:
     """Return the images in the folder and its subfolders; raise BuildError if there are none."""
     endings = ", ".join(sorted(image_files.ENDINGS))
-    remedy = f"name a folder that contains {endings} files as --image-dir"
+    remedy = f"Name a folder that contains {endings} files as --image-dir."
     try:
         found = image_files.in_folder(folder)
     except OSError as error:
@@ -37,7 +37,7 @@ def in_folder(folder: Path) -> list[Path]:
         detail, remedy = disk.unreadable(place, error, remedy)
         raise BuildError(detail, remedy, file=str(place)) from error
     if not found:
-        raise BuildError("no images in this folder", remedy, file=str(folder))
+        raise BuildError("The folder contains no images.", remedy, file=str(folder))
     return found
 
 
@@ -66,8 +66,8 @@ def decoded(
             continue
         whole.append(place)
     if not whole:
-        raise BuildError(f"none of the {len(files)} images can be decoded", _REMEDY)
+        raise BuildError(f"None of the {len(files)} images can be decoded.", _REMEDY)
     return rows[: len(whole)], whole
 
 
-_REMEDY = "give JPEG or PNG photos with --image-dir"
+_REMEDY = "Give JPEG or PNG photos with --image-dir."

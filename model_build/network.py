@@ -55,7 +55,7 @@ def check(network: Network, file: str = "") -> None:
     opsets = {entry.domain: entry.version for entry in model.opset_import}
     if set(opsets) != {""} or opsets[""] not in OPSETS or model.ir_version > MAX_IR_VERSION:
         raise BuildError(
-            f"opsets {opsets} and IR {model.ir_version} are not supported by the targets", file=file
+            f"The targets do not support opsets {opsets} with IR {model.ir_version}.", file=file
         )
     try:
         onnx.checker.check_model(_without_weights(model), full_check=True)
@@ -96,8 +96,8 @@ def fold_preprocessing(
     """
     made = {name for node in network.model.graph.node for name in node.output}
     if ROWS in {network.input_name, *made}:
-        remedy = "rename the blob in the network"
-        raise BuildError(f"a blob has the name '{ROWS}', which the input will have", remedy)
+        remedy = "Rename the blob in the network."
+        raise BuildError(f"A blob has the name '{ROWS}', which the input will have.", remedy)
     model = onnx.ModelProto()
     model.CopyFrom(network.model)
     graph = model.graph

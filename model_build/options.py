@@ -118,8 +118,9 @@ class CardOptions:
     def _calibration(self) -> recipe.CalibrationRecipe:
         if self.image_dir is None:
             raise BuildError(
-                "int8 needs photos for calibration, and no --image-dir is given",
-                "name a folder of photos like those that will be classified with --image-dir",
+                "An int8 model needs photos for calibration, and no --image-dir is given.",
+                "Name a folder of photos with --image-dir. The photos must be like those that "
+                "will be classified.",
             )
         return recipe.CalibrationRecipe(
             folder=self.image_dir,
@@ -249,7 +250,7 @@ class Options:
         """Return the recipe for these files; raise BuildError if options contradict each other."""
         precision = recipe.precision(self.precision, self.target)
         if kind == "onnx" and self.card.frontend == "caffe":
-            raise BuildError("--frontend caffe cannot read ONNX", "leave --frontend out")
+            raise BuildError("--frontend caffe cannot read ONNX.", "Leave --frontend out.")
         self._note_unused(precision)
         word = self.shape_mutable_word
         mean, std = _triple("--mean", self.mean), _triple("--std", self.std)

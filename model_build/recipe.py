@@ -162,7 +162,7 @@ def triple(text: str) -> Triple:
     except ValueError:
         numbers = []
     if len(numbers) not in (1, 3) or not all(map(math.isfinite, numbers)):
-        raise ValueError(f"{text!r} is neither one number nor three numbers separated by commas")
+        raise ValueError(f"{text!r} is neither one number nor three numbers separated by commas.")
     first, second, third = numbers * 3 if len(numbers) == 1 else numbers
     return first, second, third
 
@@ -239,32 +239,32 @@ def preprocessing(
     }
     given = {name: value for name, value in parts.items() if value is not None}
     if preset is not None and preset not in PRESETS:
-        raise BuildError(f"unknown --preprocess {preset}", f"give one of {', '.join(PRESETS)}")
+        raise BuildError(f"--preprocess {preset} is unknown.", f"Give one of {', '.join(PRESETS)}.")
     missing = [f"--{name}" for name in parts if name not in given and name != "crop"]
     if preset is None and missing:
         raise BuildError(
-            f"the preprocessing lacks {', '.join(missing)}",
-            f"give the missing options, or --preprocess with one of {', '.join(PRESETS)}",
+            f"The preprocessing lacks {', '.join(missing)}.",
+            f"Give the missing options, or --preprocess with one of {', '.join(PRESETS)}.",
         )
     of_preset = [f"--{name}" for name in ("mean", "std") if name not in given]
     if pixel_range == "1" and of_preset:
         raise BuildError(
-            f"--pixel-range 1, but the {' and '.join(of_preset)} of --preprocess {preset} are for "
-            "pixels of 0 to 255",
-            "leave --pixel-range out, or give both --mean and --std for pixels of 0 to 1",
+            f"--pixel-range is 1, but the {' and '.join(of_preset)} of --preprocess {preset} are "
+            "for pixels of 0 to 255.",
+            "Leave --pixel-range out, or give both --mean and --std for pixels of 0 to 1.",
         )
     # Without a preset every part is given, so it does not matter which preset is replaced.
     chosen = replace(PRESETS[preset or "caffe"], **given)  # type: ignore[arg-type]
     if min(chosen.std) <= 0:
         raise BuildError(
-            f"--std {chosen.std}: pixels cannot be divided by it", "give numbers above 0"
+            f"Pixels cannot be divided by --std {chosen.std}.", "Give numbers above 0."
         )
     if pixel_range == "1":
         chosen = replace(chosen, mean=times(chosen.mean, 255), std=times(chosen.std, 255))
     if chosen.crop is not None and chosen.resize < chosen.crop:
         raise BuildError(
-            f"--resize {chosen.resize} is smaller than --crop {chosen.crop}",
-            "the short side is scaled to --resize before the crop: give a larger --resize",
+            f"--resize {chosen.resize} is smaller than --crop {chosen.crop}.",
+            "The short side is scaled to --resize before the crop. Give a larger --resize.",
         )
     return chosen
 
@@ -276,8 +276,8 @@ def precision(name: str, target: str) -> "Precision":
         return cast("Precision", name)
     why = "; int8 is for cards, --target mlu" if name in INT8 else ""
     raise BuildError(
-        f"--precision {name} cannot be built for --target {target}{why}",
-        f"build with one of {', '.join(known)}",
+        f"--precision {name} cannot be built for --target {target}{why}.",
+        f"Build with one of {', '.join(known)}.",
     )
 
 
@@ -292,18 +292,18 @@ def batch(size: int, mutable: bool, limits: tuple[int, int] | None = None) -> tu
     least, most = limits
     if not mutable:
         raise BuildError(
-            f"--batch-range {least} {most} contradicts --no-shape-mutable",
-            "leave out --batch-range, or --no-shape-mutable",
+            f"--batch-range {least} {most} contradicts --no-shape-mutable.",
+            "Leave out --batch-range, or --no-shape-mutable.",
         )
     if not 1 <= least < most <= MAX_BATCH:
         raise BuildError(
-            f"--batch-range {least} {most} is not a range of batch sizes",
-            f"give MIN and MAX with 1 <= MIN < MAX <= {MAX_BATCH}; for a single size give "
-            "--no-shape-mutable --batch-size",
+            f"--batch-range {least} {most} is not a range of batch sizes.",
+            f"Give MIN and MAX with 1 <= MIN < MAX <= {MAX_BATCH}. For a single size give "
+            "--no-shape-mutable and --batch-size.",
         )
     if size > most:
         raise BuildError(
-            f"--batch-size {size} is beyond --batch-range {least} {most}", "leave one of them out"
+            f"--batch-size {size} is beyond --batch-range {least} {most}.", "Leave one of them out."
         )
     return least, most
 
@@ -317,8 +317,8 @@ def arch(text: str) -> str | dict[str, list[int]]:
     known = re.fullmatch(r"m?tp_\d+(\.\d+)?", name)
     if not known or (colon and not re.fullmatch(r"[1-9]\d?(,[1-9]\d?)*", clusters)):
         raise BuildError(
-            f"--arch {text} is not the architecture of a card",
-            f"give its name, or its name and its numbers of clusters: {ARCH}",
+            f"--arch {text} is not the architecture of a card.",
+            f"Give its name, or its name and its numbers of clusters: {ARCH}",
         )
     return {name: [int(number) for number in clusters.split(",")]} if colon else name
 
@@ -333,7 +333,7 @@ def model_name(name: str | None, file: Path) -> str:
     try:
         return check_model_name(name)
     except ValueError as error:
-        raise BuildError(f"--name: {error}", "give another --name") from error
+        raise BuildError(f"--name: {error}", "Give another --name.") from error
 
 
 def check_input_size(recipe: Recipe, height: int, width: int) -> None:
@@ -341,14 +341,15 @@ def check_input_size(recipe: Recipe, height: int, width: int) -> None:
     wanted = recipe.preprocessing
     if wanted.crop is not None and {wanted.crop} != {height, width}:
         raise BuildError(
-            f"--crop {wanted.crop}, but the network takes {height} x {width} (height x width)",
-            "leave --crop out, or change the network's input with --input-height and --input-width",
+            f"--crop is {wanted.crop}, but the network takes {height} x {width} (height x width).",
+            "Leave --crop out, or change the network's input with --input-height and "
+            "--input-width.",
             file=str(recipe.files[0]),
         )
     if wanted.resize < max(height, width):
         raise BuildError(
             f"--resize {wanted.resize} is smaller than the network's input, {height} x {width} "
-            "(height x width)",
-            f"give --resize {max(height, width)} or more",
+            "(height x width).",
+            f"Give --resize {max(height, width)} or more.",
             file=str(recipe.files[0]),
         )

@@ -20,7 +20,7 @@ from service.errors import BuildError
 BATCH = 8
 """Rows that the reference computes at once, unless its batch is fixed."""
 
-_AGAIN = "build the artifact again with this topfive-build"
+_AGAIN = "Build the artifact again with this topfive-build."
 
 Answers = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
@@ -43,7 +43,7 @@ def opened(artifact: Artifact, instead: Normalisation | None = None) -> Answers:
     target = BUILD_TARGETS[artifact.manifest.target]
     file = target.reference
     if file not in artifact.manifest.files:
-        raise BuildError("the CPU reference is missing", _AGAIN, file=str(artifact.path / file))
+        raise BuildError("The CPU reference is missing.", _AGAIN, file=str(artifact.path / file))
     core = ov.Core()
     model = core.read_model(artifact.path / file)
     if instead:
@@ -66,7 +66,7 @@ def _normalise(model: ov.Model, instead: Normalisation) -> None:
     by_name = {node.get_friendly_name(): node for node in model.get_ordered_ops()}
     centred = by_name.get("rows:centred")
     if centred is None:
-        raise BuildError("the reference contains no preprocessing", _AGAIN)
+        raise BuildError("The reference contains no preprocessing.", _AGAIN)
     [divided] = centred.output(0).get_target_inputs()
     for node, numbers in ((centred, instead.mean), (divided.get_node(), instead.std)):
         by_channel = np.array(numbers, np.float32).reshape(1, 3, 1, 1)

@@ -21,7 +21,7 @@ from model_build.reference import Normalisation
 from model_build.targets import Report
 from service import artifact as artifacts
 from service.artifact import Artifact, Inside, Resample
-from service.errors import BuildError
+from service.errors import BuildError, clause
 from service.tools.evaluation.labels import NAME_REMEDY, Sample, read_samples, why_not_there
 from service.tools.evaluation.results import wilson
 
@@ -94,8 +94,9 @@ def labelled(
     if not there:
         why = why_not_there(image_dir, samples[0].name)
         raise BuildError(
-            f"none of the {len(samples)} labelled images exists: {why}",
-            f"name the folder that the file names are relative to as --image-dir, or {NAME_REMEDY}",
+            f"None of the {len(samples)} labelled images exists: {why}",
+            "Name the folder that the file names are relative to as --image-dir, or "
+            f"{clause(NAME_REMEDY)}.",
             file=str(image_dir),
         )
     if read.leftovers:

@@ -100,8 +100,8 @@ def _check_output(plan: SweepPlan) -> None:
     ]
     taken = [path for path in (plan.output / TABLE, *made) if path.exists()]
     if taken and not plan.force:
-        remedy = "name another --output, or replace it with --force"
-        raise BuildError("exists", remedy, file=str(taken[0]))
+        remedy = "Name another --output, or replace this one with --force."
+        raise BuildError("The output already exists.", remedy, file=str(taken[0]))
 
 
 def _accuracy(plan: SweepPlan, recipe: Recipe, table: Table, report: Report) -> tuple[str, str]:
@@ -197,5 +197,6 @@ def _write(folder: Path, table: Table) -> None:
         aside.write_text(str(table), encoding="utf-8")
         aside.replace(folder / TABLE)
     except OSError as error:
-        detail, remedy = disk.unwritable(folder, error, "name another --output")
-        raise BuildError(f"cannot be written: {detail}", remedy, file=str(folder)) from error
+        detail, remedy = disk.unwritable(folder, error, "Name another --output.")
+        detail = f"The table cannot be written: {detail}"
+        raise BuildError(detail, remedy, file=str(folder)) from error

@@ -126,7 +126,7 @@ def _sweep(
     try:
         from model_build import sweep
     except ModuleNotFoundError as error:
-        raise BuildError(f"{error.name} is not installed", INSTALL) from error
+        raise BuildError(f"The package {error.name} is not installed.", INSTALL) from error
     labels, folder, count = images
     labelled = sweep.EvaluationSet(labels, folder or _folder(labels), count) if labels else None
     plan = sweep.SweepPlan(recipes, sizes, options.output, options.force, duration_s, labelled)
@@ -144,10 +144,11 @@ def _sizes(text: str) -> list[int]:
     """Return the numbers of a text like `1,4,8`, each once."""
     words = dict.fromkeys(text.split(","))
     if not all(word.isascii() and word.isdecimal() for word in words):
-        raise typer.BadParameter(f"{text!r} is not a list like 1,4,8", param_hint="--batch-sizes")
+        detail = f"A list like 1,4,8 is expected, not {text!r}."
+        raise typer.BadParameter(detail, param_hint="--batch-sizes")
     sizes = [int(word) for word in words]
     if not all(1 <= size <= recipe.MAX_BATCH for size in sizes):
-        detail = f"{text}: a batch size is from 1 to {recipe.MAX_BATCH}"
+        detail = f"A batch size of {text!r} is not from 1 to {recipe.MAX_BATCH}."
         raise typer.BadParameter(detail, param_hint="--batch-sizes")
     return sizes
 

@@ -100,12 +100,12 @@ def verified(artifact: Artifact, options: VerifyOptions, report: Report) -> Verd
     target = BUILD_TARGETS[artifact.manifest.target]
     if options.ordinal is not None and target.is_own_reference:
         title = target.served.title
-        detail = f"--device-id is only for an artifact of a card; this artifact is for {title}"
-        raise BuildError(detail, "leave --device-id out", file=str(artifact.path))
+        detail = f"--device-id is only for an artifact of a card; this artifact is for {title}."
+        raise BuildError(detail, "Leave --device-id out.", file=str(artifact.path))
     not_done = comparison.why_not(artifact, options.ordinal or 0, options.python)
     if not_done and options.ordinal is not None:
-        detail = f"device {options.ordinal} cannot be run: {not_done.detail}"
-        raise BuildError(detail, f"{not_done.remedy}; topfive doctor shows more")
+        detail = f"Device {options.ordinal} cannot be run: {not_done.detail}"
+        raise BuildError(detail, f"{not_done.remedy} To see more, run topfive doctor.")
     compared = None if not_done else _compared(artifact, options, report)
     recipe = _scored(artifact, options, report) if options.label_file else None
     reason = not_done.detail if not_done else ""

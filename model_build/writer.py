@@ -41,8 +41,8 @@ def check_output(output: Path, force: bool) -> None:
         return
     except NotADirectoryError as error:
         raise BuildError(
-            f"exists and cannot be replaced: {error.strerror}",
-            "name a new folder as --output",
+            f"The output exists and cannot be replaced: {error.strerror}",
+            "Name a new folder as --output.",
             file=str(output),
         ) from error
     except OSError as error:
@@ -50,13 +50,15 @@ def check_output(output: Path, force: bool) -> None:
     if MANIFEST not in names or names - OURS:
         foreign = ", ".join(sorted(names - OURS)[:3]) or "no manifest"
         raise BuildError(
-            f"exists and is not an artifact: it contains {foreign}",
-            "name a new folder as --output",
+            f"The folder contains {foreign} and is not an artifact.",
+            "Name a new folder as --output.",
             file=str(output),
         )
     if not force:
         raise BuildError(
-            "exists", "name a new folder as --output, or replace it with --force", file=str(output)
+            "The folder already exists.",
+            "Name a new folder as --output, or replace this one with --force.",
+            file=str(output),
         )
 
 
@@ -82,9 +84,9 @@ def aside(output: Path, force: bool) -> Iterator[Path]:
 
 
 def _unwritable(output: Path, error: OSError) -> BuildError:
-    remedy = "name an --output in a writable folder with enough space"
+    remedy = "Name an --output in a writable folder with enough space."
     detail, remedy = disk.unwritable(Path(error.filename or output), error, remedy)
-    return BuildError(f"cannot be written: {detail}", remedy, file=str(output))
+    return BuildError(f"The artifact cannot be written: {detail}", remedy, file=str(output))
 
 
 def write_manifest(folder: Path, sdk: Sdk | None = None, **fields: Any) -> Manifest:
@@ -111,7 +113,7 @@ def sign(folder: Path, manifest: Manifest) -> Manifest:
     try:
         return artifact.read(folder).manifest
     except ArtifactError as error:
-        raise BuildError(f"the artifact cannot be read back: {error}", error.remedy) from error
+        raise BuildError(f"The artifact cannot be read back: {error}", error.remedy) from error
 
 
 @contextlib.contextmanager

@@ -47,7 +47,7 @@ Precision = Literal["force_float32", "force_float16", "qint8_mixed_float16", "qi
 
 def _plain_name(value: str) -> str:
     if value in ("", ".", "..") or Path(value).name != value:
-        raise ValueError(f"{value!r} is not a plain file name")
+        raise ValueError(f"{value!r} is not a plain file name.")
     return value
 
 
@@ -57,7 +57,7 @@ def check_model_name(value: str) -> str:
         raise ValueError(
             f"{value!r} cannot name a model: a name has 1 to 63 letters, digits, '.', "
             "'_' or '-', begins with a letter or digit, and is none of "
-            f"{', '.join(sorted(RESERVED_NAMES))}"
+            f"{', '.join(sorted(RESERVED_NAMES))}."
         )
     return value
 
@@ -65,7 +65,7 @@ def check_model_name(value: str) -> str:
 def _known_target(value: str) -> str:
     if value not in SERVED_TARGETS:
         known = " or ".join(repr(name) for name in SERVED_TARGETS)
-        raise ValueError(f"{value!r} is not a target; expected {known}")
+        raise ValueError(f"{value!r} is not a target; expected {known}.")
     return value
 
 
@@ -200,7 +200,7 @@ class Manifest(_Part):
     @model_validator(mode="after")
     def _resample_of_schema_1(self) -> Self:
         if self.schema_version == 1 and self.preprocessing.resample != "bilinear":
-            raise ValueError("schema 1 has only the resampling 'bilinear'")
+            raise ValueError("Schema 1 has only the resampling 'bilinear'.")
         return self
 
     @model_validator(mode="after")
@@ -208,7 +208,7 @@ class Manifest(_Part):
         row = self.served_target
         if (self.engine, self.sdk is not None) != (row.engine, row.needs_sdk):
             rest = " and has 'sdk'" if row.needs_sdk else ", without 'sdk'"
-            raise ValueError(f"target {row.name} goes with engine {row.engine}{rest}")
+            raise ValueError(f"Target {row.name} goes with engine {row.engine}{rest}.")
         return self
 
 

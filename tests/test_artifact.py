@@ -169,7 +169,7 @@ def test_schema_1_has_one_resampling(tmp_path: Path) -> None:
     """An old artifact never means another."""
     changed = {**SCHEMA_1, "preprocessing": {**SCHEMA_1["preprocessing"], "resample": "bicubic"}}
     (tmp_path / artifact.MANIFEST).write_text(json.dumps(changed))
-    with pytest.raises(ArtifactError, match="schema 1 has only the resampling 'bilinear'"):
+    with pytest.raises(ArtifactError, match="Schema 1 has only the resampling 'bilinear'"):
         artifact.read_manifest(tmp_path)
 
 

@@ -177,7 +177,7 @@ def test_utf_16_is_named(encoding: str, tmp_path: Path) -> None:
     mark = "\ufeff" if encoding == "utf-16-be" else ""
     file.write_bytes(f"{mark}port = 5\n".encode(encoding))
     assert (
-        f"Cannot read {file}: the encoding is UTF-16: save the file as UTF-8: iconv -f UTF-16"
+        f"Cannot read {file}: the encoding is UTF-16. Save the file as UTF-8: iconv -f UTF-16"
         in complaint({}, file)
     )
 

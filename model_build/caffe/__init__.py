@@ -53,11 +53,12 @@ def _wired(prototxt: Path, output: str | None) -> Wiring:
 def _objection(layer: Layer) -> tuple[str, str] | None:
     """Return what is wrong with a needed layer and a remedy; None if nothing is found."""
     if layer.type not in LAYERS:
-        return f"unknown layer type {layer.type!r}", f"known types are {', '.join(LAYERS)}"
+        detail = f"The layer type {layer.type!r} is unknown."
+        return detail, f"Known types are {', '.join(LAYERS)}."
     if layer.proto.fault:
         return layer.proto.fault, text.REMEDY
     if layer.proto.HasField("phase") and layer.proto.phase != schema.TEST:
-        return "the layer's phase is TRAIN", text.DEPLOY
+        return "The phase of the layer is TRAIN.", text.DEPLOY
     return None
 
 
@@ -66,7 +67,7 @@ def _resized(wiring: Wiring, height: int | None, width: int | None) -> Wiring:
     sides = (own_height if height is None else height, own_width if width is None else width)
     if not all(1 <= side <= MAX_SIDE for side in sides):
         raise BuildError(
-            f"unsupported input size {sides[0]} x {sides[1]}",
-            f"give a height and width from 1 to {MAX_SIDE}",
+            f"The input size {sides[0]} x {sides[1]} is not supported.",
+            f"Give a height and width from 1 to {MAX_SIDE}.",
         )
     return replace(wiring, input_shape=(channels, *sides))

@@ -54,7 +54,8 @@ def _capped(graph: Graph, layer: Layer) -> tuple[str, float] | None:
 def clip(graph: Graph, layer: Layer) -> None:
     param = layer.proto.clip_param
     given = param.HasField("min") and param.HasField("max") and param.min <= param.max
-    graph.require(layer, given, "clip_param needs min and max, in order", "correct the prototxt")
+    detail = "The clip_param needs min and max, in order."
+    graph.require(layer, given, detail, "Correct the prototxt.")
     _clip(graph, layer, layer.tops[0], param.min, param.max)
 
 
@@ -106,12 +107,16 @@ def lrn(graph: Graph, layer: Layer) -> None:
     shape, size = graph.shapes[value], param.local_size
     sane = size % 2 == 1 and size <= MAX_SIDE
     sane = sane and all(0 < number < inf for number in (param.alpha, param.beta, param.k))
-    detail = f"local_size: {size}, alpha: {param.alpha:g}, beta: {param.beta:g}, k: {param.k:g}"
+    detail = (
+        f"The layer has local_size: {size}, alpha: {param.alpha:g}, beta: {param.beta:g}, "
+        f"k: {param.k:g}."
+    )
     remedy = (
-        f"correct the prototxt: local_size is odd, up to {MAX_SIDE}, the other numbers positive"
+        f"Correct the prototxt: local_size is odd, up to {MAX_SIDE}, and the other numbers are "
+        "positive."
     )
     graph.require(layer, sane, detail, remedy)
-    graph.require(layer, len(shape) == 4, "the bottom is not a map with height and width")
+    graph.require(layer, len(shape) == 4, "The bottom is not a map with height and width.")
     if param.norm_region == _WITHIN_CHANNEL:
         _lrn_within_channel(graph, layer, value)
         return

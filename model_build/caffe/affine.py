@@ -18,7 +18,7 @@ def affine(graph: Graph, layer: Layer) -> None:
     """Add a BatchNorm or a Scale by channel, together with the ones that follow."""
     value = graph.single(layer)
     shape = graph.shapes[value]
-    graph.require(layer, len(shape) >= 2, "the bottom has no channels")
+    graph.require(layer, len(shape) >= 2, "The bottom has no channels.")
     scale, shift = _BY_CHANNEL[layer.type](graph, layer, shape)
     top, more_scale, more_shift = _following(graph, layer, shape)
     sides = (-1, *(1 for _ in shape[2:]))
@@ -75,15 +75,17 @@ def _batch_norm_by_channel(graph: Graph, layer: Layer, shape: Shape) -> tuple[Ch
     """Return each channel's factor and summand: (x - mean) / sqrt(variance + eps)."""
     param = layer.proto.batch_norm_param
     moving = param.use_global_stats or not param.HasField("use_global_stats")
-    detail = "use_global_stats: false makes an answer depend on other images of the batch"
-    graph.require(layer, moving, detail, "set it to true, or leave it out")
+    detail = "With use_global_stats: false an answer depends on the other images of the batch."
+    graph.require(layer, moving, detail, "Set use_global_stats to true, or leave it out.")
     channels = (shape[1],)
     mean, variance, factor = graph.blobs(layer, mean=channels, variance=channels, factor=(1,))
     # The sums are stored with their weight. For a weight of 0 Caffe uses sums of 0.
     weight = 1 / np.float64(factor[0]) if factor[0] else 0.0
     spread = variance.astype(np.float64) * weight + param.eps
-    detail = f"eps: {param.eps:g} leaves a variance of {spread.min():g}; it must be positive"
-    graph.require(layer, bool(spread.min() > 0), detail, "give weights of a finished training")
+    detail = (
+        f"With eps: {param.eps:g} the smallest variance is {spread.min():g}; it must be positive."
+    )
+    graph.require(layer, bool(spread.min() > 0), detail, "Give weights of a finished training.")
     scale = 1 / np.sqrt(spread)
     return scale, -mean.astype(np.float64) * weight * scale
 
@@ -104,8 +106,8 @@ def _scale_by_sides(graph: Graph, layer: Layer) -> None:
     shape = graph.shapes[value]
     axis = graph.axis(layer, param.axis, len(shape))
     end = len(shape) if param.num_axes == -1 else axis + param.num_axes
-    detail = f"num_axes: {param.num_axes} from axis {axis} does not fit the shape {shape}"
-    graph.require(layer, axis <= end <= len(shape), detail, "correct the prototxt")
+    detail = f"The num_axes {param.num_axes} from axis {axis} does not fit the shape {shape}."
+    graph.require(layer, axis <= end <= len(shape), detail, "Correct the prototxt.")
     stored = shape[axis:end]
     scale, shift = graph.weights_and_bias(layer, stored, stored, param.bias_term)
     factor = graph.constant(f"{layer.name}:scale", scale.reshape(_broadcast(stored, axis, shape)))
@@ -124,12 +126,12 @@ def _scale_by_bottom(graph: Graph, layer: Layer) -> None:
     axis = param.axis + len(shape) if param.axis < 0 else param.axis
     # The first side of both is the batch, so no other axis fits.
     fits = axis == 0 and sides == shape[: len(sides)]
-    detail = f"axis: {param.axis}: the second bottom {sides} is not the start of {shape}"
-    graph.require(layer, fits, detail, "set axis: 0 and give bottoms with matching shapes")
+    detail = f"With axis: {param.axis} the second bottom {sides} is not the start of {shape}."
+    graph.require(layer, fits, detail, "Set axis: 0 and give bottoms with matching shapes.")
     spread = (*sides, *(1 for _ in shape[len(sides) :]))
     if spread != sides:
         other = graph.reshape(layer, other, f"{layer.name}:by", spread)
-    detail = "bias_term with two bottoms would need one number for each image of a batch"
+    detail = "A bias_term with two bottoms would need one number for each image of a batch."
     graph.require(layer, not param.bias_term, detail)
     _multiply_add(graph, layer, value, other, np.zeros(1, np.float32), layer.tops[0])
 
@@ -151,8 +153,7 @@ def _multiply_add(
 def _rounded(graph: Graph, layer: Layer, numbers: Channels) -> Blob:
     with np.errstate(over="ignore"):
         single = numbers.astype(np.float32)
-    detail = "the weights combined with BatchNorm and Scale are too large for float32"
-    graph.require(
-        layer, bool(np.isfinite(single).all()), detail, "give weights of a training that converged"
-    )
+    detail = "The weights combined with BatchNorm and Scale are too large for float32."
+    remedy = "Give weights of a training that converged."
+    graph.require(layer, bool(np.isfinite(single).all()), detail, remedy)
     return single

@@ -13,16 +13,12 @@ def eltwise(graph: Graph, layer: Layer) -> None:
     param = layer.proto.eltwise_param
     shapes = [graph.shapes[value] for value in layer.bottoms]
     alike = len(shapes) >= 2 and len(set(shapes)) == 1 and len(layer.tops) == 1
-    detail = f"Eltwise needs two or more bottoms of one shape, and one top; found {shapes}"
-    graph.require(layer, alike, detail, "correct the prototxt")
+    detail = f"Eltwise needs two or more bottoms of one shape, and one top; found {shapes}."
+    graph.require(layer, alike, detail, "Correct the prototxt.")
     operator = {0: "Mul", 1: "Add", 2: "Max"}[param.operation]
     counted = not param.coeff or (operator == "Add" and len(param.coeff) == len(shapes))
-    graph.require(
-        layer,
-        counted,
-        "coeff is only for SUM, with one number for each bottom",
-        "correct the prototxt",
-    )
+    detail = "The field coeff is only for SUM, with one number for each bottom."
+    graph.require(layer, counted, detail, "Correct the prototxt.")
     first, *others = [_weighed(graph, layer, value, at) for at, value in enumerate(layer.bottoms)]
     graph.chain(layer, first, [(operator, value) for value in others], layer.tops[0], shapes[0])
 
@@ -43,8 +39,8 @@ def axpy(graph: Graph, layer: Layer) -> None:
     fits = len(shapes) == 3 and len(layer.tops) == 1 and shapes[1] == shapes[2]
     # The factor is (N, C) or (N, C, 1, 1).
     fits = fits and shapes[0][:2] == shapes[1][:2] and set(shapes[0][2:]) <= {1}
-    detail = f"Axpy needs bottoms (N, C, 1, 1), (N, C, H, W) and (N, C, H, W); found {shapes}"
-    graph.require(layer, fits, detail, "correct the prototxt")
+    detail = f"Axpy needs bottoms (N, C, 1, 1), (N, C, H, W) and (N, C, H, W); found {shapes}."
+    graph.require(layer, fits, detail, "Correct the prototxt.")
     factor, value, summand = layer.bottoms
     spread = (*shapes[1][:2], *(1 for _ in shapes[1][2:]))
     if shapes[0] != spread:
@@ -55,12 +51,12 @@ def axpy(graph: Graph, layer: Layer) -> None:
 def concat(graph: Graph, layer: Layer) -> None:
     param = layer.proto.concat_param
     shapes = [graph.shapes[value] for value in layer.bottoms]
-    graph.require(layer, bool(shapes) and len(layer.tops) == 1, "Concat needs bottoms and one top")
+    graph.require(layer, bool(shapes) and len(layer.tops) == 1, "Concat needs bottoms and one top.")
     axis = _axis(graph, layer, param, "concat_dim", len(shapes[0]))
     rest = {(*shape[:axis], *shape[axis + 1 :]) for shape in shapes}
-    detail = f"expected shapes that are equal except for axis {axis}, found {shapes}"
+    detail = f"The shapes must be equal except for axis {axis}; found {shapes}."
     alike = len(rest) == 1 and len({len(shape) for shape in shapes}) == 1
-    graph.require(layer, alike, detail, "correct the prototxt")
+    graph.require(layer, alike, detail, "Correct the prototxt.")
     sides = list(shapes[0])
     sides[axis] = sum(shape[axis] for shape in shapes)
     graph.node(layer, "Concat", layer.bottoms, layer.tops[0], tuple(sides), axis=axis)
@@ -70,11 +66,11 @@ def shuffle_channel(graph: Graph, layer: Layer) -> None:
     """Reorder channels: the first of each of `group` groups, then the second, and so on."""
     value, group = graph.single(layer), layer.proto.shuffle_channel_param.group
     shape = graph.shapes[value]
-    graph.require(layer, len(shape) == 4, "the bottom is not a map with height and width")
+    graph.require(layer, len(shape) == 4, "The bottom is not a map with height and width.")
     _, channels, *sides = shape
     divides = group > 0 and channels % group == 0
-    detail = f"{channels} channels cannot be divided into group: {group}"
-    graph.require(layer, divides, detail, "correct the prototxt")
+    detail = f"The {channels} channels cannot be divided into group: {group}."
+    graph.require(layer, divides, detail, "Correct the prototxt.")
     name, each = layer.name, channels // group
     groups = graph.reshape(layer, value, f"{name}:groups", (1, group, each, *sides))
     dealt = (1, each, group, *sides)
@@ -84,7 +80,7 @@ def shuffle_channel(graph: Graph, layer: Layer) -> None:
 
 def slices(graph: Graph, layer: Layer) -> None:
     """Split the bottom at the slice_points, or into equal parts."""
-    graph.require(layer, len(layer.bottoms) == 1 and bool(layer.tops), "Slice needs one bottom")
+    graph.require(layer, len(layer.bottoms) == 1 and bool(layer.tops), "Slice needs one bottom.")
     param, [value] = layer.proto.slice_param, layer.bottoms
     shape = graph.shapes[value]
     axis = _axis(graph, layer, param, "slice_dim", len(shape))
@@ -92,8 +88,8 @@ def slices(graph: Graph, layer: Layer) -> None:
     points = list(param.slice_point) or list(range(0, side, max(1, side // parts)))[1:]
     ends = [0, *points, side]
     right = len(ends) == parts + 1 and all(start < end for start, end in pairwise(ends))
-    detail = f"slice_point: {list(param.slice_point)} does not split {side} into {parts} tops"
-    graph.require(layer, right, detail, "correct the prototxt")
+    detail = f"The slice_point {list(param.slice_point)} does not split {side} into {parts} tops."
+    graph.require(layer, right, detail, "Correct the prototxt.")
     for top, (start, end) in zip(layer.tops, pairwise(ends), strict=True):
         bounds = [
             graph.constant(f"{top}:{what}", np.array([number], np.int64))
@@ -105,7 +101,8 @@ def slices(graph: Graph, layer: Layer) -> None:
 
 def split(graph: Graph, layer: Layer) -> None:
     """Add the bottom under other names."""
-    graph.require(layer, len(layer.bottoms) == 1, "Split needs one bottom", "correct the prototxt")
+    only = len(layer.bottoms) == 1
+    graph.require(layer, only, "Split needs one bottom.", "Correct the prototxt.")
     [value] = layer.bottoms
     for top in layer.tops:
         graph.node(layer, "Identity", [value], top, graph.shapes[value])
@@ -115,5 +112,5 @@ def _axis(graph: Graph, layer: Layer, param: Any, older: str, rank: int) -> int:
     """Return `axis`, or the value of the field that older texts use for it."""
     has_older = param.HasField(older)
     both = has_older and param.HasField("axis")
-    graph.require(layer, not both, f"axis together with {older}", "keep one of them")
+    graph.require(layer, not both, f"The layer has axis and {older}.", "Keep one of them.")
     return graph.axis(layer, getattr(param, older if has_older else "axis"), rank)

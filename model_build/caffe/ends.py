@@ -15,8 +15,8 @@ def classifier(graph: Graph, wiring: Wiring) -> Network:
     last, output = wiring.layers[-1], wiring.output
     shape = graph.shapes[output]
     one_each = len(shape) >= 2 and shape[1] >= 2 and set(shape[2:]) <= {1}
-    detail = f"the output '{output}' has the shape {shape}; expected (1, classes)"
-    graph.require(last, one_each, detail, "give a network that classifies one image")
+    detail = f"The output '{output}' has the shape {shape}; expected (1, classes)."
+    graph.require(last, one_each, detail, "Give a network that classifies one image.")
     scores = _scores(graph, last, output)
     name = _probabilities(graph, last, output, bool(scores))
     _, height, width = wiring.input_shape
@@ -42,7 +42,7 @@ def _scores(graph: Graph, last: Layer, output: str) -> str:
     if node.op_type != "Softmax":
         return ""
     axis = onnx.helper.get_node_attr_value(node, "axis")
-    graph.require(last, axis == 1, f"the softmax is over axis {axis}; the classes are axis 1")
+    graph.require(last, axis == 1, f"The softmax is over axis {axis}; the classes are axis 1.")
     return str(node.input[0])
 
 

@@ -52,18 +52,21 @@ class Graph:
     def require(self, layer: Layer, supported: bool, detail: str, remedy: str = "") -> None:
         """Raise BuildError for the layer unless `supported`."""
         if not supported:
-            raise self.error(layer, detail, remedy or "give a network without this")
+            raise self.error(layer, detail, remedy or "Give a network without this.")
 
     def single(self, layer: Layer) -> str:
         """Return the only value that the layer reads; refuse a layer with more bottoms or tops."""
         found = len(layer.bottoms), len(layer.tops)
-        detail = f"{layer.type} needs one bottom and one top, not {found[0]} and {found[1]}"
+        detail = f"{layer.type} needs one bottom and one top, not {found[0]} and {found[1]}."
         self.require(layer, found == (1, 1), detail)
         return layer.bottoms[0]
 
     def axis(self, layer: Layer, axis: int, rank: int) -> int:
         """Return `axis` counted from the front; refuse 0, the batch."""
-        detail = f"axis: {axis} of {rank}; supported are 1 to {rank - 1}, and 0 is the batch"
+        detail = (
+            f"The layer has axis: {axis} of {rank}; supported are 1 to {rank - 1}, and 0 is the "
+            "batch."
+        )
         self.require(layer, 1 - rank <= axis < rank and axis != 0, detail)
         return axis % rank
 
@@ -77,13 +80,14 @@ class Graph:
         """Return the layer's weights, checked against their shapes. They can be taken once."""
         own = layer.proto.name
         if own in self._shared:
-            detail = f"several layers have the name '{own}', and weights are found by name"
-            raise self.error(layer, detail, "give each layer a unique name, in both files")
+            detail = f"Several layers have the name '{own}', and weights are found by name."
+            raise self.error(layer, detail, "Give each layer a unique name, in both files.")
         found = self._weights.pop(own, [])
         if len(found) != len(wanted):
             raise BuildError(
-                f"expected {len(wanted)} blobs ({', '.join(wanted)}), found {len(found)}",
-                f"give the caffemodel that belongs to {self.text}",
+                f"The layer must have {len(wanted)} blobs ({', '.join(wanted)}); found "
+                f"{len(found)}.",
+                f"Give the caffemodel that belongs to {self.text}",
                 file=self.caffemodel,
                 layer=layer.name,
             )
@@ -106,16 +110,16 @@ class Graph:
         # In old files every blob has four sides: (1, 1, 1, 64) is (64,), and () is (1,).
         if _without_leading_ones(blob.shape) != _without_leading_ones(shape):
             raise BuildError(
-                f"{what}: expected the shape {shape}, found {blob.shape}",
-                f"give the caffemodel that belongs to {self.text}; not every network accepts "
-                "another height or width than in training",
+                f"The {what} must have the shape {shape}; found {blob.shape}.",
+                f"Give the caffemodel that belongs to {self.text}; not every network accepts "
+                "another height or width than in training.",
                 file=self.caffemodel,
                 layer=layer.name,
             )
         if not np.isfinite(blob).all():
             raise BuildError(
-                f"{what}: the numbers contain NaN or infinity",
-                "give weights of a training that converged, from an undamaged file",
+                f"The numbers of the {what} contain NaN or infinity.",
+                "Give weights of a training that converged, from an undamaged file.",
                 file=self.caffemodel,
                 layer=layer.name,
             )
@@ -143,7 +147,7 @@ class Graph:
         """Add a node that makes `output` of `shape`, with the attributes `more`; return it."""
         if math.prod(shape) > MAX_NUMBERS:
             raise self.error(
-                layer, f"the result {shape} has more than {MAX_NUMBERS} numbers per image"
+                layer, f"The result {shape} has more than {MAX_NUMBERS} numbers per image."
             )
         made = onnx.helper.make_node(op, inputs, [output], name=output, **more)
         self.model.graph.node.append(made)

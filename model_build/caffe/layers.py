@@ -40,8 +40,8 @@ def flatten(graph: Graph, layer: Layer) -> None:
     shape = graph.shapes[value]
     axis = graph.axis(layer, param.axis, len(shape))
     end = graph.axis(layer, param.end_axis, len(shape))
-    detail = f"axis: {param.axis} is after end_axis: {param.end_axis}"
-    graph.require(layer, axis <= end, detail, "correct the prototxt")
+    detail = f"The axis {param.axis} is after the end_axis {param.end_axis}."
+    graph.require(layer, axis <= end, detail, "Correct the prototxt.")
     made = (*shape[:axis], prod(shape[axis : end + 1]), *shape[end + 1 :])
     graph.reshape(layer, value, layer.tops[0], made)
 
@@ -53,16 +53,18 @@ def reshape(graph: Graph, layer: Layer) -> None:
     shape, dims = graph.shapes[value], list(param.shape.dim)
     axis = param.axis if param.axis >= 0 else param.axis + len(shape) + 1
     end = len(shape) if param.num_axes == -1 else axis + param.num_axes
-    detail = f"axis: {param.axis}, num_axes: {param.num_axes} do not fit the shape {shape}"
-    graph.require(layer, 0 <= axis <= end <= len(shape), detail, "correct the prototxt")
+    detail = (
+        f"The axis {param.axis} and the num_axes {param.num_axes} do not fit the shape {shape}."
+    )
+    graph.require(layer, 0 <= axis <= end <= len(shape), detail, "Correct the prototxt.")
     made = [*shape[:axis], *_copied(dims, shape[axis:end]), *shape[end:]]
     # The first dim of a text refers to its own batch, which is ignored.
     sides, numbers = made[1:], prod(shape[1:])
     if sides.count(-1) == 1 and (rest := -prod(sides)) > 0 and not numbers % rest:
         sides[sides.index(-1)] = numbers // rest
     fits = min(sides, default=1) > 0 and prod(sides) == numbers
-    detail = f"dims {dims} do not fit an image of {shape[1:]}; 1 side is the batch"
-    graph.require(layer, bool(made) and fits, detail, "correct the prototxt")
+    detail = f"The dims {dims} do not fit an image of {shape[1:]}; 1 side is the batch."
+    graph.require(layer, bool(made) and fits, detail, "Correct the prototxt.")
     graph.reshape(layer, value, layer.tops[0], (1, *sides))
 
 

@@ -46,27 +46,27 @@ def prepare(
 
 def _check_form(prototxt: Path, caffemodel: Path) -> None:
     if not text.is_todays(prototxt):
-        detail = "the file has Caffe's older form, `layers`, or layers of several phases"
+        detail = "The file has Caffe's older form, `layers`, or layers of several phases."
         raise BuildError(detail, file=str(prototxt))
     if weights.stored(caffemodel).layers:
-        raise BuildError("the file has Caffe's older form, `layers`", file=str(caffemodel))
+        raise BuildError("The file has Caffe's older form, `layers`.", file=str(caffemodel))
 
 
 def _check_whole(net: Any, wiring: Wiring, prototxt: Path) -> None:
     """Raise BuildError for unneeded parts, which MagicMind's parser might not accept."""
     if others := [end for end in ends(net, str(prototxt)) if end != wiring.output]:
         named = ", ".join(f"'{end}'" for end in others)
-        detail = f"the output is '{wiring.output}', but {named} are unread too"
+        detail = f"The output is '{wiring.output}', but {named} are unread too."
         raise BuildError(detail, file=str(prototxt))
     if more := input_shapes(net, str(prototxt)).keys() - {wiring.input_name}:
         named = ", ".join(f"'{name}'" for name in sorted(more))
-        detail = f"the network has the inputs {named} besides '{wiring.input_name}'"
+        detail = f"The network has the inputs {named} besides '{wiring.input_name}'."
         raise BuildError(detail, file=str(prototxt))
     if len(wiring.layers) < sum(layer.type != "Input" for layer in net.layer):
-        detail = "the network has layers without a result"
+        detail = "The network has layers without a result."
         raise BuildError(detail, file=str(prototxt))
     if any(layer.name != layer.proto.name for layer in wiring.layers):
-        detail = "the network has layers without a name or with the same name"
+        detail = "The network has layers without a name or with the same name."
         raise BuildError(detail, file=str(prototxt))
 
 
@@ -74,7 +74,7 @@ def _first_convolution(wiring: Wiring, prototxt: Path) -> Layer:
     readers = [layer for layer in wiring.layers if wiring.input_name in layer.bottoms]
     if [layer.type for layer in readers] != ["Convolution"]:
         names = ", ".join(f"'{layer.name}' ({layer.type})" for layer in readers)
-        detail = f"the input is read by {names}, not by a single Convolution"
+        detail = f"The input is read by {names}, not by a single Convolution."
         raise BuildError(detail, file=str(prototxt))
     return readers[0]
 
@@ -83,7 +83,7 @@ def _with_channels_reversed(caffemodel: Path, first: Layer, prototxt: Path, fold
     """Write a copy whose first convolution takes RGB instead of BGR."""
     param = first.proto.convolution_param
     if param.group != 1:
-        detail = f"group: {param.group}: the weights cannot be reordered to RGB"
+        detail = f"With group: {param.group} the weights cannot be reordered to RGB."
         raise BuildError(detail, file=str(prototxt), layer=first.name)
     net = weights.stored(caffemodel)
     for place, data in enumerate(net.layer):

@@ -25,7 +25,7 @@ _FLOOR = 1
 def pooling(graph: Graph, layer: Layer) -> None:
     param = layer.proto.pooling_param
     value = graph.single(layer)
-    graph.require(layer, param.pool in _OPERATORS, "pool: STOCHASTIC is only for training")
+    graph.require(layer, param.pool in _OPERATORS, "The pool STOCHASTIC is only for training.")
     operator = _OPERATORS[param.pool]
     if param.global_pooling:
         _global(graph, layer, value, f"Global{operator}")
@@ -34,8 +34,9 @@ def pooling(graph: Graph, layer: Layer) -> None:
     batch, channels, *sides = graph.shapes[value]
     starts = _starts(window, sides, _rounds_down(graph, layer, param))
     inside = all(len(s) and s[-1] < side for s, side in zip(starts, sides, strict=True))
-    detail = f"{window} over {sides} gives no window, or the last window contains no input"
-    graph.require(layer, inside, detail, "give the network a larger input, or correct the prototxt")
+    detail = f"With {window} over {sides} there is no window, or the last one contains no input."
+    remedy = "Give the network a larger input, or correct the prototxt."
+    graph.require(layer, inside, detail, remedy)
     last = [int(start[-1]) + kernel for start, kernel in zip(starts, window.kernel, strict=True)]
     ends = [max(0, end - side) for end, side in zip(last, sides, strict=True)]
     made = (batch, channels, *map(len, starts))
@@ -82,12 +83,12 @@ def _corrections(
 def _global(graph: Graph, layer: Layer, value: str, operator: str) -> None:
     param = layer.proto.pooling_param
     shape = graph.shapes[value]
-    graph.require(layer, len(shape) == 4, "the bottom is not a map with height and width")
+    graph.require(layer, len(shape) == 4, "The bottom is not a map with height and width.")
     kernel = param.kernel_size or param.kernel_h or param.kernel_w
     pad = param.pad or param.pad_h or param.pad_w
     stride = param.stride != 1 or param.stride_h > 1 or param.stride_w > 1
-    detail = "global_pooling uses the whole map: no kernel, pad 0, stride 1"
-    graph.require(layer, not (kernel or pad or stride), detail, "correct the prototxt")
+    detail = "With global_pooling the window is the whole map: no kernel, pad 0, stride 1."
+    graph.require(layer, not (kernel or pad or stride), detail, "Correct the prototxt.")
     graph.node(layer, operator, [value], layer.tops[0], (*shape[:2], 1, 1))
 
 
@@ -97,5 +98,6 @@ def _rounds_down(graph: Graph, layer: Layer, param: Any) -> bool:
         down.add(param.round_mode == _FLOOR)
     if param.HasField("ceil_mode"):
         down.add(not param.ceil_mode)
-    graph.require(layer, len(down) < 2, "round_mode and ceil_mode differ", "keep one of them")
+    detail = "The fields round_mode and ceil_mode differ."
+    graph.require(layer, len(down) < 2, detail, "Keep one of them.")
     return True in down

@@ -47,7 +47,7 @@ def read(path: Path) -> Any:
     net = _parse(_todays(_text(path), str(path)), str(path))
     upgrade(net, str(path))
     if not net.layer:
-        raise BuildError("the file has no layers", DEPLOY, file=str(path))
+        raise BuildError("The file has no layers.", DEPLOY, file=str(path))
     stages = set(net.state.stage)
     kept = [layer for layer in net.layer if _belongs(layer, stages, str(path))]
     del net.layer[:]
@@ -62,28 +62,28 @@ def is_todays(path: Path) -> bool:
     return not _OLD_LAYER.search(text) and not _RULE.search(text)
 
 
-REMEDY = "correct the text, or give a classifier's deploy prototxt in BVLC Caffe's terms"
-DEPLOY = "give the deploy prototxt, which describes the network as it answers"
+REMEDY = "Correct the text, or give a classifier's deploy prototxt in BVLC Caffe's terms."
+DEPLOY = "Give the deploy prototxt, which describes the network as it answers."
 
 
 def _text(path: Path) -> str:
     try:
         if path.stat().st_size > MAX_TEXT_BYTES:
-            detail = f"the file has {path.stat().st_size} bytes; the maximum is {MAX_TEXT_BYTES}"
+            detail = f"The file has {path.stat().st_size} bytes; the maximum is {MAX_TEXT_BYTES}."
             raise BuildError(detail, DEPLOY, file=str(path))
         data = path.read_bytes()
     except OSError as error:
-        detail, remedy = disk.unreadable(path, error, "name the prototxt")
+        detail, remedy = disk.unreadable(path, error, "Name the prototxt.")
         raise BuildError(detail, remedy, file=str(path)) from error
     _check_kind(data, str(path))
     # Comments in other encodings are common. A damaged name is found where it is referred to.
     text = data.decode("utf-8-sig", errors="replace")
     if not text.strip():
-        raise BuildError("the file is empty", DEPLOY, file=str(path))
+        raise BuildError("The file is empty.", DEPLOY, file=str(path))
     fields = sum(map(text.count, ":{<,"))
     if fields > MAX_FIELDS:
         raise BuildError(
-            f"the file has {fields} fields; the maximum is {MAX_FIELDS}", DEPLOY, file=str(path)
+            f"The file has {fields} fields; the maximum is {MAX_FIELDS}.", DEPLOY, file=str(path)
         )
     return text
 
@@ -91,21 +91,22 @@ def _text(path: Path) -> str:
 def _check_kind(data: bytes, file: str) -> None:
     """Raise BuildError for another kind of file or another encoding."""
     if what := foreign_kind(data):
-        raise BuildError("not a prototxt", f"it is {what}", file=file)
+        raise BuildError("The file is not a prototxt.", what, file=file)
     if encoding := disk.encoding(data):
-        detail = f"the file is in {encoding}; a prototxt is UTF-8"
+        detail = f"The file is in {encoding}; a prototxt is UTF-8."
         raise BuildError(detail, disk.to_utf_8(encoding), file=file)
     if b"\0" in data:
-        remedy = "give the prototxt here, and the caffemodel as --caffemodel"
-        raise BuildError("binary data, not a prototxt", remedy, file=file)
+        remedy = "Give the prototxt here, and the caffemodel as --caffemodel."
+        raise BuildError("The file is binary data, not a prototxt.", remedy, file=file)
 
 
 def _todays(text: str, file: str) -> str:
     """Return the text with `layer` for `layers` if the types are current, as in GoogLeNet-BN's."""
     if _OLDEST_LAYER.search(text):
         raise BuildError(
-            "`layers { layer {` is Caffe's oldest form, which is not supported",
-            "upgrade both files with Caffe's upgrade_net_proto_text and upgrade_net_proto_binary",
+            "The file has Caffe's oldest form, `layers { layer {`, which is not supported.",
+            "Use Caffe's tools upgrade_net_proto_text and upgrade_net_proto_binary to upgrade "
+            "both files.",
             file=file,
         )
     return text if _OLD_TYPE.search(text) else _OLD_LAYER.sub(r"\1", text)
@@ -191,7 +192,7 @@ def _complaint(error: text_format.ParseError, above: int) -> str:
     """Return the message with its line in the file, given the number of lines above the text."""
     line, column = error.GetLine() or 1, error.GetColumn() or 1
     message = str(error).removeprefix(f"{line}:{column} : ").replace("caffe.", "")
-    return f"line {above + line}: {message[:300]}"
+    return f"Line {above + line}: {message[:300]}"
 
 
 def _layer_at(text: str, line: int, column: int) -> str:
@@ -210,7 +211,7 @@ def _belongs(layer: Any, stages: set[str], file: str) -> bool:
     """Return whether the layer is in the network's TEST phase, by Caffe's rules."""
     if layer.include and layer.exclude:
         raise BuildError(
-            "the layer has include and exclude", "keep one of them", file=file, layer=layer.name
+            "The layer has include and exclude.", "Keep one of them.", file=file, layer=layer.name
         )
     if layer.include:
         return any(_meets(rule, stages) for rule in layer.include)
@@ -230,5 +231,5 @@ def _meets(rule: Any, stages: set[str]) -> bool:
 def _refuse_training(net: Any, file: str) -> None:
     for layer in net.layer:
         if layer.type in DATA_LAYERS:
-            detail = f"{layer.type} reads training data"
+            detail = f"The layer type {layer.type} reads training data."
             raise BuildError(detail, DEPLOY, file=file, layer=layer.name)

@@ -46,8 +46,8 @@ def upgrade(net: Any, file: str) -> None:
     if not net.layers:
         return
     if net.layer:
-        remedy = "keep one form; `layer` is the current one"
-        raise BuildError("the file has both `layer` and `layers`", remedy, file=file)
+        remedy = "Keep one form; `layer` is the current one."
+        raise BuildError("The file has both `layer` and `layers`.", remedy, file=file)
     for old in net.layers:
         _upgrade(old, net.layer.add())
     del net.layers[:]

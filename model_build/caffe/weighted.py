@@ -20,8 +20,11 @@ def depthwise(graph: Graph, layer: Layer) -> None:
     """Add a Convolution with a group for each channel, with or without `group` in the text."""
     group = layer.proto.convolution_param.group
     channels = graph.shapes[graph.single(layer)][1]
-    detail = f"group: {group}; a depthwise convolution of {channels} channels has {channels}"
-    graph.require(layer, group in (1, channels), detail, "leave group out")
+    detail = (
+        f"The layer has group: {group}; a depthwise convolution of {channels} channels has "
+        f"{channels}."
+    )
+    graph.require(layer, group in (1, channels), detail, "Leave group out.")
     _convolution(graph, layer, channels)
 
 
@@ -31,8 +34,8 @@ def _convolution(graph: Graph, layer: Layer, group: int) -> None:
     channels, *sides = graph.shapes[value][1:]
     outputs = _outputs(graph, layer, channels, group)
     made = (1, outputs, *window.places(sides))
-    detail = f"the kernel {window.extent} is larger than the input {sides} padded by {window.pad}"
-    remedy = "give the network a larger input, or correct the prototxt"
+    detail = f"The kernel {window.extent} is larger than the input {sides} padded by {window.pad}."
+    remedy = "Give the network a larger input, or correct the prototxt."
     graph.require(layer, min(made) > 0, detail, remedy)
     shape = (outputs, channels // group, *window.kernel)
     weights, bias = _weights(graph, layer, shape, outputs)
@@ -47,9 +50,8 @@ def deconvolution(graph: Graph, layer: Layer) -> None:
     group = layer.proto.convolution_param.group
     outputs = _outputs(graph, layer, channels, group)
     made = (1, outputs, *window.spread(sides))
-    graph.require(
-        layer, min(made) > 0, f"{window} over {sides} gives an empty result", "correct the pad"
-    )
+    detail = f"With {window} over {sides} the result is empty."
+    graph.require(layer, min(made) > 0, detail, "Correct the pad.")
     weights, bias = _weights(graph, layer, (channels, outputs // group, *window.kernel), outputs)
     _node(graph, layer, "ConvTranspose", window, group, weights, bias, layer.tops[0], made)
 
@@ -58,8 +60,10 @@ def _outputs(graph: Graph, layer: Layer, channels: int, group: int) -> int:
     """Return num_output, which must be divisible by `group`, as must the bottom's channels."""
     outputs: int = layer.proto.convolution_param.num_output
     divides = outputs > 0 and group > 0 and not channels % group and not outputs % group
-    detail = f"{channels} channels, num_output: {outputs} do not divide into group: {group}"
-    graph.require(layer, divides, detail, "correct the prototxt")
+    detail = (
+        f"The {channels} channels and num_output: {outputs} cannot be divided into group: {group}."
+    )
+    graph.require(layer, divides, detail, "Correct the prototxt.")
     return outputs
 
 
@@ -100,7 +104,8 @@ def inner_product(graph: Graph, layer: Layer) -> None:
     shape = graph.shapes[value]
     axis = graph.axis(layer, param.axis, len(shape))
     outputs, inputs = param.num_output, prod(shape[axis:])
-    graph.require(layer, outputs > 0, "num_output must be 1 or more", "correct the prototxt")
+    detail = "The field num_output must be 1 or more."
+    graph.require(layer, outputs > 0, detail, "Correct the prototxt.")
     stored = (inputs, outputs) if param.transpose else (outputs, inputs)
     weights, bias = graph.weights_and_bias(layer, stored, (outputs,), param.bias_term)
     weights = weights.T if param.transpose else weights

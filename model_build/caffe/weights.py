@@ -33,7 +33,7 @@ MAX_CHUNKS = 1000
 MAX_SIDES = 8
 """Maximum number of sides of a blob."""
 
-_REMEDY = "give the network's complete binary caffemodel"
+_REMEDY = "Give the network's complete binary caffemodel."
 
 
 def read(path: Path) -> Weights:
@@ -49,15 +49,14 @@ def read(path: Path) -> Weights:
                 blobs = (_parse(schema.BlobProto, blob, path, layer.name) for blob in layer.blobs)
                 weights[layer.name] = [_array(blob, path, layer.name) for blob in blobs]
     if not weights:
-        raise BuildError("no layer in the file has weights", _REMEDY, file=str(path))
+        raise BuildError("No layer in the file has weights.", _REMEDY, file=str(path))
     return weights
 
 
 def _check_count(what: str, count: int, most: int, path: Path, layer: str = "") -> None:
     if count > most:
-        raise BuildError(
-            f"{count} {what}; the maximum is {most}", _REMEDY, file=str(path), layer=layer
-        )
+        detail = f"There are {count} {what}; the maximum is {most}."
+        raise BuildError(detail, _REMEDY, file=str(path), layer=layer)
 
 
 def stored(path: Path) -> Any:
@@ -65,13 +64,14 @@ def stored(path: Path) -> Any:
     try:
         size = path.stat().st_size
         if not 0 < size <= MAX_BYTES:
-            raise BuildError(f"{size} bytes: not a caffemodel", _REMEDY, file=str(path))
+            detail = f"The file has {size} bytes and is not a caffemodel."
+            raise BuildError(detail, _REMEDY, file=str(path))
         data = path.read_bytes()
     except OSError as error:
-        detail, remedy = disk.unreadable(path, error, "name the caffemodel")
+        detail, remedy = disk.unreadable(path, error, "Name the caffemodel.")
         raise BuildError(detail, remedy, file=str(path)) from error
     if what := foreign_kind(data):
-        raise BuildError("not a caffemodel", f"it is {what}", file=str(path))
+        raise BuildError("The file is not a caffemodel.", what, file=str(path))
     return _parse(schema.StoredNet, data, path)
 
 
@@ -79,7 +79,7 @@ def _parse(kind: Any, data: bytes, path: Path, layer: str = "") -> Any:
     try:
         return kind.FromString(data)
     except DecodeError as error:
-        detail = "truncated, or not a caffemodel"
+        detail = "The file is truncated, or not a caffemodel."
         raise BuildError(detail, _REMEDY, file=str(path), layer=layer) from error
 
 
@@ -93,7 +93,7 @@ def _array(blob: Any, path: Path, layer: str) -> Blob:
     shape = _shape(blob, len(data) // dtype.itemsize)
     if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != len(data):
         raise BuildError(
-            f"a blob has the shape {shape}, but {len(data) / dtype.itemsize:g} numbers",
+            f"A blob has the shape {shape}, but {len(data) / dtype.itemsize:g} numbers.",
             _REMEDY,
             file=str(path),
             layer=layer,

@@ -49,7 +49,8 @@ class Window:
 
 def convolution_window(graph: Graph, layer: Layer) -> Window:
     param = layer.proto.convolution_param
-    graph.require(layer, param.axis in (1, -3), f"axis: {param.axis}; the channels are axis 1")
+    detail = f"The layer has axis: {param.axis}; the channels are axis 1."
+    graph.require(layer, param.axis in (1, -3), detail)
     window = Window(
         kernel=_pair(graph, layer, param, "kernel_size", 0),
         stride=_pair(graph, layer, param, "stride", 1),
@@ -67,8 +68,8 @@ def pooling_window(graph: Graph, layer: Layer) -> Window:
         pad=_pair(graph, layer, param, "pad", 0),
     )
     smaller = all(p < max(k, 1) for p, k in zip(window.pad, window.kernel, strict=True))
-    detail = f"the padding {window.pad} is not smaller than the kernel {window.kernel}"
-    graph.require(layer, smaller, detail, "correct the prototxt")
+    detail = f"The padding {window.pad} is not smaller than the kernel {window.kernel}."
+    graph.require(layer, smaller, detail, "Correct the prototxt.")
     return _checked(graph, layer, window)
 
 
@@ -81,19 +82,24 @@ def _pair(graph: Graph, layer: Layer, param: Any, field: str, default: int) -> P
     known = param.DESCRIPTOR.fields_by_name
     sides = [side for side in (f"{stem}_h", f"{stem}_w") if side in known and param.HasField(side)]
     if sides:
-        graph.require(layer, not given, f"the layer has {field} and {sides[0]}", "keep one of them")
+        detail = f"The layer has {field} and {sides[0]}."
+        graph.require(layer, not given, detail, "Keep one of them.")
         return getattr(param, f"{stem}_h"), getattr(param, f"{stem}_w")
-    graph.require(layer, len(given) <= 2, f"{field} has {len(given)} numbers; a map has 2 sides")
+    detail = f"The field {field} has {len(given)} numbers; a map has 2 sides."
+    graph.require(layer, len(given) <= 2, detail)
     return (given[0], given[-1]) if given else (default, default)
 
 
 def _checked(graph: Graph, layer: Layer, window: Window) -> Window:
     sizes = (*window.kernel, *window.stride, *window.dilation)
     sane = min(sizes) >= 1 and max(*sizes, *window.pad) <= MAX_SIDE
-    detail = f"{window}: kernel, stride and dilation must be 1 to {MAX_SIDE}, pad 0 to {MAX_SIDE}"
-    graph.require(layer, sane, detail, "correct the prototxt")
+    detail = (
+        f"The layer has {window}; kernel, stride and dilation must be 1 to {MAX_SIDE}, and pad 0 "
+        f"to {MAX_SIDE}."
+    )
+    graph.require(layer, sane, detail, "Correct the prototxt.")
     shape = graph.shapes[graph.single(layer)]
     mapped = len(shape) == 4 and max(shape[2:]) <= MAX_SIDE
-    detail = f"the bottom {shape} is not a map with height and width up to {MAX_SIDE}"
-    graph.require(layer, mapped, detail, "correct the prototxt")
+    detail = f"The bottom {shape} is not a map with height and width up to {MAX_SIDE}."
+    graph.require(layer, mapped, detail, "Correct the prototxt.")
     return window

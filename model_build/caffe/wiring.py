@@ -63,7 +63,7 @@ def ends(net: Any, file: str) -> list[str]:
     return _left(_written_once(net, input_shapes(net, file), file)[0])
 
 
-_INPUT_REMEDY = "declare one input of 1 x 3 x height x width, with an Input layer or `input`"
+_INPUT_REMEDY = "Declare one input of 1 x 3 x height x width, with an Input layer or `input`."
 
 
 def _input(inputs: dict[str, Shape], needed: Iterable[Layer], file: str) -> tuple[str, Shape]:
@@ -76,14 +76,15 @@ def _input(inputs: dict[str, Shape], needed: Iterable[Layer], file: str) -> tupl
     shape = inputs[name]
     channels_only = len(shape) == 4 and shape[1] == 3
     if not channels_only or not all(1 <= side <= MAX_SIDE for side in shape[2:]):
-        detail = f"the input '{name}' has the shape {shape}; sides may be up to {MAX_SIDE}"
+        detail = f"The input '{name}' has the shape {shape}; sides may be up to {MAX_SIDE}."
         raise BuildError(detail, _INPUT_REMEDY, file=file)
     return name, shape[1:]
 
 
 def _other_inputs(names: list[str], file: str) -> BuildError:
     named = ", ".join(f"'{name}'" for name in names) or "none"
-    return BuildError(f"expected one input, found {named}", _INPUT_REMEDY, file=file)
+    detail = f"The network must have one input; found {named}."
+    return BuildError(detail, _INPUT_REMEDY, file=file)
 
 
 def input_shapes(net: Any, file: str) -> dict[str, Shape]:
@@ -102,8 +103,10 @@ def input_shapes(net: Any, file: str) -> dict[str, Shape]:
             continue
         for top, shape in _input_layer(layer):
             if found.get(top, ()) not in ((), shape):
-                detail = f"two shapes of one input: {found[top]} in the head, {shape} in the layer"
-                raise BuildError(detail, "keep one of them", file=file, layer=layer.name)
+                detail = (
+                    f"The input has two shapes: {found[top]} in the head, {shape} in the layer."
+                )
+                raise BuildError(detail, "Keep one of them.", file=file, layer=layer.name)
             found[top] = shape
     if not found:
         raise _other_inputs([], file)
@@ -156,8 +159,8 @@ def _check_bottoms(layers: Iterable[Layer], file: str) -> None:
     for layer in layers:
         for blob in layer.missing:
             raise BuildError(
-                f"the bottom '{blob}' is not the top of any earlier layer",
-                "name an existing blob, and order the layers by their computation",
+                f"The bottom '{blob}' is not the top of any earlier layer.",
+                "Name an existing blob, and order the layers by their computation.",
                 file=file,
                 layer=layer.name,
             )
@@ -169,8 +172,8 @@ def _check_tops(layer: Any, name: str, current: dict[str, str], file: str) -> No
     for blob, count in tops.items():
         if (blob in current and blob not in bottoms) or count > 1:
             raise BuildError(
-                f"the top '{blob}' is already made by another layer",
-                "give the blob a unique name",
+                f"The top '{blob}' is already made by another layer.",
+                "Give the blob a unique name.",
                 file=file,
                 layer=name,
             )
@@ -185,10 +188,10 @@ def _output(layers: list[Layer], blobs: dict[str, str], wanted: str | None, file
     if wanted or len(left) != 1:
         found = ", ".join(f"'{value}'" for value in left) or "none"
         raise BuildError(
-            f"no layer makes the output '{wanted}'; unread blobs: {found}"
+            f"No layer makes the output '{wanted}'; unread blobs: {found}."
             if wanted
-            else f"expected one output, found {found}",
-            "name the blob of the classes' scores or probabilities with --output-name",
+            else f"The network must have one output; found {found}.",
+            "Name the blob of the classes' scores or probabilities with --output-name.",
             file=file,
         )
     return left[0]

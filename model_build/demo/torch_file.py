@@ -52,14 +52,14 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         """Return the object of a known name; raise UnpicklingError for all other names."""
         if (module, name) not in _KNOWN:
-            raise pickle.UnpicklingError(f"{module}.{name} is not part of a tensor")
+            raise pickle.UnpicklingError(f"The name {module}.{name} is not part of a tensor.")
         return _KNOWN[module, name]
 
     def persistent_load(self, pid: Any) -> _Storage:
         """Return a storage from ("storage", type, key, device, count, view); refuse a view."""
         kind, dtype, key, _, length, view = pid
         if kind != "storage" or dtype not in _NUMBERS.values() or view is not None:
-            raise pickle.UnpicklingError(f"{kind!r}, {dtype!r} is not a complete storage")
+            raise pickle.UnpicklingError(f"{kind!r}, {dtype!r} is not a complete storage.")
         return _Storage(key, dtype, length)
 
 
@@ -73,8 +73,8 @@ def read_tensors(file: Path) -> dict[str, NDArray[Any]]:
     # A broken pickle may raise any exception. Each one means that the file cannot be read.
     except Exception as error:
         raise BuildError(
-            f"not a PyTorch file of tensors: {str(error) or type(error).__name__}",
-            "fetch the file again",
+            f"The file is not a PyTorch file of tensors: {str(error) or type(error).__name__}",
+            "Fetch the file again.",
             file=str(file),
         ) from error
 
@@ -82,10 +82,10 @@ def read_tensors(file: Path) -> dict[str, NDArray[Any]]:
 def _tensors(stream: io.BytesIO) -> dict[str, NDArray[Any]]:
     magic, protocol, system, state, keys = (_Unpickler(stream).load() for _ in range(5))
     if (magic, protocol, system["little_endian"]) != (MAGIC, PROTOCOL, True):
-        raise ValueError("another format or byte order")
+        raise ValueError("The format or the byte order is another one.")
     views = {name: view for name, view in state.items() if isinstance(view, _View)}
     if len(views) != len(state):
-        raise ValueError(f"{next(iter(state.keys() - views.keys()))} is not a tensor")
+        raise ValueError(f"The entry {next(iter(state.keys() - views.keys()))} is not a tensor.")
     declared = {view.storage.key: view.storage for view in views.values()}
     storages = {key: _read_storage(stream, declared[key]) for key in keys}
     return {name: _strided(name, view, storages[view.storage.key]) for name, view in views.items()}
@@ -94,17 +94,19 @@ def _tensors(stream: io.BytesIO) -> dict[str, NDArray[Any]]:
 def _read_storage(stream: io.BytesIO, storage: _Storage) -> NDArray[Any]:
     (count,) = struct.unpack("<q", stream.read(8))
     if count != storage.length:
-        raise ValueError(f"storage {storage.key} has {count} numbers, not {storage.length}")
+        raise ValueError(f"Storage {storage.key} has {count} numbers, not {storage.length}.")
     dtype = np.dtype(storage.dtype)
     data = stream.read(max(count, 0) * dtype.itemsize)
     if len(data) != count * dtype.itemsize:
-        raise ValueError(f"the file ends within storage {storage.key}")
+        raise ValueError(f"The file ends within storage {storage.key}.")
     return np.frombuffer(data, dtype)
 
 
 def _strided(name: str, view: _View, storage: NDArray[Any]) -> NDArray[Any]:
     if len(view.sizes) != len(view.strides) or np.prod(view.sizes, dtype=object) > storage.size:
-        raise ValueError(f"{name} has more numbers than its storage, or a size without a stride")
+        raise ValueError(
+            f"The tensor {name} has more numbers than its storage, or a size without a stride."
+        )
     size = storage.itemsize
     # This constructor refuses an offset or strides that lead outside the buffer.
     strided: NDArray[Any] = np.ndarray(

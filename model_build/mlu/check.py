@@ -20,17 +20,17 @@ def names(result: dict[str, Any], recipe: Recipe, network: Network) -> tuple[str
     """
     row = (network.height, network.width, 3)
     [source] = _only(result["inputs"], "input")
-    _compare("the input", source, "uint8", row, recipe.batch)
+    _compare("The input", source, "uint8", row, recipe.batch)
     [output] = _only(result["outputs"], "output")
     flat = {**output, "dims": _without_last_ones(output["dims"])}
-    _compare("the output", flat, "float32", (network.classes,), recipe.batch)
+    _compare("The output", flat, "float32", (network.classes,), recipe.batch)
     return source["name"], output["name"]
 
 
 def _only(found: list[dict[str, Any]], what: str) -> list[dict[str, Any]]:
     if len(found) != 1:
         names = ", ".join(f"'{one['name']}' {one['dims']}" for one in found) or "none"
-        raise _other(f"expected one {what}, found {names}")
+        raise _other(f"The model must have one {what}; found {names}.")
     return found
 
 
@@ -40,9 +40,10 @@ def _compare(
     least, most = batch
     expected = [least if least == most else MUTABLE, *sides]
     if found["type"] != dtype:
-        raise _other(f"{what} '{found['name']}' is {found['type']}; expected {dtype}")
+        raise _other(f"{what} '{found['name']}' is {found['type']}; expected {dtype}.")
     if not _fits(found["dims"], expected, mutable=least != most):
-        raise _other(f"{what} '{found['name']}' has {found['dims']}; expected {expected}")
+        shape = found["dims"]
+        raise _other(f"{what} '{found['name']}' has the shape {shape}; expected {expected}.")
 
 
 def _fits(found: Sequence[int], expected: Sequence[int], mutable: bool) -> bool:
@@ -59,7 +60,7 @@ def _without_last_ones(dims: list[int]) -> list[int]:
 
 def _other(detail: str) -> BuildError:
     return BuildError(
-        f"MagicMind built another model than requested: {detail}",
-        "leave --build-config out if you gave one; build with the other --frontend; please report "
-        "this with the log",
+        f"MagicMind built another model than requested. {detail}",
+        "Leave --build-config out if you gave one. Build with the other --frontend. Please report "
+        "this with the log.",
     )

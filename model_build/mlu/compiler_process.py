@@ -19,16 +19,17 @@ from service.errors import BuildError
 COMPILER = Path(__file__).resolve().parent / "compiler" / "compiler.py"
 _STEP = re.compile(r"\[topfive:(\w+)\] (.*)")
 _TRY = {
-    "start": "check that the interpreter of --sdk-python can import magicmind.python.runtime",
-    "parse": "build with the other --frontend (onnx or caffe)",
-    "configure": "leave --build-config and --arch out; the keys are those of SDK 0.13 to 1.7, and "
-    "this SDK may be another one",
-    "calibrate": "check the card (topfive doctor); use another --device-id, fewer "
-    "--calibration-images, or --quantization-algorithm linear",
-    "build": "build with --precision force_float32, with one number of clusters (--arch "
-    "mtp_372:6), or with the other --frontend, to find the cause",
-    "save": "check that the disk is not full",
-    "verify": "check that the disk is not full; the file that was written cannot be read back",
+    "start": "Check that magicmind.python.runtime can be imported by the interpreter of "
+    "--sdk-python.",
+    "parse": "Build with the other --frontend (onnx or caffe).",
+    "configure": "Leave --build-config and --arch out. The keys are those of SDK 0.13 to 1.7, and "
+    "this SDK may be another one.",
+    "calibrate": "Check the card (topfive doctor). Use another --device-id, fewer "
+    "--calibration-images, or --quantization-algorithm linear.",
+    "build": "To find the cause, build with --precision force_float32, with one number of clusters "
+    "(--arch mtp_372:6), or with the other --frontend.",
+    "save": "Check that the disk is not full.",
+    "verify": "Check that the disk is not full. The file that was written cannot be read back.",
 }
 
 
@@ -71,7 +72,8 @@ def _run(command: list[str], report: Callable[[str], None]) -> tuple[str, str, i
             errors="replace",
         )
     except OSError as error:
-        raise BuildError(f"{command[0]}: {error.strerror}", _TRY["start"]) from error
+        detail = f"Cannot start {command[0]}: {error.strerror}"
+        raise BuildError(detail, _TRY["start"]) from error
     with process:
         assert process.stdout is not None
         try:

@@ -41,9 +41,9 @@ def configuration(
     for path, option in _OWNED.items():
         if _at(merged, path) != _at(made, path):
             raise BuildError(
-                f"{'.'.join(path)} is {_at(merged, path)}; the artifact must have "
-                f"{_at(made, path)}",
-                f"leave the key out; it is set by {option}",
+                f"The key {'.'.join(path)} is {_at(merged, path)}; the artifact must have "
+                f"{_at(made, path)}.",
+                f"Leave the key out. It is set by {option}.",
                 file=file,
             )
     if card.calibration and card.calibration.algorithm == "eqnm":
@@ -81,10 +81,11 @@ def _read(path: Path) -> object:
     try:
         return json.loads(path.read_bytes())
     except OSError as error:
-        detail, remedy = disk.unreadable(path, error, "name a JSON file as --build-config")
+        detail, remedy = disk.unreadable(path, error, "Name a JSON file as --build-config.")
         raise BuildError(detail, remedy, file=str(path)) from error
     except (ValueError, RecursionError) as error:
-        raise BuildError(f"not JSON: {error}", "correct the file", file=str(path)) from error
+        detail = f"The file is not JSON: {error}"
+        raise BuildError(detail, "Correct the file.", file=str(path)) from error
 
 
 def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -104,7 +105,8 @@ def _require_symmetric(config: Mapping[str, Any], file: str) -> None:
     algorithm = _at(config, ("precision_config", "activation_quant_algo"))
     if algorithm != "symmetric":
         raise BuildError(
-            f"precision_config.activation_quant_algo: {algorithm} with eqnm, which is symmetric",
-            "leave the key out, or calibrate with --quantization-algorithm linear",
+            f"The key precision_config.activation_quant_algo is {algorithm}, but eqnm is "
+            "symmetric.",
+            "Leave the key out, or calibrate with --quantization-algorithm linear.",
             file=file,
         )

@@ -107,11 +107,14 @@ def checked(config: object, file: str) -> dict[str, Any]:
         _Config.model_validate(config)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "the file"
+        path = ".".join(map(str, first["loc"]))
+        place = f"The key {path}" if path else "The file"
         unknown = first["type"] == "extra_forbidden"
         raise BuildError(
-            f"{place}: {'not a key of MagicMind' if unknown else first['msg']}",
-            f"known keys are {', '.join(_Config.model_fields)}; see docs/building.md",
+            f"{place} does not belong to MagicMind's configuration."
+            if unknown
+            else f"{place} is not valid: {first['msg']}",
+            f"Known keys (see docs/building.md) are {', '.join(_Config.model_fields)}.",
             file=file,
         ) from error
     assert isinstance(config, dict)

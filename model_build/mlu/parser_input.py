@@ -44,7 +44,7 @@ def prepare(
             return _caffe(recipe, network, folder)
         except BuildError as error:
             if frontend:
-                remedy = "build with --frontend onnx, which gives the same network"
+                remedy = "Build with --frontend onnx, which gives the same network."
                 raise BuildError(
                     f"--frontend caffe cannot read the network: {error}", remedy
                 ) from error

@@ -17,8 +17,8 @@ from service.errors import BuildError
 
 MAX_NUMBERS = 1 << 30
 """Maximum count of numbers in all values together, for one batch as in the file."""
-_INPUT_REMEDY = "give a network of one float32 input, N x 3 x height x width or N x h x w x 3"
-_OUTPUT_REMEDY = "name the value of the classes' scores or probabilities with --output-name"
+_INPUT_REMEDY = "Give a network with one float32 input, N x 3 x height x width or N x h x w x 3."
+_OUTPUT_REMEDY = "Name the value of the classes' scores or probabilities with --output-name."
 
 
 def to_output(model: onnx.ModelProto, file: str, wanted: str | None) -> None:
@@ -89,7 +89,8 @@ def _input(graph: onnx.GraphProto, file: str) -> onnx.ValueInfoProto:
     inputs = [value for value in graph.input if value.name not in stored]
     if len(inputs) != 1:
         named = ", ".join(f"'{value.name}'" for value in inputs) or "none"
-        raise BuildError(f"expected one input, found {named}", _INPUT_REMEDY, file=file)
+        detail = f"The network must have one input; found {named}."
+        raise BuildError(detail, _INPUT_REMEDY, file=file)
     return inputs[0]
 
 
@@ -105,14 +106,16 @@ def _sides(
     right = kind == "float" and len(own) == 4 and (own[1] in (0, 3) or is_channels_last(own))
     if not right:
         shape = " x ".join(str(side or "?") for side in own) or "unknown shape"
-        raise BuildError(f"the input '{source.name}' is {kind}, {shape}", _INPUT_REMEDY, file=file)
+        detail = f"The input '{source.name}' is {kind}, {shape}."
+        raise BuildError(detail, _INPUT_REMEDY, file=file)
     last = is_channels_last(own)
     image = own[1:3] if last else own[2:]
     image = (height or image[0], width or image[1])
     if not all(1 <= side <= MAX_SIDE for side in image):
         shape = " x ".join(str(side or "?") for side in image)
-        remedy = f"give --input-height and --input-width from 1 to {MAX_SIDE}"
-        raise BuildError(f"unsupported image size {shape} (height x width)", remedy, file=file)
+        detail = f"The image size {shape} (height x width) is not supported."
+        remedy = f"Give --input-height and --input-width from 1 to {MAX_SIDE}."
+        raise BuildError(detail, remedy, file=file)
     batch = own[0] or 1
     return (batch, *image, 3) if last else (batch, 3, *image)
 
@@ -126,9 +129,10 @@ def _output(graph: onnx.GraphProto, file: str, wanted: str | None) -> str:
     elif OUTPUT in outputs:
         outputs = [OUTPUT]
     if len(outputs) != 1:
-        raise BuildError(f"expected one output, found {found}", _OUTPUT_REMEDY, file=file)
+        detail = f"The network must have one output; found {found}."
+        raise BuildError(detail, _OUTPUT_REMEDY, file=file)
     if outputs[0] not in made:
-        detail = f"no node makes the output '{outputs[0]}'; the file's outputs are {found}"
+        detail = f"No node makes the output '{outputs[0]}'; the file's outputs are {found}."
         raise BuildError(detail, _OUTPUT_REMEDY, file=file)
     return outputs[0]
 
@@ -143,19 +147,19 @@ def _bounded(model: onnx.ModelProto, file: str) -> onnx.ModelProto:
         inferred = shape_inference.infer_shapes(model)
     except (RuntimeError, shape_inference.InferenceError) as error:
         remedy = (
-            f"export the network in float32, with ONNX's own operators of opset {OPSETS.stop - 1}; "
-            "not every network accepts another height and width than it was exported with"
+            f"Export the network in float32, with ONNX's own operators of opset {OPSETS.stop - 1}. "
+            "Not every network accepts another height and width than it was exported with."
         )
         raise BuildError(
-            f"the graph is inconsistent: {in_short(error)}", remedy, file=file
+            f"The graph is inconsistent: {in_short(error)}", remedy, file=file
         ) from error
     shapes = [output.partial_shape for node in network.get_ops() for output in node.outputs()]
     numbers = sum(math.prod(shape.to_shape()) for shape in shapes if shape.is_static)
     if numbers > MAX_NUMBERS:
         detail = (
-            f"the values of the network have {numbers:.1e} numbers, more than {MAX_NUMBERS:.1e}"
+            f"The values of the network have {numbers:.1e} numbers, more than {MAX_NUMBERS:.1e}."
         )
-        raise BuildError(detail, "give a smaller network, or smaller images", file=file)
+        raise BuildError(detail, "Give a smaller network, or smaller images.", file=file)
     return inferred
 
 

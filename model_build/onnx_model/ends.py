@@ -21,7 +21,7 @@ _SHAPERS = {
     *("Cast", "Dropout", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 }
 """Operators that may stand between a softmax and the output."""
-_REMEDY = "name the value of the classes' scores or probabilities with --output-name"
+_REMEDY = "Name the value of the classes' scores or probabilities with --output-name."
 
 
 def classifier(model: onnx.ModelProto, answers: NDArray[np.float32], file: str) -> Network:
@@ -31,7 +31,9 @@ def classifier(model: onnx.ModelProto, answers: NDArray[np.float32], file: str) 
     last = _last(graph)
     probable = _are_probabilities(answers.reshape(-1, classes))
     if not probable and last.op_type in ("Sigmoid", "Softmax"):
-        detail = f"the output is a {last.op_type}, but not the probabilities of one class per image"
+        detail = (
+            f"The output is a {last.op_type}, but not the probabilities of one class per image."
+        )
         raise BuildError(detail, _REMEDY, file=file, layer=name_of(last))
     name = _probabilities(graph, answers.shape[1:], classes, probable)
     height, width = _planes_first(graph)
@@ -54,7 +56,8 @@ def _classes(shape: tuple[int, ...], file: str) -> int:
     if classes < 2 or math.prod(shape[1:]) != classes:
         found = " x ".join(map(str, shape[1:])) or "one number"
         detail = (
-            f"the output of one image is {found}; expected one number for each of 2 or more classes"
+            f"The output of one image is {found}; expected one number for each of 2 or more "
+            "classes."
         )
         raise BuildError(detail, _REMEDY, file=file)
     return classes

@@ -25,16 +25,16 @@ MAX_PARTS = 200_000
 
 Large networks have about 10 000.
 """
-_REMEDY = "give the network's complete ONNX file"
-_WHOLE = "export the network as one file, or put its weight files in the same folder"
+_REMEDY = "Give the network's complete ONNX file."
+_WHOLE = "Export the network as one file, or put its weight files in the same folder."
 _EVALUATION = (
-    "call model.eval() before the export, and export without training=TrainingMode.TRAINING"
+    "Export without training=TrainingMode.TRAINING, and call model.eval() before the export."
 )
 _RANDOM = {
     *("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform"),
     "RandomUniformLike",
 }
-_PLAIN = "export the network with ONNX's own operators, in float32, without control flow"
+_PLAIN = "Export the network with ONNX's own operators, in float32, without control flow."
 
 
 def read(path: Path, output: str | None = None) -> tuple[onnx.ModelProto, tuple[Path, ...]]:
@@ -49,7 +49,8 @@ def read(path: Path, output: str | None = None) -> tuple[onnx.ModelProto, tuple[
     try:
         onnx.checker.check_model(model)
     except (onnx.checker.ValidationError, ValueError) as error:
-        raise BuildError(f"not a valid ONNX model: {error}", _REMEDY, file=file) from error
+        detail = f"The file is not a valid ONNX model: {error}"
+        raise BuildError(detail, _REMEDY, file=file) from error
     _check_mode(model, file)
     return model, (path, *weights)
 
@@ -58,17 +59,18 @@ def _parse(path: Path) -> onnx.ModelProto:
     try:
         size = path.stat().st_size if path.is_file() else 0
         if not 0 < size <= MAX_BYTES:
-            raise BuildError(f"not a file of 1 to {MAX_BYTES} bytes", _REMEDY, file=str(path))
+            detail = f"The path does not name a file of 1 to {MAX_BYTES} bytes."
+            raise BuildError(detail, _REMEDY, file=str(path))
         data = path.read_bytes()
     except OSError as error:
-        detail, remedy = disk.unreadable(path, error, "name the ONNX file")
+        detail, remedy = disk.unreadable(path, error, "Name the ONNX file.")
         raise BuildError(detail, remedy, file=str(path)) from error
     if what := foreign_kind(data):
-        raise BuildError("not an ONNX file", f"it is {what}", file=str(path))
+        raise BuildError("The file is not an ONNX file.", what, file=str(path))
     try:
         model = onnx.ModelProto.FromString(data)
     except DecodeError as error:
-        detail = f"truncated, or not an ONNX file: it begins with {data[:24]!r}"
+        detail = f"The file is truncated, or not an ONNX file; it begins with {data[:24]!r}."
         raise BuildError(detail, _REMEDY, file=str(path)) from error
     _check_graph(model.graph, str(path))
     return model
@@ -83,12 +85,13 @@ def _check_graph(graph: onnx.GraphProto, file: str) -> None:
         parts += sum(len(node.attribute) for node in nodes) + len(graph.value_info)
     if not graph.node or parts > MAX_PARTS:
         detail = (
-            f"not a network: {len(graph.node)} nodes, {parts} parts; the maximum is {MAX_PARTS}"
+            f"The file is not a network: it has {len(graph.node)} nodes and {parts} parts; the "
+            f"maximum is {MAX_PARTS}."
         )
         raise BuildError(detail, _REMEDY, file=file)
     # Protobuf leaves bytes for a string that it cannot decode.
     if not all(isinstance(name, str) for name in _names(graph)):
-        raise BuildError("a name in the file is not UTF-8", _REMEDY, file=file)
+        raise BuildError("A name in the file is not UTF-8.", _REMEDY, file=file)
 
 
 def _names(graph: onnx.GraphProto) -> Iterator[object]:
@@ -106,7 +109,7 @@ def _weights_beside(model: onnx.ModelProto, path: Path) -> tuple[Path, ...]:
         files = dict.fromkeys(_place(tensor, path) for tensor in outside)
         if sum(_size(tensor, path) for tensor in outside) > MAX_BYTES:
             raise BuildError(
-                f"the weights have more than {MAX_BYTES} bytes", _WHOLE, file=str(path)
+                f"The weights have more than {MAX_BYTES} bytes.", _WHOLE, file=str(path)
             )
         for tensor in outside:
             load_external_data_for_tensor(tensor, str(path.parent))
@@ -116,10 +119,10 @@ def _weights_beside(model: onnx.ModelProto, path: Path) -> tuple[Path, ...]:
         place = Path(error.filename or path)
         detail, remedy = disk.unreadable(place, error, _WHOLE)
         raise BuildError(
-            f"the weights cannot be read: {detail}", remedy, file=str(place)
+            f"The weights cannot be read: {detail}", remedy, file=str(place)
         ) from error
     except (ValueError, onnx.checker.ValidationError) as error:
-        raise BuildError(f"the weights cannot be read: {error}", _WHOLE, file=str(path)) from error
+        raise BuildError(f"The weights cannot be read: {error}", _WHOLE, file=str(path)) from error
     return tuple(files)
 
 
@@ -132,7 +135,8 @@ def _place(tensor: TensorProto, path: Path) -> Path:
     file = path.with_name(location) if Path(location).name == location else None
     if file is None or not file.is_file():
         detail = (
-            f"the weights '{tensor.name}' are in '{location}', which is not a file in its folder"
+            f"The weights '{tensor.name}' are in '{location}', which is not a file in the folder "
+            "of the network."
         )
         raise BuildError(detail, _WHOLE, file=str(path))
     return file
@@ -148,10 +152,10 @@ def _size(tensor: TensorProto, path: Path) -> int:
 def _check_nodes(graph: onnx.GraphProto, file: str) -> None:
     for node in graph.node:
         for objection in _objections(node):
-            remedy = f"give --output-name {node.input[0]}" if node.op_type == "ZipMap" else _PLAIN
+            remedy = f"Give --output-name {node.input[0]}" if node.op_type == "ZipMap" else _PLAIN
             raise BuildError(objection, remedy, file=file, layer=name_of(node))
     if graph.sparse_initializer:
-        raise BuildError("the network has sparse weights", _PLAIN, file=file)
+        raise BuildError("The network has sparse weights.", _PLAIN, file=file)
 
 
 def name_of(node: onnx.NodeProto) -> str:
@@ -161,14 +165,14 @@ def name_of(node: onnx.NodeProto) -> str:
 
 def _objections(node: onnx.NodeProto) -> Iterator[str]:
     if node.domain not in ("", "ai.onnx"):
-        yield f"the operator {node.op_type} is not ONNX's own; its domain is {node.domain!r}"
+        yield f"The operator {node.op_type} is not ONNX's own; its domain is {node.domain!r}."
     if "Quantize" in node.op_type or node.op_type.startswith("QLinear"):
-        yield f"{node.op_type}: quantized networks are not supported"
+        yield f"{node.op_type} belongs to quantized networks, which are not supported."
     for attribute in node.attribute:
         if attribute.HasField("g") or attribute.graphs or attribute.tensors:
-            yield f"{node.op_type} contains graphs or lists of tensors"
+            yield f"{node.op_type} contains graphs or lists of tensors."
         if _is_outside(attribute.t):
-            yield f"the attribute {attribute.name} is in a separate file"
+            yield f"The attribute {attribute.name} is in a separate file."
 
 
 def _check_mode(model: onnx.ModelProto, file: str) -> None:
@@ -179,7 +183,7 @@ def _check_mode(model: onnx.ModelProto, file: str) -> None:
         if constant := _constant(node):
             stored[node.output[0]] = constant
         if what := _of_training(node, version, stored):
-            detail = f"the network was exported in training mode: {what}"
+            detail = f"The network was exported in training mode: {what}."
             raise BuildError(detail, _EVALUATION, file=file, layer=name_of(node))
 
 

@@ -65,7 +65,7 @@ def convert(model: onnx.ModelProto, file: str, newest: int = NEWEST) -> onnx.Mod
     """Return the model in an opset from 11 to `newest`; it may be the same object, changed."""
     version, known = model.opset_import[0].version, defs.onnx_opset_version()
     if not 1 <= version <= known:
-        detail = f"opset {version} is not supported; supported are 1 to {known}"
+        detail = f"Opset {version} is not supported; the supported opsets are 1 to {known}."
         raise BuildError(detail, _remedy(newest), file=file)
     if version < OLDEST:
         model = _newer(model, version, file)
@@ -78,7 +78,7 @@ def convert(model: onnx.ModelProto, file: str, newest: int = NEWEST) -> onnx.Mod
 
 
 def _remedy(newest: int) -> str:
-    return f"export the network with opset {newest} (PyTorch: opset_version={newest})"
+    return f"Export the network with opset {newest} (PyTorch: opset_version={newest})."
 
 
 def _newer(model: onnx.ModelProto, version: int, file: str) -> onnx.ModelProto:
@@ -263,26 +263,26 @@ def _of_one_type(node: onnx.NodeProto, types: Mapping[str, int]) -> Iterator[onn
 
 
 def _modernity(node: onnx.NodeProto, version: int, newest: int) -> str:
-    """Return what `newest` cannot express, in words; empty if nothing.
+    """Return what `newest` cannot express, as a sentence; empty if nothing.
 
     Attributes without effect are removed.
     """
     operator = node.op_type
     if not _exists(operator, newest):
         taken = f"{OLDEST} to {newest}" if newest > OLDEST else f"{OLDEST}"
-        return f"{operator} is newer than opset {newest}; targets take opset {taken}"
+        return f"{operator} is newer than opset {newest}; targets take opset {taken}."
     known, newer = defs.get_schema(operator, newest), defs.get_schema(operator, version)
     for attribute in list(node.attribute):
         if attribute.name in known.attributes:
             continue
         default = newer.attributes[attribute.name].default_value
         if attribute != default and not _is_idle(operator, attribute):
-            return f"{operator} has no attribute {attribute.name} in opset {newest}"
+            return f"{operator} has no attribute {attribute.name} in opset {newest}."
         node.attribute.remove(attribute)
     if len(node.input) > known.max_input:
-        return f"{operator} has {len(node.input)} inputs; opset {newest} allows {known.max_input}"
+        return f"{operator} has {len(node.input)} inputs; opset {newest} allows {known.max_input}."
     if operator in _OVER_A_SIDE and newest < 13 <= version and _axis(node) != -1:
-        return f"{operator} is over axis {_axis(node)} of a value of unknown rank"
+        return f"{operator} is over axis {_axis(node)} of a value of unknown rank."
     return ""
 
 
@@ -302,5 +302,5 @@ def _misfit(node: onnx.NodeProto, types: Mapping[str, int], newest: int) -> str:
         kind = TensorProto.DataType.Name(types.get(name, 0)).lower()
         allowed = formal[min(place, len(formal) - 1)].types
         if types.get(name) and f"tensor({kind})" not in allowed:
-            return f"{node.op_type} takes no {kind} in opset {newest}"
+            return f"{node.op_type} takes no {kind} in opset {newest}."
     return ""

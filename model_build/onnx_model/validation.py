@@ -17,7 +17,7 @@ TOLERANCE = 1e-4
 # Networks are trained on numbers of about 1 or on bytes.
 _SCALES = np.array((1, 8, 64), np.float32)
 
-_REMEDY = f"export the network with opset {NEWEST} and a free (dynamic) batch axis"
+_REMEDY = f"Export the network with opset {NEWEST} and a free (dynamic) batch axis."
 
 Images = NDArray[np.float32]
 
@@ -40,18 +40,18 @@ def one_by_one(model: onnx.ModelProto, images: Images, file: str) -> Images:
         answers = [run(np.repeat(image[None], batch, axis=0)) for image in images]
     except RuntimeError as error:
         detail = f"OpenVINO cannot run the network: {in_short(error)}"
-        remedy = f"export the network in float32, with ONNX's own operators of opset {NEWEST}"
+        remedy = f"Export the network in float32, with ONNX's own operators of opset {NEWEST}."
         raise BuildError(detail, remedy, file=file) from error
     if answers[0].dtype != np.float32 or answers[0].shape[:1] != (batch,):
         raise BuildError(
-            f"the output is {answers[0].dtype} {answers[0].shape}; "
-            f"expected float32 {batch} x classes",
-            "name the value of the classes' scores or probabilities with --output-name",
+            f"The output is {answers[0].dtype} {answers[0].shape}; "
+            f"expected float32 {batch} x classes.",
+            "Name the value of the classes' scores or probabilities with --output-name.",
             file=file,
         )
     if not np.isfinite(answers).all():
-        detail = "the answers to noise contain NaN or infinity"
-        raise BuildError(detail, "give weights of a training that converged", file=file)
+        detail = "The answers to noise contain NaN or infinity."
+        raise BuildError(detail, "Give weights of a training that converged.", file=file)
     return np.concatenate([answer[:1] for answer in answers])
 
 
@@ -61,19 +61,19 @@ def validate(model: onnx.ModelProto, images: Images, answers: Images, file: str)
         run = opened(model)
         alone = np.concatenate([run(image[None]) for image in images])
     except RuntimeError as error:
-        detail = f"the network cannot run with a free batch: {in_short(error)}"
+        detail = f"The network cannot run with a free batch: {in_short(error)}"
         raise BuildError(detail, _REMEDY, file=file) from error
     if not _alike(alone, answers):
-        detail = f"the converted network answers otherwise than the file: {_apart(alone, answers)}"
-        raise BuildError(detail, _REMEDY, file=file)
+        detail = "The answers of the converted network differ from those of the file: "
+        raise BuildError(f"{detail}{_apart(alone, answers)}.", _REMEDY, file=file)
     try:
         together = run(images)
     except RuntimeError as error:
-        detail = f"the network cannot take {len(images)} images at once: {in_short(error)}"
+        detail = f"The network cannot take {len(images)} images at once: {in_short(error)}"
         raise BuildError(detail, _REMEDY, file=file) from error
     if not _alike(together, answers):
-        detail = f"the answers to {len(images)} images at once differ from those to single images: "
-        raise BuildError(detail + _apart(together, answers), _REMEDY, file=file)
+        detail = f"The answers to {len(images)} images at once differ from those to single images: "
+        raise BuildError(f"{detail}{_apart(together, answers)}.", _REMEDY, file=file)
 
 
 def _alike(ours: Images, theirs: Images) -> bool:

@@ -119,7 +119,7 @@ def encoding(data: bytes) -> str:
 def to_utf_8(encoding: str) -> str:
     """Return the remedy for a text in `encoding`."""
     return (
-        f"save the file as UTF-8: iconv -f {encoding} -t UTF-8; in Windows PowerShell "
+        f"Save the file as UTF-8: iconv -f {encoding} -t UTF-8; in Windows PowerShell "
         "use | Out-File -Encoding utf8 instead of >"
     )
 
@@ -128,9 +128,9 @@ def read_text(path: Path) -> str:
     """Return the text of a UTF-8 file without a byte order mark. Raise ValueError for others."""
     data = path.read_bytes()
     if name := encoding(data):
-        raise ValueError(f"the encoding is {name}: {to_utf_8(name)}")
+        raise ValueError(f"the encoding is {name}. {to_utf_8(name)}")
     if b"\0" in data:
-        raise ValueError("the file contains zero bytes, as UTF-16 does: save the file as UTF-8")
+        raise ValueError("the file contains zero bytes, as UTF-16 does. Save the file as UTF-8.")
     return data.decode("utf-8-sig")
 
 

@@ -213,7 +213,7 @@ def test_a_preset_is_of_bytes(run: Run, small: list[str], output: Path) -> None:
     """--pixel-range 1 with its numbers is refused by name."""
     options = ("--preprocess", "caffe", "--pixel-range", 1, "--mean", 0.5)
     code, _, err = run("caffe", *small[:6], *options, "--output", output)
-    assert code == 1 and "--pixel-range 1, but the --std of --preprocess caffe are for" in err
+    assert code == 1 and "--pixel-range is 1, but the --std of --preprocess caffe are for" in err
     assert_nothing_written(output)
 
 
@@ -251,9 +251,9 @@ def test_inspect_refuses_what_cannot_be_trusted(run: Run, small: list[str], outp
         (["--precision", "float32"], "--precision float32 cannot be built"),
         (["--batch-range", "1", "8", "--no-shape-mutable"], "contradicts --no-shape-mutable"),
         (["--batch-range", "8", "1"], "--batch-range 8 1 is not a range"),
-        (["--preprocess", "resnet"], "unknown --preprocess resnet"),
+        (["--preprocess", "resnet"], "--preprocess resnet is unknown."),
         (["--std", "0"], "--std"),
-        (["--crop", "24"], "--crop 24, but the network takes 32 x 32"),
+        (["--crop", "24"], "--crop is 24, but the network takes 32 x 32"),
         (["--resize", "24"], "--resize 24 is smaller than the network's input"),
         (["--input-width", "40"], "--resize 36 is smaller than the network's input, 32 x 40"),
         (["--labels", "2012"], "has 10 classes; --labels 2012 has 1000"),
@@ -324,7 +324,7 @@ def test_a_model_that_misses_its_golden_answers_is_refused(
     strict = replace(precisions["force_float16"], tolerance=1e-9)
     monkeypatch.setitem(precisions, "force_float16", strict)
     code, _, err = run("caffe", *small, "--precision", "force_float16", "--output", output)
-    assert code == 1 and "off by" in err and "build with --precision force_float32" in err
+    assert code == 1 and "off by" in err and "Build with --precision force_float32." in err
     assert_nothing_written(output)
 
 
@@ -340,9 +340,14 @@ def test_an_output_that_exists_is_kept(run: Run, small: list[str], tmp_path: Pat
     (tmp_path / "notes" / "notes.txt").write_text("mine")
     (tmp_path / "empty").mkdir()
     before = sorted(tmp_path.rglob("*"))
-    for arguments in (["net"], ["file", "--force"], ["notes", "--force"], ["empty", "--force"]):
-        code, _, err = run("caffe", *small, "--output", tmp_path / arguments[0], *arguments[1:])
-        assert code == 1 and f"{arguments[0]}: exists" in err and "reading" not in err
+    for name, options, said in (
+        ("net", [], "The folder already exists."),
+        ("file", ["--force"], "The output exists and cannot be replaced: Not a directory"),
+        ("notes", ["--force"], "The folder contains notes.txt and is not an artifact."),
+        ("empty", ["--force"], "The folder contains no manifest and is not an artifact."),
+    ):
+        code, _, err = run("caffe", *small, "--output", tmp_path / name, *options)
+        assert code == 1 and f"{name}: {said}\n" in err and "reading" not in err
     assert sorted(tmp_path.rglob("*")) == before
 
 

@@ -185,7 +185,7 @@ UNSUITED = {
     "batch norm first": (
         TEXT.replace("layer {", BATCH_NORM + "layer {", 1).replace('m: "data"', 'm: "norm"')
         .replace('m: "norm" top: "norm"', 'm: "data" top: "norm"'),
-        "the input is read by 'norm' (BatchNorm)",
+        "The input is read by 'norm' (BatchNorm)",
     ),
     "grouped": (TEXT.replace("num_output: 64", "group: 3 num_output: 63"), "group: 3"),
     "V1": (V1, "older form"),
@@ -199,7 +199,7 @@ UNSUITED = {
         TEXT + 'layer { name: "s" type: "Silence" bottom: "fc" }', "layers without a result"),
     "two inputs": (
         TEXT.replace("layer {", 'input: "more" input_dim: [1, 1, 1, 1] layer {', 1),
-        "the network has the inputs 'more' besides 'data'",
+        "The network has the inputs 'more' besides 'data'.",
     ),
     "two ends": (
         TEXT + 'layer { name: "more" type: "Softmax" bottom: "fc" top: "more" }',
@@ -251,7 +251,7 @@ def test_an_old_caffemodel_goes_as_onnx(build: Run, stub: Path, small: list[str]
     file = stub.parent / "old.caffemodel"
     file.write_bytes(old.SerializeToString())
     code, _, err = build("--caffemodel", file)
-    assert code == 0 and "old.caffemodel: the file has Caffe's older form" in err
+    assert code == 0 and "old.caffemodel: The file has Caffe's older form" in err
 
 
 def test_onnx_is_read_as_onnx(run: Run, build: Run, stub: Path, small: list[str]) -> None:
@@ -399,17 +399,23 @@ def test_each_switch_of_optimisation_is_taken(build: Run, stub: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ('{"rgb2bgr": true}', "rgb2bgr: not a key of MagicMind"),
-        ('{"opt_config": {"tfu_enable": true}}', "opt_config.tfu_enable: not a key of MagicMind"),
-        ('{"compute_determinism": 1}', "compute_determinism: "),
-        ('{"computation_preference": "slow"}', "computation_preference: "),
-        ('{"archs": null}', "archs: "),
-        ('{"crop_config": {"mtp_372": {"plugin": {}}}}', "crop_config.mtp_372.plugin.lib_path: "),
-        ('{"graph_shape_mutable": false}', "it is set by --shape-mutable"),
-        ('{"precision_config": {"precision_mode": "force_float16"}}', "set by --precision"),
+        ('{"rgb2bgr": true}', "The key rgb2bgr does not belong to MagicMind's configuration."),
+        (
+            '{"opt_config": {"tfu_enable": true}}',
+            "The key opt_config.tfu_enable does not belong to MagicMind's configuration.",
+        ),
+        ('{"compute_determinism": 1}', "The key compute_determinism is not valid: "),
+        ('{"computation_preference": "slow"}', "The key computation_preference is not valid: "),
+        ('{"archs": null}', "The key archs is not valid: "),
+        (
+            '{"crop_config": {"mtp_372": {"plugin": {}}}}',
+            "The key crop_config.mtp_372.plugin.lib_path is not valid: ",
+        ),
+        ('{"graph_shape_mutable": false}', "Leave the key out. It is set by --shape-mutable."),
+        ('{"precision_config": {"precision_mode": "force_float16"}}', "It is set by --precision."),
         ('{"dim_range": {"0": {"max": [8, 3, 32, 32], "min": [1, 3, 32, 32]}}}', "--batch-range"),
-        ("[]", "the file: "),
-        ("{", "not JSON"),
+        ("[]", "The file is not valid: "),
+        ("{", "The file is not JSON: "),
     ],
 )
 def test_a_configuration_that_cannot_be_is_refused(
@@ -430,7 +436,7 @@ def test_eqnm_is_symmetric(build: Run, stub: Path, tmp_path: Path) -> None:
     file = tmp_path / "more.json"
     file.write_text('{"precision_config": {"activation_quant_algo": "asymmetric"}}')
     code, _, err = build(*INT8, "--quantization-algorithm", "eqnm", "--build-config", file)
-    assert code == 1 and "asymmetric with eqnm" in err
+    assert code == 1 and "activation_quant_algo is asymmetric, but eqnm is symmetric." in err
     assert build(*INT8, "--build-config", file)[0] == 0
 
 
@@ -512,7 +518,7 @@ def test_a_broken_photo_is_named(build: Run, stub: Path, tmp_path: Path) -> None
     folder.mkdir()
     (folder / "broken.jpg").write_bytes((PHOTOS / "rocket.jpg").read_bytes()[:100])
     code, _, err = build(*INT8[:2], "--image-dir", folder)
-    assert code == 1 and "broken.jpg: not usable for calibration" in err
+    assert code == 1 and "broken.jpg: The photo cannot be used for calibration: " in err
     assert not (tmp_path / "net").exists()
 
 
@@ -569,15 +575,15 @@ def test_the_reference_is_the_cpus(build: Run, run: Run, stub: Path, small: list
     [
         (
             {"inputs": [{**ROW, "dims": [-1, 3, SIDE, SIDE]}]},
-            "the input 'data' has [-1, 3, 32, 32]",
+            "The input 'data' has the shape [-1, 3, 32, 32]",
         ),
         ({"inputs": [{**ROW, "type": "float32"}]}, "is float32; expected uint8"),
         ({"inputs": [{**ROW, "dims": [1, SIDE, SIDE, 3]}]}, "expected [-1, 32, 32, 3]"),
-        ({"inputs": [ROW, ROW]}, "expected one input, found 'data'"),
-        ({"outputs": [ANSWER, ANSWER]}, "expected one output"),
-        ({"outputs": []}, "expected one output, found none"),
-        ({"outputs": [{**ANSWER, "dims": [-1, 11]}]}, "has [-1, 11]; expected [-1, 10]"),
-        ({"outputs": [{**ANSWER, "dims": [-1, 10, 2]}]}, "has [-1, 10, 2]"),
+        ({"inputs": [ROW, ROW]}, "The model must have one input; found 'data'"),
+        ({"outputs": [ANSWER, ANSWER]}, "The model must have one output; found 'prob'"),
+        ({"outputs": []}, "The model must have one output; found none."),
+        ({"outputs": [{**ANSWER, "dims": [-1, 11]}]}, "has the shape [-1, 11]; expected [-1, 10]."),
+        ({"outputs": [{**ANSWER, "dims": [-1, 10, 2]}]}, "has the shape [-1, 10, 2]"),
         ({"outputs": [{**ANSWER, "type": "float16"}]}, "is float16; expected float32"),
     ],
 )
@@ -587,7 +593,7 @@ def test_another_model_than_asked_is_refused(
     """By what is other; nothing is written."""
     write_stub(tmp_path, {**RIGHT, **ends})
     code, _, err = build()
-    assert code == 1 and "MagicMind built another model than requested: " in err and said in err
+    assert code == 1 and "MagicMind built another model than requested. " in err and said in err
     assert sorted(path.name for path in tmp_path.iterdir() if "net" in path.name) == []
 
 
@@ -612,7 +618,7 @@ def test_a_failure_of_the_sdks_is_told(build: Run, tmp_path: Path, how: str) -> 
     then, said = ENDINGS[how]
     write_stub(tmp_path, first="print('2023-11-28: INFO: half a line', end='')", then=then)
     code, out, err = build()
-    assert (code, out) == (1, "") and said in err and "\n  try: build with --precision" in err
+    assert (code, out) == (1, "") and said in err and "\n  try: To find the cause, build" in err
     assert "build: MagicMind compiles" in err
     assert not list(tmp_path.glob("*net*")) and not list(tmp_path.glob(".net*"))
 

@@ -384,28 +384,28 @@ def test_relu6_becomes_one_clip(tmp_path: Path) -> None:
 REFUSED = {
     "global_stats": layer("BatchNorm", "batch_norm_param { use_global_stats: false }"),
     "axis: 0 of 4; supported are 1 to 3": layer("Scale", "scale_param { axis: 0 }"),
-    "num_axes: 4": layer("Scale", "scale_param { num_axes: 4 }"),
+    "num_axes 4 from axis 1 does not fit": layer("Scale", "scale_param { num_axes: 4 }"),
     "one bottom and one top": layer("Scale", bottoms="data data data"),
     "is not the start": layer("Scale", bottoms="data data"),
     "one number for each image": layer(
         "Scale", "scale_param { axis: 0 bias_term: true }", "data data"
     ),
-    "leave group out": C6
+    "Leave group out.": C6
     + layer("ConvolutionDepthwise", "convolution_param { num_output: 6 group: 2 }", "c"),
     "Axpy needs": layer("Axpy", bottoms="data data data"),
     "found [(1, 6, 1, 1), (1, 3, 11, 9)": C6
     + layer("Pooling", "pooling_param { global_pooling: true }", "c", "g")
     + layer("Axpy", bottoms="g data data"),
-    "slice_point: [1, 1]": slices("slice_param { slice_point: [1, 1] }", "data", "x y z").replace(
-        '"parts"', '"x"'
-    ),
+    "The slice_point [1, 1] does not split 3": slices(
+        "slice_param { slice_point: [1, 1] }", "data", "x y z"
+    ).replace('"parts"', '"x"'),
     "does not split 3 into 2": slices("", "data", "x z").replace('"parts"', '"x"'),
     "local_size: 4, alpha: 1, beta: 0.75": layer("LRN", "lrn_param { local_size: 4 }"),
     "beta: -1": layer("LRN", "lrn_param { beta: -1 }"),
-    "an empty result": deconv("num_output: 2 kernel_size: 1 pad: 6"),
+    "the result is empty": deconv("num_output: 2 kernel_size: 1 pad: 6"),
     "dims [0, 298] do not fit": layer("Reshape", "reshape_param { shape { dim: 0 dim: 298 } }"),
     "dims [0, -1, -1] do not fit": layer("Reshape", "reshape_param { shape { dim: [0, -1, -1] } }"),
-    "num_axes: 9": layer("Reshape", "reshape_param { num_axes: 9 }"),
+    "the num_axes 9 do not fit": layer("Reshape", "reshape_param { num_axes: 9 }"),
     "axis: 0 of 4": layer("Concat", "concat_param { axis: 0 }"),
     "concat_dim": layer("Concat", "concat_param { axis: 1 concat_dim: 1 }"),
     "equal except for axis 1": C6
@@ -426,9 +426,9 @@ REFUSED = {
     "min and max": layer("Clip", "clip_param { min: 1 }"),
     "is after": layer("Flatten", "flatten_param { axis: 3 end_axis: 1 }"),
     "num_output must": layer("InnerProduct"),
-    "unknown layer type": layer("Permute"),
-    "phase is TRAIN": layer("Dropout", "phase: TRAIN"),
-    'line 2: Message type "ReLUParameter" has no field': layer("ReLU", "relu_param { slope: 1 }"),
+    "The layer type 'Permute' is unknown.": layer("Permute"),
+    "The phase of the layer is TRAIN.": layer("Dropout", "phase: TRAIN"),
+    'Line 2: Message type "ReLUParameter" has no field': layer("ReLU", "relu_param { slope: 1 }"),
     "has no value named MOX": pool("pool: MOX kernel_size: 2"),
 }
 

@@ -163,8 +163,8 @@ def test_the_oldest_form_is_refused_with_its_remedy(head: str, tmp_path: Path) -
     ("line", "layer", "said"),
     [
         (relu("bad", "top: 3"), "bad", "Expected string"),
-        ("layer {", "", "line 3: "),
-        ("net: 'train.prototxt'", "a", 'line 3: .*has no field named "net"'),
+        ("layer {", "", "Line 3: "),
+        ("net: 'train.prototxt'", "a", 'Line 3: .*has no field named "net"'),
         ("layers { name: 'a' type: RELU }", "", "both `layer` and `layers`"),
         (relu("prob", bottom="nowhere"), "prob", "bottom 'nowhere'"),
         ('layer { name: "b" type: "ReLU" bottom: "data" top: "a" }', "b", "by another layer"),

@@ -74,7 +74,7 @@ def test_weights_of_v1_layers_are_found_by_name(tmp_path: Path) -> None:
 )
 def test_a_blob_must_hold_what_it_promises(fields: dict[str, object], tmp_path: Path) -> None:
     """Shape and numbers are compared before any memory is taken for the shape."""
-    with pytest.raises(BuildError, match="a blob has the shape") as caught:
+    with pytest.raises(BuildError, match="A blob has the shape") as caught:
         weights.read(stored(tmp_path, **fields))
     assert caught.value.layer == "fc"
 
@@ -82,9 +82,9 @@ def test_a_blob_must_hold_what_it_promises(fields: dict[str, object], tmp_path: 
 @pytest.mark.parametrize(
     ("blobs", "said"),
     [
-        ({"other": [NUMBERS]}, r"expected 1 blobs \(weights\), found 0"),
-        ({"fc": [NUMBERS, NUMBERS[:, 0]]}, r"expected 1 blobs \(weights\), found 2"),
-        ({"fc": [NUMBERS.T]}, r"expected the shape \(4, 3\), found \(3, 4\)"),
+        ({"other": [NUMBERS]}, r"The layer must have 1 blobs \(weights\); found 0\."),
+        ({"fc": [NUMBERS, NUMBERS[:, 0]]}, r"The layer must have 1 blobs \(weights\); found 2\."),
+        ({"fc": [NUMBERS.T]}, r"The weights must have the shape \(4, 3\); found \(3, 4\)\."),
         ({"fc": [NUMBERS[None].repeat(2, 0)]}, r"found \(2, 4, 3\)"),
         ({"fc": [NUMBERS * np.float32(np.nan)]}, "NaN or infinity"),
         ({"fc": [np.full_like(NUMBERS, np.inf)]}, "NaN or infinity"),
@@ -109,7 +109,7 @@ def test_weights_that_do_not_fit_are_refused(
         (b"<!DOCTYPE html>", "HTML"),
         (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS"),
         (b"\x89HDF\r\n\x1a\n\0\0", "HDF5"),
-        (b"\x0a\x03abc", "no layer in the file has weights"),
+        (b"\x0a\x03abc", "No layer in the file has weights."),
         (b"\xa2\x06\x7f", "truncated"),
     ],
 )

@@ -96,8 +96,13 @@ def test_field_cases_of_caffe_are_built(name: str, data_folder: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("name", "layer", "said", "remedy"),
     [
-        ("c04_Normalize", "n", "unknown layer type 'Normalize'", "known types are AbsVal,"),
-        ("c19_utf16", "", "the file is in UTF-16; a prototxt is UTF-8", "iconv -f UTF-16 -t UTF-8"),
+        ("c04_Normalize", "n", "The layer type 'Normalize' is unknown.", "Known types are AbsVal,"),
+        (
+            "c19_utf16",
+            "",
+            "The file is in UTF-16; a prototxt is UTF-8.",
+            "Save the file as UTF-8: iconv -f UTF-16 -t UTF-8",
+        ),
     ],
 )
 def test_field_cases_of_caffe_are_refused_by_name(
@@ -125,7 +130,7 @@ def test_weights_of_several_layers_of_one_name_are_refused(name: str, tmp_path: 
     text = HEAD + CONV + second + GAP.replace('bottom: "conv"', 'bottom: "c"') + TAIL
     text = text.replace('name: "conv"', f'name: "{name}"')
     error = caffe_refused(tmp_path, text, **{name: blobs(8, 3, 3, 3)})
-    assert f"several layers have the name '{name}', and weights are found by name" in str(error)
+    assert f"Several layers have the name '{name}', and weights are found by name." in str(error)
     assert error.layer == f"{name or 'Convolution'}#1"
 
 
@@ -173,7 +178,7 @@ def test_an_unknown_field_is_refused_with_its_line(tmp_path: Path) -> None:
     error = caffe_refused(
         tmp_path, (HEAD + train + CONV).replace("kernel_", "kernal_") + GAP + TAIL
     )
-    assert 'line 4: Message type "ConvolutionParameter" has no field named "kernal_size"' in str(
+    assert 'Line 4: Message type "ConvolutionParameter" has no field named "kernal_size"' in str(
         error
     )
     assert (error.layer, "BVLC" in error.remedy) == ("conv", True)
@@ -211,7 +216,7 @@ def test_two_inputs_that_are_needed_are_refused(tmp_path: Path) -> None:
     add = 'layer { name: "add" type: "Eltwise" bottom: "data" bottom: "more" top: "sum" }\n'
     text = HEAD + more + add + CONV.replace('"data"', '"sum"') + GAP + TAIL
     error = caffe_refused(tmp_path, text)
-    assert "expected one input, found 'data', 'more'" in str(error)
+    assert "The network must have one input; found 'data', 'more'." in str(error)
 
 
 SHUFFLENET = """
@@ -259,17 +264,17 @@ def test_groups_that_do_not_divide_the_channels_are_refused(group: int, tmp_path
 
 PAGE = "\n\n<!DOCTYPE html>\n<html>"
 STRANGERS = {
-    "UTF-16, little": (PLAIN.encode("utf-16-le"), "the file is in UTF-16"),
-    "UTF-16, big": (PLAIN.encode("utf-16-be"), "the file is in UTF-16"),
-    "UTF-16, big, marked": (b"\xfe\xff" + PLAIN.encode("utf-16-be"), "the file is in UTF-16"),
-    "UTF-16 after a comment": (f"# 网络\n{PLAIN}".encode("utf-16-le"), "the file is in UTF-16"),
-    "UTF-32": (PLAIN.encode("utf-32"), "the file is in UTF-32"),
-    "UTF-32, little": (PLAIN.encode("utf-32-le"), "the file is in UTF-32"),
-    "UTF-32, big": (PLAIN.encode("utf-32-be"), "the file is in UTF-32"),
-    "gzip": (gzip.compress(PLAIN.encode()), "it is gzip; unpack it"),
+    "UTF-16, little": (PLAIN.encode("utf-16-le"), "The file is in UTF-16"),
+    "UTF-16, big": (PLAIN.encode("utf-16-be"), "The file is in UTF-16"),
+    "UTF-16, big, marked": (b"\xfe\xff" + PLAIN.encode("utf-16-be"), "The file is in UTF-16"),
+    "UTF-16 after a comment": (f"# 网络\n{PLAIN}".encode("utf-16-le"), "The file is in UTF-16"),
+    "UTF-32": (PLAIN.encode("utf-32"), "The file is in UTF-32"),
+    "UTF-32, little": (PLAIN.encode("utf-32-le"), "The file is in UTF-32"),
+    "UTF-32, big": (PLAIN.encode("utf-32-be"), "The file is in UTF-32"),
+    "gzip": (gzip.compress(PLAIN.encode()), "It is compressed with gzip. Unpack the file."),
     "a Git LFS pointer": (
         b"version https://git-lfs.github.com/spec/v1\noid sha256:01\n", "`git lfs pull`"),
-    "a page": (PAGE.encode(), "an HTML or XML page; download the file itself"),
+    "a page": (PAGE.encode(), "It is an HTML or XML page. Download the file itself."),
 }  # fmt: skip
 
 
@@ -301,7 +306,7 @@ def test_a_mark_before_utf_8_is_read(tmp_path: Path) -> None:
 def test_labels_in_utf_16_are_refused_by_name(encoding: str, tmp_path: Path) -> None:
     """As Windows PowerShell's > writes them, and without the mark."""
     (tmp_path / "own.txt").write_text("cat\ndog\n", encoding=encoding)
-    with pytest.raises(ArtifactError, match=r"own\.txt: .* UTF-16.*: save the file as UTF-8"):
+    with pytest.raises(ArtifactError, match=r"own\.txt: .* UTF-16.*\. Save the file as UTF-8"):
         artifact.read_labels(tmp_path / "own.txt")
 
 
@@ -341,10 +346,10 @@ def _without(model: onnx.ModelProto, output: str) -> onnx.ModelProto:
 def test_zipmap_at_the_output_is_refused_with_the_name_to_give(data_folder: Path) -> None:
     """The value before it."""
     with pytest.raises(
-        BuildError, match=r"layer 'loss': the operator ZipMap .*'ai.onnx.ml'"
+        BuildError, match=r"layer 'loss': The operator ZipMap .*'ai.onnx.ml'"
     ) as caught:
         onnx_model.load(onnx_case(data_folder, "o01_zipmap"))
-    assert caught.value.remedy == "give --output-name prob_t"
+    assert caught.value.remedy == "Give --output-name prob_t"
 
 
 def test_what_the_output_does_not_need_is_neither_checked_nor_read(tmp_path: Path) -> None:
@@ -404,7 +409,7 @@ def test_batch_normalization_of_training_is_refused(data_folder: Path) -> None:
     """With what to do, which does not lead to another error."""
     with pytest.raises(BuildError) as caught:
         onnx_model.load(onnx_case(data_folder, "o06_bn_training"))
-    assert "the network was exported in training mode: BatchNormalization takes the" in str(
+    assert "The network was exported in training mode: BatchNormalization takes the" in str(
         caught.value
     )
     assert "call model.eval() before the export" in caught.value.remedy
@@ -439,7 +444,7 @@ def test_what_only_training_does_is_refused(what: str, tmp_path: Path) -> None:
     model = network([*nodes, node("GlobalAveragePool", "y", "seen"), *TAIL_OF_SEEN],
                     {**VECTORS, **RATIO}, opset=opset)  # fmt: skip
     onnx.save(model, tmp_path / "net.onnx")
-    with pytest.raises(BuildError, match="the network was exported in training mode") as caught:
+    with pytest.raises(BuildError, match="The network was exported in training mode") as caught:
         onnx_model.load(tmp_path / "net.onnx")
     assert what.split()[0] in str(caught.value) and "model.eval()" in caught.value.remedy
 

@@ -97,7 +97,7 @@ TEXTS: dict[str, tuple[Callable[[], str], str]] = {
     "input: zero": (lambda: after("", 1, 3, 0, 32), "data"),
     "input: 2^31 a side": (lambda: after("", 1, 3, HUGE - 1, HUGE - 1), "data"),
     "input: 10^6 a side": (lambda: after("", 1, 3, 10**6, 10**6), "data"),
-    "input: beyond 64 bits": (lambda: after("", 1, 3, 2**63, 32), "line 1"),
+    "input: beyond 64 bits": (lambda: after("", 1, 3, 2**63, 32), "Line 1"),
     "input: shape beyond int": (
         lambda: 'input: "data" input_shape { dim: 1 dim: 3 dim: 9223372036854775807 dim: 32 }'
         + layer("Softmax", "data", "prob"), "data"),
@@ -174,13 +174,13 @@ TEXTS: dict[str, tuple[Callable[[], str], str]] = {
     "a blob's name as long as can be": (lambda: after(layer("ReLU", full("b"), "made")), "bad"),
     "a field's name as long as can be": (
         lambda: after(layer("ReLU", "data", "made", full("f"))), ""),
-    "a text of quotes": (lambda: full("'"), "line 1"),
-    "a text of open strings": (lambda: full('name: "'), "line 1"),
+    "a text of quotes": (lambda: full("'"), "Line 1"),
+    "a text of open strings": (lambda: full('name: "'), "Line 1"),
     "a text of spaces": (lambda: full(" ") + "layers", ""),
     "a text of comments": (lambda: full("#\n"), ""),
-    "a text of `layers`": (lambda: full("layers\n"), "line 2"),
+    "a text of `layers`": (lambda: full("layers\n"), "Line 2"),
     "a field too many": (lambda: head(1, 3, 32, 32) * (MAX_FIELDS // 4), "the maximum is 16000"),
-    "a text of digits": (lambda: "input_dim: " + full("9"), "line 1"),
+    "a text of digits": (lambda: "input_dim: " + full("9"), "Line 1"),
     "20 MB": (lambda: after("") + "#\n" * 10_000_000, ""),
 }  # fmt: skip
 

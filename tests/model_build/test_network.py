@@ -84,7 +84,7 @@ def test_a_blob_named_as_the_input_is_refused() -> None:
     """The name of the input must be free; the error says how to make it so."""
     taken = network()
     taken.model.graph.node[0].output[0] = "rows"
-    with pytest.raises(BuildError, match="a blob has the name 'rows'"):
+    with pytest.raises(BuildError, match="A blob has the name 'rows'"):
         fold_preprocessing(taken, "rgb", MEAN, STD)
 
 

@@ -74,9 +74,9 @@ def test_the_options_reach_the_file(run: Run, tmp_path: Path) -> None:
     ("options", "said"),
     [
         (["--labels", "2012"], "has 5 classes; --labels 2012 has 1000"),
-        (["--crop", "8"], "--crop 8, but the network takes 16 x 16"),
+        (["--crop", "8"], "--crop is 8, but the network takes 16 x 16"),
         (["--resize", "12"], "--resize 12 is smaller than the network's input"),
-        (["--output-name", "nope"], "no node makes the output 'nope'"),
+        (["--output-name", "nope"], "No node makes the output 'nope'"),
         (["--model", "absent.onnx"], "absent.onnx: "),
     ],
 )
@@ -128,13 +128,16 @@ def test_weights_may_lie_beside_the_model(run: Run, tmp_path: Path) -> None:
     np.testing.assert_array_equal(made.golden.probabilities, apart.golden.probabilities)
 
 
+NOT_BESIDE = "which is not a file in the folder of the network."
+
+
 @pytest.mark.parametrize(
     ("entries", "said"),
     [
-        ({"location": "/etc/hostname"}, "'/etc/hostname', which is not a file in its folder"),
-        ({"location": "../secret.data"}, "'../secret.data', which is not a file in its folder"),
-        ({"location": "absent.data"}, "'absent.data', which is not a file in its folder"),
-        ({"location": "."}, "'.', which is not a file in its folder"),
+        ({"location": "/etc/hostname"}, f"'/etc/hostname', {NOT_BESIDE}"),
+        ({"location": "../secret.data"}, f"'../secret.data', {NOT_BESIDE}"),
+        ({"location": "absent.data"}, f"'absent.data', {NOT_BESIDE}"),
+        ({"location": "."}, f"'.', {NOT_BESIDE}"),
         ({"offset": "99999999"}, "weights cannot be read"),
         ({"length": "99999999"}, "weights cannot be read"),
         ({"length": "99999999999"}, "more than 2147483647 bytes"),
@@ -296,7 +299,7 @@ def test_vast_values_are_refused_before_they_are_made(what: str, tmp_path: Path)
     path = tmp_path / "net.onnx"
     path.write_bytes(VAST[what]())
     with pytest.raises(
-        BuildError, match=r"net\.onnx: the values of the network have .* numbers, more than"
+        BuildError, match=r"net\.onnx: The values of the network have .* numbers, more than"
     ):
         onnx_model.load(path)
 
@@ -305,5 +308,5 @@ def test_vast_values_are_refused_before_they_are_made(what: str, tmp_path: Path)
 def test_what_is_no_file_is_refused(name: str, tmp_path: Path) -> None:
     """A folder, a device."""
     (tmp_path / "folder").mkdir()
-    with pytest.raises(BuildError, match="not a file of"):
+    with pytest.raises(BuildError, match="The path does not name a file of"):
         onnx_model.load(tmp_path / name)

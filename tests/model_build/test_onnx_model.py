@@ -192,7 +192,7 @@ def test_one_input_is_taken(tmp_path: Path) -> None:
     )
     bias = helper.make_tensor_value_info("bias", TensorProto.FLOAT, (1, CLASSES))
     model.graph.input.append(bias)
-    assert "expected one input, found 'data', 'bias'" in str(refused(model, tmp_path))
+    assert "The network must have one input; found 'data', 'bias'." in str(refused(model, tmp_path))
 
 
 # The output
@@ -246,12 +246,12 @@ def test_probabilities_leave_whatever_the_file_ends_in(
 @pytest.mark.parametrize(
     ("tail", "said"),
     [
-        ([FLAT, SCORES, node("Sigmoid", "scores", "prob")], "the output is a Sigmoid"),
-        ([MAP, node("Softmax", "maps", "prob", axis=3)], "the output is a Softmax"),
+        ([FLAT, SCORES, node("Sigmoid", "scores", "prob")], "The output is a Sigmoid"),
+        ([MAP, node("Softmax", "maps", "prob", axis=3)], "The output is a Softmax"),
         ([node("Relu", "bent", "prob")], "one image is 8 x 8 x 8"),
         ([node("ReduceMean", "pooled", "prob", axes=[1])], "one image is 1 x 1 x 1"),
-        ([FLAT, node("ArgMax", "flat", "prob", axis=1)], "the output is int64"),
-        ([FLAT, node("ReduceMean", "flat", "prob", keepdims=0)], "the output is float32 ()"),
+        ([FLAT, node("ArgMax", "flat", "prob", axis=1)], "The output is int64"),
+        ([FLAT, node("ReduceMean", "flat", "prob", keepdims=0)], "The output is float32 ()"),
         ([FLAT, node("Log", "minus", "nan"), node("Add", "flat nan", "prob")], "NaN or infinity"),
     ],
 )
@@ -281,8 +281,8 @@ def test_one_of_several_outputs_must_be_named(tmp_path: Path) -> None:
     error = refused(model, tmp_path)
     assert "found 'side', 'scores'" in str(error) and "--output-name" in error.remedy
     error = refused(model, tmp_path, output="nope")
-    assert "no node makes the output 'nope'; the file's outputs are 'side', 'scores'" in str(error)
-    assert "no node makes the output 'kernels'" in str(refused(model, tmp_path, output="kernels"))
+    assert "No node makes the output 'nope'; the file's outputs are 'side', 'scores'." in str(error)
+    assert "No node makes the output 'kernels'" in str(refused(model, tmp_path, output="kernels"))
 
 
 # Operators and opsets
@@ -415,12 +415,12 @@ NODES = {
         node("Pad", "bent pads value axes", "odd"),
         {"pads": ints(1, 1), "value": np.float32(0), "axes": ints(3)},
     ),
-    "the operator Odd is not ONNX's own; its domain is 'com.example'": (
+    "The operator Odd is not ONNX's own; its domain is 'com.example'": (
         13,
         node("Odd", "bent", "odd", domain="com.example"),
         {},
     ),
-    "quantized networks are not supported": (
+    "QuantizeLinear belongs to quantized networks, which are not supported.": (
         13,
         node("QuantizeLinear", "bent one", "odd"),
         {"one": np.float32(1)},

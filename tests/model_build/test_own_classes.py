@@ -188,7 +188,7 @@ def test_1001_classes(data_folder: Path, tmp_path: Path, figure: Callable[[str],
     assert refused.returncode == 1
     error, remedy = refused.stderr.splitlines()[-2:]
     figure(f"1001 classes, --labels 2012: exit 1: {error}{remedy}")
-    assert "the network has 1001 classes; --labels 2012 has 1000" in error
+    assert "The network has 1001 classes; --labels 2012 has 1000." in error
     assert "probably has a background class first" in remedy
     lines = Path(remedy.rsplit(" ", 1)[1]).read_text()
     (tmp_path / "own.txt").write_text(f"background\n{lines}")
@@ -202,17 +202,17 @@ def test_1001_classes(data_folder: Path, tmp_path: Path, figure: Callable[[str],
 @pytest.mark.parametrize(
     ("lines", "error", "remedy"),
     [
-        (NAMES[:8], "the network has 10 classes; --labels", "Give --labels a file with"),
+        (NAMES[:8], "The network has 10 classes; --labels", "Give --labels a file with"),
         (
             NAMES[:9],
-            "the network has 10 classes; --labels",
+            "The network has 10 classes; --labels",
             "the line background, followed by the 9",
         ),
         (["background", *NAMES], "has 11", "remove the line"),
         ([*NAMES[:4], "", *NAMES[4:]], "line 5: '' is not a label", "its names, or its wnid"),
         (["n0212407 cat", *NAMES[1:]], "line 1: 'n0212407 cat' is not", "(n and eight digits)"),
-        ([f"{at} {name}" for at, name in enumerate(NAMES)], "numbered", "remove the numbers"),
-        ([f"{at}: {name}" for at, name in enumerate(NAMES, 1)], "numbered", "remove the numbers"),
+        ([f"{at} {name}" for at, name in enumerate(NAMES)], "numbered", "Remove the numbers"),
+        ([f"{at}: {name}" for at, name in enumerate(NAMES, 1)], "numbered", "Remove the numbers"),
     ],
 )
 def test_wrong_labels_are_refused(

@@ -70,7 +70,7 @@ def test_torchvisions_numbers() -> None:
 
 def test_missing_parts_are_named_with_the_presets() -> None:
     """The error says which options to add, or which presets there are."""
-    with pytest.raises(BuildError, match=r"lacks --color, --std, --resize$") as caught:
+    with pytest.raises(BuildError, match=r"lacks --color, --std, --resize\.$") as caught:
         recipe.preprocessing("caffe", None, mean=(0, 0, 0))
     assert all(preset in caught.value.remedy for preset in PRESETS)
 
@@ -78,7 +78,7 @@ def test_missing_parts_are_named_with_the_presets() -> None:
 @pytest.mark.parametrize(
     ("parts", "said"),
     [
-        ({"preset": "resnet"}, "unknown --preprocess resnet"),
+        ({"preset": "resnet"}, "--preprocess resnet is unknown"),
         ({"preset": "caffe", "std": (1, 0, 1)}, "--std"),
         ({"preset": "caffe", "std": (1, -2, 1)}, "--std"),
         ({"preset": "caffe", "crop": 257}, "--resize 256 is smaller than --crop 257"),
@@ -116,7 +116,7 @@ def test_a_pixel_range_of_one(given: tuple, made: tuple) -> None:
 )
 def test_a_presets_numbers_are_of_bytes(parts: dict, said: str) -> None:
     """They are not multiplied; with numbers in their place the rest of the preset stays."""
-    with pytest.raises(BuildError, match=f"--pixel-range 1, but {said}"):
+    with pytest.raises(BuildError, match=f"--pixel-range is 1, but {said}"):
         recipe.preprocessing("caffe", "resnext", **parts, pixel_range="1")
     made = recipe.preprocessing(
         "caffe", "resnext", mean=IN_ONES[0], std=IN_ONES[1], pixel_range="1"
@@ -244,8 +244,8 @@ def test_a_crop_of_the_networks_size_passes(crop: int | None, height: int, width
 @pytest.mark.parametrize(
     ("crop", "height", "width", "said"),
     [
-        (224, 227, 227, "--crop 224, but the network takes 227 x 227"),
-        (224, 224, 227, "--crop 224, but the network takes 224 x 227"),
+        (224, 227, 227, "--crop is 224, but the network takes 227 x 227"),
+        (224, 224, 227, "--crop is 224, but the network takes 224 x 227"),
         (None, 224, 257, "--resize 256 is smaller than the network's input, 224 x 257"),
     ],
 )

@@ -87,7 +87,7 @@ def test_a_precision_that_fails(small: list[str], tmp_path: Path) -> None:
     assert float(good["images/s"]) > 1
     assert (bad["images/s"], bad["TOP1"]) == ("failed", "-")
     assert "force_float16, batch 2: no throughput: " in done.stdout
-    assert "build with --precision force_float32" in done.stdout
+    assert "Build with --precision force_float32." in done.stdout
 
 
 @pytest.mark.slow
@@ -105,7 +105,7 @@ def test_what_is_there_is_not_replaced(small: list[str], tmp_path: Path) -> None
     assert swept(*arguments).returncode == 0
     again = swept(*arguments)
     assert again.returncode == 1
-    assert "sweep.md: exists" in again.stderr and "--force" in again.stderr
+    assert "sweep.md: The output already exists." in again.stderr and "--force" in again.stderr
     assert swept(*arguments, "--force").returncode == 0
 
 

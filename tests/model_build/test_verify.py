@@ -225,7 +225,7 @@ def test_golden_answers_are_for_cards(tmp_path: Path) -> None:
     """An artifact of the CPU has the reference's, and keeps them."""
     topfive_build("caffe", *write_small_network(tmp_path), "--output", tmp_path / "net")
     code, said = verified(tmp_path / "net", "--device-id", "0")
-    assert (code, "leave --device-id out" in said) == (1, True), said
+    assert (code, "Leave --device-id out." in said) == (1, True), said
 
 
 def test_a_folder_that_is_no_artifact(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def test_an_artifact_put_aside_comes_back(tmp_path: Path) -> None:
 def test_the_later_of_two_builds_is_refused(tmp_path: Path) -> None:
     """An output that came into being meanwhile is not replaced without --force."""
     with (
-        pytest.raises(BuildError, match="exists"),
+        pytest.raises(BuildError, match=r"net: The folder already exists\."),
         writer.aside(tmp_path / "net", force=False) as folder,
     ):
         (folder / "manifest.json").write_text("late")

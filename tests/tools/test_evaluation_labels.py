@@ -61,7 +61,7 @@ def test_wrong_label_files_are_refused_by_line(said: str, tmp_path: Path) -> Non
 def test_utf_16_is_named(name: str, tmp_path: Path) -> None:
     """Editors of Windows write it."""
     (tmp_path / name).write_text("0 zero\n", encoding="utf-16")
-    with pytest.raises(EvaluationError, match="the encoding is UTF-16: save the file as UTF-8"):
+    with pytest.raises(EvaluationError, match=r"the encoding is UTF-16\. Save the file as UTF-8"):
         read_names(tmp_path / name, 1) if name == "names.txt" else read_samples(
             tmp_path / name, CLASSES, None
         )
