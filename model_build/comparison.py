@@ -107,8 +107,8 @@ def after_build(artifact: Artifact, python: str | None, ordinal: int, report: Re
     """
     missing = why_not(artifact, ordinal, python)
     if missing:
-        later = "run topfive-build verify on a machine with the card"
-        report(f"device against reference: not done: {missing.detail}; {later}")
+        later = "Run topfive-build verify on a machine with the card."
+        report(f"device against reference: not done: {missing.detail} {later}")
         return
     try:
         compared = compare(artifact, artifact.golden.rows[:0], ordinal, python)

@@ -1,4 +1,4 @@
-"""A server and its connections in this process: what comes piece by piece, and what goes wrong."""
+"""A server and its connections in this process: slow clients, full tables, and what goes wrong."""
 
 import asyncio
 import logging
