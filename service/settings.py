@@ -92,6 +92,13 @@ class Settings(BaseSettings):
         description="Milliseconds from sending a batch to its reply. Then the device host "
         "counts as hung.",
     )
+    batch_late_factor: float = Field(
+        20,
+        ge=0,
+        le=1000,
+        description="A batch is late, and its device host counts as hung, after this many times "
+        "its predicted time, but not within 2 s. 0 leaves only batch_timeout_ms.",
+    )
     start_timeout_s: Seconds = Field(
         120,
         description="Seconds until the first device has passed its self-test. Then the "

@@ -2,7 +2,7 @@
 
 A file is copied into a free slot of shared memory, from where an idle decode worker takes it
 (decoding/worker.py). Finished images are collected and passed on at once. The pool decodes no
-further ahead than the devices pull soon, and no image of a request that has ended.
+further ahead than the devices get soon, and no image of a request that has ended.
 
 When a worker exits, because a file crashed it or because it was killed, its image is answered with
 an error. All workers are then restarted, and the other images are decoded again. If the workers

@@ -4,11 +4,11 @@
                                           \\-> quarantined -> starting ...
 
 A device must pass a self-test on the golden rows before it is ready (state `proving`), and is
-probed with them while it is ready; a probe goes before the batches of requests. A ready device
-pulls batches by itself. When its host fails, the host is killed. Only after the host has been
-reaped are the rows of its unanswered batches tried again or released: until then it may write to
-them. A host that cannot be reaped keeps its rows. Their images are tried again in other rows, and
-the device stays in quarantine until the host is reaped.
+probed with them while it is ready; a probe goes before the batches of requests. The pool decides
+when a ready device gets a batch (device_pool.py). When its host fails, the host is killed. Only
+after the host has been reaped are the rows of its unanswered batches tried again or released: until
+then it may write to them. A host that cannot be reaped keeps its rows. Their images are tried again
+in other rows, and the device stays in quarantine until the host is reaped.
 """
 
 import asyncio
@@ -24,10 +24,10 @@ import numpy as np
 
 from service.artifact import Artifact
 from service.core.batcher import Batcher
-from service.core.host_process import Host, Timings, hello_message
+from service.core.host_process import Host, hello_message
 from service.core.request import Image
 from service.core.rows import Rows, State
-from service.core.throughput import Throughput
+from service.core.throughput import DeviceTime, Timings
 from service.errors import ArtifactError, DeviceError, DeviceFailed
 from service.settings import Settings
 from service.telemetry.metrics import RESTART_REASONS, Metrics
@@ -36,13 +36,15 @@ log = logging.getLogger("topfive.device")
 
 LONGEST_DELAY_S = 30.0
 """Maximum seconds between two starts of a device that is not in quarantine."""
+LATE_S = 2.0
+"""Minimum seconds before a batch counts as late: a busy machine may hold up a process so long."""
 
 
 class BatchConsumer(Protocol):
     """The part of the pipeline that a device reports to."""
 
-    def pulled(self) -> None:
-        """Continue after a device has pulled a batch."""
+    def dispatch(self) -> None:
+        """Send further batches: the device has room for one, or images wait again."""
 
     def computed(self, batch: list[Image], sent_at: float, timings: Timings) -> None:
         """Continue with a batch that was sent at `sent_at` (`time.perf_counter`) and computed."""
@@ -83,9 +85,10 @@ class Device:
         self.failure: DeviceError | None = None
         self._failures = 0
         self._unverified_images = 0
-        self.throughput = Throughput()
+        self.time = DeviceTime()
         self.description = ""
         self.largest_batch = 0
+        self._max_in_flight = 0
         self.retry_at = 0.0
         manifest = shared.artifact.manifest
         self.name = manifest.served_target.name_of_device(ordinal)
@@ -100,6 +103,8 @@ class Device:
             metrics.batch_stage.labels(model, self.name, stage)
             for stage in ("copy_in", "compute", "copy_out")
         ]
+        self._behind = metrics.batch_behind.labels(model, self.name)
+        self._idle_seconds = metrics.device_idle.labels(self.name)
         self._batches = {
             outcome: metrics.batches.labels(model, self.name, outcome)
             for outcome in ("ok", "failed", "timed_out")
@@ -157,13 +162,9 @@ class Device:
         """Run one host until it fails and return its failure; its rows are released by then."""
         self._set_state("starting")
         shared = self._shared
-        timeout_s = shared.settings.batch_timeout_ms / 1000
         self._unverified_images = 0
-        self.throughput = Throughput()
         try:
-            host = Host(
-                self.name, shared.python, shared.rows.descriptor, timeout_s, self._late_replies.inc
-            )
+            host = Host(self.name, shared.python, shared.rows.descriptor, self._late_replies.inc)
         except DeviceError as error:
             self._set_state("failed", **_facts(error))
             return error
@@ -188,15 +189,18 @@ class Device:
             await host.open(hello, shared.settings.start_timeout_s)
             self.description = str(host.facts["description"])
             self.largest_batch = host.facts["largest_batch"]
+            in_flight = host.facts["batches_in_flight"]
+            self._max_in_flight = shared.settings.inflight_per_device or in_flight
+            # A host accepts one batch more than its engine has begun (device_host/__main__.py).
+            self.time = DeviceTime(overlaps=in_flight > 2)
             self._set_state("proving")
             await self._probe(host, self._reserved)
         except DeviceError as error:
             host.fail(error)
             return
         self._set_state("ready", engine=self.description)
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._pull(host))
-            tasks.create_task(self._probe_regularly(host))
+        shared.consumer.dispatch()
+        await self._probe_regularly(host)
 
     async def _check_model(self) -> None:
         """Raise DeviceError if the model's files are no longer those that the service has read."""
@@ -205,33 +209,53 @@ class Device:
         except ArtifactError as error:
             raise DeviceError(error.detail, error.remedy, reason="artifact") from error
 
-    async def _pull(self, host: Host) -> None:
-        """Send the host the next batch whenever it has room for one."""
-        in_flight = self._shared.settings.inflight_per_device or host.facts["batches_in_flight"]
-        room = asyncio.Semaphore(in_flight)
-        while True:
-            await room.acquire()
-            batch = await self._shared.batcher.pull(self.largest_batch)
-            self._send(host, batch, room)
-            self._shared.consumer.pulled()
+    @property
+    def has_room(self) -> bool:
+        """Whether a batch may be sent now."""
+        if self.state != "ready" or self.host is None or self.host.failure.done():
+            return False
+        return len(self.host.unanswered) < self._max_in_flight
 
-    def _send(self, host: Host, batch: list[Image], room: asyncio.Semaphore) -> None:
+    @property
+    def send_at(self) -> float:
+        """When a batch must be sent so that the device has it just before it is idle."""
+        return self.time.idle_at - self.time.lead_s
+
+    def send(self, batch: list[Image], held_s: float) -> None:
+        """Compute the batch, whose images were held back for `held_s` seconds."""
+        assert self.host is not None
         numbers = [image.row for image in batch]
         self._shared.rows.move(numbers, State.WAITING, State.RUNNING)
         self._batch_images.observe(len(batch))
         self._padding.inc(max(0, self._fixed_batch - len(batch)))
-        self.throughput.begin()
-        host.send(batch, numbers, partial(self._answered, batch, room, time.perf_counter()))
+        answered = partial(self._answered, batch, time.perf_counter(), held_s)
+        self._send(self.host, batch, numbers, answered)
+
+    def _send(
+        self,
+        host: Host,
+        images: Sequence[Image],
+        numbers: Sequence[int],
+        answered: Callable[[Timings], None],
+    ) -> None:
+        settings = self._shared.settings
+        self.time.begin(len(numbers))
+        predicted_s = self.time.idle_at - time.perf_counter()
+        timeout_s = settings.batch_timeout_ms / 1000
+        if settings.batch_late_factor and predicted_s > 0:
+            timeout_s = min(timeout_s, max(LATE_S, settings.batch_late_factor * predicted_s))
+        host.send(images, numbers, answered, timeout_s)
 
     def _answered(
-        self, batch: list[Image], room: asyncio.Semaphore, sent_at: float, timings: Timings
+        self, batch: list[Image], sent_at: float, held_s: float, timings: Timings
     ) -> None:
-        room.release()
-        self.throughput.finish(len(batch), sum(timings) / 1e9)
+        self._idle_seconds.inc(self.time.finish(timings, held_s))
+        self._shared.consumer.dispatch()  # first, because the device may be idle
         self._batches["ok"].inc()
         self._unverified_images += len(batch)
-        for stage, nanoseconds in zip(self._stages, timings, strict=True):
+        for stage, nanoseconds in zip(self._stages, timings[:3], strict=True):
             stage.observe(nanoseconds / 1e9)
+        self._behind.observe(max(0.0, time.perf_counter() - sent_at - sum(timings[:3]) / 1e9))
         self._shared.consumer.computed(batch, sent_at, timings)
 
     async def _probe_regularly(self, host: Host) -> None:
@@ -274,12 +298,12 @@ class Device:
         answered: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
         def count(timings: Timings) -> None:
-            self.throughput.assume(len(numbers), sum(timings) / 1e9)
+            self.time.finish(timings, golden=True)
             # Read here: when the awaiting task wakes up, later batches may have been answered.
             if not answered.cancelled():
                 answered.set_result(self._unverified_images)
 
-        host.send([], numbers, count)
+        self._send(host, [], numbers, count)
         return await answered
 
     async def _reclaim(self, host: Host, failure: DeviceError) -> None:
@@ -314,6 +338,7 @@ class Device:
             rows.move([image.row], state, State.WAITING)
             self._retries.inc()
             self._shared.batcher.put(image)
+            self._shared.consumer.dispatch()
             return
         rows.release([image.row], state)
         self._shared.consumer.failed(image, _device_failed(failure))

@@ -1,4 +1,12 @@
-"""The devices of one model: how many are ready, and when none has been ready for too long."""
+"""The devices of one model: which gets a batch and when, and whether any is ready.
+
+When a batch is sent: an idle device gets at once what waits. A busy device gets a full batch at
+once, up to the batches that it may have in flight. A partial batch is held back until the device is
+about to be idle, and takes what has come by then: on a card a batch of one image takes nearly as
+long as one of four. So an idle device waits for nothing, and a busy one computes few small batches.
+If a prediction is too long, the device waits for a hand-over (its answer sends the batch); if it is
+too short, a batch is smaller than it could be. docs/architecture.md has a picture.
+"""
 
 import asyncio
 import logging
@@ -9,12 +17,13 @@ from prometheus_client.core import Metric
 
 from service.core.device import Device, Shared
 from service.errors import DeviceError
+from service.system.timer import PreciseTimer
 from service.telemetry.metrics import DEVICE_STATES, counter_family, gauge_family
 
 log = logging.getLogger("topfive.pool")
 
 BATCHES_AHEAD = 2
-"""Batches per device to decode ahead, in addition to those sent: one to pull, one to fill."""
+"""Batches per device to decode ahead, in addition to those sent: one to send, one to fill."""
 
 
 class DevicePool:
@@ -35,6 +44,8 @@ class DevicePool:
             for place, ordinal in enumerate(ordinals)
         ]
         self._settings = shared.settings
+        self._batcher = shared.batcher
+        self._timer = PreciseTimer(shared.consumer.dispatch)
         self._fatal = fatal
         self.on_change: Callable[[], None] = lambda: None
         self._tasks: list[asyncio.Task[None]] = []
@@ -49,7 +60,7 @@ class DevicePool:
     @property
     def images_per_second(self) -> float:
         """Total throughput of the ready devices while they are busy; 0 if unknown."""
-        rates = [device.throughput.images_per_second for device in self.devices]
+        rates = [device.time.images_per_second for device in self.devices]
         known = [rate for rate in rates if rate]
         # A device that has computed nothing counts as the average of the others.
         return sum(known) / len(known) * self.ready if known else 0.0
@@ -76,6 +87,26 @@ class DevicePool:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.gather(*(device.stop() for device in self.devices))
+        self._timer.close()
+
+    def dispatch(self) -> bool:
+        """Send the devices the batches that they should have now; return whether any was sent."""
+        sent = False
+        while len(self._batcher):
+            with_room = [device for device in self.devices if device.has_room]
+            if not with_room:
+                break
+            device = min(with_room, key=lambda device: device.time.idle_at)
+            if len(self._batcher) < device.largest_batch:
+                at = device.send_at
+                if at > time.perf_counter():
+                    self._timer.set(at)
+                    break
+            held_s = time.perf_counter() - self._batcher.waiting_since
+            if batch := self._batcher.take(device.largest_batch):
+                device.send(batch, held_s)
+                sent = True
+        return sent
 
     def _changed(self) -> None:
         """Check how many devices are ready after one has changed its state."""

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.artifact import Artifact
-from service.core.host_process import Host, Timings, hello_message
+from service.core.host_process import Host, hello_message
 from service.core.rows import Rows
+from service.core.throughput import Timings
 from service.sdk import chosen_devices
 from service.settings import require_linux
 
@@ -40,7 +41,7 @@ class DeviceSession:
 
     def send(self, numbers: Sequence[int], answered: Callable[[Timings], None]) -> None:
         """Compute these rows; `answered` is called with the times. Several may be in flight."""
-        self._host.send([], numbers, answered)
+        self._host.send([], numbers, answered, BATCH_TIMEOUT_S)
 
     async def run(self, numbers: Sequence[int]) -> Timings:
         """Compute these rows, at most `largest_batch`; raise DeviceError if the device fails."""
@@ -86,7 +87,7 @@ async def opened(
     shape = (manifest.input.height, manifest.input.width, manifest.input.channels)
     memory = Rows(rows, 0, shape, manifest.output.classes)
     try:
-        host = Host(str(ordinal), python, memory.descriptor, BATCH_TIMEOUT_S, lambda: None)
+        host = Host(str(ordinal), python, memory.descriptor, lambda: None)
         try:
             hello = hello_message(artifact, memory, ordinal, largest_batch)
             opening = asyncio.ensure_future(host.open(hello, timeout_s))

@@ -26,6 +26,7 @@ from service.artifact import Artifact
 from service.core import child_process
 from service.core.request import Image
 from service.core.rows import Rows
+from service.core.throughput import Timings
 from service.device_host import wire
 from service.errors import DeviceError
 from service.system import cgroup
@@ -34,8 +35,8 @@ log = logging.getLogger("topfive.host")
 
 FOLDER = Path(__file__).resolve().parent.parent / "device_host"
 
-Timings = tuple[int, int, int]
-"""Nanoseconds on the host's clock: copy in, compute, copy out."""
+HELD_UP_S = 0.5
+"""Lateness of a timeout that shows that the event loop was held up, and so perhaps the host."""
 
 
 @dataclass(slots=True)
@@ -44,6 +45,7 @@ class Sent:
 
     images: Sequence[Image]
     answered: Callable[[Timings], None]
+    timeout_s: float
     timer: asyncio.TimerHandle
 
 
@@ -77,7 +79,6 @@ class Host:
         name: str,
         python: str,
         memory: int,
-        batch_timeout_s: float,
         late_reply: Callable[[], None],
     ) -> None:
         """Spawn a host under the interpreter `python`.
@@ -86,7 +87,6 @@ class Host:
         """
         self._loop = asyncio.get_running_loop()
         self._name = name
-        self._batch_timeout_s = batch_timeout_s
         self._late_reply = late_reply
         self._next_id = 0
         self.unanswered: dict[int, Sent] = {}
@@ -132,11 +132,15 @@ class Host:
         images: Sequence[Image],
         numbers: Sequence[int],
         answered: Callable[[Timings], None],
+        timeout_s: float,
     ) -> None:
-        """Compute the rows `numbers` of `images`; `answered` is called with the times."""
+        """Compute the rows `numbers` of `images`; `answered` is called with the times.
+
+        The host fails if there is no answer within `timeout_s`.
+        """
         batch_id = self._next_id = self._next_id + 1
-        timer = self._loop.call_later(self._batch_timeout_s, self._late, batch_id)
-        self.unanswered[batch_id] = Sent(images, answered, timer)
+        timer = self._loop.call_later(timeout_s, self._late, batch_id)
+        self.unanswered[batch_id] = Sent(images, answered, timeout_s, timer)
         self._send(wire.pack_run(batch_id, numbers))
 
     def fail(self, error: DeviceError) -> None:
@@ -224,16 +228,21 @@ class Host:
             return
         sent = self.unanswered.pop(batch_id)
         sent.timer.cancel()
-        sent.answered(timings)
+        sent.answered(Timings(*timings))
 
     def _late(self, batch_id: int) -> None:
         # If the event loop was held up, the answer may have arrived already.
         if not self.failure.done():
             self._read_all()
-        if batch_id in self.unanswered:
-            limit = f"within {self._batch_timeout_s:g} s"
-            detail = f"Device {self._name} did not answer batch {batch_id} {limit}."
-            self.fail(DeviceError(detail, reason="hung"))
+        sent = self.unanswered.get(batch_id)
+        if sent is None:
+            return
+        if self._loop.time() - sent.timer.when() > HELD_UP_S:
+            sent.timer = self._loop.call_later(sent.timeout_s, self._late, batch_id)
+            return
+        limit = f"within {sent.timeout_s:.3g} s"
+        detail = f"Device {self._name} did not answer batch {batch_id} {limit}."
+        self.fail(DeviceError(detail, reason="hung"))
 
     def _exited(self, code: int) -> None:
         self._read_all()

@@ -1,7 +1,7 @@
 """One artifact being served: files become rows, rows a batch, a batch answers.
 
 Each image of a request goes forward once: a decode worker fills its row, the batcher queues the
-row, a device pulls and computes it, and the image's prediction becomes its outcome. `Model` joins
+row, a device computes it in a batch, and the image's prediction becomes its outcome. `Model` joins
 these parts: they report to it, and it passes an image on. Only decoding and computing happen in
 other processes; everything here happens on the event loop.
 """
@@ -18,9 +18,9 @@ from service.core.classification import predictions
 from service.core.decode_pool import Decoded, DecodeOptions, DecodePool
 from service.core.device import Shared
 from service.core.device_pool import BATCHES_AHEAD, DevicePool
-from service.core.host_process import Timings
 from service.core.request import Image, Request
 from service.core.rows import Rows, State
+from service.core.throughput import Timings
 from service.errors import DeviceError, DeviceFailed
 from service.sdk import Devices
 from service.settings import Settings
@@ -107,7 +107,7 @@ class Model:
         """Return the statistics of rows, queue, decoding and devices for /model."""
         return {
             "rows": self.rows.statistics(),
-            "queue": self._batcher.statistics(),
+            "queue": {"waiting": len(self._batcher)},
             "decoder": self._decode_pool.statistics(),
             "devices": self.devices.statistics(),
             "images_per_second": round(self.devices.images_per_second, 2),
@@ -119,10 +119,10 @@ class Model:
         """Return how many images may be in the decode processes now.
 
         While less than a batch per device waits decoded, there is no limit but the rows. Otherwise
-        it is what the devices pull next: decoding further ahead wastes CPU caches, and is wasted
+        it is what the devices get next: decoding further ahead wastes CPU caches, and is wasted
         itself if the client disconnects.
         """
-        ahead, waiting = self.devices.images_ahead, self._batcher.statistics()["waiting"]
+        ahead, waiting = self.devices.images_ahead, len(self._batcher)
         return ahead - waiting if waiting >= ahead / BATCHES_AHEAD else self.rows.capacity
 
     def decoded(self, finished: list[Decoded]) -> None:
@@ -143,19 +143,21 @@ class Model:
             image.queued_since += decoded.seconds
             self.rows.move([image.row], State.FILLING, State.WAITING)
             self._batcher.put(image)
+        self.dispatch()
 
     # Reported by the batcher and the devices.
 
     def _drop(self, image: Image) -> None:
-        """Release an image that was pulled after the end or the deadline of its request."""
+        """Release an image that was taken after the end or the deadline of its request."""
         if not image.request.done:
             self.expire(image.request)
         self._release_unanswered(image, State.WAITING)
         self._decode_pool.dispatch()
 
-    def pulled(self) -> None:
-        """Decode further images: a device has pulled a batch."""
-        self._decode_pool.dispatch()
+    def dispatch(self) -> None:
+        """Send the devices the batches that they should have now, and decode further images."""
+        if self.devices.dispatch():
+            self._decode_pool.dispatch()
 
     def computed(self, batch: list[Image], sent_at: float, timings: Timings) -> None:
         """Set the prediction of each image of a batch that a device has computed.
@@ -167,7 +169,7 @@ class Model:
         found = predictions(self.rows.outputs[numbers], counts)
         self.rows.release(numbers, State.RUNNING)
         names = ("copy_in", "compute", "copy_out")
-        stages = [(name, spent_ns / 1e9) for name, spent_ns in zip(names, timings, strict=True)]
+        stages = [(name, getattr(timings, name) / 1e9) for name in names]
         for image, prediction in zip(batch, found, strict=True):
             request = image.request
             queued = sent_at - image.queued_since

@@ -1,56 +1,125 @@
-"""Recent throughput of a device while it is busy, from which the queueing time is estimated.
+"""The time that a device takes for its batches, learnt while it serves.
 
-The throughput of the service would not do: it is low whenever there are few requests.
+One model of that time answers four questions: when the device will be idle, so that a batch is sent
+just before; how long before; how long the images in flight will take, by which requests are
+admitted; and when a batch is late, so that its images are tried on another device.
 """
 
 import time
+from bisect import bisect_left, insort
 from collections import deque
+from typing import NamedTuple
 
-RECENT = 16
-"""Number of recent batches that count: few, since batches grow when the queue does."""
+FIRST_LEAD_S = 0.0005
+"""Seconds before the predicted end of a batch at which the next one is sent, until measured."""
+LONGEST_LEAD_S = 0.01
+"""Maximum of these seconds."""
+LEAD_KEPT = 0.98
+"""Share of the lead that is kept after a batch that came in time."""
+LEARNT = 0.25
+"""Share of its error by which a prediction is corrected. Predictions of other sizes are corrected
+by a quarter of that, so that none stays wrong when the whole device becomes slower."""
+MAX_ERROR = 4.0
+"""Maximum factor of one error: a batch that was held up must not spoil a prediction."""
+RECENT = 8
+"""Number of recent batches whose mean size counts."""
 
 
-class Throughput:
-    """Images per second of one device over its recent batches.
+class Timings(NamedTuple):
+    """Nanoseconds of a batch on the host's clock."""
 
-    The time of the batches is measured in two ways, and the shorter one counts. One is the time
-    from sending to answer, without the time between batches: it is too long when the event loop
-    reads the answers late. The other is the sum of the times that the host reports: it is too long
-    when one batch is copied while another one computes.
+    copy_in: int
+    compute: int
+    copy_out: int
+    idle: int
+    """Time that the host had waited for this batch with nothing else to do."""
+
+
+class DeviceTime:
+    """The learnt times of one device, and the batches that it has in flight.
+
+    `overlaps` is true for a device that copies one batch while it computes another, so that only
+    the computing occupies it. `idle_at` is the predicted time (`time.perf_counter`) at which the
+    device will have finished all batches in flight.
     """
 
-    def __init__(self) -> None:
-        self.images_per_second = 0.0
-        """0 before a batch was answered or a self-test was measured."""
-        self._recent: deque[tuple[float, float, int]] = deque(maxlen=RECENT + 1)
-        self._busy_seconds = 0.0
-        self._host_seconds = 0.0
-        self._images = 0
-        self._in_flight = 0
-        self._since = 0.0
+    def __init__(self, overlaps: bool = False) -> None:
+        self.idle_at = 0.0
+        self._overlaps = overlaps
+        self._seconds: dict[float, float] = {}
+        self._sizes: list[float] = []
+        self._in_flight: deque[int] = deque()
+        self._recent_size = 0.0
+        self._lead_s = FIRST_LEAD_S
+        self._copy_in_s = 0.0
 
-    def begin(self) -> None:
-        """Record that a batch was sent."""
-        if self._in_flight == 0:
-            self._since = time.perf_counter()
-            if not self._recent:
-                self._recent.append((0.0, 0.0, 0))
-        self._in_flight += 1
+    @property
+    def images_per_second(self) -> float:
+        """Throughput with batches of the recent mean size; 0 if unknown."""
+        seconds = self.seconds(self._recent_size)
+        return self._recent_size / seconds if seconds else 0.0
 
-    def assume(self, images: int, seconds: float) -> None:
-        """Use the fastest self-test, `images` in `seconds`, until a batch is answered."""
-        if not self._images:
-            self.images_per_second = max(self.images_per_second, images / max(seconds, 1e-6))
+    @property
+    def lead_s(self) -> float:
+        """Seconds before `idle_at` at which a batch must be sent so that the device has it then."""
+        return self._lead_s + self._copy_in_s
 
-    def finish(self, images: int, host_seconds: float) -> None:
-        """Record that a batch of `images` was answered, which took the host `host_seconds`."""
-        now = time.perf_counter()
-        self._busy_seconds += now - self._since
-        self._host_seconds += host_seconds
-        self._images += images
-        self._since = now
-        self._in_flight -= 1
-        self._recent.append((self._busy_seconds, self._host_seconds, self._images))
-        first, last = self._recent[0], self._recent[-1]
-        seconds = min(last[0] - first[0], last[1] - first[1])
-        self.images_per_second = (last[2] - first[2]) / max(seconds, 1e-6)
+    def seconds(self, size: float) -> float:
+        """Return the predicted seconds of a batch of `size` images; 0 if nothing is known.
+
+        A size between two known ones is interpolated. Beyond them the prediction is rather too
+        short, which only sends a batch early.
+        """
+        known = self._seconds.get(size)
+        if known is not None:
+            return known
+        place = bisect_left(self._sizes, size)
+        if not self._sizes:
+            return 0.0
+        if place == len(self._sizes):
+            return self._seconds[self._sizes[-1]]
+        above = self._sizes[place]
+        if place == 0:
+            return self._seconds[above] * size / above
+        below = self._sizes[place - 1]
+        share = (size - below) / (above - below)
+        return self._seconds[below] * (1 - share) + self._seconds[above] * share
+
+    def begin(self, size: int) -> None:
+        """Record that a batch of `size` images was sent."""
+        self.idle_at = max(time.perf_counter(), self.idle_at) + self.seconds(size)
+        self._in_flight.append(size)
+
+    def finish(self, timings: Timings, held_s: float = 0.0, golden: bool = False) -> float:
+        """Record that the batch that was sent first is answered.
+
+        Before it was sent, its images had been held back for `held_s` seconds. Return how much of
+        that time the device was idle. A batch of `golden` rows does not count for the recent size,
+        unless it is the first.
+        """
+        size = self._in_flight.popleft()
+        copy_in, compute, copy_out, idle = (nanoseconds / 1e9 for nanoseconds in timings)
+        self._learn(size, compute if self._overlaps else copy_in + compute + copy_out)
+        if not (golden and self._recent_size):
+            self._recent_size += (size - self._recent_size) / (RECENT if self._recent_size else 1)
+        if self._overlaps:
+            self._copy_in_s += (copy_in - self._copy_in_s) / RECENT
+        late_s = min(idle, held_s)
+        if late_s:
+            self._lead_s = min(self._lead_s + late_s / 2, LONGEST_LEAD_S)
+        else:
+            self._lead_s *= LEAD_KEPT
+        ended = time.perf_counter() - (copy_out if self._overlaps else 0.0)
+        self.idle_at = ended + sum(map(self.seconds, self._in_flight))
+        return late_s
+
+    def _learn(self, size: int, seconds: float) -> None:
+        predicted = self.seconds(size) or seconds
+        factor = min(max(seconds / predicted, 1 / MAX_ERROR), MAX_ERROR)
+        if size not in self._seconds:
+            insort(self._sizes, size)
+            self._seconds[size] = predicted * factor
+            return
+        for known in self._sizes:
+            share = LEARNT if known == size else LEARNT / 4
+            self._seconds[known] *= 1 + (factor - 1) * share

@@ -21,6 +21,7 @@ import os
 import select
 import socket
 import sys
+import time
 import traceback
 from typing import Any, ContextManager, Iterator, Sequence
 
@@ -120,15 +121,18 @@ def serve(connection: socket.socket, engine: Engine, rows: int, alone: ContextMa
     the answers of the last one are copied. Batch sizes that were not run yet are run while no
     message has arrived for IDLE_S. Each error is reported to the parent before it is raised.
     """
-    begun: collections.deque[int] = collections.deque()
+    begun: collections.deque[tuple[int, int]] = collections.deque()
     stopping, cold = False, True
+    idle_since = time.perf_counter_ns()
     while begun or not stopping:
         while len(begun) < engine.depth and not stopping:
             if cold and not begun and idle(connection):
                 with reporting(connection, NO_BATCH):
                     cold = engine.warm_another()
+                idle_since = time.perf_counter_ns()
                 continue
             message = receive(connection, wait=not begun)
+            idle_ns = 0 if begun else time.perf_counter_ns() - idle_since
             if message is None:
                 break
             stopping = not message or wire.kind(message) == wire.STOP
@@ -136,12 +140,14 @@ def serve(connection: socket.socket, engine: Engine, rows: int, alone: ContextMa
                 batch_id, numbers = wire.unpack_run(message)
                 with reporting(connection, batch_id):
                     begin(engine, numbers, rows)
-                begun.append(batch_id)
+                begun.append((batch_id, idle_ns))
         if begun:
-            with reporting(connection, begun[0]), alone as waited:
+            batch_id, idle_ns = begun.popleft()
+            with reporting(connection, batch_id), alone as waited:
                 copy_in, compute, copy_out = engine.finish()
-            nanoseconds = (waited + copy_in, compute, copy_out)
-            connection.send(wire.pack_done(begun.popleft(), nanoseconds))
+            idle_since = time.perf_counter_ns()
+            nanoseconds = (waited + copy_in, compute, copy_out, idle_ns)
+            connection.send(wire.pack_done(batch_id, nanoseconds))
 
 
 def idle(connection: socket.socket) -> bool:

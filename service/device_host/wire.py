@@ -5,7 +5,8 @@ framing. No message is empty, since an empty one reads as end of file. The first
 a hello as JSON; the following ones are structs:
 
     run    service -> host   batch id, row numbers
-    done   host -> service   batch id, status, nanoseconds for copy in, compute, copy out, reason
+    done   host -> service   batch id, status, nanoseconds for copy in, compute, copy out, and idle
+                             before it, reason
     stop   service -> host
 
 Python 3.7, standard library only.
@@ -17,7 +18,7 @@ import json
 import struct
 from typing import Any, Sequence
 
-PROTOCOL = 1
+PROTOCOL = 2
 """The version of these messages."""
 MAX_MESSAGE_BYTES = 65536
 """Maximum size of a message."""
@@ -33,7 +34,7 @@ _DETAIL_CHARACTERS = 4096
 
 _KIND = struct.Struct("<B")
 _RUN = struct.Struct("<BHQ")
-_DONE = struct.Struct("<BBQQQQ")
+_DONE = struct.Struct("<BBQQQQQ")
 
 # The errors of json.loads, and of the access to its result, for a message that is not valid.
 _NOT_JSON = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
@@ -117,21 +118,21 @@ def unpack_run(message: bytes) -> tuple[int, list[int]]:
     return batch_id, numbers
 
 
-def pack_done(batch_id: int, nanoseconds: tuple[int, int, int]) -> bytes:
-    """Return a done message; `nanoseconds` are those of copy in, compute, copy out."""
+def pack_done(batch_id: int, nanoseconds: tuple[int, int, int, int]) -> bytes:
+    """Return a done message; `nanoseconds` are those of copy in, compute, copy out, and idle."""
     return _DONE.pack(DONE, OK, batch_id, *nanoseconds)
 
 
 def pack_failed(batch_id: int, reason: str, detail: str) -> bytes:
     """Return the done message of a batch that failed; `reason` is one of REASONS."""
     text = json.dumps([reason, detail[:_DETAIL_CHARACTERS]]).encode("utf-8")
-    return _DONE.pack(DONE, FAILED, batch_id, 0, 0, 0) + text
+    return _DONE.pack(DONE, FAILED, batch_id, 0, 0, 0, 0) + text
 
 
-def unpack_done(message: bytes) -> tuple[int, tuple[int, int, int], list[str] | None]:
-    """Return batch id, nanoseconds (copy in, compute, copy out), and None or [reason, detail]."""
+def unpack_done(message: bytes) -> tuple[int, tuple[int, int, int, int], list[str] | None]:
+    """Return batch id, the nanoseconds of `pack_done`, and None or [reason, detail]."""
     try:
-        kind, status, batch_id, copy_in, compute, copy_out = _DONE.unpack_from(message)
+        kind, status, batch_id, copy_in, compute, copy_out, idle = _DONE.unpack_from(message)
     except struct.error as error:
         raise WireError(
             "The done message of %d bytes is not valid: %s" % (len(message), error)
@@ -140,7 +141,7 @@ def unpack_done(message: bytes) -> tuple[int, tuple[int, int, int], list[str] | 
     if kind != DONE or status not in (OK, FAILED) or (status == OK and text):
         raise WireError("The message is not a done message: %r" % message[:40])
     failure = _unpack_failure(text) if status == FAILED else None
-    return batch_id, (copy_in, compute, copy_out), failure
+    return batch_id, (copy_in, compute, copy_out, idle), failure
 
 
 def _unpack_failure(text: bytes) -> list[str]:

@@ -131,6 +131,18 @@ class Metrics:
             "device",
             "stage",
         )
+        self.batch_behind = histogram(
+            "batch_behind_duration_seconds",
+            "Per batch: seconds between sending and answer in which the device worked on others.",
+            STAGE_SECONDS,
+            "model",
+            "device",
+        )
+        self.device_idle = counter(
+            "device_idle_seconds_total",
+            "Seconds that a device was idle while images were held back for it.",
+            "device",
+        )
         self.image_retries = counter(
             "image_retries_total", "Images retried after a device failed.", "model"
         )

@@ -10,9 +10,7 @@ import pytest
 
 from service.api.http.middleware import RequestContext
 from service.api.http.problem import problem
-from service.core import throughput
 from service.core.request import Request, TimeLimit
-from service.core.throughput import Throughput
 from service.errors import Deadline, Overloaded
 from tests.support.faulty import faulty_python
 from tests.support.pictures import encoded
@@ -27,8 +25,10 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def set_throughput(service: Running, images_per_second: float) -> None:
-    """Set the recent throughput of the device."""
-    service.device.throughput.images_per_second = images_per_second
+    """Let one image take the device the time of this throughput; 0 for a time that is unknown."""
+    time = service.device.time
+    time._seconds = {1: 1 / images_per_second} if images_per_second else {}
+    time._sizes, time._recent_size = list(time._seconds), 1
 
 
 async def test_a_wait_beyond_the_deadline_is_refused(artifact: Path) -> None:
@@ -221,51 +221,6 @@ async def test_batches_in_flight_are_a_setting(artifact: Path) -> None:
         assert service.model.devices.devices[0].batches_in_flight == 1
         service.thaw()
         await asyncio.gather(*(each.answered for each in requests))
-
-
-def test_throughput_counts_busy_time_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Batches of 8 in 0.1 s each, with a second of idle time between them, are 80 images/s."""
-    now = 0.0
-    monkeypatch.setattr(throughput.time, "perf_counter", lambda: now)
-    measured = Throughput()
-    assert measured.images_per_second == 0
-    for start in (0.0, 1.0, 2.0):
-        now = start
-        measured.begin()
-        now = start + 0.1
-        measured.finish(8, 0.1)
-    assert measured.images_per_second == pytest.approx(80)
-
-
-def test_overlapping_batches_share_their_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three batches sent at once and answered every 0.1 s are 80 images/s.
-
-    Each takes the host 0.12 s, of which 0.02 s overlap with the batch before.
-    """
-    now = 0.0
-    monkeypatch.setattr(throughput.time, "perf_counter", lambda: now)
-    measured = Throughput()
-    for _ in range(3):
-        measured.begin()
-    for number in (1, 2, 3):
-        now = number / 10
-        measured.finish(8, 0.12)
-    assert measured.images_per_second == pytest.approx(80)
-
-
-def test_a_late_event_loop_does_not_reduce_the_throughput(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Both batches took the host 0.1 s. Their answers are read a second later."""
-    now = 0.0
-    monkeypatch.setattr(throughput.time, "perf_counter", lambda: now)
-    measured = Throughput()
-    measured.begin()
-    measured.begin()
-    now = 1.2
-    measured.finish(8, 0.1)
-    measured.finish(8, 0.1)
-    assert measured.images_per_second == pytest.approx(80)
 
 
 async def test_a_deadline_that_has_passed(artifact: Path) -> None:

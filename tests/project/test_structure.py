@@ -39,7 +39,9 @@ INSIDE = {
         *("service.core.child_process", "service.core.request", "service.core.rows"),
         "service.device_host.wire",
     },
-    "service.core.device_session": {"service.core.host_process", "service.core.rows"},
+    "service.core.device_session": {
+        *("service.core.host_process", "service.core.rows", "service.core.throughput"),
+    },
     "service.server.channel": set(),
     "service.server.listener": set(),
     "service.server.connections": set(),

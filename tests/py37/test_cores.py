@@ -107,7 +107,7 @@ def test_a_host_computes_though_a_picture_takes_long(host: StartedHost, dynamic_
     _, memory = host.descriptors
     assert begin_decode(memory, wait=True)
     started = time.perf_counter()
-    _, (copy_in, _, _), failure = host.run(1, [0, 1])
+    _, (copy_in, _, _, _), failure = host.run(1, [0, 1])
     assert failure is None
     assert LONGEST_WAIT_S * 0.9e9 < copy_in < (time.perf_counter() - started) * 1e9 < 5e9
     end_decode(memory)

@@ -12,7 +12,7 @@ import wire
 READY = wire.pack_ready(16, 2, "an engine")
 REFUSED = wire.pack_refused("artifact", "no such file")
 RUN = wire.pack_run(7, [0, 3, 2**32 - 1])
-DONE = wire.pack_done(2**64 - 1, (1, 2**40, 3))
+DONE = wire.pack_done(2**64 - 1, (1, 2**40, 3, 4))
 FAILED = wire.pack_failed(9, "driver", "it hangs, é\ud800")
 UNPACKERS = {
     READY: wire.unpack_answer,
@@ -32,8 +32,8 @@ def test_round_trips() -> None:
     assert wire.unpack_answer(READY)["largest_batch"] == 16
     assert wire.unpack_answer(REFUSED)["reason"] == "artifact"
     assert wire.unpack_run(RUN) == (7, [0, 3, 2**32 - 1])
-    assert wire.unpack_done(DONE) == (2**64 - 1, (1, 2**40, 3), None)
-    assert wire.unpack_done(FAILED) == (9, (0, 0, 0), ["driver", "it hangs, é\ud800"])
+    assert wire.unpack_done(DONE) == (2**64 - 1, (1, 2**40, 3, 4), None)
+    assert wire.unpack_done(FAILED) == (9, (0, 0, 0, 0), ["driver", "it hangs, é\ud800"])
     assert [wire.kind(RUN), wire.kind(DONE), wire.kind(wire.pack_stop())] == [1, 2, 3]
 
 

@@ -46,7 +46,7 @@ def fail(fault: str) -> None:
     if fault == "garbage":
         os.write(connection, b"\xffgarbage")
     if fault == "stale":
-        os.write(connection, wire.pack_done(10**9, (1, 1, 1)))
+        os.write(connection, wire.pack_done(10**9, (1, 1, 1, 1)))
 
 
 class FaultyEngine(engine_openvino.OpenVINOEngine):

@@ -1,22 +1,11 @@
-"""The sending times of an open loop, which do not depend on answers, and the timer for them.
+"""The sending times of an open loop, which do not depend on answers, and the timer for them."""
 
-uvloop's own timers have a resolution of one millisecond, which is too coarse for a thousand
-requests per second. So the timer is the kernel's timerfd. It is called through ctypes until every
-supported Python has it in `os` (3.13). Linux only.
-"""
-
-import asyncio
-import ctypes
 import itertools
-import os
 import random
-import struct
 import time
 from collections.abc import Callable, Iterator
 
-_AT_A_TIME = 1  # TFD_TIMER_ABSTIME
-_FLAGS = os.O_NONBLOCK | os.O_CLOEXEC
-_libc = ctypes.CDLL(None, use_errno=True)
+from service.system.timer import PreciseTimer
 
 
 def offsets(rate: float, poisson: bool) -> Iterator[float]:
@@ -44,10 +33,8 @@ class Arrivals:
         self._times = (start + offset for offset in offsets)
         self._due = due
         self._next = next(self._times)
-        self._loop = asyncio.get_running_loop()
-        self._timer: int = _checked(_libc.timerfd_create(time.CLOCK_MONOTONIC, _FLAGS))
-        self._loop.add_reader(self._timer, self._rang)
-        self._set()
+        self._timer = PreciseTimer(self._rang)
+        self._timer.set(self._next)
 
     def catch_up(self) -> None:
         """Call `due` for each request that is due now, without waiting for the timer."""
@@ -57,22 +44,9 @@ class Arrivals:
             self._next = next(self._times)
 
     def close(self) -> None:
-        self._loop.remove_reader(self._timer)
-        os.close(self._timer)
+        """Call `due` no more."""
+        self._timer.close()
 
     def _rang(self) -> None:
-        os.read(self._timer, 8)
         self.catch_up()
-        self._set()
-
-    def _set(self) -> None:
-        """Set the timer to the next time; a time that has passed expires at once."""
-        seconds, nanoseconds = divmod(int(self._next * 1e9), 1_000_000_000)
-        setting = struct.pack("4l", 0, 0, seconds, nanoseconds)
-        _checked(_libc.timerfd_settime(self._timer, _AT_A_TIME, setting, None))
-
-
-def _checked(result: int) -> int:
-    if result < 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-    return result
+        self._timer.set(self._next)

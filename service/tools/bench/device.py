@@ -19,7 +19,7 @@ import numpy as np
 
 from service.artifact import Artifact, Batch
 from service.core.device_session import DeviceSession, opened
-from service.core.host_process import Timings
+from service.core.throughput import Timings
 
 LIKELY_SIZES = (1, 2, 4, 8, 16)
 """Batch sizes that are measured by default."""
@@ -156,7 +156,7 @@ class _Window:
     def _answered(self, sent: int, timings: Timings) -> None:
         now = time.perf_counter_ns()
         self._unanswered -= 1
-        self._note(now, (now - sent, *timings))
+        self._note(now, (now - sent, *timings[:3]))
         if not self._closed:
             self._send()
         elif not self._unanswered:
