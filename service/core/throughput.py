@@ -18,9 +18,10 @@ LEAD_KEPT = 0.98
 """Share of the lead that is kept after a batch that came in time."""
 LEARNT = 0.25
 """Share of its error by which a prediction is corrected. Predictions of other sizes are corrected
-by a quarter of that, so that none stays wrong when the whole device becomes slower."""
+by half of that, so that none stays wrong when the whole device becomes slower."""
 MAX_ERROR = 4.0
-"""Maximum factor of one error: a batch that was held up must not spoil a prediction."""
+"""Maximum factor of one error: a batch that was held up must not spoil a prediction. One that is
+longer than the measured time by more than this factor is shortened to it at once."""
 RECENT = 8
 """Number of recent batches whose mean size counts."""
 
@@ -121,5 +122,6 @@ class DeviceTime:
             self._seconds[size] = predicted * factor
             return
         for known in self._sizes:
-            share = LEARNT if known == size else LEARNT / 4
+            share = LEARNT if known == size else LEARNT / 2
             self._seconds[known] *= 1 + (factor - 1) * share
+        self._seconds[size] = min(self._seconds[size], seconds * MAX_ERROR)

@@ -37,9 +37,11 @@ class PreciseTimer:
         _checked(_libc.timerfd_settime(self._timer, _AT_A_TIME, setting, None))
 
     def close(self) -> None:
-        """Release the timer; `due` is not called any more."""
-        self._loop.remove_reader(self._timer)
-        os.close(self._timer)
+        """Release the timer; `due` is not called any more. A second call has no effect."""
+        if self._timer >= 0:
+            self._loop.remove_reader(self._timer)
+            os.close(self._timer)
+            self._timer = -1
 
     def _rang(self) -> None:
         try:

@@ -341,14 +341,14 @@ async def test_a_probe_does_not_vouch_for_later_batches(artifact: Path, faults: 
     async with running(artifact, device_python=faults.python, probe_interval_s=0.5) as service:
         service.freeze()
         await until(lambda: service.device.batches_in_flight == 1)  # the probe
-        request = await service.frozen_with(1, 2)
+        request = await service.frozen_with(1)
         service.thaw()
         time.sleep(0.3)  # noqa: ASYNC251 - block until both answers are there
         faults.set(run="wrong")
         await request.answered
-        assert_right(request, 1, 2)
+        assert_right(request, 1)
         await until(lambda: service.device.state != "ready")
-        assert service.value("doubtful_images_total") == 2
+        assert service.value("doubtful_images_total") == 1
 
 
 async def test_unanswered_batches_of_a_wrong_device_run_again(
@@ -358,15 +358,15 @@ async def test_unanswered_batches_of_a_wrong_device_run_again(
     async with running(artifact, device_python=faults.python, probe_interval_s=0.1) as service:
         service.freeze()
         await until(lambda: service.device.batches_in_flight == 1)  # the probe
-        request = await service.frozen_with(1, 2)
+        request = await service.frozen_with(1)
         faults.set(run="wrong")
         service.thaw()
         await until(lambda: service.device.state != "ready")
         faults.clear()
         await request.answered
         doubtful = service.value("doubtful_images_total")
-        assert doubtful + service.value("image_retries_total") == 2
-        assert wrong_answers(request, 1, 2) == doubtful
+        assert doubtful + service.value("image_retries_total") == 1
+        assert wrong_answers(request, 1) == doubtful
 
 
 async def test_never_ready_with_wrong_answers(artifact: Path, faults: Faults) -> None:
@@ -568,6 +568,6 @@ async def test_a_host_without_descriptors(
     with monkeypatch.context() as patched:
         patched.setattr(module, name, used_up)
         with pytest.raises(DeviceError, match="Cannot start a device host: Too many open"):
-            Host("cpu0", sys.executable, 0, 1.0, lambda: None)
+            Host("cpu0", sys.executable, 0, lambda: None)
     assert descriptors() <= before
     assert children(os.getpid()) == []

@@ -37,7 +37,7 @@ INSIDE = {
     "service.core.batcher": {"service.core.request"},
     "service.core.host_process": {
         *("service.core.child_process", "service.core.request", "service.core.rows"),
-        "service.device_host.wire",
+        *("service.core.throughput", "service.device_host.wire"),
     },
     "service.core.device_session": {
         *("service.core.host_process", "service.core.rows", "service.core.throughput"),
