@@ -34,11 +34,17 @@ class DispatchCase:
     """The images are rows that need no scaling, so that this machine decodes enough of them."""
 
 
-S4_INT8_SLOWER = ours.Cards("1:7.8,4:8.32,8:12.56", ("0.76@8", "0.08@8"), "card_int8")
+# Curves of ResNeXt-50 on an MLU370-S4 as published, linear beyond 8. The engine's default largest
+# batch is 16.
+S4_FLOAT32 = ours.Cards("1:9.1,4:10.1,8:16.4,16:32.8", largest=16)
+S4_INT8 = ours.Cards("1:1.95,4:2.1,8:3.14,16:6.18", ("0.19@8", "0.02@8"), "card_int8", largest=16)
+S4_INT8_SLOWER = ours.Cards(
+    "1:7.8,4:8.4,8:12.56,16:24.72", ("0.76@8", "0.08@8"), "card_int8", largest=16
+)
 CASES = {
-    "float32": DispatchCase(ours.S4_FLOAT32, (1, 4, 8, 32, 128), rate=390),
+    "float32": DispatchCase(S4_FLOAT32, (1, 4, 8, 32, 128), rate=390),
     "int8-slower": DispatchCase(S4_INT8_SLOWER, (4, 8, 16, 32), rate=500),
-    "int8": DispatchCase(ours.S4_INT8, (8, 32, 128), nearly_ready=True),
+    "int8": DispatchCase(S4_INT8, (8, 32, 128), nearly_ready=True),
 }
 
 
@@ -105,7 +111,7 @@ def open_loop(url: str, bodies: list[bytes], rate: float, seconds: int) -> dict[
     if done.returncode:
         raise SystemExit(f"topfive bench load: {done.stderr.strip()}")
     [result] = json.loads(done.stdout)["results"]
-    if result["unanswered"] + result["broken"]:
+    if result["unanswered"] or result["broken"]:
         raise SystemExit(f"requests failed: {result}")
     latency: dict[str, float] = result["latency_ms"]["good"]
     return latency

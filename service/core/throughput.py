@@ -105,7 +105,8 @@ class DeviceTime:
             self._recent_size += (size - self._recent_size) / (RECENT if self._recent_size else 1)
         if self._overlaps:
             self._copy_in_s += (copy_in - self._copy_in_s) / RECENT
-        late_s = min(idle, held_s)
+        # A device that copies while it computes was idle during the copy, too.
+        late_s = min(idle + copy_in if idle and self._overlaps else idle, held_s)
         if late_s:
             self._lead_s = min(self._lead_s + late_s / 2, LONGEST_LEAD_S)
         else:

@@ -36,6 +36,13 @@ NO_BATCH = 0
 IDLE_S = 0.02
 """Seconds without a message after which a batch size is warmed. A batch that arrives meanwhile must
 wait, so there is no warming between batches that follow closely on each other."""
+MARGIN_S = 0.0003
+"""Seconds before the end of a batch at which the host begins to wait for it."""
+LONGER = 1.01
+"""Factor by which the expected time of a batch size grows at most with each batch. It shrinks at
+once, since an answer is late if the time is expected too long."""
+WAITED_S = 0.00005
+"""Seconds of a wait for a batch that shows that it had not ended before."""
 
 
 def main() -> None:
@@ -45,7 +52,9 @@ def main() -> None:
     parser.add_argument("--parent", type=int, required=True)
     arguments = parser.parse_args()
     become_child(arguments.parent)
-    connection = socket.socket(fileno=arguments.socket)
+    # The parent's number may be too large for select.
+    connection = socket.socket(fileno=os.dup(arguments.socket))
+    os.close(arguments.socket)
     try:
         engine, rows = open_device(connection, arguments.memory)
         alone = ComputeSlice(arguments.memory) if engine.on_cores else contextlib.nullcontext(0)
@@ -117,22 +126,29 @@ def map_rows(memory: int, hello: dict[str, Any]) -> tuple[Any, Any]:
 def serve(connection: socket.socket, engine: Engine, rows: int, alone: ContextManager[int]) -> None:
     """Run batches, each within `alone`, until a stop message or end of file; then finish the rest.
 
-    The socket is read before each wait for the device, so that the device has the next batch while
-    the answers of the last one are copied. Batch sizes that were not run yet are run while no
-    message has arrived for IDLE_S. Each error is reported to the parent before it is raised.
+    An engine cannot be waited for and given a batch at the same time. So the host waits for the
+    next message first, until just before the expected end of the batch that is computed: the device
+    has the next batch by then, and computes it while the answers of the last one are copied. Batch
+    sizes that were not run yet are run while no message has arrived for IDLE_S. Each error is
+    reported to the parent before it is raised.
     """
-    begun: collections.deque[tuple[int, int]] = collections.deque()
+    begun: collections.deque[tuple[int, int, int]] = collections.deque()
+    expected: dict[int, float] = {}
     stopping, cold = False, True
-    idle_since = time.perf_counter_ns()
+    computing_since = time.perf_counter_ns()  # or idle since
     while begun or not stopping:
         while len(begun) < engine.depth and not stopping:
             if cold and not begun and idle(connection):
                 with reporting(connection, NO_BATCH):
                     cold = engine.warm_another()
-                idle_since = time.perf_counter_ns()
+                computing_since = time.perf_counter_ns()
                 continue
-            message = receive(connection, wait=not begun)
-            idle_ns = 0 if begun else time.perf_counter_ns() - idle_since
+            timeout_s = None
+            if begun:
+                end_ns = computing_since + expected.get(begun[0][2], 0.0)
+                timeout_s = (end_ns - time.perf_counter_ns()) / 1e9 - MARGIN_S
+            message = receive(connection, timeout_s)
+            idle_ns = 0 if begun else time.perf_counter_ns() - computing_since
             if message is None:
                 break
             stopping = not message or wire.kind(message) == wire.STOP
@@ -140,12 +156,18 @@ def serve(connection: socket.socket, engine: Engine, rows: int, alone: ContextMa
                 batch_id, numbers = wire.unpack_run(message)
                 with reporting(connection, batch_id):
                     begin(engine, numbers, rows)
-                begun.append((batch_id, idle_ns))
+                if not begun:
+                    computing_since = time.perf_counter_ns()
+                begun.append((batch_id, idle_ns, len(numbers)))
         if begun:
-            batch_id, idle_ns = begun.popleft()
+            batch_id, idle_ns, count = begun.popleft()
             with reporting(connection, batch_id), alone as waited:
+                waiting_since = time.perf_counter_ns()
                 copy_in, compute, copy_out = engine.finish()
-            idle_since = time.perf_counter_ns()
+            computing_since = time.perf_counter_ns() - copy_out
+            exact = computing_since - waiting_since > WAITED_S * 1e9
+            factor = LONGER if exact else 1 / LONGER
+            expected[count] = min(compute, expected.get(count, compute) * factor)
             nanoseconds = (waited + copy_in, compute, copy_out, idle_ns)
             connection.send(wire.pack_done(batch_id, nanoseconds))
 
@@ -157,9 +179,15 @@ def idle(connection: socket.socket) -> bool:
     return not poll.poll(IDLE_S * 1e3)
 
 
-def receive(connection: socket.socket, wait: bool) -> bytes | None:
-    """Return the next message, empty at end of file; without `wait` None if there is none."""
+def receive(connection: socket.socket, timeout_s: float | None) -> bytes | None:
+    """Return the next message, empty at end of file, or None if none arrives within `timeout_s`.
+
+    None for `timeout_s` waits for a message.
+    """
+    if timeout_s is not None and timeout_s > 0:
+        select.select([connection], [], [], timeout_s)
     try:
+        wait = timeout_s is None
         return connection.recv(wire.MAX_MESSAGE_BYTES, 0 if wait else socket.MSG_DONTWAIT)
     except BlockingIOError:
         return None
