@@ -1,8 +1,9 @@
 """The decode processes, seen from the event loop: an image file becomes a row.
 
 A file is copied into a free slot of shared memory, from where an idle decode worker takes it
-(decoding/worker.py). Finished images are collected and passed on at once. The pool decodes no
-further ahead than the devices get soon, and no image of a request that has ended.
+(decoding/worker.py). The workers report several finished images at once, but the pool can collect
+them at any time. It decodes no further ahead than the devices get soon, and no image of a request
+that has ended.
 
 When a worker exits, because a file crashed it or because it was killed, its image is answered with
 an error. All workers are then restarted, and the other images are decoded again. If the workers
@@ -97,10 +98,13 @@ class DecodeConsumer(Protocol):
     """The part of the pipeline that a decode pool reports to."""
 
     def decode_limit(self) -> int:
-        """Return how many images the processes may have now; call `dispatch` when it grows."""
+        """Return how many images the processes may have now."""
 
     def decoded(self, finished: list[Decoded]) -> None:
         """Continue with the finished images."""
+
+    def dispatch(self) -> None:
+        """Continue after `decoded`, and call `dispatch` of the pool, which has free slots."""
 
 
 class DecodePool:
@@ -133,12 +137,19 @@ class DecodePool:
         self._alive = False
         slots = min(SLOTS_PER_PROCESS * processes, MAX_SLOTS)
         self._free = list(range(slots))
-        self._slots_offset = _whole_pages(processes * CLAIM.size)
+        self._slots_offset = _whole_pages(processes * CLAIM.size + 1)
         self._slot_bytes = _whole_pages(max(options.body_bytes, LEAST_SLOT_BYTES))
         size = self._slots_offset + slots * self._slot_bytes
         self._descriptor = memory_file("topfive-bodies", size)
         self._bodies = mmap.mmap(self._descriptor, size)
         self._start()
+
+    def report_at_once(self, at_once: bool) -> None:
+        """Have the workers report each image alone, or several at once.
+
+        A report that a worker is about to hold back is held back until its next image is finished.
+        """
+        self._bodies[self._processes * CLAIM.size] = at_once
 
     def put(self, image: Image) -> None:
         """Decode `image.data` into `image.row`, which is filling."""
@@ -285,10 +296,13 @@ class DecodePool:
 
     def _woken(self) -> None:
         os.eventfd_read(self._wake)
-        self._collect()
+        self.collect_results()
+        self._consumer.dispatch()
 
-    def _collect(self) -> None:
-        """Read all results, pass them on, and dispatch further images."""
+    def collect_results(self) -> None:
+        """Pass on all images that are finished, whether the workers have reported them or not."""
+        if not self._alive:
+            return
         try:
             results = os.read(self._results, PIPE_BYTES)
         except BlockingIOError:
@@ -304,7 +318,6 @@ class DecodePool:
                 error = self._error(slot, second) if second else None
                 finished.append(Decoded(self._release(slot), pixels, seconds, error))
         self._consumer.decoded(finished)
-        self.dispatch()
 
     def _release(self, slot: int) -> Image:
         image, size = self._in_flight.pop(slot)
@@ -339,7 +352,7 @@ class DecodePool:
 
     def _ended(self, code: int) -> None:
         """Restart the processes after all of them have ended, and send them the rest again."""
-        self._collect()
+        self.collect_results()
         self._end()
         if not self._started:
             how = self._child.how_it_ended(code)
@@ -353,6 +366,7 @@ class DecodePool:
             return
         for slot in self._in_flight:
             self._send(slot)
+        self._consumer.dispatch()
 
     def _end(self) -> None:
         """Close everything that is shared with the processes."""

@@ -51,6 +51,8 @@ class DevicePool:
         self._tasks: list[asyncio.Task[None]] = []
         self._alarm: asyncio.TimerHandle | None = None
         self.first_ready = asyncio.Event()
+        self.starved = False
+        """Whether a device that is not fast had nothing to compute after the last dispatch."""
 
     @property
     def ready(self) -> int:
@@ -64,6 +66,11 @@ class DevicePool:
         known = [rate for rate in rates if rate]
         # A device that has computed nothing counts as the average of the others.
         return sum(known) / len(known) * self.ready if known else 0.0
+
+    @property
+    def are_fast(self) -> bool:
+        """Whether each device is fast (core/throughput.py)."""
+        return all(device.time.is_fast for device in self.devices)
 
     @property
     def images_ahead(self) -> int:
@@ -89,24 +96,21 @@ class DevicePool:
         await asyncio.gather(*(device.stop() for device in self.devices))
         self._timer.close()
 
-    def dispatch(self) -> bool:
-        """Send the devices the batches that they should have now; return whether any was sent."""
-        sent = False
-        while len(self._batcher):
-            with_room = [device for device in self.devices if device.has_room]
-            if not with_room:
-                break
+    def dispatch(self) -> None:
+        """Send the devices the batches that they should have now."""
+        self.starved = False
+        while with_room := [device for device in self.devices if device.has_room]:
             device = min(with_room, key=lambda device: device.time.idle_at)
             if len(self._batcher) < device.largest_batch:
-                at = device.send_at
-                if at > time.perf_counter():
-                    self._timer.set(at)
-                    break
+                if device.send_at > time.perf_counter():
+                    self._timer.set(device.send_at)
+                    return
+                if not len(self._batcher):
+                    self.starved = not device.time.is_fast
+                    return
             held_s = time.perf_counter() - self._batcher.waiting_since
             if batch := self._batcher.take(device.largest_batch):
                 device.send(batch, held_s)
-                sent = True
-        return sent
 
     def _changed(self) -> None:
         """Check how many devices are ready after one has changed its state."""

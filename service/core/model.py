@@ -143,7 +143,6 @@ class Model:
             image.queued_since += decoded.seconds
             self.rows.move([image.row], State.FILLING, State.WAITING)
             self._batcher.put(image)
-        self.dispatch()
 
     # Reported by the batcher and the devices.
 
@@ -152,12 +151,14 @@ class Model:
         if not image.request.done:
             self.expire(image.request)
         self._release_unanswered(image, State.WAITING)
-        self._decode_pool.dispatch()
 
     def dispatch(self) -> None:
         """Send the devices the batches that they should have now, and decode further images."""
-        if self.devices.dispatch():
-            self._decode_pool.dispatch()
+        if not self.devices.are_fast:
+            self._decode_pool.collect_results()
+        self.devices.dispatch()
+        self._decode_pool.dispatch()
+        self._decode_pool.report_at_once(self.devices.starved)
 
     def computed(self, batch: list[Image], sent_at: float, timings: Timings) -> None:
         """Set the prediction of each image of a batch that a device has computed.

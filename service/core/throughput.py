@@ -22,6 +22,9 @@ by half of that, so that none stays wrong when the whole device becomes slower."
 MAX_ERROR = 4.0
 """Maximum factor of one error: a batch that was held up must not spoil a prediction. One that is
 longer than the measured time by more than this factor is shortened to it at once."""
+FAST_S = 0.001
+"""Seconds of a batch of one image below which a device is fast: it waits for images anyhow, and an
+event loop that is woken for each image costs more than the device's time."""
 RECENT = 8
 """Number of recent batches whose mean size counts."""
 
@@ -64,6 +67,11 @@ class DeviceTime:
     def lead_s(self) -> float:
         """Seconds before `idle_at` at which a batch must be sent so that the device has it then."""
         return self._lead_s + self._copy_in_s
+
+    @property
+    def is_fast(self) -> bool:
+        """Whether a wake-up of the event loop for each image would not be worth it."""
+        return self.seconds(1) < FAST_S
 
     def seconds(self, size: float) -> float:
         """Return the predicted seconds of a batch of `size` images; 0 if nothing is known.

@@ -5,8 +5,8 @@
 The service starts one process, the leader, which forks the workers so that they share the imported
 modules, and then waits for them. If one worker exits, all are ended. An idle worker receives the
 next request from a socket that all share; results are written to one pipe. The service is woken for
-several results at once, or as soon as there is nothing more to decode, because one wake-up for each
-result would cost more than the result itself.
+several results at once, because one wake-up for each result would cost more than the result itself.
+It is woken for each while a device has nothing to compute, and when there is nothing more to decode.
 
 If a file crashes a worker, the claims in shared memory show which image the worker was decoding.
 The kernel kills the workers with the service.
@@ -45,7 +45,8 @@ STARTED, ENDED = -1, -2
 END = signal.SIGUSR1
 """The signal on which the leader ends all workers."""
 CLAIM = struct.Struct("=i")
-"""At the start of the files' memory, for each worker: the slot that it decodes, or NO_CLAIM."""
+"""At the start of the files' memory, for each worker: the slot that it decodes, or NO_CLAIM. The
+byte behind the claims is 1 while each result is to be reported at once."""
 NO_CLAIM = -1
 
 MAX_UNREPORTED = 8
@@ -150,8 +151,8 @@ def _decode_all(job: DecodeJob, number: int) -> None:
             if job.time_slicing:
                 cores.end_decode(job.rows)
             unreported += 1
-        waited = time.perf_counter() - first_at
-        if request is None or unreported == MAX_UNREPORTED or waited > MAX_UNREPORTED_S:
+        many = unreported == MAX_UNREPORTED or time.perf_counter() - first_at > MAX_UNREPORTED_S
+        if request is None or many or decoder.report_at_once:
             os.eventfd_write(job.wake, 1)
             unreported = 0
 
@@ -192,6 +193,11 @@ class _Decoder:
         rows_bytes = int(np.prod(job.row_shape))
         rows = mmap.mmap(job.rows, rows_bytes)
         self._rows: NDArray[np.uint8] = np.ndarray(job.row_shape, np.uint8, rows)
+
+    @property
+    def report_at_once(self) -> bool:
+        """Whether the service waits for every result."""
+        return self._bodies[self._job.processes * CLAIM.size] != 0
 
     def result(self, slot: int, row: int, size: int) -> bytes:
         """Decode the file in `slot` into `row`. Return the packed result."""

@@ -74,6 +74,9 @@ class Decoding:
     def decoded(self, finished: list[Decoded]) -> None:
         self.wakes.append(finished)
 
+    def dispatch(self) -> None:
+        self.decode_pool.dispatch()
+
     @property
     def restarts(self) -> int:
         """Return how often the decode processes were restarted."""

@@ -26,7 +26,7 @@ from typing import Any
 control = Path(sys.argv[1])
 sys.argv[:] = sys.argv[4:]
 sys.path[0] = sys.argv[0]
-connection = int(sys.argv[sys.argv.index("--socket") + 1])
+connection = os.dup(int(sys.argv[sys.argv.index("--socket") + 1]))  # the host closes its own
 
 import engine_openvino  # noqa: E402
 import wire  # noqa: E402
