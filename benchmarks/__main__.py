@@ -37,7 +37,7 @@ def main() -> None:
     turns = [(number, case) for number in range(arguments.rounds) for case in plan]
     lacking = [(number, case) for number, case in turns if not record.has(number, case)]
     print(
-        f"{len(turns) - len(lacking)} of {len(turns)} measurements are in {record.path}; "
+        f"{len(turns) - len(lacking)} of {len(turns)} cases are in {record.path}; "
         f"the others take about {expected_minutes(lacking):.0f} minutes."
     )
     print(
