@@ -112,18 +112,17 @@ image-test: $(VENV)/.dev .venv37/.ready ## build and run both Docker images on s
 	$(BIN)/topfive-build demo --output $(DEMO)
 	$(BIN)/python docker/test_images.py --artifact $(DEMO) --sdk-environment .venv37
 
-# The environments of the servers in the comparison, and of the plot.
-PEERS := triton mosec litserve fastapi plot
+# The environments of the servers in the comparison.
+PEERS := triton mosec litserve fastapi
+MORE_PEERS := bentoml ray_serve
 bench_env = $(1:%=build/bench-envs/%/.ready)
-# Rounds, and seconds of each measurement. ROUNDS=1 SUITES=no-time is a quick run.
-ROUNDS ?= 5
-SECONDS ?= 3
-SUITES ?= no-time,resnext50,lite0,cards,growth
-bench: $(VENV)/.dev .venv37/.ready $(call bench_env,$(PEERS)) ## compare with other servers, into benchmarks/RESULTS.md: two hours
-	$(BIN)/python -m benchmarks --rounds $(ROUNDS) --seconds $(SECONDS) --suites $(SUITES)
+# Options of `python -m benchmarks`. BENCH='--rounds 1 --suites no-time' is a first look.
+BENCH ?=
+bench: $(VENV)/.dev .venv37/.ready $(call bench_env,$(PEERS)) ## compare with other servers, into benchmarks/RESULTS.md: 25 minutes
+	$(BIN)/python -m benchmarks $(BENCH)
 
-bench-all: $(VENV)/.dev .venv37/.ready $(call bench_env,$(PEERS) bentoml ray_serve) ## the same, with BentoML and Ray Serve
-	$(BIN)/python -m benchmarks --rounds $(ROUNDS) --seconds $(SECONDS) --suites $(SUITES) --all
+bench-all: $(VENV)/.dev .venv37/.ready $(call bench_env,$(PEERS) $(MORE_PEERS)) ## all servers and suites, 128 clients, growth: 2.5 hours
+	$(BIN)/python -m benchmarks --all $(BENCH)
 
 build/bench-envs/%/.ready: benchmarks/peers/%.lock
 	$(BIN)/python -m venv $(@D)
@@ -132,7 +131,7 @@ build/bench-envs/%/.ready: benchmarks/peers/%.lock
 
 bench-lock: $(VENV)/.dev ## resolve the peers' dependencies again
 	grep -E '^(pillow|openvino|opencv-python-headless|cykooz-resizer)==' requirements/cpu.lock | sed 's/ .*//' > build/bench-constraints
-	for peer in $(PEERS) bentoml ray_serve; do \
+	for peer in $(PEERS) $(MORE_PEERS); do \
 		$(BIN)/uv pip compile $(LOCK) --upgrade --python-version 3.11 --python-platform x86_64-manylinux_2_35 \
 			$$(test $$peer = triton && echo --no-deps) -c build/bench-constraints benchmarks/peers/$$peer.in -o benchmarks/peers/$$peer.lock; \
 	done

@@ -1,26 +1,25 @@
 """`make bench`: measure topfive, the other servers and the ceilings, and write RESULTS.md.
 
-    python -m benchmarks [--rounds 5] [--seconds 3] [--all] [--suites no-time,cards] [--clients 32]
+    python -m benchmarks [--all] [--rounds 5] [--suites no-time,lite0] [--clients 32]
 
-Each round measures all cases once, so that the rounds of a figure are far apart in time. Each
-measurement is added to build/bench/measured.json at once. report.py writes the report after each
-round, so that an interrupted run leaves a report of its finished rounds.
+Each round measures all cases once, so that the rounds of a figure are far apart in time. A run that
+was cut off continues with the measurements that it lacks (record.py).
 """
 
 import argparse
-import dataclasses
-import json
 import sys
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
-from benchmarks import contenders, machine, report
+from benchmarks import contenders, machine, report, suites
 from benchmarks.measurement import Measurement, measure
-from benchmarks.report import MEASURED
+from benchmarks.record import Record
 from benchmarks.server import running
-from benchmarks.suites import SUITES, Case, cases
+from benchmarks.suites import Case
 from benchmarks.wrk import BenchError, program
+
+ROUNDS = 5
 
 
 def main() -> None:
@@ -29,98 +28,78 @@ def main() -> None:
     peers = contenders.PEERS + (contenders.MORE_PEERS if arguments.all else ())
     if arguments.peers is not None:
         peers = tuple(name for name in arguments.peers.split(",") if name)
-    chosen = list(cases(arguments.suites.split(","), peers))
-    record: dict[str, Any] = {
-        **machine.facts(peers),
-        "seconds": arguments.seconds,
-        "measured": [],
-        "problems": [],
-    }
-    for number in range(arguments.rounds):
-        for case in chosen:
-            _measure(case, number, arguments.seconds, arguments.clients, record)
-            _keep(record)
-        record["rounds"] = number + 1
-        _keep(record)
-        report.write(record)
+    clients = arguments.clients or suites.CLIENTS + (suites.MORE_CLIENTS if arguments.all else ())
+    names = arguments.suites or suites.SUITES + (suites.MORE_SUITES if arguments.all else ())
+    plan = list(suites.cases(names, peers, clients))
+    if arguments.seconds:
+        plan = [replace(case, seconds=arguments.seconds) for case in plan]
+    record = Record({**machine.facts(peers), "plan": [case.description for case in plan]})
+    turns = [(number, case) for number in range(arguments.rounds) for case in plan]
+    lacking = [(number, case) for number, case in turns if not record.has(number, case)]
+    print(
+        f"{len(turns) - len(lacking)} of {len(turns)} cases are in {record.path}; "
+        f"the others take about {expected_minutes(lacking):.0f} minutes."
+    )
+    print(
+        "Ctrl-C stops the run, and the same command continues it. Without the file it starts again."
+    )
+    run(lacking, record, measured)
+    report.write(record.content)
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=int, default=3, help="of each measurement, or more")
-    parser.add_argument("--all", action="store_true", help="BentoML and Ray Serve, too")
-    parser.add_argument("--suites", default=",".join(SUITES))
-    parser.add_argument("--peers", help="these alone; may be empty")
     parser.add_argument(
-        "--clients", type=_numbers, default=(), help="these numbers of them alone: 32,128"
+        "--all", action="store_true", help="all suites, all peers, and 128 clients, too: 2.5 hours"
     )
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--seconds", type=int, help="of each measurement, instead of the suite's")
+    parser.add_argument("--suites", type=_names, help="these alone: no-time,cards")
+    parser.add_argument("--peers", help="these alone; may be empty")
+    parser.add_argument("--clients", type=_numbers, help="these numbers of them alone: 32,128")
     return parser.parse_args()
 
 
-def _numbers(text: str) -> list[int]:
-    return [int(one) for one in text.split(",")]
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))
 
 
-def _measure(
-    case: Case, number: int, seconds: int, only: Sequence[int], record: dict[str, Any]
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(one) for one in text.split(","))
+
+
+def expected_minutes(turns: Sequence[tuple[int, Case]]) -> float:
+    return sum(case.expected_seconds for _, case in turns) / 60
+
+
+def run(
+    turns: Sequence[tuple[int, Case]],
+    record: Record,
+    measured: Callable[[Case], Sequence[Measurement]],
 ) -> None:
-    """Measure the case, and add the results or the error to `record`."""
-    clients = only or case.clients
-    what = f"{case.suite} {case.server} {case.variant}".strip()
-    started = time.monotonic()
-    try:
-        with running(case.recipe(), case.bodies[0]) as server:
-            seen = measure(
-                server,
-                case.bodies,
-                clients,
-                seconds * case.longer,
-                lambda: case.ceiling(seconds),
-            )
-    except BenchError as error:
-        record["problems"].append(f"{what}: {error}")
-        print(f"round {number + 1} {what}: {error}", file=sys.stderr, flush=True)
-        return
-    record["measured"] += [_row(case, number, one) for one in seen]
-    rates = ", ".join(f"{one.load.clients}: {one.load.per_second:.0f}/s" for one in seen)
-    took = time.monotonic() - started
-    print(f"round {number + 1} {what}: {rates} ({took:.0f} s)", file=sys.stderr, flush=True)
+    """Measure the turns, and add the results or the error of each to the record at once."""
+    for place, (number, case) in enumerate(turns):
+        started = time.monotonic()
+        try:
+            seen = measured(case)
+        except BenchError as error:
+            record.add_problem(case, error)
+            result = str(error)
+        else:
+            record.add(number, case, seen)
+            result = ", ".join(f"{one.load.clients}: {one.load.per_second:.0f}/s" for one in seen)
+        took, left = time.monotonic() - started, expected_minutes(turns[place + 1 :])
+        print(
+            f"round {number + 1} {case.name}: {result} ({took:.0f} s; {left:.0f} minutes left)",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
-def _row(case: Case, number: int, one: Measurement) -> dict[str, Any]:
-    """Return a measurement and its derived figures as one flat object for the file."""
-    load, ceiling = one.load, one.ceiling
-    row: dict[str, Any] = {
-        "round": number,
-        "suite": case.suite,
-        "server": case.server,
-        "variant": case.variant,
-        **dataclasses.asdict(load),
-        "per_second": load.per_second,
-        "cpu_ms": one.cpu_seconds_per_image * 1e3,
-        "memory_mib": one.memory_bytes / 2**20,
-        "added_ms": one.added_ms,
-        "added_in_turn_ms": one.added_in_turn_ms,
-        "cpu_over_decode": one.cpu_over_decode,
-        "decode_share": one.decode_share,
-        "decode_per_second": ceiling.decode.per_second,
-        "decode_cpu_ms": ceiling.decode.cpu_seconds_per_image * 1e3,
-        "decode_ms": ceiling.decode.milliseconds,
-        "engine_per_second": ceiling.engine_per_second,
-        "engine_ms": ceiling.engine_ms,
-        "in_turn_ms": ceiling.in_turn_ms,
-    }
-    if ceiling.engine_per_second:
-        row |= {"cores_share": one.cores_share, "device_share": one.device_share}
-    return row
-
-
-def _keep(record: dict[str, Any]) -> None:
-    MEASURED.parent.mkdir(parents=True, exist_ok=True)
-    aside = MEASURED.with_suffix(".new")
-    aside.write_text(json.dumps(record, indent=1))
-    aside.replace(MEASURED)
+def measured(case: Case) -> list[Measurement]:
+    """Start the server of the case, and measure it with each number of clients."""
+    with running(case.recipe(), case.bodies[0]) as server:
+        return measure(server, case.bodies, case.clients, case.seconds, case.ceiling)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ answer class 0 for every row, or the answers to the golden rows would be wrong. 
 have the size of ResNeXt-50's.
 
 All artifacts have the same resampling, so that decoding costs the same with every artifact, in the
-peers and in the bare decode.
+peers and in the bare decode. Those for the CPU are float32, as the engine of the peers.
 """
 
 import json
@@ -32,6 +32,7 @@ from service.artifact import SCHEMA
 from tests.support.seeded import write_seeded_weights, write_weights
 
 FOLDER = ROOT / "build" / "bench" / "artifacts"
+FLOAT32 = ("--precision", "force_float32")
 SDK_PYTHON = ROOT / ".venv37" / "bin" / "python"
 _CARD = """
 input: "data"
@@ -80,7 +81,7 @@ def _resnext50(path: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         caffemodel = Path(folder, "seeded.caffemodel")
         write_seeded_weights(prototxt, caffemodel, seed=3)
-        _caffe(prototxt, caffemodel, "resnext", path)
+        _caffe(prototxt, caffemodel, "resnext", path, *FLOAT32)
 
 
 def _lite0(path: Path) -> None:
@@ -88,7 +89,7 @@ def _lite0(path: Path) -> None:
         _topfive_build("demo", "--sources", folder)
         network = Path(folder, "efficientnet_lite0")
         files = network.with_suffix(".prototxt"), network.with_suffix(".caffemodel")
-        _caffe(*files, "efficientnet-lite", path)
+        _caffe(*files, "efficientnet-lite", path, *FLOAT32)
 
 
 def _card(path: Path) -> None:

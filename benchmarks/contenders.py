@@ -11,8 +11,8 @@ from benchmarks.server import ServerRecipe
 from benchmarks.wrk import BenchError
 
 ENVIRONMENTS = ROOT / "build" / "bench-envs"
-PEERS = ("triton", "mosec", "litserve", "fastapi_plain", "fastapi_tuned")
-MORE_PEERS = ("bentoml", "ray_serve")
+PEERS = ("triton", "mosec", "litserve", "fastapi_plain")
+MORE_PEERS = ("fastapi_tuned", "bentoml", "ray_serve")
 # The size is padded, so that this description has the same length for every image.
 _TRITON_HEAD = (
     b'{"inputs":[{"name":"IMAGE","shape":[1,1],"datatype":"BYTES",'
@@ -56,10 +56,11 @@ _POSTED: Mapping[str, dict[str, Any]] = {
 }
 
 
-def peer(name: str, artifact: str | None) -> ServerRecipe:
+def peer(name: str, artifact: str | None, documented: bool = False) -> ServerRecipe:
     """Return the recipe of a peer that serves a CPU artifact, or an engine that takes no time.
 
-    Raise BenchError if the environment of the peer is not installed.
+    A `documented` peer decodes as its own documentation shows (peers/documented.py). Raise
+    BenchError if the environment of the peer is not installed.
     """
     python = ENVIRONMENTS / environment(name) / "bin" / "python"
     if not python.exists():
@@ -67,6 +68,8 @@ def peer(name: str, artifact: str | None) -> ServerRecipe:
     variables = {"PYTHONPATH": str(ROOT)}
     if artifact:
         variables["BENCH_MODEL"] = str(built(artifact) / "model.xml")
+    if documented:
+        variables["BENCH_DECODE"] = name
     recipe = ServerRecipe(name, [str(python), "-m", f"benchmarks.peers.{name}", "{port}"])
     recipe = replace(recipe, environment=variables, spins=name == "litserve")
     return replace(recipe, **_POSTED.get(name, {}))

@@ -1,6 +1,6 @@
 """The figures of a comparison: the median of several rounds, with its range.
 
-The rows are those of build/bench/measured.json. Two servers are compared round by round, by the
+The rows are those of a record. Two servers are compared round by round, by the
 ratio of their shares of the ceilings that were measured around them. The speed of the machine
 changes, and so does each figure alone.
 """
@@ -12,6 +12,7 @@ from typing import Any
 
 Row = dict[str, Any]
 Key = tuple[str, str, str, int]
+OURS = "topfive"
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,13 @@ class Figure:
 
     def text(self, digits: int) -> str:
         return f"{self.median:.{digits}f} ({self.least:.{digits}f}–{self.most:.{digits}f})"
+
+
+def standing(ratio: Figure) -> str:
+    """Return in a word what the ratio of topfive to another server shows."""
+    if ratio.least <= 1 <= ratio.most:
+        return "level"
+    return "ahead" if ratio.least > 1 else "behind"
 
 
 def figure(values: Iterable[float]) -> Figure:
@@ -43,21 +51,28 @@ class Figures:
         """Return the keys of `suite`, in the order in which they were measured."""
         return [key for key in self._rows if key[0] == suite]
 
+    def rounds(self) -> int:
+        """Return the number of rounds with a measurement."""
+        return len({number for rows in self._rows.values() for number in rows})
+
     def of(self, key: Key, name: str) -> Figure:
         """Return the figure `name` of one case."""
         return figure(row[name] for row in self._rows[key].values())
 
-    def has(self, key: Key) -> bool:
-        return key in self._rows
-
     def total(self, key: Key, name: str) -> int:
         return sum(row[name] for row in self._rows[key].values())
 
-    def ratio(self, key: Key, other: Key, name: str) -> Figure | None:
-        """Return the ratio of `name` in `key` to `name` in `other`, in their common rounds."""
-        both = self._rows.get(key, {}).keys() & self._rows.get(other, {}).keys()
-        pairs = [(self._rows[key][number], self._rows[other][number]) for number in sorted(both)]
-        return figure(one[name] / two[name] for one, two in pairs) if pairs else None
+    def ours_by_theirs(self, key: Key) -> Figure | None:
+        """Return topfive's share of the ceiling divided by that of another server.
+
+        The ratio is of their common rounds, with the same number of clients.
+        """
+        suite, server, _, clients = key
+        ours, theirs = self._rows.get((suite, OURS, "", clients), {}), self._rows[key]
+        both = sorted(ours.keys() & theirs.keys())
+        if server == OURS or not both:
+            return None
+        return figure(ours[number]["share"] / theirs[number]["share"] for number in both)
 
 
 def _key(row: Row) -> Key:

@@ -1,10 +1,10 @@
 """The facts about the machine of a comparison, for its report."""
 
+import hashlib
 import os
 import platform
 import subprocess
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ OURS = ("openvino", "numpy", "pillow", "uvicorn", "fastapi")
 def facts(peers: Sequence[str]) -> dict[str, Any]:
     """Return the machine, the revision, the versions and the photos as text."""
     return {
-        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "machine": f"{available_cores()} cores of {_cpu()}, {_memory_gib()} GiB, "
         f"Linux {platform.release()}, Python {platform.python_version()}",
         "revision": _revision(),
@@ -45,10 +44,19 @@ def _memory_gib() -> int:
 
 
 def _revision() -> str:
-    """Return the revision of the checkout, with a + if files were changed."""
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
+    """Return the revision of the checkout, with + and a digest of the changes to its files.
+
+    The results themselves do not count as changes.
+    """
+    results = (":!benchmarks/RESULTS*.md", ":!benchmarks/results-*.png")
+    changes = _git("diff", "HEAD", "--", ".", *results)
+    digest = f"+{hashlib.sha256(changes).hexdigest()[:6]}" if changes else ""
+    return (_git("describe", "--always").decode().strip() or "unknown") + digest
+
+
+def _git(*arguments: str) -> bytes:
+    command = ["git", "-C", str(ROOT), *arguments]
+    return subprocess.run(command, capture_output=True, check=False).stdout
 
 
 def _wrk() -> str:

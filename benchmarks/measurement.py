@@ -8,15 +8,16 @@ measurements of the ceilings.
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from statistics import fmean
 
-from benchmarks import bare, wrk
+from benchmarks import wrk
 from benchmarks.bare import BareDecode
 from benchmarks.server import BenchServer
-from service.system.cgroup import available_cores
 
-CORES = available_cores()
 WARMUP_S = 1
+CEILING_S = 0.75
+"""Seconds of each part of a ceiling: of the decode, and of the engine."""
 SETTLE_S = 20
 """Maximum seconds to wait until a server has finished the requests of disconnected clients. 128
 photos of ResNeXt-50 on a CPU take 9 s, which would slow the next measurement of the ceiling."""
@@ -26,16 +27,23 @@ QUIET = 0.1
 
 @dataclass(frozen=True)
 class Ceiling:
-    """The figures without a server: the decode, the throughput of the engine, its batch of 1.
+    """What is possible without a server: the bare decode, and the bare engine if it takes time.
 
-    `in_turn_ms` is the median time of a decode followed by a batch of 1, with the CPU caches as the
-    other one left them. An engine that takes no time has neither `in_turn_ms` nor a throughput.
+    `apart` is true for an engine that does not use the cores: a card.
     """
 
     decode: BareDecode
     engine_per_second: float | None = None
-    engine_ms: float = 0.0
-    in_turn_ms: float | None = None
+    apart: bool = False
+
+    @property
+    def per_second(self) -> float:
+        """Return the images/s of decode and engine together, or of the card alone."""
+        if self.engine_per_second is None:
+            return self.decode.per_second
+        if self.apart:
+            return self.engine_per_second
+        return 1 / (1 / self.decode.per_second + 1 / self.engine_per_second)
 
 
 @dataclass(frozen=True)
@@ -48,46 +56,17 @@ class Measurement:
     ceiling: Ceiling
 
     @property
+    def share(self) -> float:
+        return self.load.per_second / self.ceiling.per_second
+
+    @property
     def cpu_seconds_per_image(self) -> float:
         """Return the CPU time of all the server's processes, including device hosts, per image."""
         return self.cpu_seconds / max(1, self.load.answered)
 
     @property
-    def decode_share(self) -> float:
-        """Return the share of the bare decode's throughput on the cores without the generator."""
-        left = 1 - self.load.generator_cpu_seconds / (CORES * self.load.seconds)
-        return self.load.per_second / (self.ceiling.decode.per_second * left)
-
-    @property
-    def cores_share(self) -> float:
-        """Return the share of the throughput of cores that both decode and infer.
-
-        That throughput is 1 / (1 / decode + 1 / engine).
-        """
-        assert self.ceiling.engine_per_second
-        one = 1 / self.ceiling.decode.per_second + 1 / self.ceiling.engine_per_second
-        return self.load.per_second * one
-
-    @property
-    def device_share(self) -> float:
-        """Return the share of the throughput of a device that does not use the cores."""
-        assert self.ceiling.engine_per_second
-        return self.load.per_second / self.ceiling.engine_per_second
-
-    @property
     def cpu_over_decode(self) -> float:
         return self.cpu_seconds_per_image / self.ceiling.decode.cpu_seconds_per_image
-
-    @property
-    def added_ms(self) -> float:
-        """Return the median latency without one decode and one batch of 1."""
-        return self.load.p50_ms - self.ceiling.decode.milliseconds - self.ceiling.engine_ms
-
-    @property
-    def added_in_turn_ms(self) -> float | None:
-        """Return the median latency without a decode followed by a batch of 1."""
-        in_turn = self.ceiling.in_turn_ms
-        return None if in_turn is None else self.load.p50_ms - in_turn
 
 
 def measure(
@@ -120,27 +99,13 @@ def measure(
 
 
 def mean(one: Ceiling, other: Ceiling) -> Ceiling:
-    """Return the mean of two ceilings."""
-    decode = BareDecode(
-        (one.decode.per_second + other.decode.per_second) / 2,
-        (one.decode.cpu_seconds_per_image + other.decode.cpu_seconds_per_image) / 2,
-        (one.decode.milliseconds + other.decode.milliseconds) / 2,
-    )
-    return Ceiling(
-        decode,
-        _halfway(one.engine_per_second, other.engine_per_second),
-        (one.engine_ms + other.engine_ms) / 2,
-        _halfway(one.in_turn_ms, other.in_turn_ms),
-    )
-
-
-def _halfway(one: float | None, other: float | None) -> float | None:
-    return None if one is None or other is None else (one + other) / 2
-
-
-def bare_decode(bodies: list[bytes], seconds: float, resize: int) -> BareDecode:
-    """Measure the bare decode, for less time than a load."""
-    return bare.decode(bodies, min(1.5, seconds / 2), resize)
+    """Return the mean of two ceilings of the same kind."""
+    decodes = zip(astuple(one.decode), astuple(other.decode), strict=True)
+    decode = BareDecode(*map(fmean, decodes))
+    if one.engine_per_second is None or other.engine_per_second is None:
+        return Ceiling(decode)
+    engine = fmean((one.engine_per_second, other.engine_per_second))
+    return Ceiling(decode, engine, one.apart)
 
 
 def _settle(server: BenchServer) -> None:

@@ -5,7 +5,6 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from benchmarks.artifacts import SDK_PYTHON, built
 from benchmarks.server import ServerRecipe, plain_environment
@@ -72,25 +71,12 @@ def _command(artifact: str, *flags: str) -> list[str]:
 
 def device_per_second(cards: Cards, seconds: float) -> float:
     """Return the throughput of all cards: that of `topfive bench device` times their number."""
-    result = _bench_device(cards, seconds, "--batch-sizes", str(cards.largest))
-    return float(result["images_per_second"]) * cards.count
-
-
-def batch_of_1_ms(cards: Cards, seconds: float) -> float:
-    """Return the median time of a batch of 1 in the device host: copies and computing."""
-    result = _bench_device(cards, seconds, "--batch-sizes", "1", "--in-flight", "1")
-    return sum(
-        float(result["latency_ms"][stage]["median"]) for stage in ("copy_in", "compute", "copy_out")
-    )
-
-
-def _bench_device(cards: Cards, seconds: float, *options: str) -> dict[str, Any]:
     command = [TOPFIVE, "bench", "device", "--artifact", str(built(cards.artifact)), "--json"]
-    command += ["--duration-s", str(seconds), "--device-python", str(SDK_PYTHON), *options]
+    command += ["--duration-s", str(seconds), "--device-python", str(SDK_PYTHON)]
+    command += ["--batch-sizes", str(cards.largest)]
     environment = plain_environment() | cards.environment
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
         raise BenchError(f"topfive bench device: {done.stderr.strip()}")
-    result: dict[str, Any]
     [result] = json.loads(done.stdout)["results"]
-    return result
+    return float(result["images_per_second"]) * cards.count

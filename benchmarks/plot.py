@@ -1,8 +1,7 @@
-"""Draws the plot of a suite: plot.py MEASURED SUITE PNG. It runs in an environment of its own."""
+"""Draws the plot of a suite: the share of the ceiling by clients, a line for each server."""
 
-import json
 import statistics
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +11,18 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 
 
-def main(measured: str, suite: str, picture: str) -> None:
-    rows = json.loads(Path(measured).read_text())["measured"]
+def write(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Write the plot of the rows of one suite: the median of the rounds, and their range.
+
+    A variant has one number of clients, which makes no line.
+    """
+    rows = [row for row in rows if not row["variant"]]
     figure, panel = pyplot.subplots(figsize=(6, 4))
-    draw(panel, [row for row in rows if row["suite"] == suite])
-    panel.set_ylabel("share of the ceiling of the same seconds")
-    panel.legend(fontsize="small")
-    figure.tight_layout()
-    figure.savefig(picture, dpi=110, metadata={"Software": None})
-
-
-def draw(panel: Any, rows: list[dict[str, Any]]) -> None:
-    """Draw a line for each server: the median of its rounds, and their range."""
     for server in dict.fromkeys(row["server"] for row in rows):
         points: dict[int, list[float]] = {}
         for row in rows:
             if row["server"] == server:
-                share = row["per_second"] / row["decode_per_second"]
-                points.setdefault(row["clients"], []).append(row.get("cores_share", share))
+                points.setdefault(row["clients"], []).append(row["share"])
         clients = sorted(points)
         middle = [statistics.median(points[number]) for number in clients]
         below = [mid - min(points[one]) for mid, one in zip(middle, clients, strict=True)]
@@ -39,11 +32,13 @@ def draw(panel: Any, rows: list[dict[str, Any]]) -> None:
             clients, middle, [below, above], label=server, marker="o", lw=width, capsize=2
         )
     panel.set_xscale("log", base=2)
-    panel.set_xticks(clients, [str(one) for one in clients])
+    numbers = sorted({row["clients"] for row in rows})
+    panel.set_xticks(numbers, [str(number) for number in numbers])
     panel.set_xlabel("clients")
     panel.set_ylim(0, None)
+    panel.set_ylabel("share of the ceiling of the same seconds")
     panel.grid(alpha=0.3)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+    panel.legend(fontsize="small")
+    figure.tight_layout()
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+    pyplot.close(figure)

@@ -26,7 +26,9 @@ from benchmarks.wrk import BenchError
 MARK = "BENCH_SERVER"
 PADDING = "BENCH_PADDING"
 START_TIMEOUT_S = 120
-END_TIMEOUT_S = 20
+END_TIMEOUT_S = 5
+"""Maximum seconds between SIGTERM and SIGKILL. mosec sometimes waits without end for requests whose
+clients have disconnected."""
 MEMORY_INTERVAL_S = 0.5
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
