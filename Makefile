@@ -89,8 +89,8 @@ networks: $(VENV)/.dev ## all published Caffe networks compared with OpenCV's dn
 cards: $(VENV)/.dev .venv37/.ready ## trained networks, every fault and switch on simulated cards: minutes
 	$(BIN)/python -m pytest -m large tests/cards/test_cards.py tests/cards/test_card_switches.py tests/cards/test_cards_trained.py tests/tools/test_doctor_card.py tests/model_build/test_sweep.py tests/tools/test_bench_card.py
 
-drain: $(VENV)/.dev ## SIGTERM under full load, ten times; a thousand clients that disconnect: minutes
-	$(BIN)/python -m pytest -m large tests/server/test_drain.py tests/server/test_workers.py tests/server/test_disconnects.py
+drain: $(VENV)/.dev ## SIGTERM under full load, hosts that hang, clients that disconnect: minutes
+	$(BIN)/python -m pytest -m large tests/server/test_drain.py tests/server/test_workers.py tests/server/test_disconnects.py tests/server/test_stalls.py
 
 overload: $(VENV)/.dev .venv37/.ready ## three and ten times the throughput of a simulated card: three minutes
 	$(BIN)/python -m pytest -m large tests/server/test_overload.py

@@ -12,7 +12,7 @@ import json
 import statistics
 import subprocess
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks import ours, wrk
@@ -44,6 +44,8 @@ S4_INT8_SLOWER = ours.Cards(
 CASES = {
     "float32": DispatchCase(S4_FLOAT32, (1, 4, 8, 32, 128), rate=390),
     "int8-slower": DispatchCase(S4_INT8_SLOWER, (4, 8, 16, 32), rate=500),
+    "float32-jumps": DispatchCase(replace(S4_FLOAT32, jumps="3@0.2"), (4, 8, 32, 128)),
+    "int8-jumps": DispatchCase(replace(S4_INT8_SLOWER, jumps="4@0.3"), (4, 16, 32)),
     "int8": DispatchCase(S4_INT8, (8, 32, 128), nearly_ready=True),
 }
 

@@ -25,6 +25,8 @@ class Cards:
     artifact: str = "card"
     count: int = 1
     largest: int = 8
+    jumps: str = ""
+    """Factor and share of the batches that take longer, as 3@0.2."""
 
     @property
     def environment(self) -> dict[str, str]:
@@ -33,6 +35,7 @@ class Cards:
             "MAGICMIND_SIM_COMPUTE": "0",
             "MAGICMIND_SIM_CARDS": str(self.count),
             "MAGICMIND_SIM_LATENCY": self.latency,
+            "MAGICMIND_SIM_JUMPS": self.jumps,
         }
         if self.copies:
             names = "MAGICMIND_SIM_COPY_IN", "MAGICMIND_SIM_COPY_OUT"

@@ -4,6 +4,7 @@ It is small, because it shares the cores with the service under load.
 """
 
 import asyncio
+import json
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ class Outcome:
     statuses: Counter[int] = field(default_factory=Counter)
     seconds: list[float] = field(default_factory=list)
     finished_at: list[float] = field(default_factory=list)
+    predictions: dict[int, set[str]] = field(default_factory=dict)
+    """The predictions of good answers, as JSON, by the place of the body."""
     broken: int = 0
     errors: Counter[str] = field(default_factory=Counter)
     """What they broke by."""
@@ -73,7 +76,7 @@ async def _persistent(
             turn += 1
             try:
                 writer.write(requests[turn % len(requests)])
-                status, close = await _answer(reader)
+                status, close, _ = await _answer(reader)
                 outcome.statuses[status] += 1
             except (OSError, asyncio.IncompleteReadError) as error:
                 outcome.broken += 1
@@ -106,10 +109,13 @@ async def _client(
         started = time.monotonic()
         try:
             writer.write(requests[turn % len(requests)])
-            status, close = await _answer(reader)
+            status, close, answer = await _answer(reader)
         except (OSError, asyncio.IncompleteReadError):
             outcome.broken += 1
-            status, close = 0, True
+            status, close, answer = 0, True, b""
+        if status == 200:
+            predictions = json.dumps(json.loads(answer)["results"])
+            outcome.predictions.setdefault(turn % len(requests), set()).add(predictions)
         if status:
             outcome.statuses[status] += 1
             outcome.seconds.append(time.monotonic() - started)
@@ -121,8 +127,8 @@ async def _client(
     await writer.wait_closed()
 
 
-async def _answer(reader: asyncio.StreamReader) -> tuple[int, bool]:
+async def _answer(reader: asyncio.StreamReader) -> tuple[int, bool, bytes]:
     head = (await reader.readuntil(b"\r\n\r\n")).lower()
     length = int(head.split(b"content-length:", 1)[1].split(b"\r\n", 1)[0])
-    await reader.readexactly(length)
-    return int(head.split(b" ", 2)[1]), b"connection: close" in head
+    body = await reader.readexactly(length)
+    return int(head.split(b" ", 2)[1]), b"connection: close" in head, body

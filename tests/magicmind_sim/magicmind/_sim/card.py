@@ -12,6 +12,7 @@ import fcntl
 import json
 import os
 import queue
+import random
 import sys
 import threading
 import time
@@ -97,6 +98,8 @@ class Card(object):
         self.clusters = int(os.environ.get("MAGICMIND_SIM_CLUSTERS", "6"))
         self.computes = os.environ.get("MAGICMIND_SIM_COMPUTE", "1") != "0"
         self._curve = _curve(os.environ.get("MAGICMIND_SIM_LATENCY", ""))
+        self._jump = _jump(os.environ.get("MAGICMIND_SIM_JUMPS", ""))
+        self._chance = random.Random(number)
         self._copy_in = _rate(os.environ.get("MAGICMIND_SIM_COPY_IN", ""))
         self._copy_out = _rate(os.environ.get("MAGICMIND_SIM_COPY_OUT", ""))
         self._compute_free = 0.0
@@ -182,6 +185,11 @@ class Card(object):
         return ready + seconds
 
     def _latency(self, batch: int) -> float:
+        factor, share = self._jump
+        usual = self._usual_latency(batch)
+        return usual * factor if self._chance.random() < share else usual
+
+    def _usual_latency(self, batch: int) -> float:
         if not self._curve:
             return 0.0
         points = self._curve
@@ -196,6 +204,12 @@ def _curve(text: str) -> list[tuple[int, float]]:
     """`1:9.1,8:16.4`, milliseconds by batch, as seconds."""
     pairs = [part.split(":") for part in text.split(",") if part]
     return [(int(batch), float(milliseconds) / 1e3) for batch, milliseconds in pairs]
+
+
+def _jump(text: str) -> tuple[float, float]:
+    """`3@0.2`, the factor and the share of the batches that take longer by it."""
+    factor, share = (text or "1@0").split("@")
+    return float(factor), float(share)
 
 
 def _rate(text: str) -> float:
