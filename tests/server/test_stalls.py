@@ -31,7 +31,7 @@ def test_hosts_that_hang(artifact: Path, figure: Callable[[str], None]) -> None:
 
     Its images are answered by the other one, long before their deadline of ten seconds.
     """
-    flags = "--devices 0,1 --quarantine-failures 100 --restart-delay-s 0.1".split()
+    flags = ["--devices", "0,1", "--quarantine-failures", "100", "--restart-delay-s", "0.1"]
     with serving(artifact, *flags) as service:
         service.await_metric(2, "topfive_device_state", state="ready")
         right = asyncio.run(load(service.url, BODIES, CLIENTS, 0.5)).predictions
