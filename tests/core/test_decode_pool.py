@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import functools
 import gc
 import logging
 import mmap
@@ -191,6 +192,41 @@ async def test_wake_ups_are_coalesced(rows: Rows) -> None:
         send(signal.SIGCONT, pool.processes)
         await until(lambda: len(pool.finished) == 24)
         assert len(pool.wakes) <= 12
+
+
+async def test_reports_at_once(rows: Rows) -> None:
+    """Each image is reported alone if that is demanded, though more wait for the only worker."""
+    async with decoding(rows, processes=1) as pool:
+        wake, reports = pool.decode_pool._wake, 0
+        asyncio.get_running_loop().remove_reader(wake)
+
+        def all_reported(number: int) -> bool:
+            nonlocal reports
+            if select.select([wake], [], [], 0)[0]:
+                reports += os.eventfd_read(wake)
+            pool.decode_pool.collect_results()
+            return reports >= number and len(pool.finished) == SLOTS_PER_PROCESS
+
+        for at_once, least in ((True, SLOTS_PER_PROCESS), (False, 1)):
+            pool.decode_pool.report_at_once(at_once)
+            pool.wakes.clear()
+            reports = 0
+            send(signal.SIGSTOP, pool.processes)
+            for seed in range(SLOTS_PER_PROCESS):
+                pool.put(encoded(seed=seed))
+            send(signal.SIGCONT, pool.processes)
+            await until(functools.partial(all_reported, least))
+        assert reports < SLOTS_PER_PROCESS
+
+
+async def test_results_that_are_not_reported(rows: Rows) -> None:
+    """They can be collected at any time, and are passed on once."""
+    async with decoding(rows, processes=1) as pool:
+        asyncio.get_running_loop().remove_reader(pool.decode_pool._wake)
+        pool.put(encoded())
+        await until(lambda: pool.decode_pool.collect_results() or pool.finished)
+        pool.decode_pool.collect_results()
+        assert [decoded.error for decoded in pool.finished] == [None]
 
 
 async def test_statistics(rows: Rows) -> None:

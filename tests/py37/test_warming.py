@@ -1,4 +1,4 @@
-"""When a host runs the batch sizes that were not run before it was ready.
+"""When a host runs the batch sizes that were not run before it was ready, and begins a batch.
 
 Python 3.7.
 """
@@ -9,6 +9,7 @@ import contextlib
 import importlib.util
 import socket
 import threading
+import time
 from pathlib import Path
 from typing import Any, Iterator
 
@@ -99,3 +100,40 @@ def test_a_size_that_fails() -> None:
             host.serve(theirs, engine, 4, contextlib.nullcontext(0))
         batch_id, _, failure = wire.unpack_done(ours.recv(65536))
     assert (batch_id, failure[0]) == (host.NO_BATCH, "driver")
+
+
+class Timed(Recorder):
+    """An engine whose batches take SECONDS, one after the other."""
+
+    SECONDS = 0.3
+
+    def __init__(self) -> None:
+        super().__init__(left=0)
+        self.warm_another = lambda: False
+        self.ends: list[float] = []
+
+    def begin(self, numbers: Any) -> None:
+        super().begin(numbers)
+        started = max([time.perf_counter(), *self.ends[-1:]])
+        self.ends.append(started + self.SECONDS)
+
+    def finish(self) -> tuple[int, int, int]:
+        end = self.ends[self.calls.count("finish")]
+        super().finish()
+        time.sleep(max(0.0, end - time.perf_counter()))
+        return 1, int(self.SECONDS * 1e9), 1
+
+
+def test_the_next_batch_is_begun_before_the_device_is_waited_for() -> None:
+    """A batch that arrives in the middle of one of a known size is begun at once."""
+    engine = Timed()
+    with serving(engine) as connection:
+        connection.send(wire.pack_run(1, [0]))
+        connection.recv(65536)
+        connection.send(wire.pack_run(2, [0]))
+        while engine.calls.count("begin") < 2:
+            time.sleep(0.001)
+        connection.send(wire.pack_run(3, [0]))
+        idle_ns = [wire.unpack_done(connection.recv(65536))[1][3] for _ in range(2)]
+    assert engine.calls == ["begin", "finish", "begin", "begin", "finish", "finish"]
+    assert idle_ns[0] > 0 and idle_ns[1] == 0
