@@ -10,7 +10,7 @@ from tests.support.paths import ROOT
 
 LOCKS = tuple(
     f"requirements/{part}.lock"
-    for part in ("install", "backend", "cpu", "dev", "fuzz", "mlu", "sdk37")
+    for part in ("install", "backend", "cpu", "quantize", "dev", "fuzz", "mlu", "sdk37")
 )
 
 
