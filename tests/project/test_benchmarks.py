@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from benchmarks import contenders, photos, report, wrk
-from benchmarks.figures import Figures
+from benchmarks import contenders, photos, precisions, report, wrk
+from benchmarks.figures import Figures, figure
 from benchmarks.server import BenchServer, ServerRecipe
 from benchmarks.verdicts import verdicts
+from model_build.top1_loss import Top1Loss
 from tests.support.paths import ROOT
 
 # Answers every post; each is worth a process that burns CPU in a session of its own, and ends.
@@ -48,6 +49,21 @@ def test_servers_are_compared_round_by_round() -> None:
     against = found["no-time, 32 clients: by triton's rate"]
     assert (against.figure.least, against.figure.most) == pytest.approx((1.6, 1.6))
     assert against.holds
+
+
+def test_a_precision_that_loses_is_not_the_best(tmp_path: Path) -> None:
+    """The fastest of those whose interval includes 0 is served over HTTP."""
+    losses = {"float32": (0, 0), "bfloat16": (3, 1), "int8": (40, 2)}
+    rates = {"float32": 1.0, "bfloat16": 2.2, "int8": 3.5}
+    found = [
+        precisions.Precision(
+            name, tmp_path, Top1Loss(363, 300, *losses[name]), figure([rates[name]])
+        )
+        for name in rates
+    ]
+    assert [one.name for one in found if one.loses] == ["int8"]
+    assert precisions.fastest(found).name == "bfloat16"
+    assert "rate 3.50" in str(found[2]) and str(found[2]).endswith("LOSES")
 
 
 def test_what_falls_short_is_said() -> None:
