@@ -109,8 +109,8 @@ def has_bfloat16(core: Any) -> bool:
 def compiled_in_bfloat16(core: Any, model: Any, hints: dict[str, str]) -> Any:
     """Return the model compiled for bfloat16; None if OpenVINO refuses or uses another type.
 
-    OpenVINO reads the CPU's own flags for its capabilities. ONEDNN_MAX_CPU_ISA can take the
-    instructions away again, and then compiling raises an error.
+    OpenVINO reads the CPU's own flags for its capabilities, so compiling may still fail where
+    oneDNN is kept from using them (ONEDNN_MAX_CPU_ISA).
     """
     try:
         wanted = dict(hints, INFERENCE_PRECISION_HINT="bf16")

@@ -16,9 +16,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model_build import cli, int8
+from model_build import cli, comparison, int8
 from model_build.targets import BUILD_TARGETS
 from service import artifact
+from tests.support.faulty import faulty_python
 from tests.support.paths import PHOTOS
 from tests.support.small import write_small_network
 from tests.support.trained import OPTIONS
@@ -113,6 +114,17 @@ def test_an_int8_build_can_be_repeated(tmp_path: Path) -> None:
         subprocess.run([*command, "--output", str(made)], capture_output=True, check=True)
         versions.add(artifact.read(made).manifest.version)
     assert len(versions) == 1
+
+
+@pytest.mark.parametrize("precision", ["force_bfloat16", "qint8_mixed_bfloat16"])
+def test_a_cpu_without_bfloat16(run: Run, output: Path, tmp_path: Path, precision: str) -> None:
+    """The device computes in float32, is still right within the tolerance, and differs less."""
+    assert run("--precision", precision, *(INT8 if precision in OF_INT8 else ()))[0] == 0
+    made = artifact.read(output)
+    rows = made.golden.rows[:0]
+    compared = comparison.compare(made, rows, 0, faulty_python(tmp_path, no_bfloat16=True))
+    assert compared.holds
+    assert (compared.difference < 1e-5) == (precision == "force_bfloat16")
 
 
 def test_without_nncf(run: Run, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:

