@@ -11,7 +11,7 @@ DEMO := $(or $(DEMO),artifacts/efficientnet-lite0)
 PYTHON37 ?= $(shell ls -d $$(command -v python3.7 2>/dev/null | grep -v /shims/) \
 	$${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.7.*/bin/python3.7 2>/dev/null | head -n 1)
 
-.PHONY: help demo linux install develop test test-all check lint types python37 unit slow networks cards drain overload image-test fuzz bench bench-all bench-lock lock lines clean
+.PHONY: help demo linux install quantize develop test test-all check lint types python37 unit slow networks cards drain overload image-test fuzz bench bench-all bench-lock lock lines clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -24,7 +24,9 @@ linux:
 
 install: $(VENV)/.demo ## an environment with the service, the build and the demo network
 
-develop: $(VENV)/.dev ## the same, with the dependencies of the tests
+quantize: $(VENV)/.quantize ## the same, with NNCF, which builds int8 for the CPU
+
+develop: $(VENV)/.dev ## the environment of `make quantize`, with the dependencies of the tests
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: topfive needs Python 3.11 or newer; try: make PYTHON=python3.11 $(MAKECMDGOALS)")'
@@ -33,6 +35,10 @@ $(VENV)/bin/python:
 $(VENV)/.demo: requirements/install.lock pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/install.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/.quantize: requirements/quantize.lock $(VENV)/.demo
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/quantize.lock
 	@touch $@
 
 $(VENV)/.dev: requirements/dev.lock $(VENV)/.demo
@@ -139,7 +145,11 @@ bench-lock: $(VENV)/.dev ## resolve the peers' dependencies again
 lock: $(VENV)/.dev ## resolve the dependencies again
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip compile $(LOCK) --upgrade --universal --python-version 3.11 --group backend --extra cpu --extra build --extra demo pyproject.toml -o requirements/install.lock
-	$(BIN)/uv pip compile $(LOCK) --universal --python-version 3.11 --group backend --group dev --extra cpu --extra build --extra demo --extra plot -c requirements/install.lock pyproject.toml -o requirements/dev.lock
+	@mkdir -p build
+	# NNCF needs numpy below 2.5. Only the environments that have NNCF get it.
+	grep -E '^[a-z].*==' requirements/install.lock | grep -v '^numpy==' | sed 's/ *\\$$//' > build/quantize-constraints
+	$(BIN)/uv pip compile $(LOCK) --universal --python-version 3.11 --extra build --extra quantize -c build/quantize-constraints pyproject.toml -o requirements/quantize.lock
+	$(BIN)/uv pip compile $(LOCK) --universal --python-version 3.11 --group backend --group dev --extra cpu --extra build --extra demo --extra plot --extra quantize -c build/quantize-constraints -c requirements/quantize.lock pyproject.toml -o requirements/dev.lock
 	$(BIN)/uv pip compile $(LOCK) --universal --python-version 3.11 --extra cpu -c requirements/install.lock pyproject.toml -o requirements/cpu.lock
 	$(BIN)/uv pip compile $(LOCK) --universal --python-version 3.11 --group backend -c requirements/install.lock -o requirements/backend.lock
 	$(BIN)/uv pip compile $(LOCK) --upgrade --python-version 3.11 --python-platform x86_64-manylinux_2_28 --only-binary :all: --group mlu --extra cpu --extra build pyproject.toml -o requirements/mlu.lock

@@ -24,7 +24,8 @@ class BareEngine:
         rows = artifact.golden.rows
         inputs = np.resize(rows, (largest, *rows.shape[1:]))
         outputs = np.zeros((largest, artifact.manifest.output.classes), np.float32)
-        job = Job(str(artifact.model_path), "", 0, batch.min, batch.max, largest, cores().threads)
+        sizes, precision = (batch.min, batch.max, largest), artifact.manifest.precision
+        job = Job(str(artifact.model_path), "", 0, *sizes, cores().threads, precision)
         self._engine = engine_openvino.OpenVINOEngine(job, inputs, outputs)
         self.largest = self._engine.largest_batch
 

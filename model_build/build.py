@@ -8,17 +8,17 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib import resources
 from pathlib import Path
 
 from onnx import ModelProto
 
 from model_build import caffe, cpu, golden, onnx_model, writer
 from model_build.network import OPSETS, Network, fold_preprocessing, run_reference
-from model_build.recipe import LABEL_ORDERS, LARGEST_BATCH, Recipe, check_input_size
+from model_build.recipe import LARGEST_BATCH, Recipe, check_input_size
 from model_build.targets import BUILD_TARGETS, BuildTarget, Compiled, Report
 from service import artifact
 from service.artifact import (
+    Artifact,
     Batch,
     Golden,
     Input,
@@ -41,9 +41,14 @@ def build(recipe: Recipe, output: Path, force: bool, report: Report) -> Manifest
     target = BUILD_TARGETS[recipe.target]
     compiler = target.load_compiler()
     tools = compiler.look(recipe, report)
-    labels = _labels_file(recipe)
+    labels = recipe.labels_file
     read = artifact.read_labels(labels)
     _check_labels(labels, read, report)
+    if recipe.top1_limit:
+        # Imported here because it loads the service's core, which takes memory.
+        from model_build import top1_loss
+
+        top1_loss.photos(recipe, report)
     report(f"reading {' and '.join(map(str, recipe.files))}")
     network, files = _load(recipe)
     check_input_size(recipe, network.height, network.width)
@@ -54,20 +59,16 @@ def build(recipe: Recipe, output: Path, force: bool, report: Report) -> Manifest
         report("adding the preprocessing to the network")
         # The name is bound again so that the weights are in memory only once.
         network = replace(network, model=_folded(recipe, network))
-        if not target.is_own_reference:
+        own = target.is_own_reference(recipe.precision)
+        if not own:
             _write_reference(target, recipe, network, folder, report)
         report(f"compiling for {recipe.target}, {recipe.precision}")
         compiled = compiler.compile_into(folder, recipe, network, job, report)
-        if target.is_own_reference:
+        if own:
             _validate(recipe, _write_golden(recipe, network, folder, report), folder, report)
         (folder / artifact.LABELS).write_bytes(labels.read_bytes())
         manifest = _write_manifest(recipe, network, files, folder, compiled)
-        if not target.is_own_reference:
-            # Imported here because it loads the service's core, which takes memory.
-            from model_build import comparison
-
-            ordinal = recipe.card.device if recipe.card else 0
-            comparison.after_build(artifact.read(folder), compiled.python, ordinal, report)
+        _compare(recipe, artifact.read(folder), compiled.python, report)
         return manifest
 
 
@@ -83,13 +84,6 @@ def _load(recipe: Recipe) -> tuple[Network, tuple[Path, ...]]:
         # The nodes made of Caffe's layers mean the same in each of OPSETS.
         network.model.opset_import[0].version = newest
     return network, recipe.files
-
-
-def _labels_file(recipe: Recipe) -> Path:
-    """Return the file of the class order: one that topfive contains, or the user's."""
-    if recipe.labels in LABEL_ORDERS:
-        return Path(str(resources.files("model_build"))) / "labels" / f"{recipe.labels}.txt"
-    return Path(recipe.labels)
 
 
 def _check_labels(file: Path, labels: Sequence[Label], report: Report) -> None:
@@ -113,11 +107,11 @@ def _check_label_count(recipe: Recipe, network: Network, count: int) -> None:
     if count == network.classes - 1:
         remedy = (
             "The network probably has a background class first. Give --labels a file with the line "
-            f"background, followed by the {count} lines of {_labels_file(recipe)}"
+            f"background, followed by the {count} lines of {recipe.labels_file}"
         )
     if count == network.classes + 1:
         remedy = (
-            f"If the first line of {_labels_file(recipe)} is a background class, which the network "
+            f"If the first line of {recipe.labels_file} is a background class, which the network "
             "does not have, remove the line."
         )
     raise BuildError(
@@ -150,6 +144,24 @@ def _validate(recipe: Recipe, answered: Golden, folder: Path, report: Report) ->
     report(f"golden rows: the largest difference is {difference:.1g}")
 
 
+def _compare(recipe: Recipe, made: Artifact, python: str | None, report: Report) -> None:
+    """Run the device, if its answers must be compared with the reference or with labels.
+
+    Raise BuildError if they differ too much.
+    """
+    ordinal = recipe.card.device if recipe.card else 0
+    # The loss is first, because it describes a bad model better than three golden rows do.
+    if recipe.top1_limit:
+        from model_build import top1_loss
+
+        top1_loss.after_build(recipe, made, python, ordinal, report)
+    if not BUILD_TARGETS[recipe.target].is_own_reference(recipe.precision):
+        # Imported here because it loads the service's core, which takes memory.
+        from model_build import comparison
+
+        comparison.after_build(made, python, ordinal, report)
+
+
 def _write_golden(recipe: Recipe, network: Network, folder: Path, report: Report) -> Golden:
     """Write golden.npz with the answers of the float32 reference, and return it."""
     report("golden rows: running the float32 reference")
@@ -171,6 +183,7 @@ def _write_manifest(
     least, most = recipe.batch
     return writer.write_manifest(
         folder,
+        compiled.tools,
         name=recipe.name,
         target=recipe.target,
         precision=recipe.precision,
@@ -179,6 +192,7 @@ def _write_manifest(
         model=target.model,
         source=Source(kind=recipe.kind, files={path.name: artifact.facts(path) for path in files}),
         sdk=compiled.sdk,
+        calibration=compiled.calibration,
         input=Input(
             name=compiled.input_name,
             height=network.height,

@@ -1,18 +1,21 @@
-"""Photos for int8 calibration, as an array for the network's first layer.
+"""Photos for int8 calibration, as an array in a .npy file.
 
-The array is a .npy file, float32 (N,3,height,width), RGB. Pixels are made by the service's
-preprocessing. MagicMind does not apply the mean and std that it adds before a network to
-calibration images, so they are applied here, unless the network contains them.
+Pixels are made by the service's preprocessing. NNCF gets them as rows: uint8 (N,height,width,3),
+RGB. MagicMind gets planes for the network's first layer: float32 (N,3,height,width), RGB. It does
+not apply the mean and std that it adds before a network to calibration images, so they are applied
+here, unless the network contains them.
 """
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from model_build import image_folder
 from model_build.recipe import CalibrationRecipe, PreprocessingRecipe
+from model_build.targets import Report
 from service.decoding import images
 from service.errors import BuildError, RequestError
 
@@ -26,7 +29,27 @@ def photos(wanted: CalibrationRecipe) -> tuple[Path, ...]:
     return tuple(image_folder.spread(image_folder.in_folder(wanted.folder), wanted.images))
 
 
-def write(
+def note_few(photos: tuple[Path, ...], wanted: CalibrationRecipe, report: Report) -> None:
+    """Report if the folder has fewer photos than requested."""
+    if len(photos) < wanted.images:
+        report(f"note: {wanted.folder} has {len(photos)} photos; {wanted.images} were requested")
+
+
+def write_rows(
+    photos: tuple[Path, ...],
+    preprocessing: PreprocessingRecipe,
+    height: int,
+    width: int,
+    file: Path,
+) -> None:
+    """Write the photos as rows. Raise BuildError for a broken photo."""
+    array = _created(file, np.uint8, (len(photos), height, width, 3))
+    for row, photo in zip(array, photos, strict=True):
+        _decode(photo, row, preprocessing)
+    array.flush()
+
+
+def write_planes(
     photos: tuple[Path, ...],
     preprocessing: PreprocessingRecipe,
     height: int,
@@ -34,12 +57,8 @@ def write(
     bare: bool,
     file: Path,
 ) -> None:
-    """Write the array; apply mean and std if `bare`. Raise BuildError for a broken photo."""
-    shape = (len(photos), 3, height, width)
-    array = np.lib.format.open_memmap(file, "w+", np.float32, shape)
-    with file.open("r+b") as whole:
-        # Without this, a full disk would kill the process at a write to the mapped memory.
-        os.posix_fallocate(whole.fileno(), 0, file.stat().st_size)
+    """Write the planes; apply mean and std if `bare`. Raise BuildError for a broken photo."""
+    array = _created(file, np.float32, (len(photos), 3, height, width))
     mean, std = (np.array(three, np.float32).reshape(3, 1, 1) for three in preprocessing.rgb)
     row = np.zeros((height, width, 3), np.uint8)
     for place, photo in enumerate(photos):
@@ -47,6 +66,15 @@ def write(
         pixels = row.transpose(2, 0, 1)
         array[place] = (pixels - mean) / std if bare else pixels
     array.flush()
+
+
+def _created(file: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> Any:
+    """Return a new array in the file, which has all of its space on the disk."""
+    array = np.lib.format.open_memmap(file, "w+", dtype, shape)
+    with file.open("r+b") as whole:
+        # Without this, a full disk would kill the process at a write to the mapped memory.
+        os.posix_fallocate(whole.fileno(), 0, file.stat().st_size)
+    return array
 
 
 def _decode(photo: Path, row: NDArray[np.uint8], recipe: PreprocessingRecipe) -> None:

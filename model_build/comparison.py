@@ -74,7 +74,7 @@ def compare(
     golden, manifest = artifact.golden, artifact.manifest
     rows = np.concatenate([golden.rows, rows])
     right = reference.opened(artifact)(rows)
-    found = device_session.answers(artifact, rows, ordinal, python)
+    found = device_answers(artifact, rows, ordinal, python)
     bound = BUILD_TARGETS[manifest.target].precisions[manifest.precision].bound
     # An unsure network has small probabilities, and therefore small differences.
     scale = float(right.max())
@@ -90,6 +90,13 @@ def compare(
     )
 
 
+def device_answers(
+    artifact: Artifact, rows: NDArray[np.uint8], ordinal: int, python: str | None
+) -> Answers:
+    """Return the device's probabilities of `rows`; raise DeviceError or SdkError if it fails."""
+    return device_session.answers(artifact, rows, ordinal, python)
+
+
 def why_not(artifact: Artifact, ordinal: int, python: str | None) -> SdkError | None:
     """Return why the device cannot run here; None if it can."""
     try:
@@ -100,9 +107,9 @@ def why_not(artifact: Artifact, ordinal: int, python: str | None) -> SdkError | 
 
 
 def after_build(artifact: Artifact, python: str | None, ordinal: int, report: Report) -> None:
-    """Compare the card with the reference at the end of a build, before the artifact is in place.
+    """Compare the device with the reference at the end of a build, before the artifact is in place.
 
-    `python` is the interpreter of the host, `ordinal` the device. Raise BuildError if the card's
+    `python` is the interpreter of the host, `ordinal` the device. Raise BuildError if the device's
     answers differ too much. If there is no card, report that the comparison was not made.
     """
     missing = why_not(artifact, ordinal, python)
@@ -113,18 +120,34 @@ def after_build(artifact: Artifact, python: str | None, ordinal: int, report: Re
     try:
         compared = compare(artifact, artifact.golden.rows[:0], ordinal, python)
     except DeviceError as error:
-        raise BuildError(
-            f"The card cannot run the compiled model: {error}",
-            f"{error.remedy or 'Run topfive doctor to check the card.'} To build for another card "
-            "than this one, hide this one: MLU_VISIBLE_DEVICES=",
-        ) from error
+        raise _cannot_run(artifact, error) from error
     report(str(compared))
     if not compared.holds:
-        raise BuildError(
-            f"The answers of the card differ from the CPU's: {compared}.",
-            "Build with the other --frontend and with --precision force_float32 to find the cause. "
-            "The largest difference of a right float32 build is below 0.01.",
+        raise _differs(artifact, compared)
+
+
+def _cannot_run(artifact: Artifact, error: DeviceError) -> BuildError:
+    if not artifact.manifest.served_target.needs_sdk:
+        return BuildError(f"The device cannot run the compiled model: {error}", error.remedy)
+    return BuildError(
+        f"The card cannot run the compiled model: {error}",
+        f"{error.remedy or 'Run topfive doctor to check the card.'} To build for another card "
+        "than this one, hide this one: MLU_VISIBLE_DEVICES=",
+    )
+
+
+def _differs(artifact: Artifact, compared: Comparison) -> BuildError:
+    if not artifact.manifest.served_target.needs_sdk:
+        return BuildError(
+            f"The answers of the compiled model differ from the float32 reference's: {compared}.",
+            "Build with --precision force_float32. For int8, calibrate with more photos, like "
+            "those that will be classified.",
         )
+    return BuildError(
+        f"The answers of the card differ from the CPU's: {compared}.",
+        "Build with the other --frontend and with --precision force_float32 to find the cause. "
+        "The largest difference of a right float32 build is below 0.01.",
+    )
 
 
 def replace_golden(artifact: Artifact, ordinal: int, python: str | None) -> Manifest:

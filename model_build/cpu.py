@@ -1,39 +1,58 @@
 """The CPU as a target: OpenVINO IR of a network with its preprocessing.
 
-`write_ir` writes model.xml and model.bin. `run` computes answers as the device will. OpenVINO
+`write_ir` writes model.xml and model.bin; for int8, `int8` quantizes the reference to the same two
+files. `run` computes answers in float32, as the device will for a float precision. OpenVINO
 is imported where it is used, because its import takes a quarter of a second and errors in a network
 should be reported earlier.
 """
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from model_build import int8
 from model_build.network import Network, cpu_hints
 from model_build.recipe import Recipe
 from model_build.targets import BUILD_TARGETS, Compiled, Report
-from service.artifact import Precision
+from service.artifact import Calibration, Precision
 from service.errors import BuildError
 
-MODEL = BUILD_TARGETS["cpu"].model
+TARGET = BUILD_TARGETS["cpu"]
+MODEL = TARGET.model
 
 
-def look(recipe: Recipe, report: Report) -> None:
-    """Return nothing: OpenVINO is installed with the build."""
+def look(recipe: Recipe, report: Report) -> tuple[Path, ...]:
+    """Return the photos for int8. Raise BuildError if they, or NNCF, are missing."""
+    return int8.look(recipe, report) if recipe.calibration else ()
 
 
-def prepare(recipe: Recipe, network: Network, tools: None, folder: Path, report: Report) -> None:
-    """Return nothing: the network with its preprocessing is all that OpenVINO needs."""
+def prepare(
+    recipe: Recipe, network: Network, photos: tuple[Path, ...], folder: Path, report: Report
+) -> int8.Int8Job | None:
+    """Write the photos for int8. OpenVINO needs only the network with its preprocessing."""
+    return int8.prepare(recipe, network, photos, folder, report) if recipe.calibration else None
 
 
 def compile_into(
-    folder: Path, recipe: Recipe, network: Network, job: None, report: Report
+    folder: Path, recipe: Recipe, network: Network, job: int8.Int8Job | None, report: Report
 ) -> Compiled:
-    """Write model.xml and model.bin."""
-    write_ir(folder / MODEL, network.model, recipe.batch, recipe.precision)
-    return Compiled(network.model.graph.input[0].name, network.output_name)
+    """Write model.xml and model.bin, and remove the job's folder."""
+    names = network.model.graph.input[0].name, network.output_name
+    if job is None:
+        write_ir(folder / MODEL, network.model, recipe.batch, recipe.precision)
+        return Compiled(*names)
+    version = int8.quantize(recipe, job, folder / TARGET.reference, folder / MODEL, report)
+    shutil.rmtree(job.folder)
+    calibration = Calibration(
+        images=job.photos,
+        algorithm="linear",
+        weight_granularity=job.calibration.granularity,
+        accuracy_aware=True if job.labelled else None,
+    )
+    return Compiled(*names, calibration=calibration, tools={"nncf": version})
 
 
 def write_ir(

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from model_build.recipe import INT8, PreprocessingRecipe
+from model_build.recipe import PreprocessingRecipe
 from model_build.targets import BUILD_TARGETS
 from service.artifact import GOLDEN, Golden, Precision
 from service.decoding import images
@@ -60,9 +60,9 @@ def write(
     target: str,
     precision: Precision,
 ) -> Golden:
-    """Write golden.npz and return it. For int8, rows must also keep their most likely class."""
-    tolerance = np.float32(BUILD_TARGETS[target].precisions[precision].tolerance)
-    same_top1 = precision in INT8
+    """Write golden.npz, with the limits of the precision, and return it."""
+    limits = BUILD_TARGETS[target].precisions[precision]
+    tolerance, same_top1 = np.float32(limits.tolerance), limits.same_top1
     np.savez(
         folder / GOLDEN,
         rows=rows,

@@ -47,20 +47,30 @@ def decoded(
     report: Callable[[str], None],
     resample: Resample | None = None,
 ) -> tuple[NDArray[np.uint8], list[int]]:
-    """Return the rows (N,height,width,3) of the decodable files, and their places in `files`.
+    """Return the rows of the decodable files for the artifact, as `decoded_to` does.
 
-    If `resample` is None, the artifact's own resampling is used. Raise BuildError if no file can be
-    decoded.
+    If `resample` is None, the artifact's own resampling is used.
     """
     recipe = artifact.manifest.preprocessing
-    resample = resample or recipe.resample
-    rows = np.zeros((len(files), *artifact.golden.rows.shape[1:]), np.uint8)
+    return decoded_to(files, recipe.resize, resample or recipe.resample, recipe.crop, report)
+
+
+def decoded_to(
+    files: Sequence[Path],
+    resize: int,
+    resample: Resample,
+    size: tuple[int, int],
+    report: Callable[[str], None],
+) -> tuple[NDArray[np.uint8], list[int]]:
+    """Return the rows (N,height,width,3) of the decodable files, and their places in `files`.
+
+    `size` is height and width. Raise BuildError if no file can be decoded.
+    """
+    rows = np.zeros((len(files), *size, 3), np.uint8)
     whole: list[int] = []
     for place, file in enumerate(files):
         try:
-            images.decode_into(
-                file.read_bytes(), rows[len(whole)], recipe.resize, resample, MAX_PIXELS
-            )
+            images.decode_into(file.read_bytes(), rows[len(whole)], resize, resample, MAX_PIXELS)
         except (OSError, RequestError) as error:
             report(f"skipped: {file}: {error}")
             continue

@@ -46,14 +46,16 @@ def _model(manifest: Manifest) -> Iterator[tuple[str, str]]:
 
 
 def _compiled(manifest: Manifest) -> Iterator[tuple[str, str]]:
-    """Yield how the model was compiled, if it is for a card."""
-    if manifest.sdk is None:
-        return
-    sdk = manifest.sdk
-    archs = json.dumps(sdk.config.get("archs", "all"))
-    yield "compiled by", f"MagicMind {sdk.version}, its {sdk.frontend} parser, for {archs}"
-    if found := sdk.calibration:
-        yield "calibration", f"{found.images} photos, {found.algorithm}, {found.weight_granularity}"
+    """Yield how a card's model was compiled, and how an int8 model was calibrated."""
+    found = manifest.calibration
+    if sdk := manifest.sdk:
+        archs = json.dumps(sdk.config.get("archs", "all"))
+        yield "compiled by", f"MagicMind {sdk.version}, its {sdk.frontend} parser, for {archs}"
+        found = sdk.calibration
+    if found:
+        aware = ", accuracy-aware" if found.accuracy_aware else ""
+        words = f"{found.images} photos, {found.algorithm}, {found.weight_granularity}{aware}"
+        yield "calibration", words
 
 
 def _contents(artifact: Artifact) -> Iterator[tuple[str, str]]:

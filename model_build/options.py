@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from model_build import recipe
+from model_build.int8_options import CalibrationOptions, Top1Options
 from model_build.targets import BUILD_TARGETS
 from service.errors import BuildError
 
@@ -21,6 +22,12 @@ if TYPE_CHECKING:
     TargetName = str
 else:
     TargetName = Literal[tuple(BUILD_TARGETS)]  # typer shows the names as choices
+
+
+def _precisions() -> str:
+    """Return the precisions of each target, for the help."""
+    targets = BUILD_TARGETS.items()
+    return "; ".join(f"for {name} {' or '.join(row.precisions)}" for name, row in targets)
 
 
 @dataclass(frozen=True)
@@ -59,33 +66,6 @@ class CardOptions:
             help="mlu: card that calibrates and verifies, as numbered by the SDK. Default: 0.",
         ),
     ] = None
-    image_dir: Annotated[
-        Path | None,
-        typer.Option(
-            "--image-dir",
-            "--image_dir",
-            metavar="DIR",
-            help="mlu, int8: folder of photos for calibration.",
-        ),
-    ] = None
-    calibration_images: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            max=10_000,
-            help=f"mlu, int8: number of calibration photos. Default: {recipe.CALIBRATION_IMAGES}.",
-        ),
-    ] = None
-    quantization_algorithm: Annotated[
-        recipe.Algorithm | None,
-        typer.Option(help="mlu, int8: algorithm that finds the ranges. Default: linear."),
-    ] = None
-    weight_granularity: Annotated[
-        recipe.Granularity | None,
-        typer.Option(
-            help="mlu, int8: one range of weights per layer or per channel. Default: per layer."
-        ),
-    ] = None
     build_config: Annotated[
         Path | None,
         typer.Option(
@@ -98,13 +78,8 @@ class CardOptions:
         typer.Option(metavar="PYTHON", help="mlu: interpreter that has MagicMind. Default: found."),
     ] = None
 
-    def given(self) -> list[str]:
-        """Return the names of the options that are given."""
-        names = (each.name for each in fields(self) if getattr(self, each.name) not in (None, []))
-        return [f"--{name.replace('_', '-')}" for name in names]
-
-    def to_card(self, precision: str) -> recipe.CardRecipe:
-        """Return the card's part of the recipe. Raise BuildError if int8 lacks its photos."""
+    def to_card(self) -> recipe.CardRecipe:
+        """Return the card's part of the recipe."""
         return recipe.CardRecipe(
             archs=tuple(map(recipe.arch, self.arch or [recipe.ARCH])),
             frontend=self.frontend,
@@ -112,30 +87,7 @@ class CardOptions:
             device=self.device_id or 0,
             config=self.build_config,
             python=self.sdk_python,
-            calibration=self._calibration() if precision in recipe.INT8 else None,
         )
-
-    def _calibration(self) -> recipe.CalibrationRecipe:
-        if self.image_dir is None:
-            raise BuildError(
-                "An int8 model needs photos for calibration, and no --image-dir is given.",
-                "Name a folder of photos with --image-dir. The photos must be like those that "
-                "will be classified.",
-            )
-        return recipe.CalibrationRecipe(
-            folder=self.image_dir,
-            images=self.calibration_images or recipe.CALIBRATION_IMAGES,
-            algorithm=self.quantization_algorithm or "linear",
-            granularity=self.weight_granularity or "per_tensor",
-        )
-
-
-_INT8_OPTIONS = {
-    "--image-dir",
-    "--calibration-images",
-    "--quantization-algorithm",
-    "--weight-granularity",
-}
 
 
 @dataclass(frozen=True)
@@ -150,8 +102,8 @@ class Options:
         str,
         typer.Option(
             metavar="PRECISION",
-            help=f"{' or '.join(recipe.FLOATS)}; for mlu also {' or '.join(recipe.INT8)}: int8 in "
-            "convolutions and fully connected layers, the float type in the other layers.",
+            help=f"{_precisions()}. qint8 is int8 in convolutions and fully connected layers, and "
+            "the float type in the other layers.",
         ),
     ] = "force_float32"
     batch_size: Annotated[
@@ -245,6 +197,8 @@ class Options:
     ] = None
     force: Annotated[bool, typer.Option("--force", help="Replace an existing artifact.")] = False
     card: CardOptions = field(default_factory=CardOptions)
+    calibration: CalibrationOptions = field(default_factory=CalibrationOptions)
+    top1: Top1Options = field(default_factory=Top1Options)
 
     def to_recipe(self, kind: recipe.Kind, *files: Path) -> recipe.Recipe:
         """Return the recipe for these files; raise BuildError if options contradict each other."""
@@ -252,6 +206,7 @@ class Options:
         if kind == "onnx" and self.card.frontend == "caffe":
             raise BuildError("--frontend caffe cannot read ONNX.", "Leave --frontend out.")
         self._note_unused(precision)
+        is_int8 = precision in recipe.INT8
         word = self.shape_mutable_word
         mean, std = _triple("--mean", self.mean), _triple("--std", self.std)
         return recipe.Recipe(
@@ -280,7 +235,9 @@ class Options:
             height=self.input_height,
             width=self.input_width,
             output=self.output_name,
-            card=self.card.to_card(precision) if self._needs_sdk else None,
+            calibration=self.calibration.to_calibration(self.target) if is_int8 else None,
+            top1_limit=self.top1.to_limit(precision, self.target),
+            card=self.card.to_card() if self._needs_sdk else None,
         )
 
     @property
@@ -288,14 +245,27 @@ class Options:
         return BUILD_TARGETS[self.target].served.needs_sdk
 
     def _note_unused(self, precision: str) -> None:
-        given = self.card.given()
+        unused: list[tuple[str, str]] = []
         if not self._needs_sdk:
-            unused, where = given, f"--target {self.target}"
-        else:
-            is_float = precision not in recipe.INT8
-            unused, where = [one for one in given if is_float and one in _INT8_OPTIONS], precision
-        for option in unused:
+            unused += [(option, f"--target {self.target}") for option in _given(self.card)]
+            if self.calibration.quantization_algorithm == "eqnm":
+                unused.append(("--quantization-algorithm eqnm", f"--target {self.target}"))
+        if precision not in recipe.INT8:
+            unused += [(option, precision) for option in _given(self.calibration)]
+        if self.top1.max_drop is None and self.top1.eval_label_file:
+            unused.append(("--eval-label-file", "a build without --max-drop"))
+        for option, where in unused:
             print(f"note: {option} has no effect for {where}", file=sys.stderr)
+
+
+def _given(group: CardOptions | CalibrationOptions) -> list[str]:
+    """Return the names of the group's options that are given."""
+    names = (each.name for each in fields(group) if getattr(group, each.name) not in (None, []))
+    return [f"--{name.replace('_', '-')}" for name in names]
+
+
+_GROUPS = {"card": CardOptions, "calibration": CalibrationOptions, "top1": Top1Options}
+"""The fields of Options that are groups of options."""
 
 
 def warn(preprocessing: recipe.PreprocessingRecipe) -> None:
@@ -312,21 +282,24 @@ def with_options(
     The command is called with one Options as `options`. Fields named in `left_out` are not on the
     command line and keep their defaults.
     """
-    absent = {"card", *left_out}
-    shared, of_card = (
-        [each.name for each in fields(group) if each.name not in absent]
-        for group in (Options, CardOptions)
-    )
+    absent = {*_GROUPS, *left_out}
+    on_line = {
+        group: [each.name for each in fields(group) if each.name not in absent]
+        for group in (Options, *_GROUPS.values())
+    }
 
     @functools.wraps(command)
     def spread(**given: Any) -> None:
-        card = CardOptions(**{name: given.pop(name) for name in of_card})
-        options = Options(**{name: given.pop(name) for name in shared}, card=card)
+        def made(group: type[Any], **groups: Any) -> Any:
+            return group(**{name: given.pop(name) for name in on_line[group]}, **groups)
+
+        groups = {name: made(group) for name, group in _GROUPS.items()}
+        options = made(Options, **groups)
         command(**given, options=options)
 
     own = inspect.signature(command).parameters.values()
     parameters = [parameter for parameter in own if parameter.name != "options"]
-    for group in (Options, CardOptions):
+    for group in on_line:
         parameters += inspect.signature(group).parameters.values()
     parameters = [
         parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)

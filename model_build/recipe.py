@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 Kind = Literal["caffe", "onnx"]
 Algorithm = Literal["linear", "eqnm"]
 Granularity = Literal["per_tensor", "per_axis"]
-FLOATS = ("force_float32", "force_float16")
-INT8 = ("qint8_mixed_float16", "qint8_mixed_float32")
+FLOATS = ("force_float32", "force_float16", "force_bfloat16")
+INT8 = ("qint8_mixed_float16", "qint8_mixed_float32", "qint8_mixed_bfloat16")
 PixelRange = Literal["255", "1"]
 Opset = Literal["11", "13"]
 LABEL_ORDERS = ("2012", "2015")
@@ -93,12 +94,24 @@ USUAL_RESAMPLE: dict[Kind, "Resample"] = {"caffe": _OPENCV, "onnx": "bilinear"}
 
 @dataclass(frozen=True)
 class CalibrationRecipe:
-    """Photos, algorithm and granularity of an int8 calibration on a card."""
+    """Photos, algorithm and granularity of an int8 calibration."""
 
     folder: Path
     images: int = CALIBRATION_IMAGES
     algorithm: Algorithm = "linear"
     granularity: Granularity = "per_tensor"
+
+
+@dataclass(frozen=True)
+class Top1Limit:
+    """The loss of top-1 that the built model may have, and the labelled photos that show it."""
+
+    max_drop: float
+    """Maximum loss in points of top-1."""
+    label_file: Path
+    image_dir: Path
+    accuracy_aware: bool = False
+    """Whether NNCF keeps layers in float until the loss is small enough."""
 
 
 @dataclass(frozen=True)
@@ -118,8 +131,6 @@ class CardRecipe:
     """JSON file that is merged into MagicMind's configuration."""
     python: str | None = None
     """Interpreter of the SDK; if None, it is searched for."""
-    calibration: CalibrationRecipe | None = None
-    """Calibration of an int8 model; None for other precisions."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +154,10 @@ class Recipe:
     width: int | None = None
     output: str | None = None
     """Name of the blob or value that holds the classes."""
+    calibration: CalibrationRecipe | None = None
+    """Calibration of an int8 model; None for other precisions."""
+    top1_limit: Top1Limit | None = None
+    """Limit on the loss of top-1; None if no limit is given."""
     card: CardRecipe | None = None
     """Options of a target that needs the SDK; None for other targets."""
 
@@ -150,6 +165,13 @@ class Recipe:
     def label_order(self) -> str:
         """Return the manifest's label order: 2012, 2015, or the name of the label file."""
         return self.labels if self.labels in LABEL_ORDERS else Path(self.labels).name
+
+    @property
+    def labels_file(self) -> Path:
+        """Return the file of the class order: one that topfive contains, or the user's."""
+        if self.labels in LABEL_ORDERS:
+            return Path(str(resources.files("model_build"))) / "labels" / f"{self.labels}.txt"
+        return Path(self.labels)
 
 
 def triple(text: str) -> Triple:
@@ -274,9 +296,8 @@ def precision(name: str, target: str) -> "Precision":
     known = BUILD_TARGETS[target].precisions
     if name in known:
         return cast("Precision", name)
-    why = "; int8 is for cards, --target mlu" if name in INT8 else ""
     raise BuildError(
-        f"--precision {name} cannot be built for --target {target}{why}.",
+        f"--precision {name} cannot be built for --target {target}.",
         f"Build with one of {', '.join(known)}.",
     )
 

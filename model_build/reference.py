@@ -1,7 +1,8 @@
 """The CPU reference of an artifact: its network in float32, as a function of rows.
 
-A card's artifact contains the reference as OpenVINO IR beside the model. A CPU's artifact is its
-own reference. The normalisation can be replaced, to score another recipe.
+An artifact of a card, or of the CPU in bfloat16 or int8, contains the reference as OpenVINO IR
+beside the model. Other artifacts of the CPU are their own reference. The normalisation can be
+replaced, to score another recipe.
 """
 
 from collections.abc import Callable, Sequence
@@ -41,7 +42,8 @@ def opened(artifact: Artifact, instead: Normalisation | None = None) -> Answers:
     """
     batch = artifact.manifest.input.batch
     target = BUILD_TARGETS[artifact.manifest.target]
-    file = target.reference
+    precision = artifact.manifest.precision
+    file = target.reference_of(precision)
     if file not in artifact.manifest.files:
         raise BuildError("The CPU reference is missing.", _AGAIN, file=str(artifact.path / file))
     core = ov.Core()
@@ -49,7 +51,7 @@ def opened(artifact: Artifact, instead: Normalisation | None = None) -> Answers:
     if instead:
         _normalise(model, instead)
     compiled = core.compile_model(model, "CPU", cpu_hints())
-    static = target.is_own_reference and batch.min == batch.max
+    static = target.is_own_reference(precision) and batch.min == batch.max
     size = batch.min if static else BATCH
 
     def answers(rows: NDArray[np.uint8]) -> NDArray[np.float32]:

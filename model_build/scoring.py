@@ -20,7 +20,7 @@ from model_build.recipe import LABEL_ORDERS, PRESETS, options_of, probably_meant
 from model_build.reference import Normalisation
 from model_build.targets import Report
 from service import artifact as artifacts
-from service.artifact import Artifact, Inside, Resample
+from service.artifact import Artifact, Inside, Label, Resample
 from service.errors import BuildError, clause
 from service.tools.evaluation.labels import NAME_REMEDY, Sample, read_samples, why_not_there
 from service.tools.evaluation.results import wilson
@@ -88,7 +88,20 @@ def labelled(
     artifact: Artifact, image_dir: Path, label_file: Path, most: int, report: Report
 ) -> LabelledImages:
     """Return at most `most` of the existing labelled images, spread evenly over the label file."""
-    read = read_samples(label_file, artifact.labels, None)
+    there, numbers = existing(artifact.labels, image_dir, label_file, report)
+    chosen: list[Sample] = image_folder.spread(there, most)
+    report(f"decoding {len(chosen)} labelled images")
+    rows, whole = image_folder.decoded([image_dir / one.name for one in chosen], artifact, report)
+    chosen = [chosen[place] for place in whole]
+    classes = np.array([one.class_id for one in chosen])
+    return LabelledImages([image_dir / one.name for one in chosen], rows, classes, numbers)
+
+
+def existing(
+    labels: Sequence[Label], image_dir: Path, label_file: Path, report: Report
+) -> tuple[list[Sample], bool]:
+    """Return the labelled images that exist, and whether the label file has only numbers."""
+    read = read_samples(label_file, labels, None)
     samples = read.samples
     there = [one for one in samples if _is_there(image_dir / one.name)]
     if not there:
@@ -106,12 +119,7 @@ def labelled(
         words = why_not_there(image_dir, missing)
         many = f"{len(samples) - len(there)} of {len(samples)} images are missing in {image_dir}"
         report(f"{many}: {words}")
-    chosen: list[Sample] = image_folder.spread(there, most)
-    report(f"decoding {len(chosen)} labelled images")
-    rows, whole = image_folder.decoded([image_dir / one.name for one in chosen], artifact, report)
-    chosen = [chosen[place] for place in whole]
-    classes = np.array([one.class_id for one in chosen])
-    return LabelledImages([image_dir / one.name for one in chosen], rows, classes, read.numbers)
+    return there, read.numbers
 
 
 def _is_there(file: Path) -> bool:

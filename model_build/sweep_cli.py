@@ -26,15 +26,18 @@ BATCH_SIZES = "1,4,8"
 commands = typer.Typer(
     help="Build and measure each precision and batch size; print one table.", no_args_is_help=True
 )
-_SWEPT = ("precision", "batch_size", "shape_mutable", "shape_mutable_word")
+# A sweep measures accuracy itself, by options of its own, two of which have the last two names.
+_SWEPT = (
+    *("precision", "batch_size", "shape_mutable", "shape_mutable_word"),
+    *("max_drop", "accuracy_aware", "eval_label_file", "eval_image_dir"),
+)
 _with_options = partial(with_options, left_out=_SWEPT)
 
 Precisions = Annotated[
     str,
     typer.Option(
         metavar="A,B",
-        help=f"Default: {', '.join(recipe.FLOATS)}; for mlu with --image-dir also "
-        f"{recipe.INT8[0]}.",
+        help="Default: the target's float precisions; with --image-dir also its first one in int8.",
     ),
 ]
 BatchSizes = Annotated[str, typer.Option(metavar="N,M", help="Batch sizes of the static models.")]
@@ -154,9 +157,10 @@ def _sizes(text: str) -> list[int]:
 
 
 def _all_precisions(options: Options) -> list[str]:
-    precisions = BUILD_TARGETS[options.target].precisions
-    int8 = recipe.INT8[:1] if options.card.image_dir else ()
-    return [name for name in (*recipe.FLOATS, *int8) if name in precisions]
+    precisions: list[str] = list(BUILD_TARGETS[options.target].precisions)
+    int8 = [name for name in precisions if name in recipe.INT8]
+    with_photos = int8[:1] if options.calibration.image_dir else []
+    return [name for name in precisions if name not in recipe.INT8] + with_photos
 
 
 def _folder(label_file: Path) -> Path:

@@ -98,7 +98,7 @@ def verified(artifact: Artifact, options: VerifyOptions, report: Report) -> Verd
     Raise BuildError, DeviceError or SdkError if a check cannot run.
     """
     target = BUILD_TARGETS[artifact.manifest.target]
-    if options.ordinal is not None and target.is_own_reference:
+    if options.ordinal is not None and not target.served.needs_sdk:
         title = target.served.title
         detail = f"--device-id is only for an artifact of a card; this artifact is for {title}."
         raise BuildError(detail, "Leave --device-id out.", file=str(artifact.path))

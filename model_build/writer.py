@@ -12,7 +12,7 @@ import glob
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -89,9 +89,12 @@ def _unwritable(output: Path, error: OSError) -> BuildError:
     return BuildError(f"The artifact cannot be written: {detail}", remedy, file=str(output))
 
 
-def write_manifest(folder: Path, sdk: Sdk | None = None, **fields: Any) -> Manifest:
+def write_manifest(
+    folder: Path, more_tools: Mapping[str, str], sdk: Sdk | None = None, **fields: Any
+) -> Manifest:
     """Write a manifest with `sdk`, `fields` and the tools' versions, and `sign` the folder."""
     tools = {name: metadata.version(name) for name in ("topfive", "openvino", "onnx", "protobuf")}
+    tools |= more_tools
     if sdk:
         tools["magicmind"] = sdk.version
     made = Manifest(

@@ -142,6 +142,11 @@ def demo(artifact: Path, host: str, port: int) -> int:
         client.print_table(answers)
         if os.environ.get("DEMO_EXIT"):
             return 1 if any(answer.error for answer in answers) else 0
+        if has_bfloat16():
+            print(
+                "this CPU has bfloat16, which is about twice as fast as the float32 of the demo: "
+                "build with topfive-build caffe --precision force_bfloat16 (docs/building.md)"
+            )
         print(
             f"serving on {service.url} (docs at /docs) until Ctrl-C; try:\n"
             "  curl -H 'Content-Type: image/png' --data-binary @model_build/photos/cat.png "
@@ -150,6 +155,13 @@ def demo(artifact: Path, host: str, port: int) -> int:
         )
         service.await_end()
     return 0
+
+
+def has_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Return whether the CPU has instructions for bfloat16."""
+    with contextlib.suppress(OSError):
+        return "avx512_bf16" in cpuinfo.read_text().split()
+    return False
 
 
 def check_address(host: str, port: int) -> None:

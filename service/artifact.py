@@ -42,7 +42,14 @@ RESERVED_NAMES = frozenset({"stats", "ready", "infer", "config"})
 
 Color = Literal["rgb", "bgr"]
 Resample = Literal["opencv-bilinear", "bilinear", "bicubic", "lanczos"]
-Precision = Literal["force_float32", "force_float16", "qint8_mixed_float16", "qint8_mixed_float32"]
+Precision = Literal[
+    "force_float32",
+    "force_float16",
+    "force_bfloat16",
+    "qint8_mixed_float16",
+    "qint8_mixed_float32",
+    "qint8_mixed_bfloat16",
+]
 
 
 def _plain_name(value: str) -> str:
@@ -145,6 +152,8 @@ class Calibration(_Part):
     images: Annotated[int, Field(ge=1)]
     algorithm: Literal["linear", "eqnm"]
     weight_granularity: Literal["per_tensor", "per_axis"]
+    accuracy_aware: Literal[True] | None = None
+    """True if layers were kept in float because int8 lost too much top-1."""
 
 
 class Sdk(_Part):
@@ -176,6 +185,8 @@ class Manifest(_Part):
     tools: dict[str, str]
     sdk: Sdk | None = None
     """Only for a model for cards."""
+    calibration: Calibration | None = None
+    """Only for an int8 model for the CPU; that of cards is in `sdk`."""
     input: Input
     output: Output
     preprocessing: Preprocessing

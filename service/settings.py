@@ -157,6 +157,11 @@ class Settings(BaseSettings):
         le=16,
         description="Maximum batches in flight per device. 0 uses the engine's default.",
     )
+    strict_precision: bool = Field(
+        False,
+        description="Refuse a device that lacks the artifact's precision, instead of computing in "
+        "another one.",
+    )
     probe_interval_s: Seconds = Field(
         5, description="Seconds between probes of a ready device. A probe runs one golden row."
     )

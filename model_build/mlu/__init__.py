@@ -45,17 +45,14 @@ def look(recipe: Recipe, report: Report) -> Tools:
     """
     card = recipe.card
     assert card is not None
-    wanted = card.calibration
+    wanted = recipe.calibration
     photos = calibration.photos(wanted) if wanted else ()
     found = sdk.find(card.python)
     report(f"MagicMind {found.version or 'of unknown version'}, Python {found.python_version}")
     if ignored := sdk.overridden():
         report(f"note: {ignored}")
     if wanted:
-        if len(photos) < wanted.images:
-            report(
-                f"note: {wanted.folder} has {len(photos)} photos; {wanted.images} were requested"
-            )
+        calibration.note_few(photos, wanted, report)
         sdk.chosen_devices(recipe.target, str(card.device), found.python)
         report(f"calibration runs {len(photos)} photos on device {card.device}")
     return Tools(card, found, photos)
@@ -73,7 +70,7 @@ def prepare(
     images = folder / "calibration.npy" if tools.photos else None
     if images:
         report(f"calibration: cropping {len(tools.photos)} photos")
-        calibration.write(tools.photos, recipe.preprocessing, *size, source.bare, images)
+        calibration.write_planes(tools.photos, recipe.preprocessing, *size, source.bare, images)
     configuration = config.configuration(recipe, tools.card, *size, source.bare)
     return CompilerJob(tools, folder, source, configuration, images)
 
@@ -98,13 +95,13 @@ def compile_into(
         version=job.tools.sdk.version or "unknown",
         frontend=job.source.frontend,
         config=job.config,
-        calibration=_calibration(job.tools),
+        calibration=_calibration(recipe, job.tools),
     )
     return Compiled(*names, python=job.tools.sdk.python, sdk=compiled)
 
 
 def _as_json(folder: Path, recipe: Recipe, network: Network, job: CompilerJob) -> dict[str, Any]:
-    wanted = job.tools.card.calibration
+    wanted = recipe.calibration
     calibration = {
         "images": str(job.images),
         "algorithm": wanted.algorithm if wanted else "",
@@ -122,8 +119,8 @@ def _as_json(folder: Path, recipe: Recipe, network: Network, job: CompilerJob) -
     }
 
 
-def _calibration(tools: Tools) -> artifact.Calibration | None:
-    wanted = tools.card.calibration
+def _calibration(recipe: Recipe, tools: Tools) -> artifact.Calibration | None:
+    wanted = recipe.calibration
     if wanted is None:
         return None
     return artifact.Calibration(

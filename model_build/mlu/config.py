@@ -46,7 +46,7 @@ def configuration(
                 f"Leave the key out. It is set by {option}.",
                 file=file,
             )
-    if card.calibration and card.calibration.algorithm == "eqnm":
+    if recipe.calibration and recipe.calibration.algorithm == "eqnm":
         _require_symmetric(merged, file)
     return merged
 
@@ -56,9 +56,9 @@ def _made(
 ) -> dict[str, Any]:
     least, most = recipe.batch
     precision: dict[str, str] = {"precision_mode": recipe.precision}
-    if card.calibration:
+    if recipe.calibration:
         precision["activation_quant_algo"] = "symmetric"
-        precision["weight_quant_granularity"] = card.calibration.granularity
+        precision["weight_quant_granularity"] = recipe.calibration.granularity
     config: dict[str, Any] = {
         "archs": list(card.archs),
         "precision_config": precision,

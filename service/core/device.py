@@ -117,6 +117,7 @@ class Device:
             reason: metrics.device_restarts.labels(self.name, reason) for reason in RESTART_REASONS
         }
         self._deviation = metrics.golden_probe_deviation.labels(self.name)
+        self._fallback = metrics.device_precision_fallback.labels(self.name)
         self._probe_passed_at = metrics.golden_probe_success.labels(self.name)
         self._doubtful = metrics.doubtful_images.labels(self.name)
         self._retries = metrics.image_retries.labels(model)
@@ -193,6 +194,7 @@ class Device:
             self._max_in_flight = shared.settings.inflight_per_device or in_flight
             # A host accepts one batch more than its engine has begun (device_host/__main__.py).
             self.time = DeviceTime(overlaps=in_flight > 2)
+            self._check_precision(host.facts["fallback"])
             self._set_state("proving")
             await self._probe(host, self._reserved)
         except DeviceError as error:
@@ -208,6 +210,27 @@ class Device:
             await asyncio.to_thread(self._shared.artifact.check_model_unchanged)
         except ArtifactError as error:
             raise DeviceError(error.detail, error.remedy, reason="artifact") from error
+
+    def _check_precision(self, used: str) -> None:
+        """Log that the device computes in the precision `used` instead of the artifact's.
+
+        `used` is empty if it computes in the artifact's. Raise DeviceError if the settings require
+        the artifact's.
+        """
+        self._fallback.set(bool(used))
+        if not used:
+            return
+        wanted = self._shared.artifact.manifest.precision
+        remedy = (
+            f"Serve on a CPU that computes in {wanted} (bfloat16: avx512_bf16 in /proc/cpuinfo), "
+            f"or build the artifact with --precision {used}"
+        )
+        if self._shared.settings.strict_precision:
+            detail = f"Device {self.name} computes in {used} instead of {wanted}."
+            remedy = f"{remedy}, or leave --strict-precision out."
+            raise DeviceError(detail, remedy, reason="artifact")
+        facts = {"device": self.name, "wanted": wanted, "used": used, "remedy": f"{remedy}."}
+        log.warning("precision_fallback", extra=facts)
 
     @property
     def has_room(self) -> bool:

@@ -63,6 +63,7 @@ def hello_message(
         "batch_max": manifest.input.batch.max,
         "largest_batch": largest_batch,
         "threads": cgroup.cores().threads,
+        "precision": manifest.precision,
         "rows": len(rows.inputs),
         "row_shape": list(rows.inputs.shape[1:]),
         "classes": rows.outputs.shape[1],

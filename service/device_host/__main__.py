@@ -91,8 +91,9 @@ def open_device(connection: socket.socket, memory: int) -> tuple[Engine, int]:
         connection.send(wire.pack_refused(*reason_and_detail(error)))
         raise
     # One batch more than the engine's depth waits in the socket, so that the engine never waits.
-    ready = wire.pack_ready(engine.largest_batch, engine.depth + 1, engine.description)
-    connection.send(ready)
+    in_flight = engine.depth + 1
+    ready = (engine.largest_batch, in_flight, engine.description, engine.fallback)
+    connection.send(wire.pack_ready(*ready))
     return engine, len(inputs)
 
 

@@ -17,6 +17,8 @@ over the two arrays of shared rows. It is an object with
     largest_batch        rows per batch that it prefers
     depth                batches that may be begun and not yet finished
     description          engine, version and device in words
+    fallback             the precision that it computes in because the device lacks the job's; empty
+                         if it computes in the job's precision
     on_cores             whether it computes on the cores that decode images, and shares them by
                          time slicing (cores.py)
 
@@ -37,6 +39,7 @@ class Engine(object):
     largest_batch: int
     depth: int
     description: str
+    fallback: str = ""
     on_cores: bool = False
 
     def begin(self, numbers: Sequence[int]) -> None:
@@ -75,3 +78,5 @@ class Job(NamedTuple):
     """Maximum rows of a batch; 0 for the engine's default."""
     threads: int = 0
     """Threads of an engine that computes on the CPU; 0 for the engine's default."""
+    precision: str = "force_float32"
+    """The precision of the manifest."""

@@ -28,7 +28,13 @@ OK, FAILED = 0, 1
 REASONS = ("driver", "artifact")  # the device's fault, the model's
 
 # The fields of a host's hello: the host is ready, or the reason why it is not.
-_READY = {"ready": bool, "largest_batch": int, "batches_in_flight": int, "description": str}
+_READY = {
+    "ready": bool,
+    "largest_batch": int,
+    "batches_in_flight": int,
+    "description": str,
+    "fallback": str,
+}
 _REFUSED = {"ready": bool, "reason": str, "detail": str}
 _DETAIL_CHARACTERS = 4096
 
@@ -68,14 +74,17 @@ def unpack_hello(message: bytes) -> dict[str, Any]:
     return fields
 
 
-def pack_ready(largest_batch: int, batches_in_flight: int, description: str) -> bytes:
-    """Return the host's hello after its engine was opened, with three values of engine.py."""
+def pack_ready(
+    largest_batch: int, batches_in_flight: int, description: str, fallback: str = ""
+) -> bytes:
+    """Return the host's hello after its engine was opened, with four values of engine.py."""
     return pack_hello(
         {
             "ready": True,
             "largest_batch": largest_batch,
             "batches_in_flight": batches_in_flight,
             "description": description,
+            "fallback": fallback,
         }
     )
 

@@ -174,6 +174,11 @@ class Metrics:
             "device_info", "1. The labels join with the metrics of mlu-exporter.",
             "device", "kind", "mlu", "uuid", "sn", "card", "engine",
         )  # fmt: skip
+        self.device_precision_fallback = gauge(
+            "device_precision_fallback",
+            "1 if the device lacks the artifact's precision and computes in another one.",
+            "device",
+        )
         self.model_info = gauge(
             "model_info", "1. The labels describe the model that is served.",
             "model", "version", "target", "precision", "batch", "input",

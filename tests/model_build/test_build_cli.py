@@ -142,7 +142,7 @@ def test_gen_models_spellings_work(run: Run, small: list[str], output: Path) -> 
     )
     assert (code, out) == (0, f"{output}\n")
     assert "note: --device-id has no effect for --target cpu" in err
-    assert "note: --image-dir has no effect for --target cpu" in err
+    assert "note: --image-dir has no effect for force_float16" in err
     manifest = artifact.read(output).manifest
     assert (manifest.input.height, manifest.input.width) == (40, 40)
 
@@ -247,7 +247,15 @@ def test_inspect_refuses_what_cannot_be_trusted(run: Run, small: list[str], outp
     ("options", "said"),
     [
         (["--target", "mlu", "--sdk-python", "absent"], "No interpreter can load MagicMind"),
-        (["--precision", "qint8_mixed_float16"], "int8 is for cards, --target mlu"),
+        (["--precision", "qint8_mixed_float16"], "cannot be built for --target cpu"),
+        (["--precision", "qint8_mixed_float32"], "no --image-dir is given"),
+        (["--max-drop", "1"], "--max-drop needs labelled photos"),
+        (["--accuracy-aware"], "--accuracy-aware needs --max-drop"),
+        (
+            ["--accuracy-aware", "--max-drop", "1", "--eval-label-file", "absent"],
+            "--accuracy-aware is for int8 on the CPU, not for force_float32 on cpu",
+        ),
+        (["--max-drop", "1", "--eval-label-file", "absent"], "absent"),
         (["--precision", "float32"], "--precision float32 cannot be built"),
         (["--batch-range", "1", "8", "--no-shape-mutable"], "contradicts --no-shape-mutable"),
         (["--batch-range", "8", "1"], "--batch-range 8 1 is not a range"),

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model_build.recipe import FLOATS, INT8
+from model_build.targets import BUILD_TARGETS
 from service import artifact
 from service.core import device_session
 from tests.support.magicmind import SimulatedSdk
@@ -34,7 +34,7 @@ TEXTS = {
     "grouped": TEXT.replace("num_output: 64", "group: 3 num_output: 63"),
 }
 # Of a probability. int8 with three photos of calibration is a net for what is broken.
-BOUNDS = dict(zip(FLOATS + INT8, (1e-5, 5e-3, 0.1, 0.1), strict=True))
+BOUNDS = dict(zip(BUILD_TARGETS["mlu"].precisions, (1e-5, 5e-3, 0.1, 0.1), strict=True))
 SHAPES = {
     "mutable": ["--batch-range", "1", "4"],
     "static": ["--no-shape-mutable", "--batch-size", "2"],

@@ -191,13 +191,22 @@ def test_a_range_of_batches() -> None:
             recipe.batch(size, mutable, asked)
 
 
-@pytest.mark.parametrize("asked", recipe.INT8)
-def test_int8_is_for_cards(asked: str) -> None:
-    """A CPU is refused it, with the precisions that it has."""
-    assert recipe.precision(asked, "mlu") == asked
-    with pytest.raises(BuildError, match="int8 is for cards") as refused:
-        recipe.precision(asked, "cpu")
-    assert "force_float16" in refused.value.remedy and "qint8" not in refused.value.remedy
+@pytest.mark.parametrize(
+    ("asked", "target", "other"),
+    [
+        ("qint8_mixed_float16", "mlu", "cpu"),
+        ("qint8_mixed_bfloat16", "cpu", "mlu"),
+        ("force_bfloat16", "cpu", "mlu"),
+    ],
+)
+def test_a_precision_that_only_one_target_has(asked: str, target: str, other: str) -> None:
+    """The other target is refused it, with the precisions that it has."""
+    assert recipe.precision(asked, target) == asked
+    with pytest.raises(
+        BuildError, match=f"{asked} cannot be built for --target {other}"
+    ) as refused:
+        recipe.precision(asked, other)
+    assert "force_float16" in refused.value.remedy and asked not in refused.value.remedy
 
 
 def test_architectures() -> None:

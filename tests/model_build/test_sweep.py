@@ -74,6 +74,15 @@ def test_every_precision_and_batch_size(small: list[str], labels: Path, tmp_path
     assert batches["small_force_float16_true_1"].max == 64
 
 
+def test_all_precisions_of_the_cpu(small: list[str], tmp_path: Path) -> None:
+    """The floats by default, and with photos int8 too: each row has its throughput."""
+    photos = ["--image-dir", PHOTOS, "--calibration-images", "3"]
+    done = swept(*small, *photos, "--batch-sizes", "4", "--output", tmp_path / "swept")
+    assert done.returncode == 0, done.stderr
+    names = ["force_float32", "force_float16", "force_bfloat16", "qint8_mixed_float32"]
+    assert [row["Precision"] for row in rows(done.stdout)] == names
+
+
 def test_a_precision_that_fails(small: list[str], tmp_path: Path) -> None:
     """Weights that float16 cannot tell apart: its row says so, the other stands, exit 5."""
     caffemodel = Path(small[3])
@@ -81,7 +90,8 @@ def test_a_precision_that_fails(small: list[str], tmp_path: Path) -> None:
     # Beyond 2,048 the numbers of float16 are 2 apart; what all classes share is no difference.
     blobs["fc"][0] = 2048.5 + 2 * blobs["fc"][0]
     write_weights(caffemodel, blobs)
-    done = swept(*small, "--batch-sizes", "2", "--output", tmp_path / "swept")
+    floats = ["--precisions", "force_float32,force_float16"]
+    done = swept(*small, *floats, "--batch-sizes", "2", "--output", tmp_path / "swept")
     assert done.returncode == 5, done.stderr
     good, bad = rows(done.stdout)
     assert float(good["images/s"]) > 1

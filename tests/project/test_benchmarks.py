@@ -13,16 +13,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import contenders, measurement, photos, report, suites, wrk
+from benchmarks import contenders, measurement, photos, precisions, report, suites, wrk
 from benchmarks.__main__ import ROUNDS, expected_minutes, run
 from benchmarks.bare import BareDecode
-from benchmarks.figures import Figures
+from benchmarks.figures import Figures, figure
 from benchmarks.measurement import Ceiling, Measurement
 from benchmarks.peers.documented import DECODES, PAGES
 from benchmarks.record import Record
 from benchmarks.server import BenchServer, ServerRecipe
 from benchmarks.suites import Case
 from benchmarks.wrk import WrkLoad
+from model_build.top1_loss import Top1Loss
 from tests.support.paths import ROOT
 
 # Answers every post; each is worth a process that burns CPU in a session of its own, and ends.
@@ -316,6 +317,21 @@ def test_only_a_documented_peer_decodes_so(monkeypatch: pytest.MonkeyPatch, tmp_
     (tmp_path / "mosec/bin/python").touch()
     assert contenders.peer("mosec", None, documented=True).environment["BENCH_DECODE"] == "mosec"
     assert "BENCH_DECODE" not in contenders.peer("mosec", None).environment
+
+
+def test_a_precision_that_loses_is_not_the_best(tmp_path: Path) -> None:
+    """The fastest of those whose interval includes 0 is served over HTTP."""
+    losses = {"float32": (0, 0), "bfloat16": (3, 1), "int8": (40, 2)}
+    rates = {"float32": 1.0, "bfloat16": 2.2, "int8": 3.5}
+    found = [
+        precisions.Precision(
+            name, tmp_path, Top1Loss(363, 300, *losses[name]), figure([rates[name]])
+        )
+        for name in rates
+    ]
+    assert [one.name for one in found if one.loses] == ["int8"]
+    assert precisions.fastest(found).name == "bfloat16"
+    assert "rate 3.50" in str(found[2]) and str(found[2]).endswith("LOSES")
 
 
 def test_all_processes_of_a_server_are_counted() -> None:

@@ -239,6 +239,21 @@ def test_the_demo_that_goes_on_until_ctrl_c(started: type, free_port: int) -> No
     assert "Error 130" in run.text() and "hurry=False" in run.text()
 
 
+def test_the_faster_precision_is_named(started: type, free_port: int, tmp_path: Path) -> None:
+    """On a CPU with bfloat16 the demo prints the flag; the table stays that of float32."""
+    with_it, without = tmp_path / "with", tmp_path / "without"
+    with_it.write_text("flags\t\t: fpu avx512_bf16 avx512_fp16\n")
+    without.write_text("flags\t\t: fpu avx512f avx512_vnni\n")
+    assert demo.has_bfloat16(with_it)
+    assert not demo.has_bfloat16(without)
+    assert not demo.has_bfloat16(tmp_path / "absent")
+    run = started(free_port)
+    run.await_text("until Ctrl-C")
+    assert ("--precision force_bfloat16" in run.text()) == demo.has_bfloat16()
+    os.killpg(run.process.pid, signal.SIGINT)
+    run.await_end()
+
+
 def test_a_service_that_dies_later_ends_the_demo(started: type, free_port: int) -> None:
     """It does not go on serving nothing."""
     run = started(free_port)

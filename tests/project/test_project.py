@@ -10,7 +10,7 @@ from tests.support.paths import ROOT
 
 LOCKS = tuple(
     f"requirements/{part}.lock"
-    for part in ("install", "backend", "cpu", "dev", "fuzz", "mlu", "sdk37")
+    for part in ("install", "backend", "cpu", "quantize", "dev", "fuzz", "mlu", "sdk37")
 )
 
 
@@ -39,6 +39,14 @@ def test_locks_are_pinned_and_tell_no_address(lock: str) -> None:
     assert requirements
     assert all("==" in line for line in requirements)
     assert text.count("--hash=sha256:") >= len(requirements)
+
+
+def test_nncf_is_in_no_image() -> None:
+    """It is for builds only, and it brings no PyTorch."""
+    locks = {lock: (ROOT / lock).read_text() for lock in LOCKS}
+    having = {lock for lock, text in locks.items() if re.search("^nncf==", text, re.MULTILINE)}
+    assert having == {"requirements/quantize.lock", "requirements/dev.lock"}
+    assert not any(re.search("^torch==", text, re.MULTILINE) for text in locks.values())
 
 
 def test_the_demo_weights_are_pinned() -> None:

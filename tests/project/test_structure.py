@@ -88,7 +88,7 @@ HOMES = {
     "httpx": {"service.tools.client", "service.tools.evaluation"},
     "rich": {"service.cli", "service.tools.client", "service.tools.bench", "model_build"},
     "typer": {
-        *("service.cli", "model_build.cli", "model_build.options"),
+        *("service.cli", "model_build.cli", "model_build.options", "model_build.int8_options"),
         *("model_build.sweep_cli", "service.tools.bench.cli"),
     },
     "httptools": {"service.tools.bench.connection", "service.server.uvicorn_protocol"},
@@ -96,6 +96,8 @@ HOMES = {
     "matplotlib": {"service.tools.bench.load_plot"},
     "cv2": {"service.decoding.resampling"},
     "cykooz_resizer": {"service.decoding.resampling"},
+    "nncf": {"model_build.int8.quantizer"},
+    "openvino_telemetry": set(),
     "onnxruntime": set(),
     "torch": set(),
     "pickle": {"model_build.demo"},
@@ -220,6 +222,13 @@ def test_the_questions_to_a_card_stand_alone(file: Path) -> None:
     known = {module.stem for module in QUESTIONS} | {"numpy", "magicmind"}
     tops = {imported.split(".")[0] for imported in imports(file)}
     assert tops - sys.stdlib_module_names <= known
+
+
+def test_the_quantizer_stands_alone() -> None:
+    """It is started by its path, isolated: it knows no module of ours."""
+    file = ROOT / "model_build" / "int8" / "quantizer.py"
+    tops = {imported.split(".")[0] for imported in imports(file)}
+    assert tops - sys.stdlib_module_names == {"numpy", "openvino", "nncf"}
 
 
 def test_the_compiler_stands_alone() -> None:

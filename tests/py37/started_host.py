@@ -74,6 +74,7 @@ class StartedHost(object):
             "batch_max": 8,
             "largest_batch": 0,
             "threads": 0,
+            "precision": "force_float32",
             "rows": ROWS,
             "row_shape": [SIDE, SIDE, 3],
             "classes": CLASSES,

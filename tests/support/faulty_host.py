@@ -11,7 +11,7 @@ is read when the engine opens and before each run, so a test may change it at an
     stale                a reply for a batch that was not sent; then the host continues
     wrong                the probabilities in another order (only when running)
 
-"slow_s" next to these is the time for each row.
+"slow_s" next to these is the time for each row. "no_bfloat16" is true for a CPU that lacks it.
 """
 
 import json
@@ -55,6 +55,8 @@ class FaultyEngine(engine_openvino.OpenVINOEngine):
     def __init__(self, job: Job, inputs: Any, outputs: Any) -> None:
         self._device, self._runs = str(job.device), 0
         fail(self._fault("open"))
+        if self._orders().get("no_bfloat16"):
+            engine_openvino.has_bfloat16 = lambda core: False
         super().__init__(job, inputs, outputs)
 
     def finish(self) -> tuple[int, int, int]:

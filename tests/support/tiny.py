@@ -14,7 +14,13 @@ from service import artifact
 SIDE, CLASSES = 16, 10
 
 
-def write_tiny_artifact(folder: Path, batch: tuple[int, int] = (1, 64), seed: int = 0) -> Path:
+def write_tiny_artifact(
+    folder: Path,
+    batch: tuple[int, int] = (1, 64),
+    seed: int = 0,
+    precision: str = "force_float32",
+    tolerance: float = 1e-4,
+) -> Path:
     """Write the artifact to `folder`, which is created."""
     folder.mkdir(parents=True)
     model = _network(np.random.default_rng(seed), batch)
@@ -24,16 +30,19 @@ def write_tiny_artifact(folder: Path, batch: tuple[int, int] = (1, 64), seed: in
         folder / artifact.GOLDEN,
         rows=golden,
         probabilities=_run(model, golden, batch),
-        tolerance=np.float32(1e-4),
+        tolerance=np.float32(tolerance),
     )
     labels = "".join(f"n{number:08d} class {number}\n" for number in range(CLASSES))
     (folder / artifact.LABELS).write_text(labels)
-    write_manifest(folder, batch)
+    write_manifest(folder, batch, precision=precision)
     return folder
 
 
 def write_manifest(
-    folder: Path, batch: tuple[int, int] = (1, 64), schema: int = artifact.SCHEMA
+    folder: Path,
+    batch: tuple[int, int] = (1, 64),
+    schema: int = artifact.SCHEMA,
+    precision: str = "force_float32",
 ) -> None:
     """Write the manifest that matches the files as they are now."""
     fields = {
@@ -41,7 +50,7 @@ def write_manifest(
         "name": "tiny",
         "version": "0" * 12,
         "target": "cpu",
-        "precision": "force_float32",
+        "precision": precision,
         "precision_note": "float32",
         "engine": "openvino",
         "model": "model.xml",

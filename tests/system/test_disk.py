@@ -249,7 +249,7 @@ from pathlib import Path
 from model_build import calibration
 from model_build.recipe import PRESETS
 photo, file = map(Path, sys.argv[1:])
-calibration.write((photo,), PRESETS["resnext"], 224, 224, True, file)
+calibration.write_planes((photo,), PRESETS["resnext"], 224, 224, True, file)
 """
 PHOTO = PHOTOS / "cat.png"
 

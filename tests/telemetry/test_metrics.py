@@ -54,6 +54,7 @@ TABLE = {
 # tell whose values are in it, and decoding is most of what an image costs.
 BEYOND = {
     "doubtful_images_total": ("counter", "device"),
+    "device_precision_fallback": ("gauge", "device"),
     "workers": ("gauge", "state"),
     "worker_restarts_total": ("counter", ""),
     "decode_cpu_seconds_total": ("counter", ""),
