@@ -31,6 +31,8 @@ TABLE = {
     "batch_padding_rows_total": ("counter", "model device"),
     "batch_stage_duration_seconds": ("histogram", "model device stage"),
     "image_retries_total": ("counter", "model"),
+    "batch_behind_duration_seconds": ("histogram", "model device"),
+    "device_idle_seconds_total": ("counter", "device"),
     "late_replies_total": ("counter", "device"),
     "device_batches_in_flight": ("gauge", "device"),
     "device_state": ("gauge", "device state"),
