@@ -136,7 +136,7 @@ build/bench-envs/%/.ready: benchmarks/peers/%.lock
 	@touch $@
 
 bench-lock: $(VENV)/.dev ## resolve the peers' dependencies again
-	grep -E '^(pillow|openvino|opencv-python-headless|cykooz-resizer)==' requirements/cpu.lock | sed 's/ .*//' > build/bench-constraints
+	grep -E '^(pillow|openvino|opencv-python-headless|cykooz-resizer|simplejpeg)==' requirements/cpu.lock | sed 's/ .*//' > build/bench-constraints
 	for peer in $(PEERS) $(MORE_PEERS); do \
 		$(BIN)/uv pip compile $(LOCK) --upgrade --python-version 3.11 --python-platform x86_64-manylinux_2_35 \
 			$$(test $$peer = triton && echo --no-deps) -c build/bench-constraints benchmarks/peers/$$peer.in -o benchmarks/peers/$$peer.lock; \

@@ -71,12 +71,9 @@ def fitted(
     The crop is in the middle; its offsets are truncated.
     """
     assert image.mode in ("RGB", "L")
-    short = min(image.size)
-    whole = image.width * resize // short, image.height * resize // short
-    left, top = (whole[0] - width) // 2, (whole[1] - height) // 2
-    if resample == "opencv-bilinear" and max(image.size) <= MAX_ASPECT_RATIO * short:
-        scaled = cv2.resize(_pixels(image), whole, interpolation=cv2.INTER_LINEAR)
-        return _as_rgb(scaled[top : top + height, left : left + width])
+    (left, top), whole = _crop(image.size, resize, width, height)
+    if scales_whole(image.size, resample):
+        return _as_rgb(scaled(_pixels(image), resize, width, height))
     # Scaled and cropped in one step: the box is the crop before scaling. It is computed in floats
     # and may end a rounding error beyond the image.
     box = (
@@ -91,6 +88,25 @@ def fitted(
         )
         return _as_rgb(np.asarray(strip))
     return _as_rgb(np.asarray(_filtered(image, (width, height), box, resample)))
+
+
+def scales_whole(size: Size, resample: "Resample") -> bool:
+    """Return whether OpenCV scales the whole image of this size before the crop."""
+    return resample == "opencv-bilinear" and max(size) <= MAX_ASPECT_RATIO * min(size)
+
+
+def scaled(pixels: NDArray[np.uint8], resize: int, width: int, height: int) -> NDArray[np.uint8]:
+    """Return what `fitted` returns for an image of these pixels that is scaled whole."""
+    (left, top), whole = _crop(pixels.shape[1::-1], resize, width, height)
+    made = cv2.resize(pixels, whole, interpolation=cv2.INTER_LINEAR)
+    return made[top : top + height, left : left + width]  # type: ignore[return-value]
+
+
+def _crop(size: Size, resize: int, width: int, height: int) -> tuple[Size, Size]:
+    """Return the left and top of the crop, and the size of the whole scaled image."""
+    short = min(size)
+    whole = size[0] * resize // short, size[1] * resize // short
+    return ((whole[0] - width) // 2, (whole[1] - height) // 2), whole
 
 
 def _pixels(image: Image.Image) -> NDArray[np.uint8]:

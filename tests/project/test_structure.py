@@ -96,6 +96,7 @@ HOMES = {
     "matplotlib": {"service.tools.bench.load_plot"},
     "cv2": {"service.decoding.resampling"},
     "cykooz_resizer": {"service.decoding.resampling"},
+    "simplejpeg": {"service.decoding.images"},
     "nncf": {"model_build.int8.quantizer"},
     "openvino_telemetry": set(),
     "onnxruntime": set(),
