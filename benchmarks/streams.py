@@ -1,6 +1,6 @@
 """How should the CPU engine use the cores: one stream on all of them, or one stream for each?
 
-    python -m benchmarks.streams [--rounds 3] [--seconds 0.6] ARTIFACT
+    python -m benchmarks.streams [--rounds 3] [--seconds 0.6] [--hint f32] ARTIFACT
 
 One stream computes one batch on all cores; with a stream for each core as many batches are computed
 at once, each on one core. Both run each batch size in alternating order, and the table has the
@@ -28,9 +28,10 @@ def main() -> None:
     parser.add_argument("artifact", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=0.6)
+    parser.add_argument("--hint", default="f32", choices=("f32", "bf16"), help="the precision")
     arguments = parser.parse_args()
     artifact, ways = artifacts.read(arguments.artifact), (1, available_cores())
-    models = {streams: compiled(artifact.model_path, streams) for streams in ways}
+    models = {streams: compiled(artifact.model_path, streams, arguments.hint) for streams in ways}
     shape = artifact.golden.rows.shape[1:]
     rates: dict[tuple[int, int], list[float]] = {}
     for number in range(arguments.rounds):
@@ -45,10 +46,10 @@ def main() -> None:
         print(f"{size:5}  " + "  ".join(figure(rates[size, streams]).text(0) for streams in ways))
 
 
-def compiled(path: Path, streams: int) -> Any:
-    """Return the model in float32, compiled for this many streams on all cores together."""
+def compiled(path: Path, streams: int, precision: str) -> Any:
+    """Return the model, compiled for this many streams on all cores together."""
     core = ov.Core()
-    hints = {"INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": str(streams)}
+    hints = {"INFERENCE_PRECISION_HINT": precision, "NUM_STREAMS": str(streams)}
     hints["INFERENCE_NUM_THREADS"] = str(available_cores())
     return core.compile_model(core.read_model(path), "CPU", hints)
 
