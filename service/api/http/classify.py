@@ -64,7 +64,7 @@ class Classify:
             self._receive_seconds.observe(received)
             files = await self._split(context, body, content_type)
             request = self._service.submit(files, top_k, limit)
-            request.record_stage("receive", received)
+            request.record(receive=received)
             outcomes = await _outcomes(context, request)
         await self._answer(context, request, outcomes, send)
 
@@ -85,8 +85,9 @@ class Classify:
         answer = orjson.dumps(
             {"model": self._model, "request_id": context.request_id, "results": results}
         )
-        request.record_stage("encode", context.seconds() - started)
-        self._encode_seconds.observe(request.stages["encode"])
+        encoded = context.seconds() - started
+        request.record(encode=encoded)
+        self._encode_seconds.observe(encoded)
         headers = [*_HEADERS, (b"content-length", b"%d" % len(answer))]
         if self._server_timing:
             headers.append((b"server-timing", _server_timing(request, context).encode()))
