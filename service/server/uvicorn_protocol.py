@@ -29,7 +29,7 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from service.api.http.middleware import KEY, REFUSAL, RequestContext, internal
+from service.api.http.middleware import ARRIVED, KEY, REFUSAL, RequestContext, internal
 from service.errors import HeadTimeout, HeadTooLarge, HttpVersion, Malformed, RequestError
 from service.server.connections import Connections
 from service.server.uvicorn_cycle import CONTINUE, Cycle
@@ -220,6 +220,7 @@ class Protocol(HttpToolsProtocol):
         self._unparsed_bytes = 0
         if not self.cycle.response_complete:
             self.cycle.more_body = False
+            cast(dict[str, Any], self.cycle.scope)[ARRIVED] = True
             self.cycle.message_event.set()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:

@@ -26,6 +26,8 @@ KEY = "topfive.context"
 """Key of the RequestContext in the scope."""
 REFUSAL = "topfive.refusal"
 """Key in the scope of the RequestError with which the connection refuses a request or its body."""
+ARRIVED = "topfive.arrived"
+"""Key in the scope that the connection adds when it has received the whole body."""
 CLASSIFY = "/classify"
 HEALTH = frozenset({"/livez", "/readyz", "/healthz", "/v2/health/live", "/v2/health/ready"})
 ADMIN = HEALTH | {"/metrics", "/model"}
