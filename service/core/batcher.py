@@ -7,7 +7,7 @@ since every image in it has a row.
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from service.core.request import Image
 
@@ -29,11 +29,11 @@ class Batcher:
         """Return the number of waiting images, including those that will be dropped."""
         return len(self._queue)
 
-    def put(self, image: Image) -> None:
-        """Queue `image`, whose row is waiting."""
+    def put(self, images: Iterable[Image]) -> None:
+        """Queue `images`, whose rows are waiting."""
         if not self._queue:
             self.waiting_since = time.perf_counter()
-        self._queue.append(image)
+        self._queue.extend(images)
 
     def take(self, largest: int) -> list[Image]:
         """Return the next batch: up to `largest` images that are still wanted, or none."""

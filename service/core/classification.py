@@ -1,13 +1,12 @@
 """What is special to classification: from a row of probabilities to the most likely classes."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 
-@dataclass(slots=True, frozen=True)
-class TopClasses:
+class TopClasses(NamedTuple):
     """The most likely classes of one image, best first, and their probabilities."""
 
     class_ids: list[int]
@@ -20,10 +19,8 @@ def predictions(probabilities: NDArray[np.float32], counts: list[int]) -> list[T
     `counts` has for each row how many classes its prediction names.
     """
     class_ids, scores = top_k(probabilities, max(counts))
-    return [
-        TopClasses(ids[:count].tolist(), values[:count].tolist())
-        for ids, values, count in zip(class_ids, scores, counts, strict=True)
-    ]
+    ranked = zip(class_ids.tolist(), scores.tolist(), counts, strict=True)
+    return [TopClasses(ids[:count], values[:count]) for ids, values, count in ranked]
 
 
 def top_k(

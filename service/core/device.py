@@ -360,7 +360,7 @@ class Device:
             image.attempts = 1
             rows.move([image.row], state, State.WAITING)
             self._retries.inc()
-            self._shared.batcher.put(image)
+            self._shared.batcher.put([image])
             self._shared.consumer.dispatch()
             return
         rows.release([image.row], state)

@@ -50,20 +50,18 @@ class DevicePool:
         self.on_change: Callable[[], None] = lambda: None
         self._tasks: list[asyncio.Task[None]] = []
         self._alarm: asyncio.TimerHandle | None = None
+        self.ready = 0
+        """Number of devices that are ready."""
+        self.images_ahead = 0
+        """Number of images to decode ahead of the devices; 0 before a device is open."""
         self.first_ready = asyncio.Event()
         self.starved = False
         """Whether a device that is not fast had nothing to compute after the last dispatch."""
 
     @property
-    def ready(self) -> int:
-        """Number of devices that are ready."""
-        return sum(device.state == "ready" for device in self.devices)
-
-    @property
     def images_per_second(self) -> float:
         """Total throughput of the ready devices while they are busy; 0 if unknown."""
-        rates = [device.time.images_per_second for device in self.devices]
-        known = [rate for rate in rates if rate]
+        known = [rate for device in self.devices if (rate := device.time.images_per_second)]
         # A device that has computed nothing counts as the average of the others.
         return sum(known) / len(known) * self.ready if known else 0.0
 
@@ -71,11 +69,6 @@ class DevicePool:
     def are_fast(self) -> bool:
         """Whether each device is fast (core/throughput.py)."""
         return all(device.time.is_fast for device in self.devices)
-
-    @property
-    def images_ahead(self) -> int:
-        """Number of images to decode ahead of the devices; 0 before a device is open."""
-        return BATCHES_AHEAD * sum(device.largest_batch for device in self.devices)
 
     def start(self) -> None:
         """Start the devices."""
@@ -113,7 +106,9 @@ class DevicePool:
                 device.send(batch, held_s)
 
     def _changed(self) -> None:
-        """Check how many devices are ready after one has changed its state."""
+        """Count what is ready after a device has changed its state."""
+        self.ready = sum(device.state == "ready" for device in self.devices)
+        self.images_ahead = BATCHES_AHEAD * sum(device.largest_batch for device in self.devices)
         if self.ready:
             self.first_ready.set()
             if self._alarm:

@@ -127,13 +127,14 @@ class Model:
 
     def decoded(self, finished: list[Decoded]) -> None:
         """Queue the decoded images, and set the outcome of those that could not be decoded."""
+        filled = []
         for decoded in finished:
             image, request = decoded.image, decoded.image.request
             if request.done:
                 self._release_unanswered(image, State.FILLING)
                 continue
             self._decode_seconds.observe(decoded.seconds)
-            request.record_stage("decode", decoded.seconds)
+            request.record(decode=decoded.seconds)
             if decoded.error is not None:
                 self._images["failed"].inc()
                 self.rows.release([image.row], State.FILLING)
@@ -141,8 +142,10 @@ class Model:
                 continue
             self._pixels.observe(decoded.pixels)
             image.queued_since += decoded.seconds
-            self.rows.move([image.row], State.FILLING, State.WAITING)
-            self._batcher.put(image)
+            filled.append(image)
+        if filled:
+            self.rows.move([image.row for image in filled], State.FILLING, State.WAITING)
+            self._batcher.put(filled)
 
     # Reported by the batcher and the devices.
 
@@ -169,8 +172,8 @@ class Model:
         counts = [image.request.top_k for image in batch]
         found = predictions(self.rows.outputs[numbers], counts)
         self.rows.release(numbers, State.RUNNING)
-        names = ("copy_in", "compute", "copy_out")
-        stages = [(name, getattr(timings, name) / 1e9) for name in names]
+        copy_in, compute, copy_out = (nanoseconds / 1e9 for nanoseconds in timings[:3])
+        answered = 0
         for image, prediction in zip(batch, found, strict=True):
             request = image.request
             queued = sent_at - image.queued_since
@@ -178,12 +181,11 @@ class Model:
             if request.done:
                 self._images[request.end_reason].inc()
                 continue
-            self._images["ok"].inc()
-            request.record_stage("queue", queued)
-            for name, seconds in stages:
-                request.record_stage(name, seconds)
+            answered += 1
+            request.record(queue=queued, copy_in=copy_in, compute=compute, copy_out=copy_out)
             request.batch = max(request.batch, len(batch))
             request.set_result(image.index, prediction)
+        self._images["ok"].inc(answered)
 
     def failed(self, image: Image, error: DeviceFailed) -> None:
         """Set the error of an image that devices failed for good; its row is released or lost."""

@@ -7,6 +7,7 @@ part of the pipeline that holds them and sees that the request is `done`.
 
 import asyncio
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from service.core.classification import TopClasses
 from service.errors import ClientDisconnected, RequestError, Undecodable
@@ -14,8 +15,7 @@ from service.errors import ClientDisconnected, RequestError, Undecodable
 Outcome = TopClasses | RequestError
 
 
-@dataclass(slots=True, frozen=True)
-class TimeLimit:
+class TimeLimit(NamedTuple):
     """When a request must be answered, on the event loop's clock."""
 
     at: float
@@ -81,9 +81,11 @@ class Request:
         """End the request because its client has disconnected."""
         self.end(ClientDisconnected("The client disconnected."))
 
-    def record_stage(self, stage: str, seconds: float) -> None:
-        """Keep the largest `seconds` of `stage`."""
-        self.stages[stage] = max(seconds, self.stages.get(stage, 0.0))
+    def record(self, **stages: float) -> None:
+        """Keep the largest seconds of each stage."""
+        for stage, seconds in stages.items():
+            if seconds >= self.stages.get(stage, 0.0):
+                self.stages[stage] = seconds
 
     async def wait(self) -> list[Outcome]:
         """Wait until the request ends and return the outcome of each image, in order.

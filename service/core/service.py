@@ -41,6 +41,7 @@ class Service:
         self.model = Model(artifact, settings, metrics, devices, fatal)
         self.model.devices.on_change = lambda: self.on_ready_change()
         self._stopped = False
+        self._loop = asyncio.get_running_loop()
         self._open: dict[Request, asyncio.TimerHandle] = {}
         metrics.add(self._collect)
 
@@ -59,7 +60,7 @@ class Service:
         Requests that were on their way are still accepted until then.
         """
         self.draining = True
-        asyncio.get_running_loop().call_later(timeout_s, self._end_open)
+        self._loop.call_later(timeout_s, self._end_open)
 
     async def stop(self) -> None:
         """End every open request, the devices and the decode processes."""
@@ -85,7 +86,7 @@ class Service:
         request = Request(len(files), top_k, limit, self.model.rows.in_use)
         self.model.admission.check(request)
         self.model.put(request, files)
-        timer = asyncio.get_running_loop().call_at(limit.at, self.model.expire, request)
+        timer = self._loop.call_at(limit.at, self.model.expire, request)
         self._open[request] = timer
         request.answered.add_done_callback(partial(self._close, request))
         return request

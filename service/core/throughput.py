@@ -54,14 +54,10 @@ class DeviceTime:
         self._sizes: list[float] = []
         self._in_flight: deque[int] = deque()
         self._recent_size = 0.0
+        self.images_per_second = 0.0
+        """Throughput with batches of the recent mean size; 0 if unknown."""
         self._lead_s = FIRST_LEAD_S
         self._copy_in_s = 0.0
-
-    @property
-    def images_per_second(self) -> float:
-        """Throughput with batches of the recent mean size; 0 if unknown."""
-        seconds = self.seconds(self._recent_size)
-        return self._recent_size / seconds if seconds else 0.0
 
     @property
     def lead_s(self) -> float:
@@ -111,6 +107,8 @@ class DeviceTime:
         self._learn(size, compute if self._overlaps else copy_in + compute + copy_out)
         if not (golden and self._recent_size):
             self._recent_size += (size - self._recent_size) / (RECENT if self._recent_size else 1)
+        recent_s = self.seconds(self._recent_size)
+        self.images_per_second = self._recent_size / recent_s if recent_s else 0.0
         if self._overlaps:
             self._copy_in_s += (copy_in - self._copy_in_s) / RECENT
         # A device that copies while it computes was idle during the copy, too.

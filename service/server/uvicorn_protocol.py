@@ -20,16 +20,19 @@ import contextlib
 import logging
 from collections.abc import Callable
 from typing import Any, cast
+from urllib.parse import unquote
 
 import httptools
 from uvicorn._types import ASGI3Application
 from uvicorn.config import Config
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from service.api.http.middleware import KEY, REFUSAL, RequestContext, internal
+from service.api.http.middleware import ARRIVED, KEY, REFUSAL, RequestContext, internal
 from service.errors import HeadTimeout, HeadTooLarge, HttpVersion, Malformed, RequestError
 from service.server.connections import Connections
+from service.server.uvicorn_cycle import CONTINUE, Cycle
 
 log = logging.getLogger("topfive.protocol")
 
@@ -44,7 +47,6 @@ LAST_REQUEST_S = 1.0
 """Seconds for a request that is on its way over an idle connection when the service stops."""
 PROBE_S = 0.5
 """Seconds from a client's end of its side to the first interim response."""
-_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _TLS_HANDSHAKE = b"\x16"  # RFC 8446 5.1: the type of the first record
 _INVALID_VERSION = "Invalid HTTP version"  # the message of llhttp
 _FRAMING = (b"content-length", b"transfer-encoding")
@@ -129,6 +131,9 @@ class Protocol(HttpToolsProtocol):
                     limit_bytes=MAX_HEAD_BYTES,
                 )
             )
+        elif self._receiving == _BODY:
+            if len(self.cycle.body) > HIGH_WATER_LIMIT and not self.cycle.response_complete:
+                self.flow.pause_reading()
         elif self._receiving == _HEAD and not self._head_timed:
             self._head_timed = True
             self._table.heads.pop(self, None)
@@ -144,11 +149,6 @@ class Protocol(HttpToolsProtocol):
                 self._ignore_upgrade()
                 if self._discarding:
                     return
-
-    def _should_upgrade(self) -> bool:
-        """Ignore the upgrade. uvicorn calls this after a head that asks for another protocol."""
-        self._upgrades = True
-        return False
 
     def _ignore_upgrade(self) -> None:
         """Let a new parser read the body of the last head, given only the headers that frame it."""
@@ -169,26 +169,59 @@ class Protocol(HttpToolsProtocol):
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
+        """Start the request, after those before it."""
         self._unparsed_bytes = 0
-        super().on_headers_complete()
+        scope, version = cast(dict[str, Any], self.scope), self.parser.get_http_version()
+        scope["method"], scope["http_version"] = self.parser.get_method().decode("ascii"), version
+        target = httptools.parse_url(self.url)
+        path = target.path.decode("ascii")
+        scope["path"] = unquote(path) if "%" in path else path
+        scope["raw_path"], scope["query_string"] = target.path, target.query or b""
+        self._upgrades = self.parser.should_upgrade()
+        last_answered = self._all_answered()
+        self.cycle = self._cycle(version != "1.0" and self.parser.should_keep_alive())
+        if last_answered:
+            self._start_asgi_task(self.cycle, self.app)
+        else:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((self.cycle, self.app))
         self._receiving = _BODY
         self._table.heads.pop(self, None)
         self._head_timed = False
         self.headers = []  # for trailers, which are no headers of the request (RFC 9110 6.5.1)
-        version = self.scope["http_version"]
         if version not in ("1.1", "1.0"):
             self._refuse(_other_version(f"HTTP/{version}"))
 
+    def _cycle(self, keep_alive: bool) -> Cycle:
+        return Cycle(
+            scope=self.scope,
+            transport=self.transport,
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=False,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=self.expect_100_continue,
+            keep_alive=keep_alive,
+            on_response=self.on_response_complete,
+        )
+
     def on_body(self, body: bytes) -> None:
         self._unparsed_bytes = 0
-        super().on_body(body)
+        if not self.cycle.response_complete:
+            self.cycle.body += body
+            self.cycle.message_event.set()
 
     def on_message_complete(self) -> None:
         if self._upgrades:  # the parser takes the head for the whole message
             return
         self._receiving = _NOTHING
         self._unparsed_bytes = 0
-        super().on_message_complete()
+        if not self.cycle.response_complete:
+            self.cycle.more_body = False
+            cast(dict[str, Any], self.cycle.scope)[ARRIVED] = True
+            self.cycle.message_event.set()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._running = cycle
@@ -295,7 +328,7 @@ class Protocol(HttpToolsProtocol):
         if now < self._probe_at or cycle is None or cycle.response_started:
             return
         if cycle.scope["http_version"] == "1.1":
-            self.transport.write(_CONTINUE)
+            self.transport.write(CONTINUE)
         self._probe_s *= 2
         self._probe_at = now + self._probe_s
 

@@ -22,6 +22,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from service.errors import RequestError
+from service.telemetry.grouped_histogram import GroupedHistogram
 
 REQUEST_SECONDS = (
     0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075,
@@ -50,7 +51,9 @@ class Metrics:
     """
 
     def __init__(
-        self, counter_type: type[Counter] = Counter, histogram_type: type[Histogram] = Histogram
+        self,
+        counter_type: type[Counter] = Counter,
+        histogram_type: type[Histogram] = GroupedHistogram,
     ) -> None:
         self.registry = registry = CollectorRegistry()
         self._snapshots: list[_Snapshot] = []

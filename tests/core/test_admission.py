@@ -29,6 +29,7 @@ def set_throughput(service: Running, images_per_second: float) -> None:
     time = service.device.time
     time._seconds = {1: 1 / images_per_second} if images_per_second else {}
     time._sizes, time._recent_size = list(time._seconds), 1
+    time.images_per_second = images_per_second
 
 
 async def test_a_wait_beyond_the_deadline_is_refused(artifact: Path) -> None:

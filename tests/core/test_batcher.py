@@ -23,7 +23,7 @@ def fresh(waiting: int = 0) -> tuple[Batcher, list[Image]]:
     dropped: list[Image] = []
     batcher = Batcher(dropped.append)
     for number in range(waiting):
-        batcher.put(image(number))
+        batcher.put([image(number)])
     return batcher, dropped
 
 
@@ -42,7 +42,7 @@ async def test_unwanted_images_are_dropped() -> None:
     disconnected, late = image(10), image(11, deadline_s=-0.001)
     disconnected.request.end(ClientDisconnected("left"))
     for each in (disconnected, late, image(1), image(2), image(3)):
-        batcher.put(each)
+        batcher.put([each])
     assert numbers(batcher.take(3)) == [0, 1, 2]
     assert dropped == [disconnected, late]
     assert isinstance(disconnected.request.answered.exception(), ClientDisconnected)
@@ -53,11 +53,11 @@ async def test_since_when_images_wait() -> None:
     """The time runs from the first image in an empty queue, or from the last batch."""
     batcher, _ = fresh(waiting=2)
     first = batcher.waiting_since
-    batcher.put(image(2))
+    batcher.put([image(2)])
     assert batcher.waiting_since == first > 0
     batcher.take(2)
     taken = batcher.waiting_since
     assert taken > first
     batcher.take(2)
-    batcher.put(image(3))
+    batcher.put([image(3)])
     assert batcher.waiting_since > taken

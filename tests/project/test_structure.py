@@ -71,6 +71,7 @@ HOMES = {
     "uvicorn": {
         "service.server.uvicorn_server",
         "service.server.uvicorn_protocol",
+        "service.server.uvicorn_cycle",
     },
     "python_multipart": {"service.api.http"},
     "PIL": {"service.decoding.images", "service.decoding.resampling"},

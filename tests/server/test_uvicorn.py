@@ -16,7 +16,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from service.server import uvicorn_protocol, uvicorn_server, worker
+from service.server import uvicorn_cycle, uvicorn_protocol, uvicorn_server, worker
 
 STARTUP = "(self, sockets: 'list[socket.socket] | None' = None) -> 'None'"
 SERVER = {
@@ -35,15 +35,18 @@ STATE = {"__init__": "(self) -> 'None'"}
 PROTOCOL = {
     "__init__": "(self, config: 'Config', server_state: 'ServerState', app_state: 'dict[str, Any]',"
     " _loop: 'asyncio.AbstractEventLoop | None' = None) -> 'None'",
-    "_should_upgrade": "(self) -> 'bool'",
     "_start_asgi_task": "(self, cycle: 'RequestResponseCycle', app: 'ASGI3Application') -> 'None'",
+    "access_logger": "",
+    "app": "",
     "connection_lost": "(self, exc: 'Exception | None') -> 'None'",
     "connection_made": "(self, transport: 'asyncio.Transport') -> 'None'",
     "cycle": "",
     "data_received": "(self, data: 'bytes') -> 'None'",
     "eof_received": "(self) -> 'None'",
+    "expect_100_continue": "",
     "flow": "",
     "headers": "",
+    "logger": "",
     "loop": "",
     "on_body": "(self, body: 'bytes') -> 'None'",
     "on_headers_complete": "(self) -> 'None'",
@@ -62,12 +65,27 @@ PROTOCOL = {
 }
 CYCLE = dict.fromkeys(
     (
-        *("disconnected", "keep_alive", "message_event", "more_body"),
+        *("body", "disconnected", "keep_alive", "message_event", "more_body"),
         *("response_complete", "response_started", "scope"),
     ),
     "",
 )
-FLOW = {"resume_reading": "(self) -> None"}
+OWN_CYCLE = dict.fromkeys(
+    (
+        *("body", "chunked_encoding", "default_headers", "disconnected", "expected_content_length"),
+        *("flow", "keep_alive", "message_event", "more_body", "on_response", "response_complete"),
+        *("response_started", "scope", "transport", "waiting_for_100_continue"),
+    ),
+    "",
+) | {
+    "__init__": "(self, scope: 'HTTPScope', transport: 'asyncio.Transport', flow: 'FlowControl',"
+    " logger: 'logging.Logger', access_logger: 'logging.Logger', access_log: 'bool',"
+    " default_headers: 'list[tuple[bytes, bytes]]', message_event: 'asyncio.Event',"
+    " expect_100_continue: 'bool', keep_alive: 'bool', on_response: 'Callable[..., None]')",
+    "receive": "(self) -> 'ASGIReceiveEvent'",
+    "send": "(self, message: 'ASGISendEvent') -> 'None'",
+}
+FLOW = {"pause_reading": "(self) -> None", "resume_reading": "(self) -> None"}
 CONFIG = {"timeout_graceful_shutdown": ""}
 
 
@@ -128,6 +146,7 @@ def known(names: set[str], theirs: object) -> dict[str, str]:
         (worker._Server, server, SERVER),
         (uvicorn_protocol.ServerConnections, ServerState, STATE),
         (uvicorn_protocol.Protocol, protocol, PROTOCOL),
+        (uvicorn_cycle.Cycle, cycle, OWN_CYCLE),
     ],
 )
 def test_a_class_that_inherits(ours: type, theirs: Any, expected: dict[str, str]) -> None:

@@ -95,12 +95,15 @@ class BodyReader:
     ) -> bytes:
         """Return the whole body without its content coding; `reservation` grows to its size.
 
-        Raise Overloaded if there is no room for it, TooLarge or Malformed for its content,
-        BodyTimeout after `timeout_s` or after the request's `deadline_s`, ClientDisconnected, or
-        Draining after `end`.
+        A body that has arrived needs no timer: `deadline_s` is 0. Raise Overloaded if there is no
+        room for it, TooLarge or Malformed for its content, BodyTimeout after `timeout_s` or after
+        the request's `deadline_s`, ClientDisconnected, or Draining after `end`.
         """
         reservation.grow(_length(headers))
-        body = await self._read_in_time(receive, deadline_s, reservation)
+        if deadline_s:
+            body = await self._read_in_time(receive, deadline_s, reservation)
+        else:
+            body = await self._read(receive, reservation)
         self._observe(len(body))
         coding = _coding(headers)
         if coding == "identity":

@@ -9,7 +9,7 @@ from starlette.types import Receive, Scope, Send
 
 from service.api.http import openapi, payload
 from service.api.http.body import BodyReader
-from service.api.http.middleware import KEY, Headers, RequestContext
+from service.api.http.middleware import ARRIVED, KEY, Headers, RequestContext
 from service.core.request import Outcome, Request, TimeLimit
 from service.core.service import Service
 from service.errors import Malformed, RequestError
@@ -59,12 +59,13 @@ class Classify:
         at = asyncio.get_running_loop().time() + deadline_ms / 1000
         limit = TimeLimit(at, shortened=deadline_ms < self._default_deadline_ms)
         with self._bodies.reservation() as reservation:
-            body = await self._bodies.receive(headers, receive, deadline_ms / 1000, reservation)
+            wait_s = 0.0 if ARRIVED in scope else deadline_ms / 1000
+            body = await self._bodies.receive(headers, receive, wait_s, reservation)
             received = context.seconds()
             self._receive_seconds.observe(received)
             files = await self._split(context, body, content_type)
             request = self._service.submit(files, top_k, limit)
-            request.record_stage("receive", received)
+            request.record(receive=received)
             outcomes = await _outcomes(context, request)
         await self._answer(context, request, outcomes, send)
 
@@ -85,8 +86,9 @@ class Classify:
         answer = orjson.dumps(
             {"model": self._model, "request_id": context.request_id, "results": results}
         )
-        request.record_stage("encode", context.seconds() - started)
-        self._encode_seconds.observe(request.stages["encode"])
+        encoded = context.seconds() - started
+        request.record(encode=encoded)
+        self._encode_seconds.observe(encoded)
         headers = [*_HEADERS, (b"content-length", b"%d" % len(answer))]
         if self._server_timing:
             headers.append((b"server-timing", _server_timing(request, context).encode()))
