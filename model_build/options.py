@@ -299,12 +299,11 @@ def with_options(
 
     own = inspect.signature(command).parameters.values()
     parameters = [parameter for parameter in own if parameter.name != "options"]
-    for group in on_line:
-        parameters += inspect.signature(group).parameters.values()
+    for group, names in on_line.items():
+        shared = inspect.signature(group).parameters
+        parameters += [shared[name] for name in names]
     parameters = [
-        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-        for parameter in parameters
-        if parameter.name not in absent
+        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters
     ]
     # typer reads the options from these two attributes.
     spread.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
