@@ -62,14 +62,15 @@ def test_every_precision_and_batch_size(small: list[str], labels: Path, tmp_path
     assert done.stdout == (output / "sweep.md").read_text()
     found = rows(done.stdout)
     places = [(row["Precision"], row["Batch_Size"]) for row in found]
-    assert places == [(p, b) for p in ("force_float32", "force_float16") for b in "13"]
+    floats = ("force_float32", "force_float16", "force_bfloat16")
+    assert places == [(p, b) for p in floats for b in "13"]
     assert {row["TOP1"] for row in found} == {"33.333"}
     assert {row["Model"] for row in found} == {"small"}
     assert all(float(row["images/s"]) > 1 and float(row["ms a batch"]) > 0 for row in found)
     batches = {
         path.name: artifact.read(path).manifest.input.batch for path in output.glob("small*")
     }
-    assert len(batches) == 6
+    assert len(batches) == 9
     assert batches["small_force_float16_false_3"].min == 3
     assert batches["small_force_float16_true_1"].max == 64
 
