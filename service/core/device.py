@@ -321,7 +321,7 @@ class Device:
         answered: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
         def count(timings: Timings) -> None:
-            self.time.finish(timings, golden=True)
+            self.time.finish(timings)
             # Read here: when the awaiting task wakes up, later batches may have been answered.
             if not answered.cancelled():
                 answered.set_result(self._unverified_images)

@@ -26,7 +26,7 @@ FAST_S = 0.001
 """Seconds of a batch of one image below which a device is fast: it waits for images anyhow, and an
 event loop that is woken for each image costs more than the device's time."""
 RECENT = 8
-"""Number of recent batches whose mean size counts."""
+"""Number of recent batches whose mean copy time counts."""
 
 
 class Timings(NamedTuple):
@@ -53,9 +53,9 @@ class DeviceTime:
         self._seconds: dict[float, float] = {}
         self._sizes: list[float] = []
         self._in_flight: deque[int] = deque()
-        self._recent_size = 0.0
         self.images_per_second = 0.0
-        """Throughput with batches of the recent mean size; 0 if unknown."""
+        """Throughput with the size of batches that computes most images; 0 if unknown. A queue is
+        computed in such batches, and one small batch that was held up does not change it."""
         self._lead_s = FIRST_LEAD_S
         self._copy_in_s = 0.0
 
@@ -95,20 +95,16 @@ class DeviceTime:
         self.idle_at = max(time.perf_counter(), self.idle_at) + self.seconds(size)
         self._in_flight.append(size)
 
-    def finish(self, timings: Timings, held_s: float = 0.0, golden: bool = False) -> float:
+    def finish(self, timings: Timings, held_s: float = 0.0) -> float:
         """Record that the batch that was sent first is answered.
 
         Before it was sent, its images had been held back for `held_s` seconds. Return how much of
-        that time the device was idle. A batch of `golden` rows does not count for the recent size,
-        unless it is the first.
+        that time the device was idle.
         """
         size = self._in_flight.popleft()
         copy_in, compute, copy_out, idle = (nanoseconds / 1e9 for nanoseconds in timings)
         self._learn(size, compute if self._overlaps else copy_in + compute + copy_out)
-        if not (golden and self._recent_size):
-            self._recent_size += (size - self._recent_size) / (RECENT if self._recent_size else 1)
-        recent_s = self.seconds(self._recent_size)
-        self.images_per_second = self._recent_size / recent_s if recent_s else 0.0
+        self.images_per_second = max(known / self._seconds[known] for known in self._sizes)
         if self._overlaps:
             self._copy_in_s += (copy_in - self._copy_in_s) / RECENT
         # A device that copies while it computes was idle during the copy, too.

@@ -28,7 +28,7 @@ def set_throughput(service: Running, images_per_second: float) -> None:
     """Let one image take the device the time of this throughput; 0 for a time that is unknown."""
     time = service.device.time
     time._seconds = {1: 1 / images_per_second} if images_per_second else {}
-    time._sizes, time._recent_size = list(time._seconds), 1
+    time._sizes = list(time._seconds)
     time.images_per_second = images_per_second
 
 
