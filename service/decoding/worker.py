@@ -4,9 +4,10 @@
 
 The service starts one process, the leader, which forks the workers so that they share the imported
 modules, and then waits for them. If one worker exits, all are ended. An idle worker receives the
-next request from a socket that all share; results are written to one pipe. The service is woken for
-several results at once, because one wake-up for each result would cost more than the result itself.
-It is woken for each while a device has nothing to compute, and when there is nothing more to decode.
+next request from a socket that all share; results are written to one pipe. The service is woken
+for several results at once, because one wake-up for each result would cost more than the result
+itself. It is woken for each while a device has nothing to compute, and when there is nothing more
+to decode.
 
 If a file crashes a worker, the claims in shared memory show which image the worker was decoding.
 The kernel kills the workers with the service.
@@ -20,6 +21,7 @@ import signal
 import socket
 import struct
 import sys
+import termios
 import time
 import traceback
 from dataclasses import dataclass
@@ -50,7 +52,7 @@ byte behind the claims is 1 while each result is to be reported at once."""
 NO_CLAIM = -1
 
 MAX_UNREPORTED = 8
-"""Maximum results of one worker per wake-up of the service."""
+"""Maximum results of all workers per wake-up of the service: a batch of most devices."""
 MAX_UNREPORTED_S = 0.02
 """Maximum seconds to hold back a wake-up."""
 
@@ -134,6 +136,7 @@ def _decode_all(job: DecodeJob, number: int) -> None:
     """Decode the requested images until end of file."""
     decoder = _Decoder(job, number)
     requests = socket.socket(fileno=job.requests)
+    # The results of all workers that the service has not read; when this one wrote its first.
     unreported, first_at = 0, 0.0
     while True:
         request = _receive(requests, wait=not unreported)
@@ -145,16 +148,22 @@ def _decode_all(job: DecodeJob, number: int) -> None:
                     os.eventfd_write(job.wake, 1)
                     unreported = 0
                 cores.begin_decode(job.rows, wait=True)
-            if not unreported:
-                first_at = time.perf_counter()
             os.write(job.results, decoder.result(*REQUEST.unpack(request)))
             if job.time_slicing:
                 cores.end_decode(job.rows)
-            unreported += 1
-        many = unreported == MAX_UNREPORTED or time.perf_counter() - first_at > MAX_UNREPORTED_S
+            before, unreported = unreported, _unread(job.results)
+            if unreported <= before or not before:  # the service has read the last ones
+                first_at = time.perf_counter()
+        many = unreported >= MAX_UNREPORTED or time.perf_counter() - first_at > MAX_UNREPORTED_S
         if request is None or many or decoder.report_at_once:
             os.eventfd_write(job.wake, 1)
             unreported = 0
+
+
+def _unread(results: int) -> int:
+    """Return the number of results in the pipe that the service has not read."""
+    size = fcntl.ioctl(results, termios.FIONREAD, bytes(4))
+    return int.from_bytes(size, sys.byteorder) // RESULT.size
 
 
 def _receive(requests: socket.socket, wait: bool) -> bytes | None:
