@@ -4,16 +4,9 @@
 
 The service starts one process, the leader, which forks the workers so that they share the imported
 modules, and then waits for them. If one worker exits, all are ended. An idle worker receives the
-<<<<<<< HEAD
 next request from a socket that all share; results are written to one pipe. The service is woken for
 several results at once, because one wake-up for each result would cost more than the result itself,
 but for each result while a device has nothing to compute, and when there is nothing more to decode.
-=======
-next request from a socket that all share; results are written to one pipe. The service is woken
-for several results at once, because one wake-up for each result would cost more than the result
-itself. It is woken for each while a device has nothing to compute, and when there is nothing more
-to decode.
->>>>>>> part-loop
 
 If a file crashes a worker, the claims in shared memory show which image the worker was decoding.
 The kernel kills the workers with the service.
