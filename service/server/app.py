@@ -27,7 +27,7 @@ from service import sdk
 from service.api.http import admin, health, openapi
 from service.api.http.body import BodyReader
 from service.api.http.classify import Classify
-from service.api.http.middleware import CLASSIFY
+from service.api.http.middleware import CLASSIFY, Middleware
 from service.core.service import Service
 from service.errors import DeviceError, Malformed, MethodNotAllowed, NotFound
 from service.server.listener import announce, announce_ready, listen
@@ -97,7 +97,8 @@ def create_app(settings: Settings, fatal: Fatal, peers: Peers | None = None) -> 
     app.state.paused = False
     # In place of FastAPI's stack, whose other parts answer errors and bound bodies their own way.
     routed = AsyncExitStackMiddleware(app.router)
-    app.middleware_stack = ExceptionMiddleware(routed, {HTTPException: _raise_request_error})
+    handled = ExceptionMiddleware(routed, {HTTPException: _raise_request_error})
+    app.middleware_stack = Middleware(app, handled, metrics, settings.access_log)
     return app
 
 

@@ -23,7 +23,6 @@ import uvicorn
 from fastapi import FastAPI
 
 from service.api.http.body import BodyReader
-from service.api.http.middleware import Middleware
 from service.core.service import Service
 from service.server.connections import SWEEP_S
 from service.server.listener import WRITING_S, Acceptor
@@ -40,7 +39,7 @@ class BaseServer(uvicorn.Server):
     def __init__(self, app: FastAPI, settings: Settings) -> None:
         super().__init__(
             uvicorn.Config(
-                Middleware(app, app.state.metrics, settings.access_log),
+                app.middleware_stack,
                 http=Protocol,
                 ws="none",
                 log_config=None,

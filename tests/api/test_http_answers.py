@@ -9,7 +9,6 @@ import pytest
 from fastapi import FastAPI
 
 from service import errors
-from service.api.http.middleware import Middleware
 from service.server.app import create_app
 from service.settings import Settings
 from tests.support import pictures, tiny
@@ -219,8 +218,7 @@ def broken_app(artifact: Path) -> FastAPI:
 
 async def ask_broken(artifact: Path) -> httpx.Response:
     app = broken_app(artifact)
-    served = Middleware(app, app.state.metrics, access_log=False)
-    transport = httpx.ASGITransport(served, raise_app_exceptions=False)
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with (
         app.router.lifespan_context(app),
         httpx.AsyncClient(transport=transport, base_url="http://x") as http,

@@ -15,7 +15,6 @@ import pytest
 from fastapi import FastAPI
 
 from service import errors
-from service.api.http.middleware import Middleware
 from service.decoding import images
 from service.server.app import create_app
 from service.settings import Settings
@@ -87,7 +86,7 @@ def assert_not_ready(reply: httpx.Response) -> None:
 async def in_process(artifact: Path) -> AsyncIterator[tuple[httpx.AsyncClient, FastAPI]]:
     """Run the application in this process. Yield a client of it, and the application."""
     app = create_app(Settings(artifact=artifact), lambda error: None)
-    transport = httpx.ASGITransport(Middleware(app, app.state.metrics, access_log=False))
+    transport = httpx.ASGITransport(app)
     async with (
         app.router.lifespan_context(app),
         httpx.AsyncClient(transport=transport, base_url="http://x") as http,

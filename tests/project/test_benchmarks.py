@@ -372,7 +372,10 @@ def test_the_shipped_photos_stand_in(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert {Image.open(io.BytesIO(body)).size for body in bodies} == {(500, 375)}
 
 
-@pytest.mark.parametrize("command", ["benchmarks", "benchmarks.pairs", "benchmarks.hot_path"])
+@pytest.mark.parametrize(
+    "command",
+    ["benchmarks", "benchmarks.pairs", "benchmarks.hot_path", "benchmarks.hand_overs"],
+)
 def test_the_command_is_there(command: str) -> None:
     """`python -m benchmarks --help` and its relatives answer."""
     help = [sys.executable, "-m", command, "--help"]

@@ -103,15 +103,16 @@ class RequestContext:
 
 
 class Middleware:
-    """The middleware around the whole application `app`, which the server calls.
+    """The outermost middleware of `app`, around its `stack`. The server calls it in place of `app`.
 
     While the service drains, and while `app.state.paused` is set, every answer ends its connection:
     a worker without a ready device sets it, so that clients connect again and reach another worker.
-    POST /classify goes to `app.state.classify` without FastAPI, where it is a route, too.
+    POST /classify goes to `app.state.classify` without the router, where it is a route, too.
     """
 
-    def __init__(self, app: FastAPI, metrics: Metrics, access_log: bool) -> None:
+    def __init__(self, app: FastAPI, stack: ASGIApp, metrics: Metrics, access_log: bool) -> None:
         self._app = app
+        self._stack = stack
         self._state = app.state
         self._metrics = metrics
         self._access_log = access_log
@@ -124,8 +125,9 @@ class Middleware:
         self._second, self._faults = 0, 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["app"] = self._app  # as FastAPI does, whose own call the server saves
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
+            await self._stack(scope, receive, send)
             return
         context = scope[KEY] = RequestContext(scope)
         receive = _watch(context, scope, receive)
@@ -138,10 +140,10 @@ class Middleware:
             # The router costs 39 us, 1.8 % of an image: 7 us in a loop of its own, and more with
             # the cold caches of a busy machine (benchmarks/routing.py).
             hot = context.route == "classify" and scope["method"] == "POST"
-            app: ASGIApp = self._state.classify if hot else self._app
+            endpoint = self._state.classify if hot else self._stack
             # Every path that answers GET answers HEAD; the server leaves the body out.
             head = scope["method"] == "HEAD"
-            await app({**scope, "method": "GET"} if head else scope, receive, send)
+            await endpoint({**scope, "method": "GET"} if head else scope, receive, send)
         except RequestError as error:
             await problem(context, error)(scope, receive, send)
         except Exception:
