@@ -97,12 +97,12 @@ def photos(recipe: Recipe, report: Report) -> LabelledPhotos:
     limit = _limit(recipe)
     labels = artifacts.read_labels(recipe.labels_file)
     samples, _ = scoring.existing(labels, limit.image_dir, limit.label_file, report)
-    there = [LabelledPhoto(limit.image_dir / one.name, one.class_id) for one in samples]
+    labelled = [LabelledPhoto(limit.image_dir / one.name, one.class_id) for one in samples]
     if recipe.calibration:
-        there = _without(there, calibration.photos(recipe.calibration))
-    measured, for_search = there, there[:0]
+        labelled = _without(labelled, calibration.photos(recipe.calibration))
+    measured, for_search = labelled, labelled[:0]
     if limit.accuracy_aware:
-        measured, for_search = there[::2], there[1::2]
+        measured, for_search = labelled[::2], labelled[1::2]
     if len(measured) < LEAST_PHOTOS:
         others = " and not of the search" if limit.accuracy_aware else ""
         raise BuildError(

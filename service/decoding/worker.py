@@ -204,7 +204,7 @@ class _Decoder:
 
     @property
     def report_at_once(self) -> bool:
-        """Whether the service waits for every result."""
+        """Whether each result is to be reported as soon as it is written."""
         return self._bodies[self._job.processes * CLAIM.size] != 0
 
     def result(self, slot: int, row: int, size: int) -> bytes:

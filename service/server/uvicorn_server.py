@@ -18,9 +18,11 @@ import math
 import signal
 import socket
 from collections.abc import Iterator
+from typing import cast
 
 import uvicorn
 from fastapi import FastAPI
+from uvicorn._types import ASGI3Application
 
 from service.api.http.body import BodyReader
 from service.core.service import Service
@@ -39,7 +41,7 @@ class BaseServer(uvicorn.Server):
     def __init__(self, app: FastAPI, settings: Settings) -> None:
         super().__init__(
             uvicorn.Config(
-                app.middleware_stack,
+                cast(ASGI3Application, app.middleware_stack),
                 http=Protocol,
                 ws="none",
                 log_config=None,

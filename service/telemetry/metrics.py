@@ -136,7 +136,7 @@ class Metrics:
         )
         self.batch_behind = histogram(
             "batch_behind_duration_seconds",
-            "Per batch: seconds between sending and answer in which the device worked on others.",
+            "Per batch: seconds from sending to answer, without its own copies and computing.",
             STAGE_SECONDS,
             "model",
             "device",

@@ -34,6 +34,7 @@ FLAGS = {
     "--body-timeout-ms": BODY_TIMEOUT_MS,
     "--default-deadline-ms": DEADLINE_MS,
     "--batch-timeout-ms": 60_000,
+    "--batch-late-factor": 0,
     "--probe-interval-s": 3600,
 }
 PNG = pictures.encoded()

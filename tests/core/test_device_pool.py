@@ -266,6 +266,17 @@ async def test_a_late_reply(artifact: Path) -> None:
         assert service.value("images_total") == 2
 
 
+async def test_a_batch_that_is_late(artifact: Path) -> None:
+    """A batch is late by its predicted time, long before its timeout of ten seconds."""
+    async with running(artifact, batch_late_factor=20) as service:
+        request = await service.frozen_with(1)
+        await request.answered
+        assert_right(request, 1)
+        assert service.value("device_restarts_total", reason="hung") == 1
+        assert service.value("batches_total", outcome="timed_out") == 1
+        assert request.stages["queue"] < 8
+
+
 async def test_an_unexpected_reply(artifact: Path, faults: Faults) -> None:
     """A reply to a batch that was never sent is counted, and has no other effect."""
     async with running(artifact, device_python=faults.python) as service:

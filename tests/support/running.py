@@ -143,10 +143,15 @@ async def until(condition: Callable[[], object]) -> None:
 
 @contextlib.asynccontextmanager
 async def running(artifact: Path, ready: bool = True, **settings: object) -> AsyncIterator[Running]:
-    """Start a service and stop it at the end. Wait until it is ready if `ready` is set."""
+    """Start a service and stop it at the end. Wait until it is ready if `ready` is set.
+
+    A host that a test has frozen counts as hung by `batch_timeout_ms` alone.
+    """
     fatal: list[DeviceError] = []
     metrics = Metrics()
-    effective = Settings.model_validate({"restart_delay_s": 0.05, **settings})
+    effective = Settings.model_validate(
+        {"restart_delay_s": 0.05, "batch_late_factor": 0, **settings}
+    )
     read = artifacts.read(artifact)
     target, python = read.manifest.target, effective.device_python
     devices = sdk.chosen_devices(target, effective.devices, python)
