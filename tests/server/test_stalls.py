@@ -63,19 +63,22 @@ async def _stop_hosts(service: Service, seconds: float) -> tuple[Outcome, int]:
 
 @pytest.mark.large
 def test_a_busy_machine(artifact: Path, figure: Callable[[str], None]) -> None:
-    """Sixteen other processes for each core compute all the time: no host is taken for hung."""
-    busy = [
-        subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(16 * (os.cpu_count() or 1))
-    ]
-    try:
-        with serving(artifact, "--devices", "0,1") as service:
-            service.await_metric(2, "topfive_device_state", state="ready")
+    """Sixteen other processes for each core compute all the time: no host is taken for hung.
+
+    They begin when the service is ready, so that its predictions are of a machine that is idle.
+    """
+    busy = []
+    with serving(artifact, "--devices", "0,1") as service:
+        service.await_metric(2, "topfive_device_state", state="ready")
+        try:
+            for _ in range(16 * (os.cpu_count() or 1)):
+                busy.append(subprocess.Popen([sys.executable, "-c", BUSY]))
             outcome = asyncio.run(load(service.url, BODIES, CLIENTS, 20))
-            figure(f"busy machine: {outcome.answered} answers, statuses {dict(outcome.statuses)}")
-            assert service.metric("topfive_device_restarts_total") == 0
-            assert service.metric("topfive_batches_total", outcome="ok") > 0
-            assert 500 not in outcome.statuses
-    finally:
-        for process in busy:
-            process.kill()
-            process.wait()
+        finally:
+            for process in busy:
+                process.kill()
+                process.wait()
+        figure(f"busy machine: {outcome.answered} answers, statuses {dict(outcome.statuses)}")
+        assert service.metric("topfive_device_restarts_total") == 0
+        assert service.metric("topfive_batches_total", outcome="ok") > 0
+        assert 500 not in outcome.statuses
