@@ -168,7 +168,7 @@ def http_share(path: Path, bodies: list[bytes], rounds: int, seconds: int) -> Fi
             [found] = measure(server, bodies, [CLIENTS], seconds, now)
         if found.load.refused + found.load.broken:
             raise wrk.BenchError(f"requests failed: {found.load}")
-        shares.append(found.cores_share)
+        shares.append(found.share)
     return figure(shares)
 
 
