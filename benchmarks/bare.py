@@ -3,7 +3,6 @@
 A server is compared with it in the same minute, because the speed of a machine changes.
 """
 
-import io
 import statistics
 import threading
 import time
@@ -12,15 +11,15 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from benchmarks.peers.common import RESAMPLE
+from service.artifact import Resample
 from service.decoding.images import decode_into
 from service.system.cgroup import available_cores
 
 SIDE = 224
 MAX_PIXELS = 50_000_000
-Decode = Callable[[bytes, NDArray[np.uint8], int, str, int], object]
+Decode = Callable[[bytes, NDArray[np.uint8], int, Resample, int], object]
 
 
 @dataclass(frozen=True)
@@ -30,15 +29,6 @@ class BareDecode:
     per_second: float
     cpu_seconds_per_image: float
     milliseconds: float
-
-
-def naive(data: bytes, row: NDArray[np.uint8], resize: int, _resample: str, _: int) -> None:
-    """Decode as most examples do with Pillow: convert and scale all pixels, then crop."""
-    image = Image.open(io.BytesIO(data)).convert("RGB")
-    scale = resize / min(image.size)
-    image = image.resize((round(image.width * scale), round(image.height * scale)))
-    left, top = (image.width - row.shape[1]) // 2, (image.height - row.shape[0]) // 2
-    row[:] = np.asarray(image.crop((left, top, left + row.shape[1], top + row.shape[0])))
 
 
 def decode(

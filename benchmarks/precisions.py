@@ -35,7 +35,7 @@ from model_build import comparison, image_folder, reference, scoring, top1_loss
 from model_build.targets import BUILD_TARGETS
 from model_build.top1_loss import Top1Loss
 from service import artifact as artifacts
-from service.artifact import Artifact, read_labels
+from service.artifact import Artifact, Resample, read_labels
 from service.decoding.images import decode_into
 from tests.support.trained import OPTIONS
 
@@ -107,10 +107,17 @@ def built(network: str, data: Path, calibration_photos: int) -> dict[str, Path]:
     subprocess.run([data / "unpack", sources, network], check=True, stdout=subprocess.DEVNULL)
     prototxt, caffemodel = (sources / f"{network}.{end}" for end in ("prototxt", "caffemodel"))
     program = Path(sys.executable).with_name("topfive-build")
-    made = {}
+    made: dict[str, Path] = {}
     for name in PRECISIONS:
         made[name] = FOLDER / f"{network}-{name}"
-        command = [program, "caffe", "--prototxt", prototxt, "--caffemodel", caffemodel]
+        command: list[str | Path] = [
+            program,
+            "caffe",
+            "--prototxt",
+            prototxt,
+            "--caffemodel",
+            caffemodel,
+        ]
         command += ["--precision", name, "--output", made[name], "--force", *OPTIONS[network]]
         if name.startswith("qint8"):
             command += ["--image-dir", data / "photos"]
@@ -176,7 +183,7 @@ def ceiling(engine: BareEngine, made: Artifact, bodies: Sequence[bytes], seconds
     """Return the throughput of the bare decode, with the artifact's resampling, and the engine."""
     wanted = made.manifest.preprocessing
 
-    def way(data: bytes, row: NDArray[np.uint8], resize: int, _: str, most: int) -> object:
+    def way(data: bytes, row: NDArray[np.uint8], resize: int, _: Resample, most: int) -> object:
         return decode_into(data, row, resize, wanted.resample, most)
 
     decoded = bare.decode(list(bodies), seconds, wanted.resize, way)

@@ -49,7 +49,7 @@ def ways() -> dict[str, tuple[Resample, bool]]:
 
 def milliseconds(bodies: list[bytes], way: str, resample: Resample, fast: bool) -> float:
     """Return the mean CPU time for one photo."""
-    resampling.fitted = before if way == BEFORE else FITTED
+    resampling.fitted = before if way == BEFORE else FITTED  # type: ignore[assignment]
     resampling.FAST = fast
     resampling.MAX_ASPECT_RATIO = 8 if fast else 0
     row = np.zeros((SIDE, SIDE, 3), np.uint8)
@@ -73,10 +73,11 @@ def main() -> None:
             taken = milliseconds(bodies, way, resample, fast and has_fast)
             if number:  # the first pass warms up
                 times[way].append(taken)
-    for way, taken in times.items():
-        ratios = sorted(one / base for one, base in zip(taken, times[BEFORE], strict=True))
+    for way, passes_ms in times.items():
+        pairs = zip(passes_ms, times[BEFORE], strict=True)
+        ratios = sorted(one / base for one, base in pairs)
         print(
-            f"{way:30} {statistics.median(taken):6.2f} ms a photo, "
+            f"{way:30} {statistics.median(passes_ms):6.2f} ms a photo, "
             f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}) of before"
         )
 

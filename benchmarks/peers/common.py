@@ -7,7 +7,7 @@ engine. The decode is the service's own, or the one that BENCH_DECODE names in d
 
 import json
 import os
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,8 @@ from service.system.cgroup import available_cores, cores
 
 LARGEST_BATCH = 8
 CORES = available_cores()
-SIDE, RESIZE, RESAMPLE, MAX_PIXELS = 224, 256, "opencv-bilinear", 50_000_000
+SIDE, RESIZE, MAX_PIXELS = 224, 256, 50_000_000
+RESAMPLE: Final = "opencv-bilinear"
 CLASSES = 1000
 
 Rows = NDArray[np.uint8]
