@@ -110,14 +110,8 @@ def built(network: str, data: Path, calibration_photos: int) -> dict[str, Path]:
     made: dict[str, Path] = {}
     for name in PRECISIONS:
         made[name] = FOLDER / f"{network}-{name}"
-        command: list[str | Path] = [
-            program,
-            "caffe",
-            "--prototxt",
-            prototxt,
-            "--caffemodel",
-            caffemodel,
-        ]
+        command: list[str | Path] = [program, "caffe"]
+        command += ["--prototxt", prototxt, "--caffemodel", caffemodel]
         command += ["--precision", name, "--output", made[name], "--force", *OPTIONS[network]]
         if name.startswith("qint8"):
             command += ["--image-dir", data / "photos"]
