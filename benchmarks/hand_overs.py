@@ -22,6 +22,7 @@ from benchmarks import ours, stamped
 from benchmarks.pairs import of_sources
 from benchmarks.photos import described, photos
 from benchmarks.server import ServerRecipe, running
+from benchmarks.wrk import BenchError
 
 WARMUP = 50
 """Number of requests before the first that counts."""
@@ -91,7 +92,9 @@ def _requests(
 def _read_answer(connection: socket.socket) -> None:
     received = b""
     while True:
-        received += connection.recv(1 << 16)
+        if not (part := connection.recv(1 << 16)):
+            raise BenchError(f"the service closed the connection after {received[:200]!r}")
+        received += part
         head, end, body = received.partition(b"\r\n\r\n")
         length = _LENGTH.search(head)
         if end and length and len(body) >= int(length[1]):

@@ -3,7 +3,7 @@
 The variable BENCH_DECODE selects one of DECODES for a peer. All pages use torchvision. Its
 transforms of a Pillow image are calls of Pillow, so Pillow alone does the same here, without the
 gigabyte of PyTorch. The conversion to normalized floats is left out, because the network converts
-for every server, so a peer has less to do than on its page. mosec's page scales the floats with
+for every server, so a peer does less work than on its page. mosec's page scales the floats with
 torchvision, and here Pillow scales the bytes. Which takes less time was not measured.
 
 FastAPI's documentation receives files, but decodes no image:
