@@ -6,21 +6,35 @@ import numpy as np
 from numpy.typing import NDArray
 
 
+class Wanted(NamedTuple):
+    """What a request wants to know of each of its images."""
+
+    top_k: int
+    """Number of most likely classes; all of them if the model has fewer."""
+    probabilities: bool = False
+    """Whether it wants the probabilities of all classes as well."""
+
+
 class TopClasses(NamedTuple):
     """The most likely classes of one image, best first, and their probabilities."""
 
     class_ids: list[int]
     scores: list[float]
+    probabilities: NDArray[np.float32] | None = None
+    """Those of all classes in their own order, if the request wanted them."""
 
 
-def predictions(probabilities: NDArray[np.float32], counts: list[int]) -> list[TopClasses]:
+def predictions(probabilities: NDArray[np.float32], wanted: list[Wanted]) -> list[TopClasses]:
     """Return a prediction for each row of `probabilities` (rows, classes).
 
-    `counts` has for each row how many classes its prediction names.
+    `wanted` has for each row what its prediction has.
     """
-    class_ids, scores = top_k(probabilities, max(counts))
-    ranked = zip(class_ids.tolist(), scores.tolist(), counts, strict=True)
-    return [TopClasses(ids[:count], values[:count]) for ids, values, count in ranked]
+    class_ids, scores = top_k(probabilities, max(each.top_k for each in wanted))
+    ranked = zip(class_ids.tolist(), scores.tolist(), probabilities, wanted, strict=True)
+    return [
+        TopClasses(ids[: each.top_k], values[: each.top_k], row if each.probabilities else None)
+        for ids, values, row, each in ranked
+    ]
 
 
 def top_k(

@@ -16,7 +16,7 @@ from pathlib import Path
 from service import artifact as artifacts
 from service import sdk, settings
 from service.artifact import Artifact
-from service.core.classification import TopClasses
+from service.core.classification import TopClasses, Wanted
 from service.core.request import TimeLimit
 from service.core.service import Service
 from service.errors import DeviceError, RequestError
@@ -37,7 +37,7 @@ class LocalModel:
         Raise the RequestError that the request ends with, or DeviceError if no device is left.
         """
         limit = TimeLimit(asyncio.get_running_loop().time() + timeout_s)
-        request = self.service.submit([image], top_k, limit)
+        request = self.service.submit(self.service.model, [image], Wanted(top_k), limit)
         try:
             done = (request.answered, self.failure)
             await asyncio.wait(done, return_when=asyncio.FIRST_COMPLETED)

@@ -6,9 +6,12 @@ these parts: they report to it, and it passes an image on. Only decoding and com
 other processes; everything here happens on the event loop.
 """
 
+import contextlib
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
+import numpy as np
+from numpy.typing import NDArray
 from prometheus_client.core import Metric
 
 from service.artifact import Artifact
@@ -26,6 +29,10 @@ from service.sdk import Devices
 from service.settings import Settings
 from service.system import cgroup
 from service.telemetry.metrics import Metrics, gauge_family
+
+Images = Sequence[bytes] | NDArray[np.uint8]
+"""The images of a request: files, or rows of pixels (images, height, width, 3) that are prepared as
+the model's preprocessing does."""
 
 
 class Model:
@@ -91,13 +98,44 @@ class Model:
         self._decode_pool.close()
         self.rows.close()
 
-    def put(self, request: Request, files: Sequence[bytes]) -> None:
-        """Acquire a row for each file of an admitted request, and queue the files for decoding."""
-        numbers = self.rows.acquire(len(files))
+    @property
+    def name(self) -> str:
+        return self.artifact.manifest.name
+
+    @property
+    def version(self) -> str:
+        return self.artifact.manifest.version
+
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Keep the model until the end of the block."""
+        yield
+
+    def put(self, request: Request, images: Images) -> None:
+        """Acquire a row for each image of an admitted request.
+
+        Files are queued for decoding, pixels are queued for a device. The shape of pixels must be
+        that of the model's rows.
+        """
+        numbers = self.rows.acquire(len(images))
         assert numbers is not None
         now = time.perf_counter()
-        for index, (row, file) in enumerate(zip(numbers, files, strict=True)):
+        if isinstance(images, np.ndarray):
+            self._put_pixels(request, numbers, images, now)
+            return
+        for index, (row, file) in enumerate(zip(numbers, images, strict=True)):
             self._decode_pool.put(Image(request, index, row, file, now))
+
+    def _put_pixels(
+        self, request: Request, numbers: list[int], pixels: NDArray[np.uint8], now: float
+    ) -> None:
+        self.rows.inputs[numbers] = pixels
+        request.record(decode=0.0)
+        self.rows.move(numbers, State.FILLING, State.WAITING)
+        self._batcher.put(
+            Image(request, index, row, queued_since=now) for index, row in enumerate(numbers)
+        )
+        self.dispatch()
 
     def expire(self, request: Request) -> None:
         """End the request because its deadline was exceeded."""
@@ -169,8 +207,8 @@ class Model:
         `sent_at` is by `time.perf_counter`, `timings` are the device host's nanoseconds.
         """
         numbers = [image.row for image in batch]
-        counts = [image.request.top_k for image in batch]
-        found = predictions(self.rows.outputs[numbers], counts)
+        wanted = [image.request.wanted for image in batch]
+        found = predictions(self.rows.outputs[numbers], wanted)
         self.rows.release(numbers, State.RUNNING)
         copy_in, compute, copy_out = (nanoseconds / 1e9 for nanoseconds in timings[:3])
         answered = 0

@@ -9,7 +9,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from service.core.classification import TopClasses
+from service.core.classification import TopClasses, Wanted
 from service.errors import ClientDisconnected, RequestError, Undecodable
 
 Outcome = TopClasses | RequestError
@@ -33,12 +33,12 @@ class Request:
 
     __slots__ = (
         "_missing", "answered", "batch", "deadline", "images_ahead", "outcomes", "seconds_left",
-        "shortened", "stages", "top_k",
+        "shortened", "stages", "wanted",
     )  # fmt: skip
 
-    def __init__(self, count: int, top_k: int, limit: TimeLimit, images_ahead: int = 0) -> None:
+    def __init__(self, count: int, wanted: Wanted, limit: TimeLimit, images_ahead: int = 0) -> None:
         loop = asyncio.get_running_loop()
-        self.top_k = top_k
+        self.wanted = wanted
         self.deadline = limit.at
         self.shortened = limit.shortened
         self.seconds_left = limit.at - loop.time()

@@ -1,20 +1,23 @@
 """The one way into the core for every protocol: admit, submit, wait.
 
-A protocol asks `admit` when it has read a request's head, reads the images, and calls `submit`. It
-awaits `Request.wait` for the outcomes, and calls `Request.disconnect` if the client leaves. The
-HTTP endpoint, the local model and the evaluation share these calls; nothing here knows a protocol.
+A protocol finds the model that a request names (`find`), asks `admitted` when it has read the
+request's head, reads the images within that block, and calls `submit`. It awaits `Request.wait` for
+the outcomes, and calls `Request.disconnect` if the client leaves. All endpoints, the local model
+and the evaluation share these calls; nothing here knows a protocol.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
 from prometheus_client.core import Metric
 
 from service.artifact import Artifact
-from service.core.model import Model
+from service.core.classification import Wanted
+from service.core.model import Images, Model
 from service.core.request import Request, TimeLimit
-from service.errors import DeviceError, stopping
+from service.errors import DeviceError, NotFound, stopping
 from service.sdk import Devices
 from service.settings import Settings
 from service.telemetry.metrics import Metrics, gauge_family
@@ -67,26 +70,46 @@ class Service:
         self._end_open()
         await self.model.close()
 
-    def admit(self, deadline_s: float) -> None:
-        """Raise the error that a request of one image would be rejected with now.
+    def find(self, name: str = "", version: str = "") -> Model:
+        """Return the model of this name, without one the default model; raise NotFound.
 
-        Call it before reading a body. `deadline_s` is the time in which the request must be
-        answered. Raise Draining, NotReady or Overloaded.
+        If `version` is given, it must be the version that is served.
+        """
+        model = self.model
+        if name and name != model.name:
+            raise NotFound(f"There is no model {name[:80]!r}.", "GET /model lists the models.")
+        if version and version != model.version:
+            raise NotFound(
+                f"Model {model.name} has no version {version[:80]!r}; version {model.version} is "
+                "served.",
+                "Leave the version out, or name the one that is served.",
+            )
+        return model
+
+    @contextlib.contextmanager
+    def admitted(self, model: Model, deadline_s: float) -> Iterator[None]:
+        """Raise the error that a request of one image for `model` would be rejected with now.
+
+        Enter the block before reading a body, and stay in it until the request has its answer: the
+        model is kept that long. `deadline_s` is the time in which the request must be answered.
+        Raise Draining, NotReady or Overloaded.
         """
         if self._stopped:
             raise stopping()
-        self.model.admission.check_head(deadline_s)
+        model.admission.check_head(deadline_s)
+        with model.in_use():
+            yield
 
-    def submit(self, files: Sequence[bytes], top_k: int, limit: TimeLimit) -> Request:
-        """Accept a request to classify the images whose files are `files`; await its `wait`.
+    def submit(self, model: Model, images: Images, wanted: Wanted, limit: TimeLimit) -> Request:
+        """Accept a request to classify `images` by `model`; await its `wait`.
 
         When `limit` passes, the request ends with Deadline. Raise Deadline if it has passed, and
         TooLarge, NotReady or Overloaded if the request is rejected.
         """
-        request = Request(len(files), top_k, limit, self.model.rows.in_use)
-        self.model.admission.check(request)
-        self.model.put(request, files)
-        timer = self._loop.call_at(limit.at, self.model.expire, request)
+        request = Request(len(images), wanted, limit, model.rows.in_use)
+        model.admission.check(request)
+        model.put(request, images)
+        timer = self._loop.call_at(limit.at, model.expire, request)
         self._open[request] = timer
         request.answered.add_done_callback(partial(self._close, request))
         return request

@@ -10,6 +10,7 @@ import pytest
 
 from service.api.http.middleware import RequestContext
 from service.api.http.problem import problem
+from service.core.classification import Wanted
 from service.core.request import Request, TimeLimit
 from service.errors import Deadline, Overloaded
 from tests.support.faulty import faulty_python
@@ -39,13 +40,13 @@ async def test_a_wait_beyond_the_deadline_is_refused(artifact: Path) -> None:
     """
     async with running(artifact) as service:
         set_throughput(service, 10)
-        service.service.admit(0.001)  # no image is ahead
+        service.admit(0.001)  # no image is ahead
         service.freeze()
         requests = [service.submit(seed) for seed in range(20)]
         with pytest.raises(Overloaded) as refused:
-            service.service.admit(2.0)
+            service.admit(2.0)
         assert 2000 <= retry_after_of(refused.value) <= 2667
-        service.service.admit(3.0)
+        service.admit(3.0)
         service.thaw()
         for seed, request in enumerate(requests):
             await request.answered
@@ -88,7 +89,7 @@ async def test_the_images_of_the_request_are_counted(artifact: Path) -> None:
         service.freeze()
         service.submit(*range(5))
         set_throughput(service, 10)
-        service.service.admit(1.0)
+        service.admit(1.0)
         with pytest.raises(Overloaded, match="with the 5 images of this request") as refused:
             service.submit(*range(5), deadline_s=1.0)
         assert "fewer images" in refused.value.remedy
@@ -177,7 +178,7 @@ async def test_an_unknown_throughput_refuses_no_request(artifact: Path) -> None:
         set_throughput(service, 0)
         service.freeze()
         service.submit(1)
-        service.service.admit(0.001)
+        service.admit(0.001)
         service.thaw()
 
 
@@ -191,10 +192,10 @@ async def test_the_queue_has_a_bound(artifact: Path) -> None:
             service.submit(1, 2)
         requests.append(service.submit(9))
         with pytest.raises(Overloaded, match="this server queues at most 3"):
-            service.service.admit(10)
+            service.admit(10)
         service.thaw()
         await asyncio.gather(*(each.answered for each in requests))
-        service.service.admit(10)
+        service.admit(10)
 
 
 @pytest.mark.parametrize(("max_batch", "batches"), [(0, [8, 8]), (4, [4, 4]), (1, [1, 1])])
@@ -259,18 +260,18 @@ async def test_the_remedy_names_the_deadline_that_applied(
         set_throughput(service, 1)
         files = [encoded()] * images
         with pytest.raises(Deadline) as expired:
-            service.service.submit(files, 5, TimeLimit(0.0, shortened))
+            service.service.submit(service.model, files, Wanted(5), TimeLimit(0.0, shortened))
         service.freeze()
         assert expired.value.remedy == remedy
         service.submit(1)
         with pytest.raises(Overloaded) as refused:
             soon = asyncio.get_running_loop().time() + 0.5
-            service.service.submit(files, 5, TimeLimit(soon, shortened))
+            service.service.submit(service.model, files, Wanted(5), TimeLimit(soon, shortened))
         assert refused.value.remedy.endswith(
             f"If the error repeats, {remedy[0].lower()}{remedy[1:]}"
         )
         with pytest.raises(Overloaded, match="queueing") as refused:
-            service.service.admit(1.0)
+            service.admit(1.0)
         assert refused.value.remedy.endswith("X-Request-Timeout-Ms.")
         service.thaw()
 
@@ -278,7 +279,7 @@ async def test_the_remedy_names_the_deadline_that_applied(
 def timed_out(service: Running, seconds: float) -> Deadline:
     """Return the error of a request of 8 images, 3 images ahead, that had `seconds` of time."""
     limit = TimeLimit(asyncio.get_running_loop().time() + seconds)
-    return service.model.admission.deadline_error(Request(8, 5, limit, images_ahead=3))
+    return service.model.admission.deadline_error(Request(8, Wanted(5), limit, images_ahead=3))
 
 
 async def test_what_a_request_takes_alone(artifact: Path) -> None:

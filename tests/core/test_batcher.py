@@ -3,6 +3,7 @@
 import asyncio
 
 from service.core.batcher import Batcher
+from service.core.classification import Wanted
 from service.core.request import Image, Request, TimeLimit
 from service.errors import ClientDisconnected
 
@@ -10,7 +11,7 @@ from service.errors import ClientDisconnected
 def image(number: int, deadline_s: float = 60) -> Image:
     """Return an image with the row `number`. It is the only image of its request."""
     return Image(
-        Request(1, 5, TimeLimit(asyncio.get_running_loop().time() + deadline_s)), 0, number
+        Request(1, Wanted(5), TimeLimit(asyncio.get_running_loop().time() + deadline_s)), 0, number
     )
 
 

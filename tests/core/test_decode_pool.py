@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 
 from service.core import child_process
+from service.core.classification import Wanted
 from service.core.decode_pool import (
     LARGE_BODY_BYTES,
     SLOTS_PER_PROCESS,
@@ -93,7 +94,7 @@ class Decoding:
         return children(self.decode_pool.pid)
 
     def put(self, data: bytes) -> Image:
-        image = Image(Request(1, 5, TimeLimit(1e9)), 0, self._acquired.pop(), data)
+        image = Image(Request(1, Wanted(5), TimeLimit(1e9)), 0, self._acquired.pop(), data)
         self.decode_pool.put(image)
         return image
 
@@ -156,7 +157,7 @@ async def test_errors_are_values(
 async def test_a_bug_is_an_internal_error(rows: Rows, caplog: pytest.LogCaptureFixture) -> None:
     """An unexpected exception becomes Internal, its traceback is logged, the worker continues."""
     async with decoding(rows, processes=1) as pool:
-        pool.decode_pool.put(Image(Request(1, 5, TimeLimit(1e9)), 0, 1_000_000, encoded()))
+        pool.decode_pool.put(Image(Request(1, Wanted(5), TimeLimit(1e9)), 0, 1_000_000, encoded()))
         await until(lambda: pool.finished)
         assert isinstance(pool.finished[0].error, Internal)
         [record] = [record for record in caplog.records if record.msg == "decode_failed"]

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from service.core.classification import TopClasses, top_k
+from service.core.classification import TopClasses, Wanted, top_k
 from service.core.decode_pool import SLOTS_PER_PROCESS
 from service.core.request import TimeLimit
 from service.errors import (
@@ -116,7 +116,7 @@ async def test_one_bad_image_fails_alone(artifact: Path) -> None:
     async with running(artifact) as service:
         files = [encoded(seed=0), b"no image", encoded(seed=2)]
         limit = TimeLimit(asyncio.get_running_loop().time() + 10)
-        request = service.service.submit(files, 5, limit)
+        request = service.service.submit(service.model, files, Wanted(5), limit)
         await request.answered
         kinds = [type(outcome) for outcome in request.outcomes]
         assert kinds == [TopClasses, UnsupportedMedia, TopClasses]
@@ -264,13 +264,13 @@ async def test_draining(artifact: Path) -> None:
         service.service.drain(0.3)
         await answered.answered
         assert_right(answered, 1)
-        service.service.admit(10)
+        service.admit(10)
         await service.answers_rightly(2)
         assert service.value("draining") == 1
         assert service.value("ready") == 0
         await asyncio.sleep(0.4)
         with pytest.raises(Draining):
-            service.service.admit(10)
+            service.admit(10)
 
 
 async def test_a_drain_that_takes_too_long(artifact: Path) -> None:

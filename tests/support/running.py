@@ -13,7 +13,7 @@ import numpy as np
 
 from service import artifact as artifacts
 from service import sdk
-from service.core.classification import TopClasses
+from service.core.classification import TopClasses, Wanted
 from service.core.device import Device
 from service.core.host_process import Host
 from service.core.model import Model
@@ -52,7 +52,12 @@ class Running:
         """Submit a request for the images of these seeds."""
         files = [encoded(seed=seed) for seed in seeds]
         limit = TimeLimit(asyncio.get_running_loop().time() + deadline_s)
-        return self.service.submit(files, top_k, limit)
+        return self.service.submit(self.model, files, Wanted(top_k), limit)
+
+    def admit(self, deadline_s: float) -> None:
+        """Raise the error that a request of one image would be rejected with now."""
+        with self.service.admitted(self.model, deadline_s):
+            pass
 
     @property
     def host(self) -> Host:
@@ -171,6 +176,6 @@ def assert_right(request: Request, *seeds: int) -> None:
     for seed, outcome in zip(seeds, request.outcomes, strict=True):
         assert isinstance(outcome, TopClasses), outcome
         expected = probabilities(pixels(seed)[None])[0]
-        best = np.argsort(-expected, kind="stable")[: request.top_k]
+        best = np.argsort(-expected, kind="stable")[: request.wanted.top_k]
         assert outcome.class_ids == best.tolist()
         np.testing.assert_allclose(outcome.scores, expected[best], atol=1e-5)

@@ -10,6 +10,7 @@ from starlette.types import Receive, Scope, Send
 from service.api.http import openapi, payload
 from service.api.http.body import BodyReader
 from service.api.http.middleware import ARRIVED, KEY, Headers, RequestContext
+from service.core.classification import Wanted
 from service.core.request import Outcome, Request, TimeLimit
 from service.core.service import Service
 from service.errors import Malformed, RequestError
@@ -55,16 +56,19 @@ class Classify:
         top_k = _top_k(scope["query_string"], len(self._labels))
         deadline_ms = _deadline_ms(headers, self._default_deadline_ms)
         self._bodies.check_head(headers)
-        self._service.admit(deadline_ms / 1000)
+        model = self._service.find()
         at = asyncio.get_running_loop().time() + deadline_ms / 1000
         limit = TimeLimit(at, shortened=deadline_ms < self._default_deadline_ms)
-        with self._bodies.reservation() as reservation:
+        with (
+            self._service.admitted(model, deadline_ms / 1000),
+            self._bodies.reservation() as reservation,
+        ):
             wait_s = 0.0 if ARRIVED in scope else deadline_ms / 1000
             body = await self._bodies.receive(headers, receive, wait_s, reservation)
             received = context.seconds()
             self._receive_seconds.observe(received)
             files = await self._split(context, body, content_type)
-            request = self._service.submit(files, top_k, limit)
+            request = self._service.submit(model, files, Wanted(top_k), limit)
             request.record(receive=received)
             outcomes = await _outcomes(context, request)
         await self._answer(context, request, outcomes, send)
