@@ -17,7 +17,7 @@ import json
 import re
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from zipfile import BadZipFile
@@ -289,6 +289,10 @@ class Artifact:
     @property
     def model_path(self) -> Path:
         return self.path / self.manifest.model
+
+    def named(self, name: str) -> "Artifact":
+        """Return the artifact under another name; its version stays that of its content."""
+        return replace(self, manifest=self.manifest.model_copy(update={"name": name}))
 
     def check_model_unchanged(self) -> None:
         """Raise ArtifactError if a file that the engine opens was changed since it was verified.

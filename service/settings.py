@@ -53,6 +53,29 @@ class Settings(BaseSettings):
     artifact: Path | None = Field(
         None, description="Folder of the artifact that topfive-build wrote."
     )
+    models: Path | None = Field(
+        None,
+        description="Folder of models to serve in place of one artifact: NAME/ or NAME/VERSION/.",
+    )
+    default_model: str | None = Field(
+        None,
+        description="Model of requests that name none. Default: the only model.",
+    )
+    poll_models_s: float = Field(
+        0,
+        ge=0,
+        le=86_400,
+        description="Seconds between two looks for changed models. 0 looks on SIGHUP only.",
+    )
+    allow_gap: bool = Field(
+        False,
+        description="Let a new version of a model be opened after the old one has left, if a "
+        "device has no room for both. Requests meanwhile get 503.",
+    )
+    model_control: bool = Field(
+        False,
+        description="Let clients load and unload models: POST /v2/repository/models/NAME/load.",
+    )
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8080, ge=0, le=65535, description="Port to listen on. 0 uses a free port.")
 
@@ -134,6 +157,11 @@ class Settings(BaseSettings):
         description="Devices to serve on: all, or ordinals such as 0,1. On the CPU the "
         "ordinals only set the number.",
     )
+    model_devices: str | None = Field(
+        None,
+        pattern=r"^[^=;\s]+=\d+(,\d+)*(;[^=;\s]+=\d+(,\d+)*)*$",
+        description="Devices of single models in place of all: NAME=0,1;OTHER=2",
+    )
     device_python: str | None = Field(
         None,
         description="Interpreter of the device hosts. Default: for the CPU the interpreter of "
@@ -199,8 +227,16 @@ class Settings(BaseSettings):
     def named_artifact(self) -> Path:
         """Return `artifact`; raise SettingsError if it is not set."""
         if self.artifact is None:
-            raise SettingsError("No artifact is named.", "Name the folder with --artifact DIR.")
+            raise SettingsError(
+                "No artifact is named.",
+                "Name the folder with --artifact DIR, or a folder of models with --models DIR.",
+            )
         return self.artifact
+
+    def devices_of(self, model: str) -> str:
+        """Return the devices to serve `model` on, as the setting `devices` names them."""
+        own = dict(entry.split("=") for entry in (self.model_devices or "").split(";") if entry)
+        return own.get(model, self.devices)
 
 
 def load(flags: Mapping[str, object], file: Path | None = None) -> tuple[Settings, dict[str, str]]:

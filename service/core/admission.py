@@ -1,11 +1,12 @@
 """Decides which requests are accepted, by limits and by the estimated queueing time.
 
 The estimate is the drain time of all work in flight: images divided by recent throughput, for
-decoding and for computing. Both happen at the same time, so the slower one decides. A request
-that could not be answered before its deadline is rejected before it costs anything.
+decoding and for computing. A request that could not be answered before its deadline is rejected
+before it costs anything.
 """
 
-from service.core.decode_pool import DecodePool
+from typing import Protocol
+
 from service.core.device_pool import DevicePool
 from service.core.request import Request
 from service.core.rows import Rows
@@ -27,6 +28,16 @@ SAFETY_FACTOR = 1.2
 RETRY = "Retry after Retry-After."
 
 
+class Estimates(Protocol):
+    """What a model estimates from recent images."""
+
+    def queueing_s(self, images: int = 0) -> float:
+        """Estimate the seconds until the images in flight and `images` more are answered."""
+
+    def alone_s(self, images: int) -> float:
+        """Estimate the seconds for `images` without other load; 0 if unknown."""
+
+
 class Admission:
     """The limits of one model and the estimate of its queueing time.
 
@@ -34,12 +45,12 @@ class Admission:
     """
 
     def __init__(
-        self, settings: Settings, rows: Rows, decode_pool: DecodePool, devices: DevicePool
+        self, settings: Settings, rows: Rows, devices: DevicePool, estimates: Estimates
     ) -> None:
         self._default_deadline_s = settings.default_deadline_ms / 1000
         self._rows = rows
-        self._decode_pool = decode_pool
         self._devices = devices
+        self._estimates = estimates
         self._queue_images = settings.queue_images or settings.rows
         self.largest_request = min(settings.max_images, settings.rows, self._queue_images)
 
@@ -64,9 +75,8 @@ class Admission:
 
         Its text names the cause: the time that the client allowed, or the load.
         """
-        count, throughput = len(request.outcomes), self._devices.images_per_second
-        computing_s = count / throughput if throughput else 0.0
-        alone_s = OVERHEAD_S + max(self._decode_pool.alone_s(count), computing_s)
+        count = len(request.outcomes)
+        alone_s = OVERHEAD_S + self._estimates.alone_s(count)
         detail = (
             f"The deadline was exceeded {max(0, request.seconds_left):.3g} s after the whole body "
             "was received."
@@ -83,12 +93,6 @@ class Admission:
                 "reason in the log."
             )
         return Deadline(detail, remedy)
-
-    def queueing_s(self, images: int = 0) -> float:
-        """Estimate the seconds until the images in flight and `images` more are answered."""
-        throughput = self._devices.images_per_second
-        computing_s = (self._rows.in_use + images) / throughput if throughput else 0.0
-        return max(self._decode_pool.wait_s(images), computing_s)
 
     def _check_room(self, images: int) -> None:
         if images > self.largest_request:
@@ -121,7 +125,7 @@ class Admission:
         """
         if not self._rows.in_use:
             return
-        wait_s = self.queueing_s(images)
+        wait_s = self._estimates.queueing_s(images)
         if wait_s * SAFETY_FACTOR > seconds_left:
             what = f" with the {_images(images)} of this request" if images else ""
             raise self._overloaded(
@@ -131,7 +135,9 @@ class Admission:
             )
 
     def _overloaded(self, detail: str, remedy: str = RETRY) -> Overloaded:
-        return Overloaded(detail, remedy, retry_after_ms=retry_after_ms(self.queueing_s() or 1.0))
+        return Overloaded(
+            detail, remedy, retry_after_ms=retry_after_ms(self._estimates.queueing_s() or 1.0)
+        )
 
 
 def _less(images: int, shortened: bool) -> str:

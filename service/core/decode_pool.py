@@ -13,6 +13,7 @@ loop, in the main thread.
 
 import asyncio
 import contextlib
+import itertools
 import json
 import logging
 import math
@@ -28,11 +29,21 @@ from typing import Protocol
 
 from prometheus_client.core import Metric
 
-from service.artifact import Resample
+from service.artifact import Preprocessing
 from service.core import child_process
 from service.core.request import Image
 from service.core.rows import Rows, memory_file
-from service.decoding.worker import CLAIM, END, ENDED, NO_CLAIM, REQUEST, RESULT, STARTED, DecodeJob
+from service.decoding.worker import (
+    CLAIM,
+    END,
+    ENDED,
+    NO_CLAIM,
+    REQUEST,
+    RESULT,
+    STARTED,
+    DecodeJob,
+    RowsFile,
+)
 from service.errors import (
     DeviceError,
     Internal,
@@ -71,17 +82,11 @@ _ERRORS: dict[str, type[RequestError]] = {
 
 @dataclass(frozen=True)
 class DecodeOptions:
-    """How images are decoded, by how many processes, and the largest file in bytes.
+    """The number of processes, and the largest image and file that they decode."""
 
-    `time_slicing`: the engine computes on the cores that decode (device_host/cores.py).
-    """
-
-    resize: int
-    resample: Resample
-    max_pixels: int
     processes: int
+    max_pixels: int
     body_bytes: int
-    time_slicing: bool
 
 
 @dataclass(slots=True)
@@ -95,45 +100,66 @@ class Decoded:
 
 
 class DecodeConsumer(Protocol):
-    """The part of the pipeline that a decode pool reports to."""
+    """The part of a model's pipeline that the decode pool reports to."""
 
     def decode_limit(self) -> int:
-        """Return how many images the processes may have now."""
+        """Return how many images of the model the processes may have now."""
 
     def decoded(self, finished: list[Decoded]) -> None:
-        """Continue with the finished images."""
+        """Continue with the finished images of the model."""
 
-    def dispatch(self) -> None:
-        """Continue after `decoded`, and call `dispatch` of the pool, which has free slots."""
+
+class DecodeQueue:
+    """The images of one model that wait for a decode process.
+
+    `rows` are filled as `preprocessing` says. `on_cores`: the model's engine computes on the cores
+    that decode (device_host/cores.py).
+    """
+
+    def __init__(
+        self, rows: Rows, preprocessing: Preprocessing, on_cores: bool, consumer: DecodeConsumer
+    ) -> None:
+        self.rows = rows
+        self.preprocessing = preprocessing
+        self.on_cores = on_cores
+        self.consumer = consumer
+        self.images: deque[Image] = deque()
+        self.in_flight = 0
+        """Number of images that the processes have."""
+        self.seconds = 0.0
+        """Mean seconds to decode one of the recent images."""
+        self.number = -1
+        """Number of the file of its rows (decoding/worker.py)."""
 
 
 class DecodePool:
-    """The decode processes of one model.
+    """The decode processes of all models. While several models have images, they take turns.
 
-    `fatal` is called with the reason when restarting the processes would not help. Raise
-    DeviceError if they cannot be started at all.
+    `dispatch` is called when images are decoded and slots are free; it is to call the pool's own
+    `dispatch`. `fatal` is called with the reason when restarting the processes would not help.
+    Raise DeviceError if they cannot be started at all.
     """
 
     def __init__(
         self,
-        rows: Rows,
         options: DecodeOptions,
-        consumer: DecodeConsumer,
+        dispatch: Callable[[], None],
         metrics: Metrics,
         fatal: Callable[[DeviceError], None],
     ) -> None:
-        self._rows = rows
         self._options = options
         self._processes = processes = options.processes
-        self._consumer = consumer
+        self._go_on = dispatch
         self._restarts = metrics.decode_restarts
         self._cpu_seconds = metrics.decode_cpu_seconds
         self._counted_pid, self._counted_cpu_seconds = 0, 0.0
         self._fatal = fatal
         self._loop = asyncio.get_running_loop()
-        self._queue: deque[Image] = deque()
-        self._in_flight: dict[int, tuple[Image, int]] = {}
-        self._seconds = 0.0
+        self._queues: list[DecodeQueue] = []
+        """The queue that has waited longest for its turn is the first."""
+        self._numbers = itertools.count()
+        self._on_cores = False
+        self._in_flight: dict[int, tuple[DecodeQueue, Image, int]] = {}
         self._alive = False
         slots = min(SLOTS_PER_PROCESS * processes, MAX_SLOTS)
         self._free = list(range(slots))
@@ -142,7 +168,22 @@ class DecodePool:
         size = self._slots_offset + slots * self._slot_bytes
         self._descriptor = memory_file("topfive-bodies", size)
         self._bodies = mmap.mmap(self._descriptor, size)
+        self.cores = memory_file("topfive-cores", 0)
+        """Descriptor of the file of the cores' lock (device_host/cores.py)."""
         self._start()
+
+    def add(self, queue: DecodeQueue) -> None:
+        """Decode the images of `queue` as well, from now on."""
+        queue.number = next(self._numbers)
+        self._queues.append(queue)
+        self._on_cores = any(each.on_cores for each in self._queues)
+        self._send_rows_file(queue)
+
+    def remove(self, queue: DecodeQueue) -> None:
+        """Forget the queue, which has no images waiting or in the processes."""
+        self._queues.remove(queue)
+        self._on_cores = any(each.on_cores for each in self._queues)
+        self._send_to_all(json.dumps({"gone": queue.number}).encode())
 
     def report_at_once(self, at_once: bool) -> None:
         """Have the workers report each image alone, or several at once.
@@ -151,9 +192,9 @@ class DecodePool:
         """
         self._bodies[self._processes * CLAIM.size] = at_once
 
-    def put(self, image: Image) -> None:
-        """Decode `image.data` into `image.row`, which is filling."""
-        self._queue.append(image)
+    def put(self, queue: DecodeQueue, image: Image) -> None:
+        """Decode `image.data` into `image.row`, which is filling, in the turn of `queue`."""
+        queue.images.append(image)
         self.dispatch()
 
     def close(self) -> None:
@@ -164,16 +205,25 @@ class DecodePool:
             self._child.wait()
         self._bodies.close()
         os.close(self._descriptor)
+        os.close(self.cores)
 
-    def wait_s(self, images: int) -> float:
-        """Return the estimated seconds until `images` new images start decoding."""
+    def wait_s(self, queue: DecodeQueue, images: int) -> float:
+        """Return the estimated seconds until `images` new images of `queue` start decoding.
+
+        Another queue takes at most as many turns until then as this one.
+        """
         busy = min(len(self._in_flight), self._processes)
-        waiting = len(self._queue) + len(self._in_flight) - busy
-        return (waiting + images) * self._seconds / self._processes
+        turns = len(queue.images) + queue.in_flight + images
+        seconds = sum(
+            min(len(each.images) + each.in_flight, turns) * each.seconds
+            for each in self._queues
+            if each is not queue
+        )
+        return max(0.0, seconds + (turns - busy) * queue.seconds) / self._processes
 
-    def alone_s(self, images: int) -> float:
+    def alone_s(self, queue: DecodeQueue, images: int) -> float:
         """Return the estimated seconds to decode `images` without other load; 0 if unknown."""
-        return math.ceil(images / self._processes) * self._seconds
+        return math.ceil(images / self._processes) * queue.seconds
 
     @property
     def pid(self) -> int:
@@ -184,7 +234,7 @@ class DecodePool:
         """Return the number of processes, of busy ones, and of images that wait for one."""
         in_flight = len(self._in_flight)
         busy = min(in_flight, self._processes)
-        waiting = len(self._queue) + in_flight - busy
+        waiting = sum(len(queue.images) for queue in self._queues) + in_flight - busy
         return {"processes": self._processes, "busy": busy, "waiting": waiting}
 
     def usage(self) -> tuple[float, float]:
@@ -248,10 +298,41 @@ class DecodePool:
         os.set_blocking(self._results, False)
         self._wake = os.eventfd(0)
         opened.callback(os.close, self._wake)
-        self._child = _spawn(self._job(requests.fileno(), results), self._ended)
+        self._rows_files, rows_files = [], []
+        for _ in range(self._processes):
+            ours, theirs_only = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            ours.setblocking(False)
+            self._rows_files.append(opened.enter_context(ours))
+            rows_files.append(theirs.enter_context(theirs_only).fileno())
+        self._child = _spawn(self._job(requests.fileno(), results, rows_files), self._ended)
+        for queue in self._queues:
+            self._send_rows_file(queue)
 
-    def _job(self, requests: int, results: int) -> DecodeJob:
-        total, height, width, channels = self._rows.inputs.shape
+    def _send_rows_file(self, queue: DecodeQueue) -> None:
+        total, height, width, channels = queue.rows.inputs.shape
+        file = RowsFile(
+            queue.number,
+            (total, height, width, channels),
+            queue.preprocessing.resize,
+            queue.preprocessing.resample,
+        )
+        self._send_to_all(json.dumps(asdict(file)).encode(), queue.rows.descriptor)
+
+    def _send_to_all(self, message: bytes, *descriptors: int) -> None:
+        """Send a message about a file of rows to each worker.
+
+        A worker reads the messages when it needs a file. If one has needed none for so long that
+        its socket is full, all are restarted, and get what is served then.
+        """
+        try:
+            for worker in self._rows_files:
+                socket.send_fds(worker, [message], descriptors)
+        except BlockingIOError:
+            self._child.process.send_signal(END)
+        except ConnectionError:  # the processes have ended, and are restarted
+            pass
+
+    def _job(self, requests: int, results: int, rows_files: list[int]) -> DecodeJob:
         return DecodeJob(
             parent=os.getpid(),
             processes=self._processes,
@@ -262,42 +343,50 @@ class DecodePool:
             bodies_bytes=len(self._bodies),
             slots_offset=self._slots_offset,
             slot_bytes=self._slot_bytes,
-            rows=self._rows.descriptor,
-            row_shape=(total, height, width, channels),
-            resize=self._options.resize,
-            resample=self._options.resample,
+            rows_files=rows_files,
+            cores=self.cores,
             max_pixels=self._options.max_pixels,
-            time_slicing=self._options.time_slicing,
         )
 
     def dispatch(self) -> None:
-        """Send queued images to the processes, up to the decode limit and the free slots."""
-        unwanted = []
-        limit = self._consumer.decode_limit()
-        while self._queue and self._free and len(self._in_flight) < limit:
-            image = self._queue.popleft()
-            size, data, image.data = len(image.data), image.data, b""
+        """Send queued images to the processes, up to the decode limits and the free slots.
+
+        The queues take turns, so that none waits for the images of another.
+        """
+        limits = {queue: queue.consumer.decode_limit() for queue in self._queues if queue.images}
+        unwanted: dict[DecodeQueue, list[Decoded]] = {}
+        while self._free and limits:
+            queue = next(each for each in self._queues if each in limits)
+            if not queue.images or queue.in_flight >= limits[queue]:
+                del limits[queue]
+                continue
+            image = queue.images.popleft()
+            data, image.data = image.data, b""
             if image.request.done:
-                unwanted.append(Decoded(image, 0, 0.0, None))
+                unwanted.setdefault(queue, []).append(Decoded(image, 0, 0.0, None))
                 continue
             slot = self._free.pop()
             at = self._place(slot)
-            self._bodies[at : at + size] = data
-            self._in_flight[slot] = image, size
+            self._bodies[at : at + len(data)] = data
+            self._in_flight[slot] = queue, image, len(data)
+            queue.in_flight += 1
             self._send(slot)
-        if unwanted:
-            self._consumer.decoded(unwanted)
+            if len(self._queues) > 1:
+                self._queues.remove(queue)
+                self._queues.append(queue)
+        for queue, images in unwanted.items():
+            queue.consumer.decoded(images)
 
     def _send(self, slot: int) -> None:
-        image, size = self._in_flight[slot]
+        queue, image, size = self._in_flight[slot]
         # If the processes have ended, the image is sent again after the restart.
         with contextlib.suppress(ConnectionError):
-            self._requests.send(REQUEST.pack(slot, image.row, size))
+            self._requests.send(REQUEST.pack(slot, image.row, size, queue.number, self._on_cores))
 
     def _woken(self) -> None:
         os.eventfd_read(self._wake)
         self.collect_results()
-        self._consumer.dispatch()
+        self._go_on()
 
     def collect_results(self) -> None:
         """Pass on all images that are finished, whether the workers have reported them or not."""
@@ -307,25 +396,28 @@ class DecodePool:
             results = os.read(self._results, PIPE_BYTES)
         except BlockingIOError:
             return
-        finished = []
+        finished: dict[DecodeQueue, list[Decoded]] = {}
         for slot, second, pixels, seconds in RESULT.iter_unpack(results):
             if slot == STARTED:
                 self._started = True
             elif slot == ENDED:
-                finished += self._crashed(second, pixels)
+                self._crashed(second, pixels, finished)
             else:
-                self._seconds += (seconds - self._seconds) / RECENT
                 error = self._error(slot, second) if second else None
-                finished.append(Decoded(self._release(slot), pixels, seconds, error))
-        self._consumer.decoded(finished)
+                queue, image = self._release(slot)
+                queue.seconds += (seconds - queue.seconds) / RECENT
+                finished.setdefault(queue, []).append(Decoded(image, pixels, seconds, error))
+        for queue, images in finished.items():
+            queue.consumer.decoded(images)
 
-    def _release(self, slot: int) -> Image:
-        image, size = self._in_flight.pop(slot)
+    def _release(self, slot: int) -> tuple[DecodeQueue, Image]:
+        queue, image, size = self._in_flight.pop(slot)
+        queue.in_flight -= 1
         if size > LARGE_BODY_BYTES:
             self._bodies.madvise(mmap.MADV_REMOVE, self._place(slot), self._slot_bytes)
         # Acquired from the end: the slot released last is the one still in the CPU caches.
         self._free.append(slot)
-        return image
+        return queue, image
 
     def _place(self, slot: int) -> int:
         return self._slots_offset + slot * self._slot_bytes
@@ -337,18 +429,21 @@ class DecodePool:
             log.error("decode_failed", extra={"traceback": trace})
         return _ERRORS[code](detail, remedy, **members)
 
-    def _crashed(self, process: int, status: int) -> list[Decoded]:
-        """Return the image that `process` was decoding when it exited, if any, with its error."""
+    def _crashed(
+        self, process: int, status: int, finished: dict[DecodeQueue, list[Decoded]]
+    ) -> None:
+        """Add the image that `process` was decoding when it exited, if any, with its error."""
         [slot] = CLAIM.unpack_from(self._bodies, process * CLAIM.size)
         code = os.waitstatus_to_exitcode(status)
         how = self._child.how_it_ended(code)
         log.error("decode_process_ended", extra={"number": process, "how": how})
         if slot not in self._in_flight:
-            return []
+            return
         detail = f"The process that decoded the image ended {how}."
         report = Internal(detail, "Send another image, and report this one.")
         error = out_of_memory(detail) if code == -signal.SIGKILL else report
-        return [Decoded(self._release(slot), 0, 0.0, error)]
+        queue, image = self._release(slot)
+        finished.setdefault(queue, []).append(Decoded(image, 0, 0.0, error))
 
     def _ended(self, code: int) -> None:
         """Restart the processes after all of them have ended, and send them the rest again."""
@@ -366,7 +461,7 @@ class DecodePool:
             return
         for slot in self._in_flight:
             self._send(slot)
-        self._consumer.dispatch()
+        self._go_on()
 
     def _end(self) -> None:
         """Close everything that is shared with the processes."""
@@ -379,7 +474,7 @@ def _spawn(job: DecodeJob, on_exit: Callable[[int], None]) -> child_process.Chil
     return child_process.Child(
         [sys.executable, "-P", "-m", "service.decoding.worker", json.dumps(asdict(job))],
         on_exit,
-        pass_fds=(job.requests, job.results, job.wake, job.bodies, job.rows),
+        pass_fds=(job.requests, job.results, job.wake, job.bodies, job.cores, *job.rows_files),
         env=os.environ | _ENVIRONMENT,
     )
 

@@ -4,11 +4,14 @@
                                           \\-> quarantined -> starting ...
 
 A device must pass a self-test on the golden rows before it is ready (state `proving`), and is
-probed with them while it is ready; a probe goes before the batches of requests. The pool decides
-when a ready device gets a batch (device_pool.py). When its host fails, the host is killed. Only
-after the host has been reaped are the rows of its unanswered batches tried again or released: until
-then it may write to them. A host that cannot be reaped keeps its rows. Their images are tried again
-in other rows, and the device stays in quarantine until the host is reaped.
+probed with them while it is ready; a probe goes before the batches of requests. The device's
+arbiter decides when it gets a batch (arbiter.py): several models may share a device, and each has a
+`Device` with a host of its own. A device that was taken from its model is `stopped`.
+
+When its host fails, the host is killed. Only after the host has been reaped are the rows of its
+unanswered batches tried again or released: until then it may write to them. A host that cannot be
+reaped keeps its rows. Their images are tried again in other rows, and the device stays in
+quarantine until the host is reaped.
 """
 
 import asyncio
@@ -24,6 +27,7 @@ import numpy as np
 
 from service.artifact import Artifact
 from service.core.batcher import Batcher
+from service.core.dispatcher import Dispatcher
 from service.core.host_process import Host, hello_message
 from service.core.request import Image
 from service.core.rows import Rows, State
@@ -43,9 +47,6 @@ LATE_S = 2.0
 class BatchConsumer(Protocol):
     """The part of the pipeline that a device reports to."""
 
-    def dispatch(self) -> None:
-        """Send further batches: the device has room for one, or images wait again."""
-
     def computed(self, batch: list[Image], sent_at: float, timings: Timings) -> None:
         """Continue with a batch that was sent at `sent_at` (`time.perf_counter`) and computed."""
 
@@ -55,19 +56,20 @@ class BatchConsumer(Protocol):
 
 @dataclass(frozen=True)
 class Shared:
-    """What the devices of a pool share; `python` is the interpreter of their hosts."""
+    """What the devices of one model share; `python` is the interpreter of their hosts."""
 
     artifact: Artifact
     settings: Settings
     python: str
     rows: Rows
     batcher: Batcher
+    dispatcher: Dispatcher
     metrics: Metrics
     consumer: BatchConsumer
 
 
 class Device:
-    """One device: its state, its host, and its lifecycle.
+    """One device of one model: its state, its host, and its lifecycle.
 
     `reserved` are the numbers of the rows that hold its golden rows. `changed` is called when
     `state` has changed.
@@ -85,13 +87,15 @@ class Device:
         self.failure: DeviceError | None = None
         self._failures = 0
         self._unverified_images = 0
-        self.time = DeviceTime()
         self.description = ""
         self.largest_batch = 0
         self._max_in_flight = 0
         self.retry_at = 0.0
         manifest = shared.artifact.manifest
         self.name = manifest.served_target.name_of_device(ordinal)
+        self.batcher = shared.batcher
+        self._arbiter = shared.dispatcher.arbiter(self.name)
+        self.time = DeviceTime(occupancy=self._arbiter.occupancy)
         self._fixed_batch = manifest.input.batch.min
         self._bind_metrics(shared.metrics, manifest.name)
         shared.rows.inputs[reserved] = shared.artifact.golden.rows
@@ -104,27 +108,36 @@ class Device:
             for stage in ("copy_in", "compute", "copy_out")
         ]
         self._behind = metrics.batch_behind.labels(model, self.name)
-        self._idle_seconds = metrics.device_idle.labels(self.name)
+        self._idle_seconds = metrics.device_idle.labels(model, self.name)
         self._batches = {
             outcome: metrics.batches.labels(model, self.name, outcome)
             for outcome in ("ok", "failed", "timed_out")
         }
         self._probes = {
-            result: metrics.golden_probes.labels(self.name, result)
+            result: metrics.golden_probes.labels(model, self.name, result)
             for result in ("pass", "fail", "timed_out", "skipped")
         }
         self._restarts = {
-            reason: metrics.device_restarts.labels(self.name, reason) for reason in RESTART_REASONS
+            reason: metrics.device_restarts.labels(model, self.name, reason)
+            for reason in RESTART_REASONS
         }
-        self._deviation = metrics.golden_probe_deviation.labels(self.name)
-        self._fallback = metrics.device_precision_fallback.labels(self.name)
-        self._probe_passed_at = metrics.golden_probe_success.labels(self.name)
-        self._doubtful = metrics.doubtful_images.labels(self.name)
+        self._deviation = metrics.golden_probe_deviation.labels(model, self.name)
+        self._fallback = metrics.device_precision_fallback.labels(model, self.name)
+        self._probe_passed_at = metrics.golden_probe_success.labels(model, self.name)
+        self._doubtful = metrics.doubtful_images.labels(model, self.name)
         self._retries = metrics.image_retries.labels(model)
-        self._late_replies = metrics.late_replies.labels(self.name)
+        self._late_replies = metrics.late_replies.labels(model, self.name)
 
     async def run(self) -> None:
         """Start a host, serve until it fails, wait, and repeat."""
+        self.failure = None
+        self._arbiter.add(self)
+        try:
+            await self._run()
+        finally:
+            self._arbiter.remove(self)
+
+    async def _run(self) -> None:
         while True:
             self.failure = failure = await self._serve_until_failure()
             self._failures += 1
@@ -136,9 +149,14 @@ class Device:
             self._restarts[failure.reason].inc()
 
     async def stop(self) -> None:
-        """End the host, if there is one; cancel `run` first."""
+        """End the host, if there is one, after the batches that it has; cancel `run` first."""
         if self.host is not None:
-            await self.host.stop(self._shared.settings.reap_timeout_s)
+            host, self.host = self.host, None
+            await host.stop(self._shared.settings.reap_timeout_s)
+            self.time.occupancy.forget(self.time)
+            if host.unanswered:
+                await self._reclaim(host, await host.failure)
+        self._set_state("stopped")
 
     def statistics(self) -> dict[str, object]:
         """Return the state, the engine's description, batches in flight, failures in a row."""
@@ -165,7 +183,8 @@ class Device:
         shared = self._shared
         self._unverified_images = 0
         try:
-            host = Host(self.name, shared.python, shared.rows.descriptor, self._late_replies.inc)
+            memory, cores = shared.rows.descriptor, shared.dispatcher.decode_pool.cores
+            host = Host(self.name, shared.python, memory, cores, self._late_replies.inc)
         except DeviceError as error:
             self._set_state("failed", **_facts(error))
             return error
@@ -178,6 +197,7 @@ class Device:
         if failure.reason == "wrong_answer":
             self._doubtful.inc(self._unverified_images)
         await self._reclaim(host, failure)
+        self.time.occupancy.forget(self.time)
         self.host = None
         return failure
 
@@ -193,7 +213,7 @@ class Device:
             in_flight = host.facts["batches_in_flight"]
             self._max_in_flight = shared.settings.inflight_per_device or in_flight
             # A host accepts one batch more than its engine has begun (device_host/__main__.py).
-            self.time = DeviceTime(overlaps=in_flight > 2)
+            self.time = DeviceTime(in_flight > 2, self._arbiter.occupancy)
             self._check_precision(host.facts["fallback"])
             self._set_state("proving")
             await self._probe(host, self._reserved)
@@ -201,7 +221,7 @@ class Device:
             host.fail(error)
             return
         self._set_state("ready", engine=self.description)
-        shared.consumer.dispatch()
+        shared.dispatcher.dispatch()
         await self._probe_regularly(host)
 
     async def _check_model(self) -> None:
@@ -233,16 +253,14 @@ class Device:
         log.warning("precision_fallback", extra=facts)
 
     @property
-    def has_room(self) -> bool:
-        """Whether a batch may be sent now."""
-        if self.state != "ready" or self.host is None or self.host.failure.done():
-            return False
-        return len(self.host.unanswered) < self._max_in_flight
+    def ready(self) -> bool:
+        """Whether the device computes batches."""
+        return self.state == "ready" and self.host is not None and not self.host.failure.done()
 
     @property
-    def send_at(self) -> float:
-        """When a batch must be sent so that the device has it just before it is idle."""
-        return self.time.idle_at - self.time.lead_s
+    def has_room(self) -> bool:
+        """Whether a batch may be sent now."""
+        return self.ready and self.batches_in_flight < self._max_in_flight
 
     def send(self, batch: list[Image], held_s: float) -> None:
         """Compute the batch, whose images were held back for `held_s` seconds."""
@@ -273,7 +291,7 @@ class Device:
         self, batch: list[Image], sent_at: float, held_s: float, timings: Timings
     ) -> None:
         self._idle_seconds.inc(self.time.finish(timings, held_s))
-        self._shared.consumer.dispatch()  # first, because the device may be idle
+        self._shared.dispatcher.dispatch()  # first, because the device may be idle
         self._batches["ok"].inc()
         self._unverified_images += len(batch)
         for stage, nanoseconds in zip(self._stages, timings[:3], strict=True):
@@ -361,7 +379,7 @@ class Device:
             rows.move([image.row], state, State.WAITING)
             self._retries.inc()
             self._shared.batcher.put([image])
-            self._shared.consumer.dispatch()
+            self._shared.dispatcher.dispatch()
             return
         rows.release([image.row], state)
         self._shared.consumer.failed(image, _device_failed(failure))

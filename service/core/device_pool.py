@@ -1,24 +1,12 @@
-"""The devices of one model: which gets a batch and when, and whether any is ready.
-
-When a batch is sent: an idle device gets at once what waits. A busy device gets a full batch at
-once, up to the batches that it may have in flight. A partial batch is held back until the device is
-about to be idle, and takes what has come by then: on a card a batch of one image takes nearly as
-long as one of four. So an idle device waits for nothing, and a busy one computes few small batches.
-If a prediction is too long, the device waits for a hand-over (its answer sends the batch); if it is
-too short, a batch is smaller than it could be. docs/architecture.md has a picture.
-"""
+"""The devices of one model: which of them are ready, and what if none is."""
 
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
-
-from prometheus_client.core import Metric
+from collections.abc import Callable, Sequence
 
 from service.core.device import Device, Shared
 from service.errors import DeviceError
-from service.system.timer import PreciseTimer
-from service.telemetry.metrics import DEVICE_STATES, counter_family, gauge_family
 
 log = logging.getLogger("topfive.pool")
 
@@ -43,20 +31,18 @@ class DevicePool:
             Device(ordinal, reserved[place * golden : (place + 1) * golden], shared, self._changed)
             for place, ordinal in enumerate(ordinals)
         ]
+        self.names = frozenset(device.name for device in self.devices)
         self._settings = shared.settings
-        self._batcher = shared.batcher
-        self._timer = PreciseTimer(shared.consumer.dispatch)
         self._fatal = fatal
         self.on_change: Callable[[], None] = lambda: None
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks: dict[Device, asyncio.Task[None]] = {}
+        self._stopped = False
         self._alarm: asyncio.TimerHandle | None = None
         self.ready = 0
         """Number of devices that are ready."""
         self.images_ahead = 0
         """Number of images to decode ahead of the devices; 0 before a device is open."""
         self.first_ready = asyncio.Event()
-        self.starved = False
-        """Whether a device that is not fast had nothing to compute after the last dispatch."""
 
     @property
     def images_per_second(self) -> float:
@@ -65,56 +51,44 @@ class DevicePool:
         # A device that has computed nothing counts as the average of the others.
         return sum(known) / len(known) * self.ready if known else 0.0
 
-    @property
-    def are_fast(self) -> bool:
-        """Whether each device is fast (core/throughput.py)."""
-        return all(device.time.is_fast for device in self.devices)
-
     def start(self) -> None:
-        """Start the devices."""
+        """Start the devices; `fatal` is called if none is ready in time."""
         self._set_alarm(self._settings.start_timeout_s)
         for device in self.devices:
-            task = asyncio.create_task(device.run(), name=f"device {device.name}")
-            task.add_done_callback(self._task_ended)
-            self._tasks.append(task)
+            self.start_device(device)
+
+    def start_device(self, device: Device) -> None:
+        """Start one of the devices."""
+        task = asyncio.create_task(device.run(), name=f"device {device.name}")
+        task.add_done_callback(self._task_ended)
+        self._tasks[device] = task
+
+    async def stop_device(self, device: Device) -> None:
+        """End one of the devices after the batches that it has; then it uses no row."""
+        if task := self._tasks.pop(device, None):
+            task.remove_done_callback(self._task_ended)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        await device.stop()
 
     async def stop(self) -> None:
         """End all devices; afterwards no device uses a row."""
+        self._stopped = True
         if self._alarm:
             self._alarm.cancel()
-        for task in self._tasks:
-            task.remove_done_callback(self._task_ended)
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await asyncio.gather(*(device.stop() for device in self.devices))
-        self._timer.close()
-
-    def dispatch(self) -> None:
-        """Send the devices the batches that they should have now."""
-        self.starved = False
-        while with_room := [device for device in self.devices if device.has_room]:
-            device = min(with_room, key=lambda device: device.time.idle_at)
-            if len(self._batcher) < device.largest_batch:
-                if device.send_at > time.perf_counter():
-                    self._timer.set(device.send_at)
-                    return
-                if not len(self._batcher):
-                    self.starved = not device.time.is_fast
-                    return
-            held_s = time.perf_counter() - self._batcher.waiting_since
-            if batch := self._batcher.take(device.largest_batch):
-                device.send(batch, held_s)
+        await asyncio.gather(*map(self.stop_device, self.devices))
 
     def _changed(self) -> None:
         """Count what is ready after a device has changed its state."""
         self.ready = sum(device.state == "ready" for device in self.devices)
-        self.images_ahead = BATCHES_AHEAD * sum(device.largest_batch for device in self.devices)
+        started = [device for device in self.devices if device.state != "stopped"]
+        self.images_ahead = BATCHES_AHEAD * sum(device.largest_batch for device in started)
         if self.ready:
             self.first_ready.set()
             if self._alarm:
                 self._alarm.cancel()
                 self._alarm = None
-        elif self._alarm is None:
+        elif self._alarm is None and not self._stopped:
             self._set_alarm(self._settings.no_device_grace_s)
         self.on_change()
 
@@ -130,37 +104,6 @@ class DevicePool:
     def statistics(self) -> list[dict[str, object]]:
         """Return the statistics of each device."""
         return [device.statistics() for device in self.devices]
-
-    def collect(self) -> Iterable[Metric]:
-        """Yield the families that are read at the scrape."""
-        states = [
-            ((device.name, state), float(device.state == state))
-            for device in self.devices
-            for state in DEVICE_STATES
-        ]
-        yield gauge_family(
-            "device_state", "1 for the state that the device is in.", ("device", "state"), states
-        )
-        in_flight = [((device.name,), float(device.batches_in_flight)) for device in self.devices]
-        yield gauge_family(
-            "device_batches_in_flight",
-            "Batches sent to the device and not answered yet.",
-            ("device",),
-            in_flight,
-        )
-        usage = [(device.name, *device.usage()) for device in self.devices]
-        yield counter_family(
-            "host_cpu_seconds",
-            "CPU time of the device host process.",
-            ("device",),
-            [((name,), cpu) for name, cpu, _ in usage],
-        )
-        yield gauge_family(
-            "host_resident_memory_bytes",
-            "Resident memory of the device host process.",
-            ("device",),
-            [((name,), memory) for name, _, memory in usage],
-        )
 
     def _set_alarm(self, delay_s: float) -> None:
         self._alarm = asyncio.get_running_loop().call_later(delay_s, self._give_up, delay_s)

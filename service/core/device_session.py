@@ -87,7 +87,7 @@ async def opened(
     shape = (manifest.input.height, manifest.input.width, manifest.input.channels)
     memory = Rows(rows, 0, shape, manifest.output.classes)
     try:
-        host = Host(str(ordinal), python, memory.descriptor, lambda: None)
+        host = Host(str(ordinal), python, memory.descriptor, memory.descriptor, lambda: None)
         try:
             hello = hello_message(artifact, memory, ordinal, largest_batch)
             opening = asyncio.ensure_future(host.open(hello, timeout_s))

@@ -80,9 +80,12 @@ class Host:
         name: str,
         python: str,
         memory: int,
+        cores: int,
         late_reply: Callable[[], None],
     ) -> None:
         """Spawn a host under the interpreter `python`.
+
+        `memory` is the descriptor of the rows, `cores` that of the cores' lock.
 
         Raise DeviceError if the interpreter cannot be run, or if no descriptor is left.
         """
@@ -96,7 +99,7 @@ class Host:
         self.facts: dict[str, Any] = {}
         self._is_open = asyncio.Event()
         try:
-            self._open(python, memory)
+            self._open(python, memory, cores)
         except OSError as error:
             raise DeviceError(f"Cannot start a device host: {error.strerror}") from error
         self._connection.setblocking(False)
@@ -105,12 +108,12 @@ class Host:
         os.set_blocking(self.process.stdout.fileno(), False)
         self._loop.add_reader(self.process.stdout.fileno(), self._log_output)
 
-    def _open(self, python: str, memory: int) -> None:
+    def _open(self, python: str, memory: int, cores: int) -> None:
         """Start the process with a socket to it, which is closed if that fails."""
         self._connection, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs, contextlib.ExitStack() as opened:
             opened.callback(self._connection.close)
-            self._child = _spawn(python, theirs.fileno(), memory, self._exited)
+            self._child = _spawn(python, (theirs.fileno(), memory, cores), self._exited)
             self.process = self._child.process
             opened.pop_all()
 
@@ -274,10 +277,11 @@ class Host:
 
 
 def _spawn(
-    python: str, connection: int, memory: int, on_exit: Callable[[int], None]
+    python: str, descriptors: tuple[int, int, int], on_exit: Callable[[int], None]
 ) -> child_process.Child:
-    command = [python, "-E", "-s", str(FOLDER)]
-    command += ["--socket", str(connection), "--memory", str(memory), "--parent", str(os.getpid())]
+    command = [python, "-E", "-s", str(FOLDER), "--parent", str(os.getpid())]
+    for option, descriptor in zip(("--socket", "--memory", "--cores"), descriptors, strict=True):
+        command += [option, str(descriptor)]
     try:
         # The SDK writes logs and dumps into the working directory, which a system service cannot.
         folder = None if os.access(".", os.W_OK) else tempfile.gettempdir()
@@ -286,7 +290,7 @@ def _spawn(
         return child_process.Child(
             command,
             on_exit,
-            pass_fds=(connection, memory),
+            pass_fds=descriptors,
             cwd=folder,
             env=sdk.environment(),
             stdout=subprocess.PIPE,

@@ -13,10 +13,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from service import artifact as artifacts
-from service import sdk, settings
+from service import settings
 from service.artifact import Artifact
 from service.core.classification import TopClasses, Wanted
+from service.core.library import Library
 from service.core.request import TimeLimit
 from service.core.service import Service
 from service.errors import DeviceError, RequestError
@@ -37,7 +37,7 @@ class LocalModel:
         Raise the RequestError that the request ends with, or DeviceError if no device is left.
         """
         limit = TimeLimit(asyncio.get_running_loop().time() + timeout_s)
-        request = self.service.submit(self.service.model, [image], Wanted(top_k), limit)
+        request = self.service.submit(self.service.find(), [image], Wanted(top_k), limit)
         try:
             done = (request.answered, self.failure)
             await asyncio.wait(done, return_when=asyncio.FIRST_COMPLETED)
@@ -67,18 +67,19 @@ async def opened(
         if not failure.done():
             failure.set_result(error)
 
-    artifact = artifacts.read(path)
     effective, _ = settings.load({"devices": devices, "device_python": device_python})
-    target, python = artifact.manifest.target, effective.device_python
-    chosen = sdk.chosen_devices(target, effective.devices, python, effective.import_timeout_s)
-    service = Service(artifact, effective, Metrics(), chosen, fail)
-    service.start()
+    effective = effective.model_copy(update={"artifact": path, "models": None})
+    library = Library(effective)
+    [loadable] = library.read_all()
+    service = Service(library, effective, Metrics(), fail)
+    service.start([loadable])
+    [model] = service.models
     try:
-        ready = asyncio.ensure_future(service.model.devices.first_ready.wait())
+        ready = asyncio.ensure_future(model.devices.first_ready.wait())
         await asyncio.wait((ready, failure), return_when=asyncio.FIRST_COMPLETED)
         if failure.done():
             ready.cancel()
             raise failure.result()
-        yield LocalModel(artifact, service, failure)
+        yield LocalModel(loadable.artifact, service, failure)
     finally:
         await service.stop()

@@ -3,72 +3,87 @@
 Each image of a request goes forward once: a decode worker fills its row, the batcher queues the
 row, a device computes it in a batch, and the image's prediction becomes its outcome. `Model` joins
 these parts: they report to it, and it passes an image on. Only decoding and computing happen in
-other processes; everything here happens on the event loop.
+other processes; everything here happens on the event loop. Several models share the decode
+processes and the devices (dispatcher.py).
 """
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
-from prometheus_client.core import Metric
 
 from service.artifact import Artifact
 from service.core.admission import Admission
 from service.core.batcher import Batcher
 from service.core.classification import predictions
-from service.core.decode_pool import Decoded, DecodeOptions, DecodePool
+from service.core.decode_pool import Decoded, DecodeQueue
 from service.core.device import Shared
 from service.core.device_pool import BATCHES_AHEAD, DevicePool
+from service.core.dispatcher import Dispatcher
 from service.core.request import Image, Request
 from service.core.rows import Rows, State
 from service.core.throughput import Timings
 from service.errors import DeviceError, DeviceFailed
 from service.sdk import Devices
 from service.settings import Settings
-from service.system import cgroup
-from service.telemetry.metrics import Metrics, gauge_family
+from service.telemetry.metrics import Metrics
 
 Images = Sequence[bytes] | NDArray[np.uint8]
 """The images of a request: files, or rows of pixels (images, height, width, 3) that are prepared as
 the model's preprocessing does."""
 
 
-class Model:
-    """The pipeline of one artifact, from files to predictions, on a pool of devices."""
+@dataclass(frozen=True)
+class Common:
+    """What the models of a service share; `models` are those that are open."""
 
-    def __init__(
-        self,
-        artifact: Artifact,
-        settings: Settings,
-        metrics: Metrics,
-        devices: Devices,
-        fatal: Callable[[DeviceError], None],
-    ) -> None:
+    settings: Settings
+    metrics: Metrics
+    dispatcher: Dispatcher
+    models: list["Model"] = field(default_factory=list)
+
+
+class Model:
+    """The pipeline of one artifact, from files to predictions, on a pool of devices.
+
+    `on_failure` is called with the reason when no device is left to compute on; see DevicePool.
+    """
+
+    def __init__(self, artifact: Artifact, devices: Devices, common: Common) -> None:
         self.artifact = artifact
-        manifest = artifact.manifest
+        self.labels = [label.members() for label in artifact.labels]
+        """The members of a prediction that describe its class, for each class."""
+        self.on_failure: Callable[[DeviceError], None] = lambda _: None
+        self._common = common
+        manifest, settings = artifact.manifest, common.settings
         shape = (manifest.input.height, manifest.input.width, manifest.input.channels)
         reserved = len(devices.ordinals) * len(artifact.golden.rows)
         self.rows = Rows(settings.rows, reserved, shape, manifest.output.classes)
         self._batcher = Batcher(self._drop)
-        decoding = DecodeOptions(
-            manifest.preprocessing.resize,
-            manifest.preprocessing.resample,
-            settings.max_pixels,
-            settings.decode_processes or cgroup.available_cores(),
-            settings.max_body_bytes,
-            time_slicing=not manifest.served_target.needs_sdk,
+        on_cores = not manifest.served_target.needs_sdk
+        self._decode_queue = DecodeQueue(self.rows, manifest.preprocessing, on_cores, self)
+        common.dispatcher.decode_pool.add(self._decode_queue)
+        shared = Shared(
+            artifact,
+            settings,
+            devices.python,
+            self.rows,
+            self._batcher,
+            common.dispatcher,
+            common.metrics,
+            self,
         )
-        self._decode_pool = DecodePool(self.rows, decoding, self, metrics, fatal)
-        shared = Shared(artifact, settings, devices.python, self.rows, self._batcher, metrics, self)
-        self.devices = DevicePool(devices.ordinals, shared, fatal)
-        self.admission = Admission(settings, self.rows, self._decode_pool, self.devices)
-        self._bind_metrics(metrics)
+        self.devices = DevicePool(devices.ordinals, shared, lambda error: self.on_failure(error))
+        self.admission = Admission(settings, self.rows, self.devices, self)
+        self._users = 0
+        self._bind_metrics(common.metrics)
+        common.models.append(self)
 
     def _bind_metrics(self, metrics: Metrics) -> None:
-        manifest = self.artifact.manifest
-        name, batch = manifest.name, manifest.input.batch
+        name = self.name
         self._images = {
             outcome: metrics.images.labels(name, outcome)
             for outcome in ("ok", "failed", "expired", "abandoned")
@@ -78,24 +93,12 @@ class Model:
         self._pixels = metrics.image_pixels.labels(name)
         self._row_seconds = metrics.row_seconds.labels(name)
         self._row_seconds_counted = 0.0
-        metrics.model_info.labels(
-            name,
-            manifest.version,
-            manifest.target,
-            manifest.precision,
-            str(batch.max) if batch.min == batch.max else f"{batch.min}-{batch.max}",
-            f"{manifest.input.height}x{manifest.input.width}",
-        ).set(1)
-        for device in self.devices.devices:
-            metrics.device_info.labels(
-                device.name, manifest.target, "", "", "", "", manifest.engine
-            ).set(1)
-        metrics.add(self._collect)
 
     async def close(self) -> None:
-        """End the devices and the decode processes, and release the memory of the rows."""
+        """End the devices, and release the memory of the rows; no image is in a row."""
         await self.devices.stop()
-        self._decode_pool.close()
+        self._common.models.remove(self)
+        self._common.dispatcher.decode_pool.remove(self._decode_queue)
         self.rows.close()
 
     @property
@@ -109,7 +112,43 @@ class Model:
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
         """Keep the model until the end of the block."""
-        yield
+        self._users += 1
+        try:
+            yield
+        finally:
+            self._users -= 1
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request uses the model, or an image of a request has a row."""
+        return self._users > 0 or self.rows.in_use > 0
+
+    def work_s(self, images: int = 0) -> float:
+        """Return the estimated seconds of devices for the images in flight and `images` more."""
+        throughput = self.devices.images_per_second
+        return (self.rows.in_use + images) / throughput if throughput else 0.0
+
+    def queueing_s(self, images: int = 0) -> float:
+        """Estimate the seconds until the images in flight and `images` more are answered.
+
+        Decoding and computing happen at the same time, so the slower one decides. Other models on
+        these devices have the same share of them, so each takes at most as long as this one.
+        """
+        own_s = self.work_s(images)
+        others_s = sum(
+            min(own_s, each.work_s())
+            for each in self._common.models
+            if each is not self and each.devices.names & self.devices.names
+        )
+        decode_s = self._common.dispatcher.decode_pool.wait_s(self._decode_queue, images)
+        return max(decode_s, own_s + others_s)
+
+    def alone_s(self, images: int) -> float:
+        """Return the estimated seconds for `images` without other load; 0 if unknown."""
+        throughput = self.devices.images_per_second
+        computing_s = images / throughput if throughput else 0.0
+        decode_pool = self._common.dispatcher.decode_pool
+        return max(decode_pool.alone_s(self._decode_queue, images), computing_s)
 
     def put(self, request: Request, images: Images) -> None:
         """Acquire a row for each image of an admitted request.
@@ -123,8 +162,9 @@ class Model:
         if isinstance(images, np.ndarray):
             self._put_pixels(request, numbers, images, now)
             return
+        decode_pool = self._common.dispatcher.decode_pool
         for index, (row, file) in enumerate(zip(numbers, images, strict=True)):
-            self._decode_pool.put(Image(request, index, row, file, now))
+            decode_pool.put(self._decode_queue, Image(request, index, row, file, now))
 
     def _put_pixels(
         self, request: Request, numbers: list[int], pixels: NDArray[np.uint8], now: float
@@ -135,7 +175,7 @@ class Model:
         self._batcher.put(
             Image(request, index, row, queued_since=now) for index, row in enumerate(numbers)
         )
-        self.dispatch()
+        self._common.dispatcher.dispatch()
 
     def expire(self, request: Request) -> None:
         """End the request because its deadline was exceeded."""
@@ -146,7 +186,7 @@ class Model:
         return {
             "rows": self.rows.statistics(),
             "queue": {"waiting": len(self._batcher)},
-            "decoder": self._decode_pool.statistics(),
+            "decoder": self._common.dispatcher.decode_pool.statistics(),
             "devices": self.devices.statistics(),
             "images_per_second": round(self.devices.images_per_second, 2),
         }
@@ -193,14 +233,6 @@ class Model:
             self.expire(image.request)
         self._release_unanswered(image, State.WAITING)
 
-    def dispatch(self) -> None:
-        """Send the devices the batches that they should have now, and decode further images."""
-        if not self.devices.are_fast:
-            self._decode_pool.collect_results()
-        self.devices.dispatch()
-        self._decode_pool.dispatch()
-        self._decode_pool.report_at_once(self.devices.starved)
-
     def computed(self, batch: list[Image], sent_at: float, timings: Timings) -> None:
         """Set the prediction of each image of a batch that a device has computed.
 
@@ -234,14 +266,8 @@ class Model:
         self._images[image.request.end_reason].inc()
         self.rows.release([image.row], state)
 
-    def _collect(self) -> Iterable[Metric]:
-        rows = self.rows.statistics()
-        name = self.artifact.manifest.name
-        states = [((name, state.value), rows[state.value]) for state in State]
-        yield gauge_family(
-            "rows", "Rows by state. The sum is the number of all rows.", ("model", "state"), states
-        )
-        self._row_seconds.inc(rows["row_seconds"] - self._row_seconds_counted)
-        self._row_seconds_counted = rows["row_seconds"]
-        yield from self.devices.collect()
-        yield from self._decode_pool.collect()
+    def count_row_seconds(self) -> None:
+        """Count the row seconds since the last call."""
+        seconds = self.rows.statistics()["row_seconds"]
+        self._row_seconds.inc(seconds - self._row_seconds_counted)
+        self._row_seconds_counted = seconds

@@ -60,7 +60,7 @@ class Rows:
         self.outputs_offset = -(-inputs_bytes // _PAGE) * _PAGE
         self.memory_bytes = self.outputs_offset + total * classes * 4
         self.descriptor = memory_file("topfive-rows", self.memory_bytes)
-        memory = mmap.mmap(self.descriptor, self.memory_bytes)
+        self._memory = memory = mmap.mmap(self.descriptor, self.memory_bytes)
         self.inputs: NDArray[np.uint8] = np.ndarray((total, *shape), np.uint8, memory)
         self.outputs: NDArray[np.float32] = np.ndarray(
             (total, classes), np.float32, memory, self.outputs_offset
@@ -137,7 +137,8 @@ class Rows:
         return states | {"capacity": self.capacity, "row_seconds": self._row_seconds}
 
     def close(self) -> None:
-        """Close the memory file; a process that has mapped it keeps the memory until it exits."""
+        """Free the memory, also of processes that have mapped it, and close the file."""
+        self._memory.madvise(mmap.MADV_REMOVE)
         os.close(self.descriptor)
 
     def _integrate(self) -> None:

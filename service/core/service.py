@@ -1,4 +1,4 @@
-"""The one way into the core for every protocol: admit, submit, wait.
+"""The one way into the core for every protocol: find, admit, submit, wait.
 
 A protocol finds the model that a request names (`find`), asks `admitted` when it has read the
 request's head, reads the images within that block, and calls `submit`. It awaits `Request.wait` for
@@ -8,54 +8,115 @@ and the evaluation share these calls; nothing here knows a protocol.
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 
 from prometheus_client.core import Metric
 
-from service.artifact import Artifact
+from service.core import gauges
 from service.core.classification import Wanted
-from service.core.model import Images, Model
+from service.core.decode_pool import DecodeOptions
+from service.core.dispatcher import Dispatcher
+from service.core.library import Library, Loadable
+from service.core.model import Common, Images, Model
+from service.core.repository import Repository
 from service.core.request import Request, TimeLimit
-from service.errors import DeviceError, NotFound, stopping
-from service.sdk import Devices
+from service.errors import DeviceError, TopfiveError, stopping
 from service.settings import Settings
+from service.system import cgroup
 from service.telemetry.metrics import Metrics, gauge_family
+
+log = logging.getLogger("topfive.service")
+
+
+@dataclass(frozen=True)
+class Reloads:
+    """How often the models were reloaded, and what was refused the last time."""
+
+    count: int = 0
+    refused: list[dict[str, object]] = field(default_factory=list)
 
 
 class Service:
-    """A model and the requests that it has accepted; created and run on one event loop.
+    """The models and the requests that were accepted; created and run on one event loop.
 
     `fatal` is called with the reason when the service cannot continue.
     """
 
     def __init__(
         self,
-        artifact: Artifact,
+        library: Library,
         settings: Settings,
         metrics: Metrics,
-        devices: Devices,
         fatal: Callable[[DeviceError], None],
     ) -> None:
         self.draining = False
         """The service is not ready, but still accepts requests that were on their way."""
         self.on_ready_change: Callable[[], None] = lambda: None
         """Called when `ready` may have changed."""
-        self.model = Model(artifact, settings, metrics, devices, fatal)
-        self.model.devices.on_change = lambda: self.on_ready_change()
+        decoding = DecodeOptions(
+            settings.decode_processes or cgroup.available_cores(),
+            settings.max_pixels,
+            settings.max_body_bytes,
+        )
+        self._dispatcher = Dispatcher(decoding, metrics, fatal)
+        common = Common(settings, metrics, self._dispatcher)
+        self.repository = Repository(library, common, fatal)
+        self.repository.on_change = lambda: self.on_ready_change()
+        self.find = self.repository.find
+        self.reloads = Reloads()
+        self._poll_s = settings.poll_models_s
+        self._polling: asyncio.Task[None] | None = None
+        self._reloading: asyncio.Task[None] | None = None
         self._stopped = False
         self._loop = asyncio.get_running_loop()
         self._open: dict[Request, asyncio.TimerHandle] = {}
         metrics.add(self._collect)
 
     @property
-    def ready(self) -> bool:
-        """Whether the service wants requests: a device is ready, and it is not stopping."""
-        return self.model.devices.ready > 0 and not self.draining
+    def models(self) -> list[Model]:
+        """The models that are served."""
+        return self.repository.models
 
-    def start(self) -> None:
-        """Start the devices; they are ready when they have passed their self-test."""
-        self.model.devices.start()
+    @property
+    def ready(self) -> bool:
+        """Whether the service wants requests: each model has a device, and it is not stopping."""
+        models = self.models
+        return bool(models) and all(each.devices.ready for each in models) and not self.draining
+
+    def start(self, loadable: Sequence[Loadable]) -> None:
+        """Start the models; they are ready when a device has passed their self-test."""
+        self.repository.start(loadable)
+        if self._poll_s:
+            self._polling = asyncio.create_task(self._poll())
+
+    def reload(self) -> None:
+        """Begin to load the models that have changed. A call while one runs begins another one."""
+        before = self._reloading
+
+        async def reload() -> None:
+            if before is not None:
+                await asyncio.wait((before,))
+            errors = await self.repository.reload()
+            self.reloads = Reloads(
+                self.reloads.count + 1,
+                [{"detail": error.detail, "remedy": error.remedy} for error in errors],
+            )
+            log.info("reloaded", extra={"refused": len(errors)})
+
+        if not self.draining:
+            self._reloading = asyncio.create_task(reload())
+
+    async def _poll(self) -> None:
+        seen: dict[str, object] = {}
+        while True:
+            await asyncio.sleep(self._poll_s)
+            try:
+                await self.repository.poll(seen)
+            except TopfiveError as error:
+                log.warning("poll_failed", extra={"detail": error.detail})
 
     def drain(self, timeout_s: float) -> None:
         """Report not ready; after `timeout_s` seconds, answer open and new requests with Draining.
@@ -68,23 +129,12 @@ class Service:
     async def stop(self) -> None:
         """End every open request, the devices and the decode processes."""
         self._end_open()
-        await self.model.close()
-
-    def find(self, name: str = "", version: str = "") -> Model:
-        """Return the model of this name, without one the default model; raise NotFound.
-
-        If `version` is given, it must be the version that is served.
-        """
-        model = self.model
-        if name and name != model.name:
-            raise NotFound(f"There is no model {name[:80]!r}.", "GET /model lists the models.")
-        if version and version != model.version:
-            raise NotFound(
-                f"Model {model.name} has no version {version[:80]!r}; version {model.version} is "
-                "served.",
-                "Leave the version out, or name the one that is served.",
-            )
-        return model
+        changing = [task for task in (self._polling, self._reloading) if task is not None]
+        for task in changing:
+            task.cancel()
+        await asyncio.gather(*changing, return_exceptions=True)
+        await self.repository.stop()
+        self._dispatcher.close()
 
     @contextlib.contextmanager
     def admitted(self, model: Model, deadline_s: float) -> Iterator[None]:
@@ -129,3 +179,4 @@ class Service:
         yield gauge_family(
             "draining", "1 if the service is stopping.", (), [((), float(self.draining))]
         )
+        yield from gauges.read(self.models, self._dispatcher.decode_pool)

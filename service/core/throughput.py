@@ -1,8 +1,9 @@
 """The time that a device takes for its batches, learnt while it serves.
 
-One model of that time answers four questions: when the device will be idle, so that a batch is sent
-just before; how long before; how long the images in flight will take, by which requests are
-admitted; and when a batch is late, so that its images are tried on another device.
+That time, learnt for each model on each device, answers four questions: when the device will be
+idle, so that a batch is sent just before; how long before; how long the images in flight will take,
+by which requests are admitted; and when a batch is late, so that its images are tried on another
+device. Several models that share a device share its `Occupancy`.
 """
 
 import time
@@ -39,25 +40,74 @@ class Timings(NamedTuple):
     """Time that the host had waited for this batch with nothing else to do."""
 
 
-class DeviceTime:
-    """The learnt times of one device, and the batches that it has in flight.
+class Occupancy:
+    """The batches that one device has in flight, of all models that it serves.
 
-    `overlaps` is true for a device that copies one batch while it computes another, so that only
-    the computing occupies it. `idle_at` is the predicted time (`time.perf_counter`) at which the
-    device will have finished all batches in flight.
+    `idle_at` is the predicted time (`time.perf_counter`) at which the device will have finished
+    them.
     """
 
-    def __init__(self, overlaps: bool = False) -> None:
+    def __init__(self) -> None:
         self.idle_at = 0.0
+        self.last: DeviceTime | None = None
+        """The times of the model of the batch that was sent last."""
+        self._in_flight: list[tuple[DeviceTime, int]] = []
+        self._ended_at = 0.0
+
+    def begin(self, sender: "DeviceTime", size: int) -> float | None:
+        """Record that a batch of `size` images was sent.
+
+        If the batch before was of another model, return for how long the device had been idle.
+        """
+        now = time.perf_counter()
+        gap = None
+        if self.last is not None and self.last is not sender:
+            gap = 0.0 if self._in_flight else now - self._ended_at
+        self.idle_at = max(now, self.idle_at) + sender.seconds(size)
+        self._in_flight.append((sender, size))
+        self.last = sender
+        return gap
+
+    def finish(self, sender: "DeviceTime", ended_at: float) -> None:
+        """Record that the first batch of `sender` was answered, whose computing ended then."""
+        place = next(place for place, (each, _) in enumerate(self._in_flight) if each is sender)
+        del self._in_flight[place]
+        self._ended_at = ended_at
+        self._predict(ended_at)
+
+    def forget(self, sender: "DeviceTime") -> None:
+        """Record that no batch of `sender` is in flight any more: its host has ended."""
+        self._in_flight = [each for each in self._in_flight if each[0] is not sender]
+        self._ended_at = time.perf_counter()
+        self._predict(self._ended_at)
+
+    def _predict(self, since: float) -> None:
+        self.idle_at = since + sum(sender.seconds(size) for sender, size in self._in_flight)
+
+
+class DeviceTime:
+    """The learnt times of one model on one device, and the batches that it has in flight.
+
+    `overlaps` is true for a device that copies one batch while it computes another, so that only
+    the computing occupies it. `occupancy` is the device's.
+    """
+
+    def __init__(self, overlaps: bool = False, occupancy: Occupancy | None = None) -> None:
+        self.occupancy = occupancy or Occupancy()
         self._overlaps = overlaps
         self._seconds: dict[float, float] = {}
         self._sizes: list[float] = []
-        self._in_flight: deque[int] = deque()
+        self._in_flight: deque[tuple[int, float | None]] = deque()
         self.images_per_second = 0.0
         """Throughput with the size of batches that computes most images; 0 if unknown. A queue is
         computed in such batches, and one small batch that was held up does not change it."""
         self._lead_s = FIRST_LEAD_S
         self._copy_in_s = 0.0
+
+    @property
+    def idle_at(self) -> float:
+        """The predicted time at which the device will have finished all batches in flight."""
+        return self.occupancy.idle_at
 
     @property
     def lead_s(self) -> float:
@@ -92,8 +142,7 @@ class DeviceTime:
 
     def begin(self, size: int) -> None:
         """Record that a batch of `size` images was sent."""
-        self.idle_at = max(time.perf_counter(), self.idle_at) + self.seconds(size)
-        self._in_flight.append(size)
+        self._in_flight.append((size, self.occupancy.begin(self, size)))
 
     def finish(self, timings: Timings, held_s: float = 0.0) -> float:
         """Record that the batch that was sent first is answered.
@@ -101,7 +150,7 @@ class DeviceTime:
         Before it was sent, its images had been held back for `held_s` seconds. Return how much of
         that time the device was idle.
         """
-        size = self._in_flight.popleft()
+        size, gap_s = self._in_flight.popleft()
         copy_in, compute, copy_out, idle = (nanoseconds / 1e9 for nanoseconds in timings)
         self._learn(size, compute if self._overlaps else copy_in + compute + copy_out)
         self.images_per_second = max(known / self._seconds[known] for known in self._sizes)
@@ -109,12 +158,14 @@ class DeviceTime:
             self._copy_in_s += (copy_in - self._copy_in_s) / RECENT
         # A device that copies while it computes was idle during the copy, too.
         late_s = min(idle + copy_in if idle and self._overlaps else idle, held_s)
+        if gap_s is not None:  # its host was idle while the device computed for another model
+            late_s = min(late_s, gap_s)
         if late_s:
             self._lead_s = min(self._lead_s + late_s / 2, LONGEST_LEAD_S)
         else:
             self._lead_s *= LEAD_KEPT
         ended = time.perf_counter() - (copy_out if self._overlaps else 0.0)
-        self.idle_at = ended + sum(map(self.seconds, self._in_flight))
+        self.occupancy.finish(self, ended)
         return late_s
 
     def _learn(self, size: int, seconds: float) -> None:

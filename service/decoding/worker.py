@@ -8,6 +8,9 @@ next request from a socket that all share; results are written to one pipe. The 
 several results at once, because one wake-up for each result would cost more than the result itself,
 but for each result while a device has nothing to compute, and when there is nothing more to decode.
 
+The rows of several models are in several files. Each worker has a socket on which it receives the
+file of each model (`RowsFile`), and reads it when a request names a file that it does not know.
+
 If a file crashes a worker, the claims in shared memory show which image the worker was decoding.
 The kernel kills the workers with the service.
 """
@@ -37,8 +40,9 @@ from service.errors import Internal, RequestError
 if TYPE_CHECKING:
     from service.artifact import Resample
 
-REQUEST = struct.Struct("=IIQ")
-"""Slot, row, bytes of the file in the slot."""
+REQUEST = struct.Struct("=IIQI?")
+"""Slot, row, bytes of the file in the slot, number of the rows' file, and whether an engine
+computes on the cores that decode (device_host/cores.py)."""
 RESULT = struct.Struct("=iIQd")
 """Slot, bytes of the error in the slot (0: the row is filled), pixels, seconds. In place of a slot
 STARTED; or ENDED, with the number of a worker that exited and its wait status."""
@@ -49,6 +53,9 @@ CLAIM = struct.Struct("=i")
 """At the start of the files' memory, for each worker: the slot that it decodes, or NO_CLAIM. The
 byte behind the claims is 1 while each result is to be reported at once."""
 NO_CLAIM = -1
+
+MAX_ROWS_FILE_BYTES = 4096
+"""Maximum size of the message that describes a file of rows."""
 
 MAX_UNREPORTED = 8
 """Maximum results of all workers per wake-up of the service: a batch of most devices."""
@@ -73,13 +80,25 @@ class DecodeJob:
     bodies_bytes: int
     slots_offset: int
     slot_bytes: int
-    rows: int
+    rows_files: list[int]
+    """For each worker the socket on which it receives the files of rows."""
+    cores: int
+    """The file of the lock of the cores (device_host/cores.py)."""
+    max_pixels: int
+
+
+@dataclass(frozen=True)
+class RowsFile:
+    """The rows of a model, uint8 of `row_shape` (rows, height, width, 3), and how they are filled.
+
+    It is sent as JSON with the descriptor of the rows' file. `{"gone": number}` without a
+    descriptor tells that the model is no longer served.
+    """
+
+    number: int
     row_shape: tuple[int, int, int, int]
     resize: int
     resample: "Resample"
-    max_pixels: int
-    time_slicing: bool
-    """Whether the engine computes on the cores that decode (device_host/cores.py)."""
 
 
 def main() -> int:
@@ -142,14 +161,15 @@ def _decode_all(job: DecodeJob, number: int) -> None:
         if request == b"":
             return
         if request is not None:
-            if job.time_slicing and not cores.begin_decode(job.rows, wait=False):
+            slot, row, size, number, time_slicing = REQUEST.unpack(request)
+            if time_slicing and not cores.begin_decode(job.cores, wait=False):
                 if unreported:  # the results must not wait while an engine computes
                     os.eventfd_write(job.wake, 1)
                     unreported = 0
-                cores.begin_decode(job.rows, wait=True)
-            os.write(job.results, decoder.result(*REQUEST.unpack(request)))
-            if job.time_slicing:
-                cores.end_decode(job.rows)
+                cores.begin_decode(job.cores, wait=True)
+            os.write(job.results, decoder.result(slot, row, size, number))
+            if time_slicing:
+                cores.end_decode(job.cores)
             before, unreported = unreported, _unread(job.results)
             if unreported <= before or not before:  # the service has read the last ones
                 first_at = time.perf_counter()
@@ -198,28 +218,27 @@ class _Decoder:
         self._alone = FileLock(job.bodies)
         self._bodies = mmap.mmap(job.bodies, job.bodies_bytes)
         self._view = memoryview(self._bodies)
-        rows_bytes = int(np.prod(job.row_shape))
-        rows = mmap.mmap(job.rows, rows_bytes)
-        self._rows: NDArray[np.uint8] = np.ndarray(job.row_shape, np.uint8, rows)
+        self._rows_files = _RowsFiles(job.rows_files[number])
 
     @property
     def report_at_once(self) -> bool:
         """Whether each result is to be reported as soon as it is written."""
         return self._bodies[self._job.processes * CLAIM.size] != 0
 
-    def result(self, slot: int, row: int, size: int) -> bytes:
-        """Decode the file in `slot` into `row`. Return the packed result."""
+    def result(self, slot: int, row: int, size: int, number: int) -> bytes:
+        """Decode the file in `slot` into `row` of the file `number`. Return the packed result."""
         job = self._job
         at = job.slots_offset + slot * job.slot_bytes
         self._claim(slot)
         started = time.perf_counter()
         pixels, error = 0, b""
         try:
+            file, rows = self._rows_files.get(number)
             pixels = images.decode_into(
                 self._view[at : at + size],
-                self._rows[row],
-                job.resize,
-                job.resample,
+                rows[row],
+                file.resize,
+                file.resample,
                 job.max_pixels,
                 self._alone,
             )
@@ -232,6 +251,29 @@ class _Decoder:
 
     def _claim(self, slot: int) -> None:
         CLAIM.pack_into(self._bodies, self._number * CLAIM.size, slot)
+
+
+class _RowsFiles:
+    """The files that a worker has received on its socket, and their rows."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._socket = socket.socket(fileno=descriptor)
+        self._known: dict[int, tuple[RowsFile, NDArray[np.uint8]]] = {}
+
+    def get(self, number: int) -> tuple[RowsFile, NDArray[np.uint8]]:
+        """Return the file and its rows. The service has sent it before the first request."""
+        while number not in self._known:
+            message, descriptors, _, _ = socket.recv_fds(self._socket, MAX_ROWS_FILE_BYTES, 1)
+            fields = json.loads(message)
+            if not descriptors:
+                self._known.pop(fields["gone"], None)
+                continue
+            file = RowsFile(**fields)
+            shared = mmap.mmap(descriptors[0], int(np.prod(file.row_shape)))
+            os.close(descriptors[0])
+            rows: NDArray[np.uint8] = np.ndarray(file.row_shape, np.uint8, shared)
+            self._known[file.number] = file, rows
+        return self._known[number]
 
 
 def _packed(error: Exception) -> bytes:

@@ -1,10 +1,11 @@
 """A device host: the process that runs one device. It receives batches, runs them and answers.
 
-    python -E -s service/device_host --socket FD --memory FD --parent PID
+    python -E -s service/device_host --socket FD --memory FD --cores FD --parent PID
 
 It is started by path, so that this folder is first on the path and no other module of the service
-can be imported. The socket carries the messages of wire.py, the memory file has the rows. The host
-ends after a stop message or at end of file; the kernel kills it with its parent (parent.py).
+can be imported. The socket carries the messages of wire.py, the memory file has the rows, and the
+third descriptor has the lock of the cores (cores.py). The host ends after a stop message or at end
+of file; the kernel kills it with its parent (parent.py).
 
 Python 3.7, numpy and an engine.
 """
@@ -49,6 +50,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="device host")
     parser.add_argument("--socket", type=int, required=True)
     parser.add_argument("--memory", type=int, required=True)
+    parser.add_argument("--cores", type=int, required=True)
     parser.add_argument("--parent", type=int, required=True)
     arguments = parser.parse_args()
     become_child(arguments.parent)
@@ -57,7 +59,7 @@ def main() -> None:
     os.close(arguments.socket)
     try:
         engine, rows = open_device(connection, arguments.memory)
-        alone = ComputeSlice(arguments.memory) if engine.on_cores else contextlib.nullcontext(0)
+        alone = ComputeSlice(arguments.cores) if engine.on_cores else contextlib.nullcontext(0)
         serve(connection, engine, rows, alone)
         engine.close()
     except Exception:  # noqa: BLE001 - every error ends this process

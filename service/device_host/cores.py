@@ -2,8 +2,8 @@
 
 If decode workers and an engine compute on the same cores at the same time, both lose more than by
 time slicing: they evict each other's caches, and the engine's threads wait for the one whose core
-decodes an image. The lock is the kernel's, on a byte of the file that holds the rows, so a process
-that exits releases it. Engines of a card do not use these cores, and need no lock.
+decodes an image. The lock is the kernel's, on a file that all of them have, so a process that
+exits releases it. Engines of a card do not use these cores, and need no lock.
 
 Python 3.7, standard library.
 """

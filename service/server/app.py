@@ -22,12 +22,12 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.routing import Route
 
-from service import artifact as artifacts
-from service import sdk
 from service.api.http import admin, health, openapi
 from service.api.http.body import BodyReader
 from service.api.http.classify import Classify
 from service.api.http.middleware import CLASSIFY, Middleware
+from service.core.library import Library, versions
+from service.core.model import Model
 from service.core.service import Service
 from service.errors import DeviceError, Malformed, MethodNotAllowed, NotFound
 from service.server.listener import announce, announce_ready, listen
@@ -47,29 +47,24 @@ LAG_TICK_S = 0.1
 
 
 def create_app(settings: Settings, fatal: Fatal, peers: Peers | None = None) -> FastAPI:
-    """Return the application for `settings.artifact`, which is verified here.
+    """Return the application for the artifacts of the settings, which are verified here.
 
     The service is made when the application starts, since it belongs to the event loop. `fatal` is
     called when the service cannot continue; `peers` are the other workers, if there are any. Raise
-    ArtifactError if the artifact is not valid, SdkError if its devices cannot be used.
+    ArtifactError if no artifact is valid, SdkError if its devices cannot be used.
     """
     started = time.perf_counter()
-    artifact = artifacts.read(settings.named_artifact())
-    devices = sdk.chosen_devices(
-        artifact.manifest.target,
-        settings.devices,
-        settings.device_python,
-        settings.import_timeout_s,
-    )
+    library = Library(settings)
+    loadable = library.read_all()
     metrics = peers.metrics() if peers else Metrics()
     metrics.describe_build(version(), os.environ.get("TOPFIVE_REVISION", ""))
     logs.count_lost(metrics.log_lines_lost.inc)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        service = app.state.service = Service(artifact, settings, metrics, devices, fatal)
+        service = app.state.service = Service(library, settings, metrics, fatal)
+        service.start(loadable)
         _add_routes(app, settings, metrics, peers)
-        service.start()
         lag = asyncio.create_task(_watch_loop_lag(metrics))
         first = asyncio.create_task(_await_first_ready(app, metrics, started))
         async with peers.answering(metrics) if peers else contextlib.nullcontext():
@@ -92,7 +87,7 @@ def create_app(settings: Settings, fatal: Fatal, peers: Peers | None = None) -> 
         ),
     )
     app.state.metrics = metrics
-    app.state.artifact_version = artifact.manifest.version
+    app.state.versions = versions(loadable)
     app.state.url = ""
     app.state.paused = False
     # In place of FastAPI's stack, whose other parts answer errors and bound bodies their own way.
@@ -120,8 +115,9 @@ def _add_routes(app: FastAPI, settings: Settings, metrics: Metrics, peers: Peers
     app.include_router(admin.router(service, bodies, collected))
     classify = app.state.classify = Classify(service, bodies, settings, metrics)
     app.router.routes.append(Route(CLASSIFY, classify, methods=["POST"]))
-    model = service.model
-    openapi.add_classify(app, settings, model.admission.largest_request, len(model.artifact.labels))
+    largest = min(model.admission.largest_request for model in service.models)
+    classes = max(len(model.labels) for model in service.models)
+    openapi.add_classify(app, settings, largest, classes)
 
 
 def serve(settings: Settings) -> int:
@@ -166,13 +162,17 @@ def version() -> str:
 
 
 async def _await_first_ready(app: FastAPI, metrics: Metrics, started: float) -> None:
-    """Measure the time until a device is ready, and announce it unless a parent process does."""
+    """Measure the time until each model is ready, and announce it unless a parent process does."""
     service: Service = app.state.service
-    await service.model.devices.first_ready.wait()
-    manifest = service.model.artifact.manifest
-    metrics.model_load_duration.labels(manifest.name).set(time.perf_counter() - started)
-    if app.state.url and service.ready:
-        announce_ready(app.state.url, manifest, len(service.model.devices.devices))
+
+    async def announce_model(model: Model) -> None:
+        await model.devices.first_ready.wait()
+        metrics.model_load_duration.labels(model.name).set(time.perf_counter() - started)
+        if app.state.url and not service.draining:
+            manifest = model.artifact.manifest
+            announce_ready(app.state.url, manifest, len(model.devices.devices))
+
+    await asyncio.gather(*map(announce_model, service.models))
 
 
 async def _watch_loop_lag(metrics: Metrics) -> None:

@@ -6,6 +6,7 @@ The first message of the parent is the worker's job as JSON. The following ones 
     room N      end idle connections, because N connections wait and no worker has room
     stop        drain
     closed      no connection follows
+    reload      load the models that have changed
     hurry       end at once
 
 A worker sends its `WorkerState`. Every state is complete, so a lost one does no harm.

@@ -68,7 +68,7 @@ def announce(settings: Settings, listener: socket.socket) -> str:
         "listening",
         extra={
             "url": url_of(host, port),
-            "artifact": str(settings.artifact),
+            "artifact": str(settings.models or settings.artifact),
             "devices": settings.devices,
         },
     )

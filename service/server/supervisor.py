@@ -17,13 +17,15 @@ import socket
 import sys
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from service import artifact as artifacts
 from service import sdk
 from service.core.child_process import Child
-from service.errors import SettingsError
+from service.core.library import Library, Loadable, versions
+from service.errors import SettingsError, TopfiveError
 from service.server.channel import WorkerState, receive, send
 from service.server.listener import (
     RETRY_S,
@@ -51,20 +53,43 @@ MAX_PENDING = 16
 
 def serve(settings: Settings) -> int:
     """Serve until a signal (0), or until every worker has given up (1). Return the exit code."""
-    manifest = artifacts.read(settings.named_artifact()).manifest
-    devices = sdk.chosen_devices(
-        manifest.target, settings.devices, settings.device_python, settings.import_timeout_s
-    )
+    library = Library(settings)
+    loadable = library.read_all()
+    devices = _common_devices(loadable)
     shares = deal(settings, devices)
     descriptors.raise_limit(OWN_DESCRIPTORS + len(shares) * (MAX_PENDING + OF_A_WORKER))
     with listen(settings.host, settings.port) as listener, _private_folder() as folder:
         url = announce(settings, listener)
-        facts = {"folder": str(folder), "version": manifest.version}
+        job = {"folder": str(folder), "versions": versions(loadable)}
 
         def ready() -> None:
-            announce_ready(url, manifest, len(devices.ordinals))
+            for each in loadable:
+                announce_ready(url, each.artifact.manifest, len(devices.ordinals))
 
-        return asyncio.run(_Parent(shares, listener, facts, ready).run())
+        async def read_again() -> None:
+            job["versions"] = versions(await asyncio.to_thread(library.read_all))
+
+        return asyncio.run(_Parent(shares, listener, job, Events(ready, read_again)).run())
+
+
+@dataclass(frozen=True)
+class Events:
+    """What the parent calls: once when the first worker is ready, and before each reload."""
+
+    ready: Callable[[], None]
+    reload: Callable[[], Awaitable[None]]
+
+
+def _common_devices(loadable: list[Loadable]) -> sdk.Devices:
+    """Return the devices of all models; raise SettingsError if they are not the same."""
+    first = loadable[0].devices
+    if any(each.devices != first for each in loadable):
+        raise SettingsError(
+            "The models are for different devices, and workers share out the same devices for "
+            "all models.",
+            "Use --workers 1, or leave out --model-devices and models of another target.",
+        )
+    return first
 
 
 @contextlib.contextmanager
@@ -114,7 +139,7 @@ class _Worker:
     """
 
     def __init__(
-        self, number: int, settings: Settings, job: dict[str, str], on_change: Callable[[], None]
+        self, number: int, settings: Settings, job: dict[str, Any], on_change: Callable[[], None]
     ) -> None:
         self.number = number
         self.state: WorkerState | None = None
@@ -246,20 +271,19 @@ class _Worker:
 
 
 class _Parent:
-    """All workers, and the connections that they get.
-
-    `on_ready` is called once, when the first worker is ready.
-    """
+    """All workers, and the connections that they get. `job` is read at each start of a worker."""
 
     def __init__(
         self,
         shares: list[Settings],
         listener: socket.socket,
-        job: dict[str, str],
-        on_ready: Callable[[], None],
+        job: dict[str, Any],
+        events: Events,
     ) -> None:
         self._acceptor = Acceptor(listener, self)
-        self._on_ready: Callable[[], None] | None = on_ready
+        self._events = events
+        self._announced = False
+        self._reloading: asyncio.Task[None] | None = None
         self._workers = [
             _Worker(number, share, job, self._changed) for number, share in enumerate(shares)
         ]
@@ -268,11 +292,12 @@ class _Parent:
         """Connections that were sent to a worker which exited before it received them."""
         self._stopping = False
         self._failed = False
+        self._terminal = signals.Terminal()
 
     async def run(self) -> int:
         """Run all workers until they have exited. Return the exit code."""
         loop = asyncio.get_running_loop()
-        for number in signals.stopping():
+        for number in signals.handled():
             loop.add_signal_handler(number, self._stop_on, number)
         self._acceptor.start()
         await asyncio.gather(*(worker.run() for worker in self._workers))
@@ -305,10 +330,28 @@ class _Parent:
         return {"connections": sum(worker.connections for worker in workers)}
 
     def _stop_on(self, number: signal.Signals) -> None:
+        if self._terminal.reloads(number):
+            self._reload()
+            return
         if self._stopping and not signals.hurries(number):
             return
         log.info("stopping", extra={"signal": number.name, "hurry": self._stopping})
         self._stop(hurry=self._stopping)
+
+    def _reload(self) -> None:
+        """Have all workers load the models that have changed."""
+
+        async def reload() -> None:
+            try:
+                await self._events.reload()
+            except TopfiveError as error:
+                log.error("reload_failed", extra={"detail": error.detail, "remedy": error.remedy})
+                return
+            for worker in self._workers:
+                worker.send("reload")
+
+        if not self._stopping:
+            self._reloading = asyncio.create_task(reload())
 
     def _stop(self, hurry: bool) -> None:
         self._stopping = True
@@ -351,7 +394,7 @@ class _Parent:
             self._failed = True
             self._stop(hurry=True)
             return
-        if self._on_ready and not self._stopping and any(one.ready for one in self._workers):
-            self._on_ready()
-            self._on_ready = None
+        if not (self._announced or self._stopping) and any(one.ready for one in self._workers):
+            self._announced = True
+            self._events.ready()
         self._acceptor.resume()

@@ -60,6 +60,7 @@ class BaseServer(uvicorn.Server):
         self._drained_at = 0.0
         """The time at which requests that are not answered are answered 503, once it stops."""
         self._stopping = False
+        self._terminal = signals.Terminal()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
@@ -69,7 +70,7 @@ class BaseServer(uvicorn.Server):
 
     def _bound_connections(self) -> None:
         service: Service = self._app.state.service
-        devices = len(service.model.devices.devices)
+        devices = sum(len(model.devices.devices) for model in service.models)
         most = self._settings.max_connections
         needed = descriptors.needed(most, self._settings.rows, devices)
         limit = descriptors.raise_limit(needed)
@@ -113,11 +114,14 @@ class BaseServer(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         loop = asyncio.get_running_loop()
-        for number in signals.stopping():
+        for number in signals.handled():
             loop.add_signal_handler(number, self._stop_on, number)
         yield
 
     def _stop_on(self, number: signal.Signals) -> None:
+        if self._terminal.reloads(number):
+            self._app.state.service.reload()
+            return
         if self._stopping and not signals.hurries(number):
             return
         log.info("stopping", extra={"signal": number.name, "hurry": self._stopping})

@@ -59,7 +59,7 @@ def main() -> int:
 
 def _serve(job: dict[str, Any], settings: Settings, channel: socket.socket) -> int:
     def server(made: FastAPI) -> BaseServer:
-        _check_version(made, settings, job["version"])
+        _check_versions(made.state.versions, job["versions"])
         if job["restarted"]:
             made.state.metrics.worker_restarts.inc()
         return _Server(made, settings, channel)
@@ -67,14 +67,15 @@ def _serve(job: dict[str, Any], settings: Settings, channel: socket.socket) -> i
     return app.run(settings, server, Peers(Path(job["folder"]), job["worker"], settings.workers))
 
 
-def _check_version(made: FastAPI, settings: Settings, version: str) -> None:
-    """Raise ArtifactError if the artifact is not the one that the other workers serve."""
-    if made.state.artifact_version != version:
-        raise ArtifactError(
-            f"{settings.artifact} now has version {made.state.artifact_version}, and the "
-            f"other workers serve {version}: the artifact was replaced.",
-            "Restart the service to serve the artifact that is in the folder now.",
-        )
+def _check_versions(found: dict[str, str], served: dict[str, str]) -> None:
+    """Raise ArtifactError if an artifact is not the one that the other workers serve."""
+    for name in found.keys() & served.keys():
+        if found[name] != served[name]:
+            raise ArtifactError(
+                f"The artifact of {name} now has version {found[name]}, and the other workers "
+                f"serve {served[name]}: the artifact was replaced.",
+                "Run topfive reload, or send SIGHUP, to serve what is in the folder now.",
+            )
 
 
 def _log_as(worker: int, settings: Settings) -> None:
@@ -148,6 +149,8 @@ class _Server(BaseServer):
                 self.make_room(int(waiting))
             case [b"closed"]:
                 self._received_all.set()
+            case [b"reload"]:
+                self._app.state.service.reload()
             case order:  # stop, hurry, or none because the parent has exited
                 log.debug("command_received", extra={"order": message.decode()})
                 self.end(hurry=order != [b"stop"])

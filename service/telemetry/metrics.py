@@ -38,7 +38,9 @@ PIXELS = (50_176, 250_000, 1_000_000, 4_000_000, 12_000_000, 25_000_000, 50_000_
 LAG_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
 
 ROUTES = ("classify", "admin", "other")
-DEVICE_STATES = ("starting", "proving", "ready", "failed", "waiting", "quarantined")
+DEVICE_STATES = (
+    "starting", "proving", "ready", "failed", "waiting", "quarantined", "stopped",
+)  # fmt: skip
 RESTART_REASONS = ("crashed", "hung", "wrong_answer", "driver", "artifact")
 
 disable_created_metrics()
@@ -144,48 +146,48 @@ class Metrics:
         self.device_idle = counter(
             "device_idle_seconds_total",
             "Seconds that a device was idle while images were held back for it.",
+            "model",
             "device",
         )
         self.image_retries = counter(
             "image_retries_total", "Images retried after a device failed.", "model"
         )
         self.late_replies = counter(
-            "late_replies_total", "Replies for a batch that was no longer expected.", "device"
+            "late_replies_total",
+            "Replies for a batch that was no longer expected.",
+            "model",
+            "device",
         )
         self.device_restarts = counter(
-            "device_restarts_total", "Restarts of device hosts.", "device", "reason"
+            "device_restarts_total", "Restarts of device hosts.", "model", "device", "reason"
         )
         self.golden_probes = counter(
-            "golden_probes_total", "Golden rows run on a device.", "device", "result"
+            "golden_probes_total", "Golden rows run on a device.", "model", "device", "result"
         )
         self.golden_probe_deviation = gauge(
             "golden_probe_deviation",
             "Largest difference from the golden answers at the last probe.",
+            "model",
             "device",
         )
         self.golden_probe_success = gauge(
             "golden_probe_success_timestamp_seconds",
             "Unix time of the last probe that passed.",
+            "model",
             "device",
         )
         self.doubtful_images = counter(
             "doubtful_images_total",
             "Images answered by a device between its last passed probe and a failed one.",
+            "model",
             "device",
         )
-        self.device_info = gauge(
-            "device_info", "1. The labels join with the metrics of mlu-exporter.",
-            "device", "kind", "mlu", "uuid", "sn", "card", "engine",
-        )  # fmt: skip
         self.device_precision_fallback = gauge(
             "device_precision_fallback",
             "1 if the device lacks the artifact's precision and computes in another one.",
+            "model",
             "device",
         )
-        self.model_info = gauge(
-            "model_info", "1. The labels describe the model that is served.",
-            "model", "version", "target", "precision", "batch", "input",
-        )  # fmt: skip
         self.model_load_duration = gauge(
             "model_load_duration_seconds",
             "Seconds from the start to the first device that passed its self-test.",

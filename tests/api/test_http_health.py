@@ -97,7 +97,7 @@ async def in_process(artifact: Path) -> AsyncIterator[tuple[httpx.AsyncClient, F
 async def test_draining(artifact: Path) -> None:
     """A draining service is live and not ready. Its answers to requests close the connection."""
     async with in_process(artifact) as (http, app):
-        await app.state.service.model.devices.first_ready.wait()
+        await app.state.service.find().devices.first_ready.wait()
         app.state.service.drain(60)
         live = await http.get("/livez")
         ready = await http.get("/readyz")

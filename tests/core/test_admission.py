@@ -289,7 +289,7 @@ async def test_what_a_request_takes_alone(artifact: Path) -> None:
     """
     async with running(artifact, decode_processes=2) as service:
         set_throughput(service, 10)
-        service.model._decode_pool._seconds = 0.1
+        service.model._decode_queue.seconds = 0.1
         late = timed_out(service, 2.0)
         assert "3 images came before" in late.detail
         late = timed_out(service, 1.5)

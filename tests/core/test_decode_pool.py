@@ -20,6 +20,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+from service.artifact import Inside, Preprocessing
 from service.core import child_process
 from service.core.classification import Wanted
 from service.core.decode_pool import (
@@ -28,6 +29,7 @@ from service.core.decode_pool import (
     Decoded,
     DecodeOptions,
     DecodePool,
+    DecodeQueue,
 )
 from service.core.request import Image, Request, TimeLimit
 from service.core.rows import Rows
@@ -48,6 +50,12 @@ from tests.support.serving import children
 from tests.support.tiny import SIDE
 
 BODY_BYTES = 4 << 20
+PREPROCESSING = Preprocessing(
+    resize=SIDE,
+    crop=(SIDE, SIDE),
+    resample="bilinear",
+    inside=Inside(color="rgb", mean=(0, 0, 0), std=(1, 1, 1)),
+)
 SLOW = vast_png(10_000, 8_000)  # decoding takes a fifth of a second
 
 
@@ -67,8 +75,10 @@ class Decoding:
         self.metrics = Metrics()
         self._limit = rows.capacity
         self._acquired = rows.acquire(rows.capacity) or []
-        options = DecodeOptions(SIDE, "bilinear", max_pixels, processes, BODY_BYTES, True)
-        self.decode_pool = DecodePool(rows, options, self, self.metrics, self.fatal.append)
+        options = DecodeOptions(processes, max_pixels, BODY_BYTES)
+        self.decode_pool = DecodePool(options, self.dispatch, self.metrics, self.fatal.append)
+        self.queue = DecodeQueue(rows, PREPROCESSING, True, self)
+        self.decode_pool.add(self.queue)
 
     def decode_limit(self) -> int:
         return self._limit
@@ -95,7 +105,7 @@ class Decoding:
 
     def put(self, data: bytes) -> Image:
         image = Image(Request(1, Wanted(5), TimeLimit(1e9)), 0, self._acquired.pop(), data)
-        self.decode_pool.put(image)
+        self.decode_pool.put(self.queue, image)
         return image
 
     def decodes(self) -> bool:
@@ -157,7 +167,9 @@ async def test_errors_are_values(
 async def test_a_bug_is_an_internal_error(rows: Rows, caplog: pytest.LogCaptureFixture) -> None:
     """An unexpected exception becomes Internal, its traceback is logged, the worker continues."""
     async with decoding(rows, processes=1) as pool:
-        pool.decode_pool.put(Image(Request(1, Wanted(5), TimeLimit(1e9)), 0, 1_000_000, encoded()))
+        pool.decode_pool.put(
+            pool.queue, Image(Request(1, Wanted(5), TimeLimit(1e9)), 0, 1_000_000, encoded())
+        )
         await until(lambda: pool.finished)
         assert isinstance(pool.finished[0].error, Internal)
         [record] = [record for record in caplog.records if record.msg == "decode_failed"]

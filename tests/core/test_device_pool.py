@@ -579,6 +579,6 @@ async def test_a_host_without_descriptors(
     with monkeypatch.context() as patched:
         patched.setattr(module, name, used_up)
         with pytest.raises(DeviceError, match="Cannot start a device host: Too many open"):
-            Host("cpu0", sys.executable, 0, lambda: None)
+            Host("cpu0", sys.executable, 0, 0, lambda: None)
     assert descriptors() <= before
     assert children(os.getpid()) == []

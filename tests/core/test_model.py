@@ -68,7 +68,7 @@ async def test_the_limit_of_decoded_images(artifact: Path) -> None:
         requests = await service.frozen_full()
         requests += [service.submit(seed) for seed in range(100)]
         most = 7 + 2 * SLOTS_PER_PROCESS
-        await until(lambda: not service.model._decode_pool.statistics()["busy"])
+        await until(lambda: not service.service._dispatcher.decode_pool.statistics()["busy"])
         assert 16 <= service.rows("waiting") <= most
         assert service.rows("filling") == 100 - service.rows("waiting")
         disconnected = requests[most:]
@@ -328,7 +328,7 @@ async def test_cpu_seconds_of_processes_that_exited(artifact: Path) -> None:
         await service.answers_rightly(1)
         before = service.value("decode_cpu_seconds_total")
         assert before > 0
-        os.kill(service.model._decode_pool.pid, signal.SIGKILL)
+        os.kill(service.service._dispatcher.decode_pool.pid, signal.SIGKILL)
         await until(lambda: service.value("decode_restarts_total"))
         assert service.value("decode_cpu_seconds_total") >= before
         await service.answers_rightly(2)

@@ -33,6 +33,10 @@ INSIDE = {
     "service.core.rows": set(),
     "service.core.throughput": set(),
     "service.core.child_process": set(),
+    "service.core.library": set(),
+    "service.core.arbiter": {
+        *("service.core.batcher", "service.core.request", "service.core.throughput"),
+    },
     "service.core.request": {"service.core.classification"},
     "service.core.batcher": {"service.core.request"},
     "service.core.host_process": {
@@ -48,7 +52,8 @@ INSIDE = {
     "service.server.metrics_merge": set(),
     # The parent of workers loads no web framework.
     "service.server.supervisor": {
-        *("service.server.channel", "service.server.listener", "service.core.child_process"),
+        *("service.server.channel", "service.server.listener"),
+        *("service.core.child_process", "service.core.library"),
     },
     "service.tools.client": {"service.core.local_model"},
 }

@@ -44,7 +44,7 @@ class StartedHost(object):
         """The command line of a host of the process `parent`."""
         connection, memory = (str(descriptor) for descriptor in self.descriptors)
         host = [sys.executable, "-E", "-s", str(DEVICE), "--socket", connection]
-        return [*host, "--memory", memory, "--parent", str(parent)]
+        return [*host, "--memory", memory, "--cores", memory, "--parent", str(parent)]
 
     def _spawn(self, command: Sequence[str]) -> subprocess.Popen[bytes]:
         return subprocess.Popen(command, pass_fds=self.descriptors, stderr=subprocess.PIPE)

@@ -11,11 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from service import artifact as artifacts
-from service import sdk
 from service.core.classification import TopClasses, Wanted
 from service.core.device import Device
 from service.core.host_process import Host
+from service.core.library import Library
 from service.core.model import Model
 from service.core.request import Request, TimeLimit
 from service.core.service import Service
@@ -41,7 +40,7 @@ class Running:
     @property
     def model(self) -> Model:
         """Return the model of the service."""
-        return self.service.model
+        return self.service.find()
 
     @property
     def device(self) -> Device:
@@ -76,11 +75,11 @@ class Running:
 
     def hold_decoding(self) -> None:
         """Stop the decode workers."""
-        send(signal.SIGSTOP, children(self.model._decode_pool.pid))
+        send(signal.SIGSTOP, children(self.service._dispatcher.decode_pool.pid))
 
     def release_decoding(self) -> None:
         """Continue the decode workers."""
-        send(signal.SIGCONT, children(self.model._decode_pool.pid))
+        send(signal.SIGCONT, children(self.service._dispatcher.decode_pool.pid))
 
     def kill_host(self) -> None:
         """Kill the host with SIGKILL, which also ends a frozen process."""
@@ -155,13 +154,11 @@ async def running(artifact: Path, ready: bool = True, **settings: object) -> Asy
     fatal: list[DeviceError] = []
     metrics = Metrics()
     effective = Settings.model_validate(
-        {"restart_delay_s": 0.05, "batch_late_factor": 0, **settings}
+        {"artifact": artifact, "restart_delay_s": 0.05, "batch_late_factor": 0, **settings}
     )
-    read = artifacts.read(artifact)
-    target, python = read.manifest.target, effective.device_python
-    devices = sdk.chosen_devices(target, effective.devices, python)
-    made = Service(read, effective, metrics, devices, fatal.append)
-    made.start()
+    library = Library(effective)
+    made = Service(library, effective, metrics, fatal.append)
+    made.start(library.read_all())
     service = Running(made, metrics, fatal)
     try:
         if ready:

@@ -2,6 +2,9 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import asdict
+from typing import Any
 
 import orjson
 from fastapi import APIRouter, Request, Response
@@ -11,7 +14,9 @@ from prometheus_client.registry import Collector
 from service.api.http.body import BodyReader
 from service.api.http.openapi import get
 from service.api.http.schema import ModelState
+from service.core.model import Model
 from service.core.service import Service
+from service.errors import RequestError
 
 
 def router(
@@ -22,20 +27,17 @@ def router(
     `collected` returns the collector of all metrics to expose.
     """
     routes = APIRouter()
-    manifest = service.model.artifact.manifest.model_dump(mode="json", by_alias=True)
 
     @get(
         routes,
         "/model",
-        "Describes the served model, with statistics of bodies, rows, queue and devices",
+        "Describes the served models, with statistics of bodies, rows, queue and devices",
         ModelState,
-        ({"model": {"name": "efficientnet-lite0"}, "ready": True, "statistics": {}}, None),
+        (_STATE, None),
     )
     async def about() -> Response:
-        statistics = {"bodies": bodies.statistics(), **service.model.statistics()}
-        body = {"model": manifest, "ready": service.ready, "statistics": statistics}
         return Response(
-            orjson.dumps(body),
+            orjson.dumps(_state(service, bodies)),
             headers={"cache-control": "no-store"},
             media_type="application/json",
         )
@@ -55,3 +57,47 @@ def router(
         return Response(text, headers={"content-type": media_type})
 
     return routes
+
+
+_STATE = {
+    "model": {"name": "efficientnet-lite0"},
+    "ready": True,
+    "statistics": {},
+    "models": [{"name": "efficientnet-lite0", "version": "0f3a5c7e9b1d", "state": "READY"}],
+    "reloads": {"count": 0, "refused": []},
+}
+
+
+def _state(service: Service, bodies: BodyReader) -> dict[str, Any]:
+    """Return the state of all models; as `model` and `statistics` that of a default model."""
+    default = None
+    with suppress(RequestError):
+        default = service.find()
+    return {
+        "model": _manifest(default) if default else None,
+        "ready": service.ready,
+        "statistics": {
+            "bodies": bodies.statistics(),
+            **(default.statistics() if default else {}),
+        },
+        "models": [
+            {"name": name, "state": entry.state, "reason": entry.reason, **_served(entry.model)}
+            for name, entry in sorted(service.repository.entries.items())
+        ],
+        "reloads": asdict(service.reloads),
+    }
+
+
+def _served(model: Model | None) -> dict[str, Any]:
+    if model is None:
+        return {}
+    return {
+        "version": model.version,
+        "ready": model.devices.ready > 0,
+        "manifest": _manifest(model),
+        "statistics": model.statistics(),
+    }
+
+
+def _manifest(model: Model) -> dict[str, Any]:
+    return model.artifact.manifest.model_dump(mode="json", by_alias=True)

@@ -20,6 +20,7 @@ from service.telemetry.metrics import Metrics
 LARGE_BODY_BYTES = 1 << 20
 """Size above which a body is split into files on a thread: it would hold up the event loop."""
 DEADLINE_HEADERS = ("x-request-timeout-ms", "x-envoy-expected-rq-timeout-ms")
+PARAMETERS = ("top_k", "model")
 _HEADERS = ((b"content-type", b"application/json"), (b"cache-control", b"no-store"))
 STAGES = ("receive", "decode", "queue", "copy_in", "compute", "copy_out", "encode")
 _SERVER_TIMING = (
@@ -42,9 +43,6 @@ class Classify:
         self._server_timing = settings.server_timing
         self._receive_seconds = metrics.request_stage.labels("classify", "receive")
         self._encode_seconds = metrics.request_stage.labels("classify", "encode")
-        artifact = service.model.artifact
-        self._labels = [label.members() for label in artifact.labels]
-        self._model = {"name": artifact.manifest.name, "version": artifact.manifest.version}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         context: RequestContext = scope[KEY]
@@ -53,10 +51,11 @@ class Classify:
         # before the body is read.
         content_type = headers.get("content-type", "")
         payload.media_type(content_type)
-        top_k = _top_k(scope["query_string"], len(self._labels))
+        query = _query(scope["query_string"])
+        model = self._service.find(query.get("model", ""))
+        top_k = _top_k(query, len(model.labels))
         deadline_ms = _deadline_ms(headers, self._default_deadline_ms)
         self._bodies.check_head(headers)
-        model = self._service.find()
         at = asyncio.get_running_loop().time() + deadline_ms / 1000
         limit = TimeLimit(at, shortened=deadline_ms < self._default_deadline_ms)
         with (
@@ -67,37 +66,37 @@ class Classify:
             body = await self._bodies.receive(headers, receive, wait_s, reservation)
             received = context.seconds()
             self._receive_seconds.observe(received)
-            files = await self._split(context, body, content_type)
+            files = await _split(context, body, content_type, model.admission.largest_request)
             request = self._service.submit(model, files, Wanted(top_k), limit)
             request.record(receive=received)
             outcomes = await _outcomes(context, request)
-        await self._answer(context, request, outcomes, send)
-
-    async def _split(self, context: RequestContext, body: bytes, content_type: str) -> list[bytes]:
-        limit = self._service.model.admission.largest_request
-        if len(body) < LARGE_BODY_BYTES:
-            files = payload.split(body, content_type, limit)
-        else:
-            files = await asyncio.to_thread(payload.split, body, content_type, limit)
-        context.images = len(files)
-        return files
-
-    async def _answer(
-        self, context: RequestContext, request: Request, outcomes: list[Outcome], send: Send
-    ) -> None:
         started = context.seconds()
-        results = [_result(outcome, self._labels) for outcome in outcomes]
         answer = orjson.dumps(
-            {"model": self._model, "request_id": context.request_id, "results": results}
+            {
+                "model": {"name": model.name, "version": model.version},
+                "request_id": context.request_id,
+                "results": [_result(outcome, model.labels) for outcome in outcomes],
+            }
         )
         encoded = context.seconds() - started
         request.record(encode=encoded)
         self._encode_seconds.observe(encoded)
-        headers = [*_HEADERS, (b"content-length", b"%d" % len(answer))]
+        fields = [*_HEADERS, (b"content-length", b"%d" % len(answer))]
         if self._server_timing:
-            headers.append((b"server-timing", _server_timing(request, context).encode()))
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
+            fields.append((b"server-timing", _server_timing(request, context).encode()))
+        await send({"type": "http.response.start", "status": 200, "headers": fields})
         await send({"type": "http.response.body", "body": answer})
+
+
+async def _split(
+    context: RequestContext, body: bytes, content_type: str, limit: int
+) -> list[bytes]:
+    if len(body) < LARGE_BODY_BYTES:
+        files = payload.split(body, content_type, limit)
+    else:
+        files = await asyncio.to_thread(payload.split, body, content_type, limit)
+    context.images = len(files)
+    return files
 
 
 async def _outcomes(context: RequestContext, request: Request) -> list[Outcome]:
@@ -124,23 +123,25 @@ def _positive(name: str, text: str) -> int:
     return int(text[:18])
 
 
-def _top_k(query: bytes, classes: int) -> int:
-    """Return top_k of the query, at most `classes`.
-
-    Raise Malformed if it is no positive integer or given twice, or for any other parameter.
-    """
+def _query(query: bytes) -> dict[str, str]:
+    """Return the parameters of the query; raise Malformed if one is unknown or given twice."""
     if not query:
-        return min(openapi.DEFAULT_TOP_K, classes)
+        return {}
     values = parse_qs(query.decode("latin-1"), keep_blank_values=True)
-    texts = values.pop("top_k", [str(openapi.DEFAULT_TOP_K)])
-    if values:
-        raise Malformed(
-            f"There is no query parameter {next(iter(values))[:40]!r}.",
-            "Remove it. The only parameter is top_k, as in /classify?top_k=3",
-        )
-    if len(texts) > 1:
-        raise Malformed(f"top_k is given {len(texts)} times.", "Give top_k once.")
-    [text] = texts
+    for name, texts in values.items():
+        if name not in PARAMETERS:
+            raise Malformed(
+                f"There is no query parameter {name[:40]!r}.",
+                "Remove it. The parameters are top_k and model, as in /classify?top_k=3",
+            )
+        if len(texts) > 1:
+            raise Malformed(f"{name} is given {len(texts)} times.", f"Give {name} once.")
+    return {name: texts[0] for name, texts in values.items()}
+
+
+def _top_k(query: dict[str, str], classes: int) -> int:
+    """Return top_k, at most `classes`; raise Malformed if it is no positive integer."""
+    text = query.get("top_k", str(openapi.DEFAULT_TOP_K))
     # Nine digits are enough: such a number is above any number of classes.
     digits = text.lstrip("0")[:9]
     if not (text.isascii() and text.isdigit() and digits):

@@ -56,21 +56,32 @@ _NOT_READY = {"ready": False, "reason": "starting", "devices": {"ready": 0, "tot
 
 
 def _readiness(service: Service) -> dict[str, Any]:
-    devices = {"ready": service.model.devices.ready, "total": len(service.model.devices.devices)}
+    devices = _devices(service)
     if service.ready:
         return {"ready": True, "devices": devices}
     return {"ready": False, "reason": _reason(service), "devices": devices}
 
 
+def _devices(service: Service) -> dict[str, int]:
+    """Return how many devices there are, and how many of them are ready for all their models."""
+    states: dict[str, bool] = {}
+    for model in service.models:
+        for device in model.devices.devices:
+            states[device.name] = states.get(device.name, True) and device.state == "ready"
+    return {"ready": sum(states.values()), "total": len(states)}
+
+
 def _reason(service: Service) -> str:
     if service.draining:
         return "draining"
-    return "no_device" if service.model.devices.first_ready.is_set() else "starting"
+    started = (model.devices.first_ready.is_set() for model in service.models)
+    return "no_device" if all(started) else "starting"
 
 
 def _answer(service: Service, status: int, body: dict[str, Any]) -> Response:
     headers = {"cache-control": "no-store"}
     if status == 503:
-        wait_s = 1.0 if service.draining else service.model.devices.seconds_to_ready()
+        models = [model for model in service.models if not model.devices.ready]
+        wait_s = max((model.devices.seconds_to_ready() for model in models), default=1.0)
         headers["retry-after"] = str(math.ceil(min(wait_s, LONGEST_RETRY_S)))
     return Response(orjson.dumps(body), status, headers=headers, media_type="application/json")

@@ -130,8 +130,16 @@ class ServerReady(BaseModel):
 
 
 class ModelState(BaseModel):
-    """The manifest of the model that is served, and live statistics."""
+    """The models that are served, with live statistics."""
 
-    model: dict[str, Any]
+    model: dict[str, Any] | None = Field(
+        description="The manifest of the default model; null if there is none."
+    )
     ready: bool
-    statistics: dict[str, Any]
+    statistics: dict[str, Any] = Field(description="Statistics of the default model.")
+    models: list[dict[str, Any]] = Field(
+        description="For each model its name, state, version, manifest and statistics."
+    )
+    reloads: dict[str, Any] = Field(
+        description="How often the models were reloaded, and what was refused the last time."
+    )

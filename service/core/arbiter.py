@@ -1,0 +1,121 @@
+"""Decides when one device gets its next batch, and of which model.
+
+When a batch is sent: an idle device gets at once what waits. A busy device gets a full batch of the
+model that it computes at once, up to the batches that it may have in flight. Any other batch is
+held back until the device is about to be idle, and takes what has come by then: on a card a batch
+of one image takes nearly as long as one of four. So an idle device waits for nothing, and a busy
+one computes few small batches. If a prediction is too long, the device waits for a hand-over (its
+answer sends the batch); if it is too short, a batch is smaller than it could be.
+docs/architecture.md has a picture.
+
+Of which model: several models that share a device take turns by deficit round robin (Shreedhar and
+Varghese, 1995), and pay in predicted seconds of the device. In each round every model that has
+images waiting may use as many seconds as the longest full batch takes, so that all get the same
+share of the device, however many images one of them has waiting. A model without images saves
+nothing up, and its share goes to the others.
+"""
+
+import math
+import time
+from typing import Protocol
+
+from service.core.batcher import Batcher
+from service.core.request import Image
+from service.core.throughput import DeviceTime, Occupancy
+
+
+class Competitor(Protocol):
+    """A model on a device, as its arbiter sees it. `batcher` has the images that wait."""
+
+    batcher: Batcher
+    time: DeviceTime
+    largest_batch: int
+
+    @property
+    def ready(self) -> bool:
+        """Whether the model can compute on the device."""
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a batch may be sent now."""
+
+    def send(self, batch: list[Image], held_s: float) -> None:
+        """Compute the batch, whose images were held back for `held_s` seconds."""
+
+
+class Arbiter:
+    """The models that share one device; the first in `competitors` has the turn."""
+
+    def __init__(self) -> None:
+        self.occupancy = Occupancy()
+        self.competitors: list[Competitor] = []
+        self.starved = False
+        """Whether the device, which is not fast, had nothing to compute when last asked."""
+        self._credit_s: dict[Competitor, float] = {}
+
+    def add(self, competitor: Competitor) -> None:
+        """Let a model take turns from now on."""
+        self.competitors.append(competitor)
+        self._credit_s[competitor] = 0.0
+
+    def remove(self, competitor: Competitor) -> None:
+        """Let a model take no more turns."""
+        self.competitors.remove(competitor)
+        del self._credit_s[competitor]
+
+    def send_next(self) -> float:
+        """Send the batch that the device should have now, if any.
+
+        Return 0 if one was sent. Otherwise return the time (`time.perf_counter`) at which to call
+        again, or infinity if nothing will be sent before an answer comes or images wait.
+        """
+        self.starved = False
+        while (model := self._turn()) is not None:
+            if not model.has_room:
+                return math.inf
+            full = len(model.batcher) >= model.largest_batch
+            if not full or self.occupancy.last not in (None, model.time):
+                send_at = self.occupancy.idle_at - model.time.lead_s
+                if send_at > time.perf_counter():
+                    return send_at
+            held_s = time.perf_counter() - model.batcher.waiting_since
+            if batch := model.batcher.take(model.largest_batch):
+                self._credit_s[model] -= model.time.seconds(len(batch))
+                model.send(batch, held_s)
+                return 0.0
+        return self._without_images()
+
+    def _turn(self) -> Competitor | None:
+        """Return the model whose batch is the next; None if no images wait that can be computed."""
+        if len(self.competitors) == 1:
+            [model] = self.competitors
+            return model if len(model.batcher) and model.ready else None
+        # A model whose answer is overdue does not keep the turn: its host may have hung.
+        overdue = self.occupancy.idle_at < time.perf_counter()
+        waiting = {
+            model
+            for model in self.competitors
+            if len(model.batcher) and model.ready and (model.has_room or not overdue)
+        }
+        quantum_s = max((each.time.seconds(each.largest_batch) for each in waiting), default=0.0)
+        while waiting:
+            model = self.competitors[0]
+            if model not in waiting:
+                self._credit_s[model] = 0.0
+            elif self._credit_s[model] > 0 or not quantum_s:
+                return model
+            else:
+                self._credit_s[model] += quantum_s
+            self.competitors.append(self.competitors.pop(0))
+        return None
+
+    def _without_images(self) -> float:
+        """Return when the device, for which no images wait, is about to be idle; or infinity."""
+        able = [model for model in self.competitors if model.ready and model.has_room]
+        if not able:
+            return math.inf
+        idle_at = self.occupancy.idle_at - max(model.time.lead_s for model in able)
+        if idle_at > time.perf_counter():
+            return idle_at
+        self.starved = not all(model.time.is_fast for model in able)
+        return math.inf
