@@ -328,6 +328,35 @@ def evaluate(
 
 
 @cli.command()
+def reload(
+    url: Annotated[str, typer.Option(help="URL of the server.", envvar="TOPFIVE_URL")] = "",
+    pid: Annotated[
+        int | None,
+        typer.Option(help="Process of topfive serve. Default: the only one of this user."),
+    ] = None,
+    wait_s: Annotated[
+        float, typer.Option(min=0.1, help="Seconds to wait until the models are loaded.")
+    ] = 300.0,
+) -> None:
+    """Have a running service load the models whose artifacts were replaced or added.
+
+    The command sends SIGHUP and waits. The exit code is 1 if a model was refused: the version that
+    was served before stays.
+
+    Example: topfive reload
+    """
+    from service.tools import client
+    from service.tools.reload import reload as reload_models
+
+    reloads = reload_models(url or client.own_url(), pid, wait_s)
+    for model in reloads["models"]:
+        print(f"{model['name']:24} {model.get('version', ''):14} {model['state']}", flush=True)
+    for refusal in reloads["refused"]:
+        print(f"error: {refusal['detail']}\n  try: {refusal['remedy']}", file=sys.stderr)
+    sys.exit(FAILED if reloads["refused"] else 0)
+
+
+@cli.command()
 def health(
     url: Annotated[str, typer.Option(help="URL of the server.", envvar="TOPFIVE_URL")] = "",
     wait_s: Annotated[

@@ -130,7 +130,6 @@ class Device:
 
     async def run(self) -> None:
         """Start a host, serve until it fails, wait, and repeat."""
-        self.failure = None
         self._arbiter.add(self)
         try:
             await self._run()

@@ -59,6 +59,7 @@ class DevicePool:
 
     def start_device(self, device: Device) -> None:
         """Start one of the devices."""
+        device.failure = None
         task = asyncio.create_task(device.run(), name=f"device {device.name}")
         task.add_done_callback(self._task_ended)
         self._tasks[device] = task

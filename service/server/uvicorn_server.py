@@ -120,7 +120,8 @@ class BaseServer(uvicorn.Server):
 
     def _stop_on(self, number: signal.Signals) -> None:
         if self._terminal.reloads(number):
-            self._app.state.service.reload()
+            if self.started:
+                self._app.state.service.reload()
             return
         if self._stopping and not signals.hurries(number):
             return

@@ -91,7 +91,7 @@ HOMES = {
     },
     "onnx": {"model_build"},
     "google": {"model_build"},
-    "httpx": {"service.tools.client", "service.tools.evaluation"},
+    "httpx": {"service.tools.client", "service.tools.evaluation", "service.tools.reload"},
     "rich": {"service.cli", "service.tools.client", "service.tools.bench", "model_build"},
     "typer": {
         *("service.cli", "model_build.cli", "model_build.options", "model_build.int8_options"),

@@ -11,9 +11,11 @@ is read when the engine opens and before each run, so a test may change it at an
     stale                a reply for a batch that was not sent; then the host continues
     wrong                the probabilities in another order (only when running)
 
-"slow_s" next to these is the time for each row. "no_bfloat16" is true for a CPU that lacks it.
+"slow_s" next to these is the time for each row. "no_bfloat16" is true for a CPU that lacks it, and
+"one_host" for a device that has no memory for a second model.
 """
 
+import fcntl
 import json
 import os
 import runpy
@@ -55,6 +57,8 @@ class FaultyEngine(engine_openvino.OpenVINOEngine):
     def __init__(self, job: Job, inputs: Any, outputs: Any) -> None:
         self._device, self._runs = str(job.device), 0
         fail(self._fault("open"))
+        if self._orders().get("one_host"):
+            self._take_the_memory()
         if self._orders().get("no_bfloat16"):
             engine_openvino.has_bfloat16 = lambda core: False
         super().__init__(job, inputs, outputs)
@@ -70,6 +74,13 @@ class FaultyEngine(engine_openvino.OpenVINOEngine):
         if fault == "wrong":
             self._outputs[self._numbers] = self._outputs[self._numbers][:, ::-1]
         return nanoseconds
+
+    def _take_the_memory(self) -> None:
+        self._memory = control.with_suffix(f".{self._device}").open("w")
+        try:
+            fcntl.flock(self._memory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise EngineError("driver", "The device has no memory left.") from None
 
     def _fault(self, moment: str) -> str:
         orders = self._orders()
