@@ -21,7 +21,8 @@ from service.telemetry.metrics import Metrics
 from tests.support.faulty import faulty_python
 from tests.support.pictures import encoded, pixels
 from tests.support.running import until
-from tests.support.tiny import CLASSES, probabilities, write_manifest, write_tiny_artifact
+from tests.support.tiny import CLASSES, probabilities, write_tiny_artifact
+from tests.support.versions import replace, spoil_golden
 
 
 class Models:
@@ -74,24 +75,6 @@ def folder(tmp_path: Path) -> Path:
     write_tiny_artifact(tmp_path / "models" / "two" / "9", seed=8)
     write_tiny_artifact(tmp_path / "models" / "two" / "10", seed=2)
     return tmp_path / "models"
-
-
-def replace(folder: Path, seed: int, **options: int) -> str:
-    """Replace the artifact in `folder` as a whole; return its version."""
-    written = write_tiny_artifact(folder.parent / ".new", seed=seed, **options)  # type: ignore[arg-type]
-    shutil.rmtree(folder)
-    written.rename(folder)
-    return artifacts.read_manifest(folder).version
-
-
-def spoil_golden(folder: Path) -> str:
-    """Make the golden answers of an artifact wrong; return its version."""
-    with np.load(folder / artifacts.GOLDEN) as arrays:
-        found = dict(arrays)
-    found["probabilities"] = np.roll(found["probabilities"], 1, axis=1)
-    np.savez(folder / artifacts.GOLDEN, **found)
-    write_manifest(folder)
-    return artifacts.read_manifest(folder).version
 
 
 async def test_models_by_name(folder: Path) -> None:

@@ -5,7 +5,8 @@ import os
 import signal
 import socket
 import subprocess
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -32,6 +33,31 @@ BODIES = [pictures.encoded(seed=seed) for seed in range(8)]
 GET = b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n"
 POST = b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(BODIES[0])
 POST += BODIES[0]
+
+
+class Terminal:
+    """A terminal; the command that runs `under` it is the leader of its session."""
+
+    def __init__(self) -> None:
+        self._ours, theirs = os.openpty()
+        lead = "import os, sys; os.setsid(); os.open(sys.argv[1], os.O_RDWR); "
+        lead += "os.execvp(sys.argv[2], sys.argv[2:])"
+        self.under = (sys.executable, "-c", lead, os.ttyname(theirs))
+        self._theirs = theirs
+
+    def close(self) -> None:
+        """Close the terminal: the kernel sends SIGHUP to the leader of its session."""
+        if self._ours >= 0:
+            os.close(self._theirs)
+            os.close(self._ours)
+            self._ours = -1
+
+
+@pytest.fixture
+def terminal() -> Iterator[Terminal]:
+    opened = Terminal()
+    yield opened
+    opened.close()
 
 
 @pytest.fixture(scope="module")
@@ -67,13 +93,15 @@ async def _stop_under_load(service: Service) -> tuple[Outcome, Outcome]:
     ("name", "flags"),
     [("SIGQUIT", ()), ("SIGHUP", ()), ("SIGHUP", ("--workers", "2", "--devices", "0,1"))],
 )
-def test_other_signals_drain_too(artifact: Path, name: str, flags: tuple[str, ...]) -> None:
+def test_other_signals_drain_too(
+    artifact: Path, terminal: Terminal, name: str, flags: tuple[str, ...]
+) -> None:
     """Sent to every process of the service, as a terminal does: what was accepted is answered.
 
-    A second SIGHUP, which the shell of a closed terminal sends, hurries nothing.
+    SIGHUP drains if the terminal was closed. A second one, which its shell sends, hurries nothing.
     """
     number = signal.Signals[name]
-    with serving(artifact, *flags) as service:
+    with serving(artifact, *flags, under=terminal.under) as service:
         if "--workers" in flags:
             service.await_ready()  # the other worker's device
         below = descendants(service.process.pid)
@@ -82,7 +110,11 @@ def test_other_signals_drain_too(artifact: Path, name: str, flags: tuple[str, ..
         with service.connect() as client:
             client.sendall(POST)
             service.await_metric(1, "topfive_rows", state="running")
-            send(number, [*below, service.process.pid])
+            if number == signal.SIGHUP:
+                terminal.close()
+                send(number, below)
+            else:
+                send(number, [*below, service.process.pid])
             service.await_event("stopping", signal=name, hurry=False)
             if number == signal.SIGHUP:
                 service.process.send_signal(number)
@@ -107,7 +139,7 @@ def test_nohup(artifact: Path) -> None:
         assert service.await_event("stopping")["signal"] == "SIGTERM"
 
 
-@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGQUIT, signal.SIGTERM])
 def test_a_signal_before_it_listens(tmp_path: Path, number: signal.Signals) -> None:
     """It ends with 0: nothing was accepted. The start waits for a manifest that is a pipe."""
     pipe = tmp_path / "manifest.json"

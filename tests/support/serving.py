@@ -18,6 +18,8 @@ from typing import Any
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
+from service.artifact import MANIFEST
+
 COMMAND = [str(Path(sys.executable).with_name("topfive"))]
 LIVE = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
 
@@ -82,8 +84,13 @@ class Service:
         environment: Mapping[str, str] | None = None,
         under: Sequence[str] = (),
     ) -> None:
-        """Start the server; `under` is a command that becomes it, such as `prlimit`."""
-        command = [*under, *COMMAND, "serve", "--artifact", str(artifact), "--port", "0"]
+        """Start the server of an artifact, or of a folder of models.
+
+        `under` is a command that becomes it, such as `prlimit`.
+        """
+        models = artifact.is_dir() and not (artifact / MANIFEST).exists()
+        option = "--models" if models else "--artifact"
+        command = [*under, *COMMAND, "serve", option, str(artifact), "--port", "0"]
         command += ["--log-format", "json", *flags]
         self.process = subprocess.Popen(
             command,
