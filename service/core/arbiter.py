@@ -9,19 +9,23 @@ answer sends the batch); if it is too short, a batch is smaller than it could be
 docs/architecture.md has a picture.
 
 Of which model: several models that share a device take turns by deficit round robin (Shreedhar and
-Varghese, 1995), and pay in predicted seconds of the device. In each round every model that has
-images waiting may use as many seconds as the longest full batch takes, so that all get the same
-share of the device, however many images one of them has waiting. A model without images saves
-nothing up, and its share goes to the others.
+Varghese, 1995), and pay in seconds of the device: those predicted for a batch, and when it is
+answered those measured. In each round every model that has images waiting may use as many seconds
+as the longest full batch takes, so that all get the same share of the device, however many images
+one of them has waiting. A model without images saves nothing up, and its share goes to the others.
 """
 
 import math
 import time
 from typing import Protocol
+from weakref import WeakKeyDictionary
 
 from service.core.batcher import Batcher
 from service.core.request import Image
 from service.core.throughput import DeviceTime, Occupancy
+
+LEAST_ROUND_S = 0.001
+"""Minimum seconds of a round, before the times of the batches are known."""
 
 
 class Competitor(Protocol):
@@ -51,17 +55,17 @@ class Arbiter:
         self.competitors: list[Competitor] = []
         self.starved = False
         """Whether the device, which is not fast, had nothing to compute when last asked."""
-        self._credit_s: dict[Competitor, float] = {}
+        self._granted_s: WeakKeyDictionary[DeviceTime, float] = WeakKeyDictionary()
+        """The seconds up to which each model may use the device."""
 
     def add(self, competitor: Competitor) -> None:
         """Let a model take turns from now on."""
         self.competitors.append(competitor)
-        self._credit_s[competitor] = 0.0
+        self._granted_s.clear()
 
     def remove(self, competitor: Competitor) -> None:
         """Let a model take no more turns."""
         self.competitors.remove(competitor)
-        del self._credit_s[competitor]
 
     def send_next(self) -> float:
         """Send the batch that the device should have now, if any.
@@ -80,7 +84,6 @@ class Arbiter:
                     return send_at
             held_s = time.perf_counter() - model.batcher.waiting_since
             if batch := model.batcher.take(model.largest_batch):
-                self._credit_s[model] -= model.time.seconds(len(batch))
                 model.send(batch, held_s)
                 return 0.0
         return self._without_images()
@@ -92,22 +95,36 @@ class Arbiter:
             return model if len(model.batcher) and model.ready else None
         # A model whose answer is overdue does not keep the turn: its host may have hung.
         overdue = self.occupancy.idle_at < time.perf_counter()
-        waiting = {
+        waiting = [
             model
             for model in self.competitors
             if len(model.batcher) and model.ready and (model.has_room or not overdue)
-        }
-        quantum_s = max((each.time.seconds(each.largest_batch) for each in waiting), default=0.0)
-        while waiting:
-            model = self.competitors[0]
-            if model not in waiting:
-                self._credit_s[model] = 0.0
-            elif self._credit_s[model] > 0 or not quantum_s:
-                return model
-            else:
-                self._credit_s[model] += quantum_s
+        ]
+        if not waiting:
+            return None
+        self._grant(waiting)
+        while (model := self.competitors[0]) not in waiting or self._left_s(model) <= 0:
             self.competitors.append(self.competitors.pop(0))
-        return None
+        return model
+
+    def _grant(self, waiting: list[Competitor]) -> None:
+        """Grant further rounds until one of these models has seconds left."""
+        for model in self.competitors:
+            if model not in waiting:
+                self._granted_s[model.time] = model.time.used_s
+        most_s = max(map(self._left_s, waiting))
+        if most_s > 0:
+            return
+        longest_s = max(each.time.seconds(each.largest_batch) for each in waiting)
+        round_s = max(longest_s, LEAST_ROUND_S)
+        rounds = int(-most_s / round_s) + 1
+        for model in waiting:
+            self._granted_s[model.time] += rounds * round_s
+
+    def _left_s(self, model: Competitor) -> float:
+        """Return the seconds that the model may still use in this round."""
+        used_s = model.time.used_s
+        return self._granted_s.setdefault(model.time, used_s) - used_s
 
     def _without_images(self) -> float:
         """Return when the device, for which no images wait, is about to be idle; or infinity."""

@@ -6,6 +6,7 @@ by which requests are admitted; and when a batch is late, so that its images are
 device. Several models that share a device share its `Occupancy`.
 """
 
+import math
 import time
 from bisect import bisect_left, insort
 from collections import deque
@@ -19,7 +20,7 @@ LEAD_KEPT = 0.98
 """Share of the lead that is kept after a batch that came in time."""
 LEARNT = 0.25
 """Share of its error by which a prediction is corrected. Predictions of other sizes are corrected
-by half of that, so that none stays wrong when the whole device becomes slower."""
+by the square root of its change, so that none stays wrong when the whole device becomes slower."""
 MAX_ERROR = 4.0
 """Maximum factor of one error: a batch that was held up must not spoil a prediction. One that is
 longer than the measured time by more than this factor is shortened to it at once."""
@@ -97,7 +98,9 @@ class DeviceTime:
         self._overlaps = overlaps
         self._seconds: dict[float, float] = {}
         self._sizes: list[float] = []
-        self._in_flight: deque[tuple[int, float | None]] = deque()
+        self._in_flight: deque[tuple[int, float, float | None]] = deque()
+        self.used_s = 0.0
+        """Seconds of the device that the model has used; in flight the predicted ones count."""
         self.images_per_second = 0.0
         """Throughput with the size of batches that computes most images; 0 if unknown. A queue is
         computed in such batches, and one small batch that was held up does not change it."""
@@ -142,7 +145,9 @@ class DeviceTime:
 
     def begin(self, size: int) -> None:
         """Record that a batch of `size` images was sent."""
-        self._in_flight.append((size, self.occupancy.begin(self, size)))
+        predicted_s = self.seconds(size)
+        self.used_s += predicted_s
+        self._in_flight.append((size, predicted_s, self.occupancy.begin(self, size)))
 
     def finish(self, timings: Timings, held_s: float = 0.0) -> float:
         """Record that the batch that was sent first is answered.
@@ -150,9 +155,11 @@ class DeviceTime:
         Before it was sent, its images had been held back for `held_s` seconds. Return how much of
         that time the device was idle.
         """
-        size, gap_s = self._in_flight.popleft()
+        size, predicted_s, gap_s = self._in_flight.popleft()
         copy_in, compute, copy_out, idle = (nanoseconds / 1e9 for nanoseconds in timings)
-        self._learn(size, compute if self._overlaps else copy_in + compute + copy_out)
+        used_s = compute if self._overlaps else copy_in + compute + copy_out
+        self.used_s += used_s - predicted_s
+        self._learn(size, used_s)
         self.images_per_second = max(known / self._seconds[known] for known in self._sizes)
         if self._overlaps:
             self._copy_in_s += (copy_in - self._copy_in_s) / RECENT
@@ -175,7 +182,11 @@ class DeviceTime:
             insort(self._sizes, size)
             self._seconds[size] = predicted * factor
             return
+        before = self._seconds[size]
+        learnt = min(before * (1 + (factor - 1) * LEARNT), seconds * MAX_ERROR)
+        # By the change of this prediction, which has bounds, and not by its error: errors that
+        # take turns would let a size that is not measured grow without end.
+        change = math.sqrt(learnt / before) if before else 1.0
         for known in self._sizes:
-            share = LEARNT if known == size else LEARNT / 2
-            self._seconds[known] *= 1 + (factor - 1) * share
-        self._seconds[size] = min(self._seconds[size], seconds * MAX_ERROR)
+            self._seconds[known] *= change
+        self._seconds[size] = learnt

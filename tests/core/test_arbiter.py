@@ -178,6 +178,20 @@ async def test_the_share_of_an_idle_model_goes_to_the_others(clock: Clock) -> No
     assert other.busy_s == pytest.approx(5, rel=0.03)
 
 
+async def test_a_model_that_comes_later(clock: Clock) -> None:
+    """What a model has computed while it had the device alone is not held against it."""
+    device = OneDevice(clock)
+    one = device.model("one", 8, lambda size: 0.010)
+    one.flood()
+    device.run(10)
+    other = device.model("other", 8, lambda size: 0.010)
+    other.flood()
+    before = one.busy_s
+    device.run(2)
+    assert one.busy_s - before == pytest.approx(1, rel=0.05)
+    assert other.busy_s == pytest.approx(1, rel=0.05)
+
+
 async def test_one_models_batches_at_a_time(clock: Clock) -> None:
     """A batch of another model is sent when the device is about to be idle, not before."""
     device = OneDevice(clock)

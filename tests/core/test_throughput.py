@@ -35,6 +35,15 @@ def taught(device: DeviceTime, seconds: dict[int, float]) -> DeviceTime:
     return device
 
 
+def test_noise_moves_no_size_that_is_not_measured(clock: Clock) -> None:
+    """Times that jump between 1 and 16 ms: another size stays between them, however long."""
+    device = taught(DeviceTime(), {1: 0.004, 8: 0.004})
+    for turn in range(2000):
+        device.begin(8)
+        device.finish(timings(0.016 if turn % 2 else 0.001))
+    assert 0.001 < device.seconds(1) < 0.016
+
+
 def test_nothing_is_known_at_first(clock: Clock) -> None:
     device = DeviceTime()
     device.begin(4)

@@ -7,7 +7,9 @@ import asyncio
 import json
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import urlsplit
 
 
@@ -20,9 +22,19 @@ class Outcome:
     finished_at: list[float] = field(default_factory=list)
     predictions: dict[int, set[str]] = field(default_factory=dict)
     """The predictions of good answers, as JSON, by the place of the body."""
+    versions: dict[str, dict[int, set[str]]] = field(default_factory=dict)
+    """The classes of good answers, as JSON, by the version that has answered and the place."""
     broken: int = 0
     errors: Counter[str] = field(default_factory=Counter)
     """What they broke by."""
+
+    def note(self, place: int, answer: dict[str, Any]) -> None:
+        """Keep what a good answer to the body at `place` says."""
+        results = answer["results"]
+        self.predictions.setdefault(place, set()).add(json.dumps(results))
+        classes = [[each["class_id"] for each in result["predictions"]] for result in results]
+        version = self.versions.setdefault(answer["model"]["version"], {})
+        version.setdefault(place, set()).add(json.dumps(classes))
 
     @property
     def answered(self) -> int:
@@ -35,13 +47,24 @@ class Outcome:
 
 
 async def load(
-    url: str, bodies: list[bytes], clients: int, seconds: float, path: str = "/classify"
+    url: str,
+    bodies: list[bytes],
+    clients: int,
+    seconds: float,
+    path: str = "/classify",
+    content_type: str = "application/octet-stream",
+    stop: asyncio.Event | None = None,
 ) -> Outcome:
-    """Post `bodies` in turn from `clients` clients for `seconds`."""
+    """Post `bodies` in turn from `clients` clients for `seconds`, or until `stop` is set."""
     outcome = Outcome()
     until = time.monotonic() + seconds
+    requests = _requests(url, path, bodies, content_type)
+
+    def goes_on() -> bool:
+        return time.monotonic() < until and not (stop and stop.is_set())
+
     await asyncio.gather(
-        *(_client(url, path, bodies, number, until, outcome) for number in range(clients))
+        *(_client(url, requests, number, goes_on, outcome) for number in range(clients))
     )
     return outcome
 
@@ -64,7 +87,7 @@ async def _persistent(
     url: str, bodies: list[bytes], number: int, keep_alive: bool, outcome: Outcome
 ) -> None:
     where = urlsplit(url)
-    requests = _requests(url, "/classify", bodies)
+    requests = _requests(url, "/classify", bodies, "application/octet-stream")
     turn = number
     while True:
         try:
@@ -86,11 +109,11 @@ async def _persistent(
         writer.close()
 
 
-def _requests(url: str, path: str, bodies: list[bytes]) -> list[bytes]:
+def _requests(url: str, path: str, bodies: list[bytes], content_type: str) -> list[bytes]:
     return [
         (
             f"POST {path} HTTP/1.1\r\nHost: {urlsplit(url).netloc}\r\n"
-            f"Content-Type: application/octet-stream\r\nContent-Length: {len(body)}\r\n\r\n"
+            f"Content-Type: {content_type}\r\nContent-Length: {len(body)}\r\n\r\n"
         ).encode()
         + body
         for body in bodies
@@ -98,13 +121,12 @@ def _requests(url: str, path: str, bodies: list[bytes]) -> list[bytes]:
 
 
 async def _client(
-    url: str, path: str, bodies: list[bytes], number: int, until: float, outcome: Outcome
+    url: str, requests: list[bytes], number: int, goes_on: Callable[[], bool], outcome: Outcome
 ) -> None:
     where = urlsplit(url)
-    requests = _requests(url, path, bodies)
     reader, writer = await asyncio.open_connection(where.hostname, where.port)
     turn = number
-    while time.monotonic() < until:
+    while goes_on():
         turn += 1
         started = time.monotonic()
         try:
@@ -114,8 +136,7 @@ async def _client(
             outcome.broken += 1
             status, close, answer = 0, True, b""
         if status == 200:
-            predictions = json.dumps(json.loads(answer)["results"])
-            outcome.predictions.setdefault(turn % len(requests), set()).add(predictions)
+            outcome.note(turn % len(requests), json.loads(answer))
         if status:
             outcome.statuses[status] += 1
             outcome.seconds.append(time.monotonic() - started)

@@ -26,8 +26,8 @@ layer { name: "prob" type: "Softmax" bottom: "fc" top: "prob" }
 """
 
 
-def write_small_network(folder: Path) -> list[str]:
-    """Write small.prototxt, .caffemodel and .txt (labels).
+def write_small_network(folder: Path, seed: int = 3) -> list[str]:
+    """Write small.prototxt, .caffemodel and .txt (labels); the weights are those of `seed`.
 
     Return the options of `topfive-build caffe`.
     """
@@ -35,7 +35,7 @@ def write_small_network(folder: Path) -> list[str]:
         folder / f"small.{end}" for end in ("prototxt", "caffemodel", "txt")
     )
     prototxt.write_text(TEXT)
-    write_seeded_weights(prototxt, caffemodel, seed=3)
+    write_seeded_weights(prototxt, caffemodel, seed=seed)
     labels.write_text("".join(f"n{number:08d} class {number}\n" for number in range(CLASSES)))
     sources = ["--prototxt", str(prototxt), "--caffemodel", str(caffemodel)]
     return [*sources, "--labels", str(labels), *PREPROCESSING]
