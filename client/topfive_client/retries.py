@@ -16,7 +16,7 @@ IMAGE_STATUSES = frozenset({413, 415, 422, 500})
 """Statuses of a request that are about its images; with one image, about that image."""
 FIRST_BACKOFF_S = 0.1
 """Maximum seconds between the first attempt and the second; doubles with each attempt."""
-LONGEST_BACKOFF_S = 4.0
+LONGEST_BACKOFF_S = 2.0
 """Maximum seconds between two attempts, unless the server asks for more."""
 
 

@@ -1,4 +1,4 @@
-"""The forms of an image: files, bytes, images of Pillow and arrays become the same file's pixels."""
+"""The forms of an image: files, bytes, images of Pillow and arrays become files."""
 
 import io
 import pickle
