@@ -35,8 +35,10 @@ class ClientBase(ABC, Generic[Http, Several, One, Many]):
         `api_key` is sent as a bearer token. An attempt without an answer ends after `timeout_s`.
         Temporary errors are retried until they have lasted for `retry_for_s`, so that a restart of
         the server is not noticed. `concurrency` is the maximum number of requests in flight for one
-        iterable. Raise ValueError for a URL or a key that cannot be sent.
+        iterable. Raise ValueError for arguments that cannot be used.
         """
+        if concurrency < 1:
+            raise ValueError(f"concurrency is {concurrency}; pass 1 or more")
         self._calls = Calls(url, api_key, timeout_s, retry_for_s)
         self._concurrency = concurrency
         # Iterables have a bound of their own, and threads that share a client need none.

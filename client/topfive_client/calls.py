@@ -12,22 +12,15 @@ import random
 import time
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from itertools import count
-from typing import Any, Callable, TypeVar, Union
+from typing import Callable, TypeVar, Union
 
 import httpx
 
-from topfive_client import packing, retries
-from topfive_client.errors import (
-    ClassificationError,
-    DeadlinePassed,
-    ImageRejected,
-    RequestRejected,
-    Unavailable,
-)
+from topfive_client import packing, replies, retries
+from topfive_client.errors import DeadlinePassed, Unavailable
 from topfive_client.images import File
-from topfive_client.results import ModelVersion, Result, model_of, rejected, results_of
+from topfive_client.results import ModelVersion, Result
 
 Step = Union[httpx.Request, float]
 Reply = Union[httpx.Response, httpx.RequestError, None]
@@ -40,7 +33,6 @@ POLL_S = 0.2
 """Seconds between two requests for GET /readyz."""
 ANSWER_GRACE_S = 0.25
 """Seconds after the deadline in which the server's own error may still arrive."""
-_CHECK_URL = "Check that the URL is that of a topfive server."
 
 
 @dataclass(frozen=True)
@@ -131,12 +123,7 @@ class Calls:
         reply = yield from self._answer(
             lambda _: self._request("GET", "/model", self._timeout_s), math.inf, 1
         )
-        if reply.status_code != 200:
-            raise _request_rejected(reply)
-        try:
-            return model_of(_fields(reply))
-        except (KeyError, TypeError) as error:
-            raise _unexpected(reply) from error
+        return replies.model(reply)
 
     def _classify(
         self, files: Sequence[bytes], options: ClassifyOptions, deadline_at: float
@@ -154,7 +141,7 @@ class Calls:
             return [Result((), error)]
         if reply.status_code != 200:
             return (yield from self._classify_rejected(reply, files, options, deadline_at))
-        results = _results(reply, len(files))
+        results = replies.results(reply, len(files))
         for at, result in enumerate(results):
             # The service failed this image, and answered the other ones.
             if result.error and result.error.status in retries.TEMPORARY:
@@ -169,19 +156,15 @@ class Calls:
         deadline_at: float,
     ) -> Steps[list[Result]]:
         """Return the results of a request that was answered with an error."""
-        problem, request_id = _fields(reply), _request_id(reply)
-        self.limits = self.limits.lowered(problem)
+        if reply.status_code not in retries.IMAGE_STATUSES | retries.TEMPORARY:
+            raise replies.request_rejected(reply)
+        problem = replies.fields(reply)
         if reply.status_code == 413 and not problem and len(files) > 1:
             # A proxy does not name its limit.
-            self.limits = self.limits.lowered({"limit_bytes": sum(map(len, files)) // 2})
-        temporary = reply.status_code in retries.TEMPORARY
-        if reply.status_code not in retries.IMAGE_STATUSES and not temporary:
-            raise _request_rejected(reply)
-        if len(files) == 1:
-            return [Result((), ImageRejected(*_facts(reply)), None, request_id)]
-        errors = problem.get("errors")
-        if isinstance(errors, list) and len(errors) == len(files):
-            return [Result((), rejected(one, request_id), None, request_id) for one in errors]
+            problem = {"limit_bytes": sum(map(len, files)) // 2}
+        self.limits = self.limits.lowered(problem)
+        if known := replies.rejections(reply, len(files)):
+            return known
         results = []
         for pack in packing.split(files, self.limits):
             results += yield from self._classify(pack, options, deadline_at)
@@ -209,7 +192,8 @@ class Calls:
                 return reply
             now = time.monotonic()
             give_up_at = min(give_up_at, now + self._retry_for_s)
-            wait_s = retries.wait_s(failures, _asked_s(reply), random.random())  # noqa: S311
+            asked_s = replies.asked_s(reply) if isinstance(reply, httpx.Response) else None
+            wait_s = retries.wait_s(failures, asked_s, random.random())  # noqa: S311
             if now + wait_s >= deadline_at:
                 detail = f"The deadline leaves no time for another attempt: {error.detail}"
                 raise _too_late(detail, error)
@@ -248,7 +232,7 @@ class Calls:
     def _unavailable(self, reply: Reply) -> Unavailable:
         """Return the error of a temporary answer, or of none."""
         if isinstance(reply, httpx.Response):
-            return Unavailable(*_facts(reply))
+            return Unavailable(*replies.facts(reply))
         reason = str(reply) or type(reply).__name__
         return Unavailable(
             f"{self._url} does not answer: {reason}.",
@@ -267,57 +251,3 @@ def _too_late(detail: str, error: Unavailable | None = None) -> DeadlinePassed:
     status, request_id = (error.status, error.request_id) if error else (None, None)
     remedy = "Pass a longer deadline_s, or fewer images at a time."
     return DeadlinePassed(detail, remedy, "deadline", status, request_id)
-
-
-def _results(reply: httpx.Response, images: int) -> list[Result]:
-    try:
-        results = results_of(_fields(reply))
-    except (KeyError, TypeError, AttributeError) as error:
-        raise _unexpected(reply) from error
-    if len(results) != images:
-        raise _unexpected(reply)
-    return results
-
-
-def _request_rejected(reply: httpx.Response) -> ClassificationError:
-    return RequestRejected(*_facts(reply)) if "code" in _fields(reply) else _unexpected(reply)
-
-
-def _unexpected(reply: httpx.Response) -> RequestRejected:
-    return RequestRejected(
-        f"{reply.url} has answered with status {reply.status_code}, but not like topfive.",
-        _CHECK_URL,
-        "unexpected_answer",
-        reply.status_code,
-        _request_id(reply),
-    )
-
-
-def _facts(reply: httpx.Response) -> tuple[str, str, str, int, str | None]:
-    """Return the arguments of an error, from a problem document or from any other answer."""
-    problem, status = _fields(reply), reply.status_code
-    detail = str(problem.get("detail", f"The answer has status {status} and no problem document."))
-    code = str(problem.get("code", "unexpected_answer"))
-    return detail, str(problem.get("remedy", "")), code, status, _request_id(reply)
-
-
-def _request_id(reply: httpx.Response) -> str | None:
-    found: str | None = reply.headers.get("x-request-id")
-    return found
-
-
-def _asked_s(reply: Reply) -> float | None:
-    if not isinstance(reply, httpx.Response):
-        return None
-    retry_after = reply.headers.get("retry-after")
-    now = datetime.now(timezone.utc)
-    return retries.asked_s(_fields(reply), retry_after, now, random.random())  # noqa: S311
-
-
-def _fields(reply: httpx.Response) -> dict[str, Any]:
-    """Return the JSON object in the body of the reply; an empty one if the body is no object."""
-    try:
-        fields = reply.json()
-    except ValueError:
-        return {}
-    return fields if isinstance(fields, dict) else {}

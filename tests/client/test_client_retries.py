@@ -276,6 +276,15 @@ def test_an_image_that_the_server_failed_is_sent_again(classify: Callable[..., A
     assert [one.images for one in server.received] == [[b"1", b"2", b"3"], [b"2"], [b"2"]]
 
 
+@pytest.mark.parametrize("errors", [[{}] * 16, ["bad"] * 16, [], "bad", None], ids=str)
+def test_reasons_that_cannot_be_read(classify: Callable[..., Any], errors: object) -> None:
+    """The images are sent again in smaller requests, until each has an answer."""
+    failure = problem(422, "undecodable", errors=errors)
+    with scripted(rejecting(b"40", failure)) as server:
+        results = classify(server.url, BURST)
+    assert [at for at, result in enumerate(results) if result.error] == [40]
+
+
 def limited(images: int, size: int, named: bool) -> Callable[[Received], ScriptedReply]:
     """Return a script with limits, like a server's (`named`) or like a proxy's."""
 
