@@ -149,9 +149,11 @@ async def test_bad_images_have_errors_in_their_places(service: Service, client: 
         assert results[3].error.remedy
 
 
-def test_only_bad_images(client: Client) -> None:
-    """A request without any prediction is answered 422 with all reasons."""
+def test_only_bad_images(client: Client, service: Service) -> None:
+    """A request without any prediction is answered 422 with all reasons, and not sent again."""
+    before = service.metric("topfive_http_requests_total", route="classify")
     results = list(client.classify([b"x", FILES[0][:-60], b"y"]))
+    assert service.metric("topfive_http_requests_total", route="classify") == before + 1
     codes = [result.error.code for result in results if result.error]
     assert codes == ["unsupported_media", "undecodable", "unsupported_media"]
     [alone] = client.classify([b"x"])
