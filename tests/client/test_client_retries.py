@@ -327,6 +327,8 @@ def test_requests_are_pipelined_up_to_the_bound(classify: Callable[..., Any]) ->
             changed.notify_all()
             # The last request has no other one beside it.
             assert changed.wait_for(lambda: most > 1 or ended == 6, 10)
+            # A third request would arrive in this time.
+            changed.wait_for(lambda: in_flight > 2, 0.1)
             in_flight -= 1
             ended += 1
         return answer(received)
