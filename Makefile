@@ -41,8 +41,9 @@ $(VENV)/.quantize: requirements/quantize.lock $(VENV)/.demo
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/quantize.lock
 	@touch $@
 
-$(VENV)/.dev: requirements/dev.lock $(VENV)/.demo
+$(VENV)/.dev: requirements/dev.lock client/pyproject.toml $(VENV)/.demo
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e client
 	@touch $@
 
 $(VENV)/.fuzz: requirements/fuzz.lock $(VENV)/.dev

@@ -14,12 +14,14 @@ import graphlib
 import io
 import tokenize
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("service", "model_build")
-PARTS = (*PACKAGES, "tests", "benchmarks", "scripts")
+CLIENT = "client"
+"""The folder of the client: a package of its own, which shares no code with the others."""
+PARTS = (*PACKAGES, CLIENT, "tests", "benchmarks", "scripts")
 FLAT = ("device", "device_host", "card", "sdk", "compiler")
 """Folders whose modules import each other by plain names."""
 MOST_ARGUMENTS = 5
@@ -77,16 +79,18 @@ def constructors(root: Path = ROOT) -> dict[str, int]:
     """Return the number of arguments of each `__init__`, by "module.Class"."""
     return {
         f"{name_of(file, root)}.{found.name}": len(_arguments(method))
-        for file, found in classes(root)
+        for file, found in classes(root, (*PACKAGES, CLIENT))
         for method in found.body
         if isinstance(method, ast.FunctionDef) and method.name == "__init__"
     }
 
 
-def classes(root: Path = ROOT) -> Iterator[tuple[Path, ast.ClassDef]]:
-    """Yield each class at the top of one of our modules, including those that stand alone."""
-    for package in PACKAGES:
-        for file in sorted((root / package).rglob("*.py")):
+def classes(
+    root: Path = ROOT, folders: Sequence[str] = PACKAGES
+) -> Iterator[tuple[Path, ast.ClassDef]]:
+    """Yield each class at the top of a module in `folders`, including those that stand alone."""
+    for folder in folders:
+        for file in sorted((root / folder).rglob("*.py")):
             for node in ast.parse(file.read_text(encoding="utf-8")).body:
                 if isinstance(node, ast.ClassDef):
                     yield file, node

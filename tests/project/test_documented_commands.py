@@ -82,7 +82,8 @@ def listed(command: Command, beginnings: "tuple[str, ...] | dict[str, str]") -> 
 def test_every_block_says_what_it_is(document: str) -> None:
     """Commands are `sh`; a block without a language would be looked at by no test."""
     for block in blocks(document):
-        assert block.language in ("sh", "python", "json", "text"), f"{document}:{block.line}"
+        languages = ("sh", "python", "javascript", "json", "text")
+        assert block.language in languages, f"{document}:{block.line}"
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

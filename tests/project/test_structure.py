@@ -117,6 +117,7 @@ SERVICE = [file for file in structure.modules() if ROOT / "service" in file.pare
 BUILD = [file for file in structure.modules() if ROOT / "model_build" in file.parents]
 HOST = sorted(DEVICE.glob("*.py"))
 QUESTIONS = sorted(CARD.glob("*.py"))
+CLIENT = sorted((ROOT / structure.CLIENT / "topfive_client").glob("*.py"))
 COMPILER = sorted((ROOT / "model_build" / "mlu" / "compiler").glob("*.py"))
 
 
@@ -231,6 +232,21 @@ def test_the_questions_to_a_card_stand_alone(file: Path) -> None:
     assert tops - sys.stdlib_module_names <= known
 
 
+@pytest.mark.parametrize("file", CLIENT, ids=name_of)
+def test_the_client_stands_alone(file: Path) -> None:
+    """It knows the standard library, httpx and its own modules: no numpy, no Pillow, no service."""
+    tops = {imported.split(".")[0] for imported in imports(file)}
+    assert tops - sys.stdlib_module_names <= {"httpx", "topfive_client"}
+
+
+def test_the_classes_of_the_client_have_names_of_their_own() -> None:
+    """Only what both sides of POST /classify describe has one name."""
+    names = [node.name for _, node in structure.classes(folders=[structure.CLIENT])]
+    ours = {node.name for _, node in structure.classes()}
+    assert len(set(names)) == len(names) > 10
+    assert ours & set(names) == {"Prediction", "Result", "ModelVersion"}
+
+
 def test_the_quantizer_stands_alone() -> None:
     """It is started by its path, isolated: it knows no module of ours."""
     file = ROOT / "model_build" / "int8" / "quantizer.py"
@@ -253,13 +269,19 @@ def test_no_module_of_a_flat_folder_hides_a_library(flat: list[Path]) -> None:
 
 
 @pytest.mark.parametrize(
-    "folder",
-    ["service/device_host", "service/tools/doctor/card", "model_build/mlu/compiler", "tests/py37"],
+    ("folder", "oldest"),
+    [
+        ("service/device_host", "3.7"),
+        ("service/tools/doctor/card", "3.7"),
+        ("model_build/mlu/compiler", "3.7"),
+        ("tests/py37", "3.7"),
+        ("client/topfive_client", "3.9"),
+    ],
 )
-def test_python_3_7_can_read_it(folder: str) -> None:
-    """The SDK's interpreter runs it: vermin finds nothing newer than 3.7."""
+def test_an_old_python_can_read_it(folder: str, oldest: str) -> None:
+    """The SDK's interpreter runs it, or one of a user: vermin finds nothing newer."""
     vermin = str(Path(sys.executable).with_name("vermin"))
-    options = ["--no-tips", "--no-parse-comments", "--violations", "-t=3.7-"]
+    options = ["--no-tips", "--no-parse-comments", "--violations", f"-t={oldest}-"]
     answer = subprocess.run(
         [vermin, *options, folder], cwd=ROOT, capture_output=True, text=True, check=False
     )

@@ -44,7 +44,7 @@ DOCUMENTS = sorted(
 RECIPES = ["Makefile", "Dockerfile", "docker/compose.yaml", "docker/compose.mlu.yaml"]
 SOURCES = sorted(
     str(file.relative_to(ROOT))
-    for package in ("service", "model_build", "benchmarks", "scripts", "docker")
+    for package in ("service", "model_build", "client", "benchmarks", "scripts", "docker")
     for file in (ROOT / package).rglob("*.py")
 )
 COMMANDS = {"topfive": topfive, "topfive-build": topfive_build}

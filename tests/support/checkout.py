@@ -1,7 +1,7 @@
 """A copy of this checkout, as after `make install`, but without an installation.
 
 The copy has an environment of its own, which uses the packages of the environment that runs the
-tests. `service` and `model_build` are those of the copy.
+tests. `service`, `model_build` and `topfive_client` are those of the copy.
 """
 
 import shutil
@@ -41,7 +41,7 @@ def _write_environment(folder: Path) -> None:
     [packages] = (environment / "lib").glob("python*/site-packages")
     [borrowed] = (path for path in site.getsitepackages() if "site-packages" in path)
     # The copy comes first on the path, before this checkout, which the borrowed packages name.
-    lines = f"{folder}\nimport site; site.addsitedir({borrowed!r})\n"
+    lines = f"{folder}\n{folder / 'client'}\nimport site; site.addsitedir({borrowed!r})\n"
     (packages / "checkout.pth").write_text(lines)
     # `make` calls ruff, mypy and pytest by their path.
     for tool in Path(sys.executable).parent.iterdir():

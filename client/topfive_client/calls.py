@@ -1,0 +1,253 @@
+"""The calls of a client as steps, the same for `Client` and `AsyncClient`.
+
+A call is a generator. It yields what is to be done next, which is a request to send or seconds to
+wait, receives the answer, and returns the result of the call. So everything that decides is here,
+and the two clients only send and wait.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count
+from typing import Callable, TypeVar, Union
+
+import httpx
+
+from topfive_client import packing, replies, retries
+from topfive_client.errors import DeadlinePassed, Unavailable
+from topfive_client.images import File
+from topfive_client.results import ModelVersion, Result
+
+Step = Union[httpx.Request, float]
+Reply = Union[httpx.Response, httpx.RequestError, None]
+Returned = TypeVar("Returned")
+Steps = Generator[Step, Reply, Returned]
+
+READY_TIMEOUT_S = 2.0
+"""Seconds for the answer to GET /readyz."""
+POLL_S = 0.2
+"""Seconds between two requests for GET /readyz."""
+ANSWER_GRACE_S = 0.25
+"""Seconds after the deadline in which the server's own error may still arrive."""
+
+
+@dataclass(frozen=True)
+class ClassifyOptions:
+    """The options of a call; raise ValueError if one of them cannot be sent."""
+
+    top_k: int
+    deadline_s: float | None
+    model: str | None
+
+    def __post_init__(self) -> None:
+        if self.top_k < 1:
+            raise ValueError(f"top_k is {self.top_k}; pass 1 or more")
+        if self.deadline_s is not None and not self.deadline_s > 0:
+            raise ValueError(f"deadline_s is {self.deadline_s}; pass more than 0")
+
+    @property
+    def parameters(self) -> dict[str, str]:
+        """Return the parameters of the query."""
+        named = {} if self.model is None else {"model": self.model}
+        return {"top_k": str(self.top_k), **named}
+
+
+class Calls:
+    """The calls to one server. `limits` are those of its requests, as far as they are known.
+
+    Raise ValueError for a URL or a key that cannot be sent.
+    """
+
+    def __init__(self, url: str, api_key: str | None, timeout_s: float, retry_for_s: float) -> None:
+        parsed = httpx.URL(url)
+        if parsed.scheme not in ("http", "https") or not parsed.host:
+            raise ValueError(f"the URL is {url!r}; pass one such as http://127.0.0.1:8080")
+        if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
+            raise ValueError(
+                "the API key has a character that no header can have, such as a newline"
+            )
+        self.limits = packing.Limits()
+        self._url = url.rstrip("/")
+        self._headers = {"accept": "application/json", "user-agent": "topfive-client"}
+        if api_key is not None:
+            self._headers["authorization"] = f"Bearer {api_key}"
+        self._timeout_s = timeout_s
+        self._retry_for_s = retry_for_s
+
+    def packer(self) -> packing.Packer:
+        """Return a packer that follows the limits as they become known."""
+        return packing.Packer(lambda: self.limits)
+
+    def classify_one(self, file: File, options: ClassifyOptions) -> Steps[Result]:
+        """Classify one image; raise its error."""
+        [result] = yield from self.classify([file], options)
+        if result.error:
+            raise result.error
+        return result
+
+    def classify(self, pack: Sequence[File], options: ClassifyOptions) -> Steps[list[Result]]:
+        """Classify a pack and return a result for each file, in order.
+
+        An error that is not about an image is raised: RequestRejected or Unavailable.
+        """
+        files = [file for file in pack if isinstance(file, bytes)]
+        deadline_at = time.monotonic() + (options.deadline_s or math.inf)
+        sent = (yield from self._classify(files, options, deadline_at)) if files else []
+        answered = iter(sent)
+        return [next(answered) if isinstance(file, bytes) else Result((), file) for file in pack]
+
+    def ready(self) -> Steps[bool]:
+        """Return whether the server accepts requests now."""
+        reply = yield self._request("GET", "/readyz", min(self._timeout_s, READY_TIMEOUT_S))
+        return isinstance(reply, httpx.Response) and reply.status_code == 200
+
+    def wait_ready(self, timeout_s: float) -> Steps[None]:
+        """Return when the server is ready; raise Unavailable after `timeout_s`."""
+        give_up_at = time.monotonic() + timeout_s
+        while not (yield from self.ready()):
+            left_s = give_up_at - time.monotonic()
+            if left_s <= 0:
+                raise Unavailable(
+                    f"{self._url} was not ready within {timeout_s:g} s.",
+                    "Start the server, or wait longer.",
+                    "not_ready",
+                )
+            yield min(POLL_S, left_s)
+
+    def model(self) -> Steps[ModelVersion]:
+        """Return the model that the server serves."""
+        reply = yield from self._answer(
+            lambda _: self._request("GET", "/model", self._timeout_s), math.inf, 1
+        )
+        return replies.model(reply)
+
+    def _classify(
+        self, files: Sequence[bytes], options: ClassifyOptions, deadline_at: float
+    ) -> Steps[list[Result]]:
+        """Classify files in one request, or in several if the server rejects that one."""
+        try:
+            reply = yield from self._answer(
+                lambda left_s: self._post(files, options, left_s), deadline_at, len(files)
+            )
+        except DeadlinePassed as error:
+            return [Result((), error) for _ in files]
+        except Unavailable as error:
+            if len(files) > 1 or not _may_be_an_image(error):
+                raise
+            return [Result((), error)]
+        if reply.status_code != 200:
+            return (yield from self._classify_rejected(reply, files, options, deadline_at))
+        results = replies.results(reply, len(files))
+        for at, result in enumerate(results):
+            # The service failed this image, and answered the other ones.
+            if result.error and result.error.status in retries.TEMPORARY:
+                [results[at]] = yield from self._classify([files[at]], options, deadline_at)
+        return results
+
+    def _classify_rejected(
+        self,
+        reply: httpx.Response,
+        files: Sequence[bytes],
+        options: ClassifyOptions,
+        deadline_at: float,
+    ) -> Steps[list[Result]]:
+        """Return the results of a request that was answered with an error."""
+        if reply.status_code not in retries.IMAGE_STATUSES | retries.TEMPORARY:
+            raise replies.request_rejected(reply)
+        problem = replies.fields(reply)
+        if reply.status_code == 413 and not problem and len(files) > 1:
+            # A proxy does not name its limit.
+            problem = {"limit_bytes": sum(map(len, files)) // 2}
+        self.limits = self.limits.lowered(problem)
+        if known := replies.rejections(reply, len(files)):
+            return known
+        results = []
+        for pack in packing.split(files, self.limits):
+            results += yield from self._classify(pack, options, deadline_at)
+        return results
+
+    def _answer(
+        self, request: Callable[[float], httpx.Request], deadline_at: float, images: int
+    ) -> Steps[httpx.Response]:
+        """Send a request until its answer is not temporary, and return the answer.
+
+        `request` returns the request for the seconds that are left. A temporary error that fewer
+        images may not have is returned, too, if the request has several. Raise Unavailable after
+        `retry_for_s` of failures, and DeadlinePassed if the deadline leaves no time.
+        """
+        give_up_at = math.inf
+        for failures in count(1):
+            left_s = deadline_at - time.monotonic()
+            if left_s <= 0:
+                raise _too_late("The deadline has passed.")
+            reply = yield request(left_s)
+            if isinstance(reply, httpx.Response) and reply.status_code not in retries.TEMPORARY:
+                return reply
+            error = self._unavailable(reply)
+            if isinstance(reply, httpx.Response) and images > 1 and _may_be_an_image(error):
+                return reply
+            now = time.monotonic()
+            give_up_at = min(give_up_at, now + self._retry_for_s)
+            asked_s = replies.asked_s(reply) if isinstance(reply, httpx.Response) else None
+            wait_s = retries.wait_s(failures, asked_s, random.random())  # noqa: S311
+            if now + wait_s >= deadline_at:
+                detail = f"The deadline leaves no time for another attempt: {error.detail}"
+                raise _too_late(detail, error)
+            if now + wait_s > give_up_at:
+                raise error
+            yield wait_s
+        raise AssertionError("count() has no end")
+
+    def _post(
+        self, files: Sequence[bytes], options: ClassifyOptions, left_s: float
+    ) -> httpx.Request:
+        content, content_type = packing.body(files)
+        headers = {"content-type": content_type}
+        if left_s < math.inf:
+            headers["x-request-timeout-ms"] = str(max(1, int(left_s * 1000)))
+        timeout_s = min(self._timeout_s, max(0.0, left_s) + ANSWER_GRACE_S)
+        url = f"/classify?{httpx.QueryParams(options.parameters)}"
+        return self._request("POST", url, timeout_s, headers, content)
+
+    def _request(
+        self,
+        method: str,
+        path: str,
+        timeout_s: float,
+        headers: Mapping[str, str] | None = None,
+        content: bytes | None = None,
+    ) -> httpx.Request:
+        return httpx.Request(
+            method,
+            f"{self._url}{path}",
+            headers={**self._headers, **(headers or {})},
+            content=content,
+            extensions={"timeout": httpx.Timeout(timeout_s).as_dict()},
+        )
+
+    def _unavailable(self, reply: Reply) -> Unavailable:
+        """Return the error of a temporary answer, or of none."""
+        if isinstance(reply, httpx.Response):
+            return Unavailable(*replies.facts(reply))
+        reason = str(reply) or type(reply).__name__
+        return Unavailable(
+            f"{self._url} does not answer: {reason}.",
+            "Start the server, or correct the URL.",
+            "connection",
+        )
+
+
+def _may_be_an_image(error: Unavailable) -> bool:
+    """Return whether the images of the request may be the reason of a temporary error."""
+    return error.code in retries.OF_THE_IMAGE
+
+
+def _too_late(detail: str, error: Unavailable | None = None) -> DeadlinePassed:
+    """Return the error of a call whose last attempt has ended with `error`."""
+    status, request_id = (error.status, error.request_id) if error else (None, None)
+    remedy = "Pass a longer deadline_s, or fewer images at a time."
+    return DeadlinePassed(detail, remedy, "deadline", status, request_id)
