@@ -86,7 +86,7 @@ HOMES = {
     },
     "onnx": {"model_build"},
     "google": {"model_build"},
-    "httpx": {"service.tools.client", "service.tools.evaluation"},
+    "httpx": {"service.tools.client", "service.tools.sources"},
     "rich": {"service.cli", "service.tools.client", "service.tools.bench", "model_build"},
     "typer": {
         *("service.cli", "model_build.cli", "model_build.options", "model_build.int8_options"),
@@ -99,6 +99,7 @@ HOMES = {
     "cykooz_resizer": {"service.decoding.resampling"},
     "simplejpeg": {"service.decoding.images"},
     "nncf": {"model_build.int8.quantizer"},
+    "pyarrow": {"service.tools.batch.parquet"},
     "openvino_telemetry": set(),
     "onnxruntime": set(),
     "torch": set(),
@@ -274,7 +275,7 @@ print(*sys.modules, file=sys.stderr)
 HEAVY = {
     *("numpy", "openvino", "onnx", "google.protobuf", "PIL", "cv2", "fastapi", "starlette"),
     *("uvicorn", "httpx", "rich.table", "prometheus_client", "service.server.app"),
-    *("httptools", "uvloop", "matplotlib"),
+    *("httptools", "uvloop", "matplotlib", "pyarrow"),
 }
 
 

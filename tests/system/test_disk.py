@@ -17,14 +17,14 @@ from model_build import image_folder, writer
 from model_build.caffe import text, weights
 from model_build.onnx_model import file as onnx_file
 from service import artifact, settings
-from service.errors import ArtifactError, EvaluationError, SettingsError
+from service.core.classification import TopClasses
+from service.errors import ArtifactError, RunError, SettingsError
 from service.system import disk
-from service.tools import evaluation
+from service.tools import answering, evaluation
 from service.tools.bench import bodies
 from service.tools.doctor import checks, first_card
-from service.tools.evaluation import run
 from service.tools.evaluation.labels import read_samples
-from service.tools.evaluation.sources import ModelName, Top5
+from service.tools.sources import ModelName
 from tests.support import nobody, tiny
 from tests.support.paths import PHOTOS
 from tests.support.serving import COMMAND, plain_environment
@@ -195,10 +195,11 @@ class AlwaysRight:
     """A source whose first class is 3."""
 
     where, model, preprocessing, classes = "here", ModelName("net", "1"), {}, CLASSES
+    in_flight = 4
 
-    async def classify(self, image: bytes) -> Top5:
+    async def classify(self, image: bytes) -> TopClasses:
         """Every image is the same to it."""
-        return Top5((3, 1, 2, 4, 5))
+        return TopClasses([3, 1, 2, 4, 5], [0.5, 0.2, 0.1, 0.1, 0.1])
 
 
 @asynccontextmanager
@@ -230,7 +231,7 @@ def test_a_full_disk_in_an_evaluation(tmp_path: Path) -> None:
         output, filler = disk_of_64 / "out", disk_of_64 / "filler"
         for kilobytes, answered in ((60, 30), (40, 200)):
             filler.write_bytes(bytes(1024 * kilobytes))
-            with pytest.raises(EvaluationError, match="No space left on device") as caught:
+            with pytest.raises(RunError, match="No space left on device") as caught:
                 evaluate(images, output)
             assert "MB are free in" in caught.value.detail
             assert "Make room on the disk and run the command again" in caught.value.remedy
@@ -282,7 +283,7 @@ def test_a_read_only_file_system(tmp_path: Path) -> None:
     """Of an output: it is said."""
     with small_disk(tmp_path / "disk", 64) as folder:
         subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
-        with pytest.raises(EvaluationError, match="Read-only file system") as caught:
+        with pytest.raises(RunError, match="Read-only file system") as caught:
             evaluate(labelled(tmp_path / "images", 3), folder / "out")
     assert "Give another --output." in caught.value.remedy
 
@@ -339,7 +340,7 @@ def test_an_image_of_another_user(open_folder: Path) -> None:
     image.touch(0o600)
 
     def evaluated() -> None:
-        raise ValueError(asyncio.run(run._answer(AlwaysRight(), image, 1.0)))
+        raise ValueError(asyncio.run(answering.answer(AlwaysRight(), image, 1.0)))
 
     for read in (evaluated, partial(bodies.read, [image])):
         said = nobody.said(read)
