@@ -149,7 +149,7 @@ lock: $(VENV)/.dev ## resolve the dependencies again
 	# NNCF needs numpy below 2.5. Only the environments that have NNCF get it.
 	grep -E '^[a-z].*==' requirements/install.lock | grep -v '^numpy==' | sed 's/ *\\$$//' > build/quantize-constraints
 	$(BIN)/uv pip compile $(LOCK) --universal --python-version 3.11 --extra build --extra quantize -c build/quantize-constraints pyproject.toml -o requirements/quantize.lock
-	$(BIN)/uv pip compile $(LOCK) --universal --python-version 3.11 --group backend --group dev --extra cpu --extra build --extra demo --extra plot --extra quantize -c build/quantize-constraints -c requirements/quantize.lock pyproject.toml -o requirements/dev.lock
+	$(BIN)/uv pip compile $(LOCK) --universal --python-version 3.11 --group backend --group dev --extra cpu --extra build --extra demo --extra parquet --extra plot --extra quantize -c build/quantize-constraints -c requirements/quantize.lock pyproject.toml -o requirements/dev.lock
 	$(BIN)/uv pip compile $(LOCK) --universal --python-version 3.11 --extra cpu -c requirements/install.lock pyproject.toml -o requirements/cpu.lock
 	$(BIN)/uv pip compile $(LOCK) --universal --python-version 3.11 --group backend -c requirements/install.lock -o requirements/backend.lock
 	$(BIN)/uv pip compile $(LOCK) --upgrade --python-version 3.11 --python-platform x86_64-manylinux_2_28 --only-binary :all: --group mlu --extra cpu --extra build pyproject.toml -o requirements/mlu.lock

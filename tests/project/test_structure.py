@@ -50,7 +50,7 @@ INSIDE = {
     "service.server.supervisor": {
         *("service.server.channel", "service.server.listener", "service.core.child_process"),
     },
-    "service.tools.client": {"service.core.local_model"},
+    "service.tools.client": {"service.core.classification", "service.core.local_model"},
 }
 # What the service's interpreter may know of the device host's folder.
 SHARED_WITH_THE_HOST = {

@@ -21,6 +21,7 @@ from service.core.classification import TopClasses
 from service.errors import ArtifactError, RunError, SettingsError
 from service.system import disk
 from service.tools import answering, evaluation
+from service.tools.batch import BatchPlan, classify_all, outputs
 from service.tools.bench import bodies
 from service.tools.doctor import checks, first_card
 from service.tools.evaluation.labels import read_samples
@@ -253,6 +254,42 @@ photo, file = map(Path, sys.argv[1:])
 calibration.write_planes((photo,), PRESETS["resnext"], 224, 224, True, file)
 """
 PHOTO = PHOTOS / "cat.png"
+
+
+def test_a_full_disk_in_a_batch(tmp_path: Path) -> None:
+    """For the names, the journal and the output: an error each, nothing half-written; with room the
+    same command completes the run."""
+    images = labelled(tmp_path / "images", 400)
+    with small_disk(tmp_path / "disk", 256) as disk_of_256:
+        output, filler = disk_of_256 / "out.jsonl", disk_of_256 / "filler"
+        journal = disk_of_256 / "out.jsonl.journal"
+        plan = BatchPlan([f"{images}/*.jpg"], output, 5, None, 1.0, False)
+        for kilobytes, answered in ((240, 0), (208, 20), (160, 400)):
+            filler.write_bytes(bytes(1024 * kilobytes))
+            with pytest.raises(RunError, match="No space left on device") as caught:
+                classify_all(always_right(), plan)
+            assert "MB are free in" in caught.value.detail
+            assert "Make room on the disk and run the command again" in caught.value.remedy
+            assert sorted(disk_of_256.iterdir()) == [filler, *([journal] if answered else [])]
+            lines = journal.read_text().splitlines(keepends=True) if answered else []
+            assert answered <= len(lines) <= 401 and all(line.endswith("}\n") for line in lines)
+        filler.unlink()
+        subprocess.run(["mount", "-o", "remount,size=1m", str(disk_of_256)], check=True)
+        assert classify_all(always_right(), plan).asked == 0
+        assert list(disk_of_256.iterdir()) == [output]
+
+
+@pytest.mark.parametrize("ending", outputs.FORMATS)
+def test_a_full_disk_in_each_format_of_a_batch(ending: str) -> None:
+    """The error is that of the system, with its number."""
+    predictions = [{"class_id": 1, "label": "one", "score": 0.5}]
+    row = {"file": "a", "model": {"name": "net", "version": "1"}, "predictions": predictions}
+    with (
+        pytest.raises(OSError, match="No space left on device") as caught,
+        Path("/dev/full").open("wb", buffering=0) as full,
+    ):
+        outputs.FORMATS[ending](full, iter([row]), 1)
+    assert caught.value.errno == errno.ENOSPC
 
 
 def test_a_full_disk_in_calibration(tmp_path: Path) -> None:
