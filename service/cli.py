@@ -271,21 +271,21 @@ def classify(
     """
     if output is None:
         sys.exit(_print_answers(target, images, top_k, as_json, timeout_s))
-    from service.tools import batch, sources
+    from service.tools import bulk, sources
 
     try:
-        batch.check(output)
+        bulk.check(output)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--output") from error
-    plan = batch.BatchPlan(images, output, top_k, concurrency, retry_for_s, force)
+    plan = bulk.BulkPlan(images, output, top_k, concurrency, retry_for_s, force)
     connections = concurrency or sources.IN_FLIGHT
-    result = batch.classify_all(
+    result = bulk.classify_all(
         sources.over_http(target, timeout_s, connections, retry_for_s, top_k)
         if _is_url(target)
         else sources.on_artifact(Path(target), timeout_s, top_k=top_k),
         plan,
     )
-    batch.print_summary(result, plan, as_json)
+    bulk.print_summary(result, plan, as_json)
     sys.exit(PARTLY if result.failed else 0)
 
 
@@ -298,7 +298,7 @@ def _print_answers(
 ) -> int:
     """Classify the images one after another, print the answers, and return the exit code."""
     from service.tools import client
-    from service.tools.batch import ImageFiles
+    from service.tools.bulk import ImageFiles
 
     files = list(ImageFiles(images))
     if _is_url(target):

@@ -99,7 +99,7 @@ HOMES = {
     "cykooz_resizer": {"service.decoding.resampling"},
     "simplejpeg": {"service.decoding.images"},
     "nncf": {"model_build.int8.quantizer"},
-    "pyarrow": {"service.tools.batch.parquet"},
+    "pyarrow": {"service.tools.bulk.parquet"},
     "openvino_telemetry": set(),
     "onnxruntime": set(),
     "torch": set(),

@@ -21,8 +21,8 @@ from service.core.classification import TopClasses
 from service.errors import ArtifactError, RunError, SettingsError
 from service.system import disk
 from service.tools import answering, evaluation
-from service.tools.batch import BatchPlan, classify_all, outputs
 from service.tools.bench import bodies
+from service.tools.bulk import BulkPlan, classify_all, outputs
 from service.tools.doctor import checks, first_card
 from service.tools.evaluation.labels import read_samples
 from service.tools.sources import ModelName
@@ -256,14 +256,14 @@ calibration.write_planes((photo,), PRESETS["resnext"], 224, 224, True, file)
 PHOTO = PHOTOS / "cat.png"
 
 
-def test_a_full_disk_in_a_batch(tmp_path: Path) -> None:
+def test_a_full_disk_in_a_bulk_run(tmp_path: Path) -> None:
     """For the names, the journal and the output: an error each, nothing half-written; with room the
     same command completes the run."""
     images = labelled(tmp_path / "images", 400)
     with small_disk(tmp_path / "disk", 256) as disk_of_256:
         output, filler = disk_of_256 / "out.jsonl", disk_of_256 / "filler"
         journal = disk_of_256 / "out.jsonl.journal"
-        plan = BatchPlan([f"{images}/*.jpg"], output, 5, None, 1.0, False)
+        plan = BulkPlan([f"{images}/*.jpg"], output, 5, None, 1.0, False)
         for kilobytes, answered in ((240, 0), (208, 20), (160, 400)):
             filler.write_bytes(bytes(1024 * kilobytes))
             with pytest.raises(RunError, match="No space left on device") as caught:
@@ -280,7 +280,7 @@ def test_a_full_disk_in_a_batch(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ending", outputs.FORMATS)
-def test_a_full_disk_in_each_format_of_a_batch(ending: str) -> None:
+def test_a_full_disk_in_each_format(ending: str) -> None:
     """The error is that of the system, with its number."""
     predictions = [{"class_id": 1, "label": "one", "score": 0.5}]
     row = {"file": "a", "model": {"name": "net", "version": "1"}, "predictions": predictions}

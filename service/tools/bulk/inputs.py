@@ -58,9 +58,11 @@ class ImageFiles:
         # One folder or glob names no image twice, so its images need no memory.
         if len(self._arguments) > 1 or self._arguments[0].startswith("@"):
             found = _each_once(found)
-        for first in found:
-            yield first
-            yield from found
+        some = False
+        for path in found:
+            some = True
+            yield path
+        if some:
             return
         endings = ", ".join(sorted(image_files.ENDINGS))
         named = " ".join(self._arguments[:3])

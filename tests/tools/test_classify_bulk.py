@@ -378,6 +378,10 @@ def test_what_is_refused_before_any_work(images: Path, tmp_path: Path) -> None:
     ending = classify(nowhere, images, "--output", tmp_path / "out.xlsx")
     assert ending.returncode == 2
     assert ".jsonl, .csv, .parquet" in " ".join(ending.stderr.split())
+    (tmp_path / "out.csv").mkdir()
+    folder = classify(nowhere, images, "--output", tmp_path / "out.csv", "--force")
+    assert folder.returncode == 1 and "out.csv is a folder" in folder.stderr
+    (tmp_path / "out.csv").rmdir()
     folder = classify(nowhere, images, "--output", tmp_path / "none" / "out.jsonl")
     assert folder.returncode == 1 and "No such file or directory" in folder.stderr
     assert sorted(tmp_path.iterdir()) == sorted([empty, images, utf_16])

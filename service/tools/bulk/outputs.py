@@ -1,4 +1,4 @@
-"""The file that a batch writes, as JSON Lines, CSV or Parquet, and the file of its failures.
+"""The file that a bulk run writes, as JSON Lines, CSV or Parquet, and the file of its failures.
 
 All formats get the same rows, in the order of the images: `file`, `model` and `predictions`, as
 JSON Lines have them.
@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 import orjson
 
-from service.tools.batch import parquet
+from service.tools.bulk import parquet
 
 Row = dict[str, Any]
 Write = Callable[[BinaryIO, Iterator[Row], int], None]

@@ -1,4 +1,4 @@
-"""A batch from start to end: arguments → images → answers → one file.
+"""A bulk run from start to end: arguments → images → answers → one file.
 
 Each answer is in the journal before it counts, so the same command resumes a run that ended early
 for any reason. The file is written at the end, in the order of the images. In memory there are 8
@@ -19,17 +19,17 @@ import orjson
 from service.errors import RunError
 from service.tools import client, whole_files
 from service.tools.answering import Final, answer_all
-from service.tools.batch import inputs, outputs
-from service.tools.batch.inputs import ImageFiles, InputList
-from service.tools.batch.journal import NumberedJournal
+from service.tools.bulk import inputs, outputs
+from service.tools.bulk.inputs import ImageFiles, InputList
+from service.tools.bulk.journal import NumberedJournal
 from service.tools.journal import OTHER_OUTPUT, lock, writing
 from service.tools.progress import Progress
 from service.tools.sources import FailedImage, ModelSource
 
 
 @dataclass(frozen=True)
-class BatchPlan:
-    """The options of a batch. If `concurrency` is None, it is that of the source."""
+class BulkPlan:
+    """The options of a bulk run. If `concurrency` is None, it is that of the source."""
 
     images: Sequence[str]
     output: Path
@@ -40,7 +40,7 @@ class BatchPlan:
 
 
 @dataclass(frozen=True)
-class BatchResult:
+class BulkResult:
     """The number of all images, of failed ones, and of those that this run took `seconds` for."""
 
     images: int
@@ -49,7 +49,7 @@ class BatchResult:
     seconds: float
 
 
-def classify_all(opening: AbstractAsyncContextManager[ModelSource], plan: BatchPlan) -> BatchResult:
+def classify_all(opening: AbstractAsyncContextManager[ModelSource], plan: BulkPlan) -> BulkResult:
     """Classify all images of the plan and write its output.
 
     The ending of the output is one of `outputs.FORMATS`. Raise RunError if the run cannot start or
@@ -57,7 +57,7 @@ def classify_all(opening: AbstractAsyncContextManager[ModelSource], plan: BatchP
     source has no device left.
     """
 
-    async def run() -> BatchResult:
+    async def run() -> BulkResult:
         async with opening as source:
             return await _classify(source, plan, images)
 
@@ -70,20 +70,23 @@ def classify_all(opening: AbstractAsyncContextManager[ModelSource], plan: BatchP
         return asyncio.run(run())
 
 
-def _check_output(plan: BatchPlan) -> None:
-    """Raise RunError if the output is that of a finished run, without `force`."""
+def _check_output(plan: BulkPlan) -> None:
+    """Raise RunError if the output is a folder, or that of a finished run without `force`."""
+    if plan.output.is_dir():
+        raise RunError(f"{plan.output} is a folder.", "Give the name of a file as --output.")
     if os.path.lexists(plan.output) and not _journal_of(plan).exists() and not plan.force:
         raise RunError(f"{plan.output} exists already.", OTHER_OUTPUT)
 
 
-def _journal_of(plan: BatchPlan) -> Path:
+def _journal_of(plan: BulkPlan) -> Path:
     return plan.output.with_name(f"{plan.output.name}.journal")
 
 
 @contextmanager
-def _own_journal(plan: BatchPlan) -> Iterator[Path]:
+def _own_journal(plan: BulkPlan) -> Iterator[Path]:
     """Create the journal and lock it for this run; with `force` remove the answers in it."""
     path = _journal_of(plan)
+    _check_output(plan)  # another run may have finished since the first check
     with writing(path):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
@@ -95,7 +98,7 @@ def _own_journal(plan: BatchPlan) -> Iterator[Path]:
         os.close(descriptor)
 
 
-async def _classify(source: ModelSource, plan: BatchPlan, images: InputList) -> BatchResult:
+async def _classify(source: ModelSource, plan: BulkPlan, images: InputList) -> BulkResult:
     about = {
         "model": vars(source.model),
         "images": {"count": images.count, "sha256": images.sha256},
@@ -109,11 +112,11 @@ async def _classify(source: ModelSource, plan: BatchPlan, images: InputList) -> 
         failed = await asyncio.to_thread(_write, source, plan, images, journal)
         if not failed:
             journal.remove()
-    return BatchResult(images.count, failed, images.count - journal.known, seconds)
+    return BulkResult(images.count, failed, images.count - journal.known, seconds)
 
 
 async def _answer(
-    source: ModelSource, plan: BatchPlan, images: InputList, journal: NumberedJournal
+    source: ModelSource, plan: BulkPlan, images: InputList, journal: NumberedJournal
 ) -> None:
     """Classify the images that have no answer in the journal."""
     if journal.known:
@@ -133,9 +136,7 @@ async def _answer(
     progress.end()
 
 
-def _write(
-    source: ModelSource, plan: BatchPlan, images: InputList, journal: NumberedJournal
-) -> int:
+def _write(source: ModelSource, plan: BulkPlan, images: InputList, journal: NumberedJournal) -> int:
     """Write the output, and a file of the failures if there are any; return their number."""
     failed = 0
 
@@ -169,7 +170,7 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def print_summary(result: BatchResult, plan: BatchPlan, as_json: bool) -> None:
+def print_summary(result: BulkResult, plan: BulkPlan, as_json: bool) -> None:
     """Print the numbers of images and failures, and the files, in sentences or as JSON."""
     failures = outputs.failures_of(plan.output)
     if as_json:

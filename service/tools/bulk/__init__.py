@@ -4,8 +4,8 @@
 `parquet` write the file. `run` calls these in turn, and keeps the answers in a journal until then.
 """
 
-from service.tools.batch.inputs import ImageFiles
-from service.tools.batch.outputs import check
-from service.tools.batch.run import BatchPlan, classify_all, print_summary
+from service.tools.bulk.inputs import ImageFiles
+from service.tools.bulk.outputs import check
+from service.tools.bulk.run import BulkPlan, classify_all, print_summary
 
-__all__ = ["BatchPlan", "ImageFiles", "check", "classify_all", "print_summary"]
+__all__ = ["BulkPlan", "ImageFiles", "check", "classify_all", "print_summary"]

@@ -1,4 +1,4 @@
-"""The answers of a batch so far, by the numbers of the images, in the journal of its output."""
+"""The answers of a bulk run so far, by the numbers of the images, in the journal of its output."""
 
 from array import array
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ _NONE = -1
 
 
 class NumberedJournal(Journal):
-    """The journal at `path`, for the batch of `images` images that `about` describes.
+    """The journal at `path`, for the bulk run of `images` images that `about` describes.
 
     The answers stay on the disk. In memory is the place of each, in 8 bytes. An image that failed
     in an interrupted run has no answer, so it is tried again.
