@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ import pytest
 from tests.support import pictures, tiny
 from tests.support.serving import COMMAND, Service, plain_environment, serving
 from tests.support.slow import few
-from tests.support.stub import BUSY, REFUSED, Reply, Stub, ranking
+from tests.support.stub import BUSY, REFUSED, Stub, ranking, stubs
 
 IMAGES = 12
 
@@ -37,18 +36,7 @@ def service(artifact: Path) -> Iterator[Service]:
 
 @pytest.fixture
 def stub() -> Iterator[Callable[..., Stub]]:
-    started = []
-
-    def start(*replies: Reply | None) -> Stub:
-        server = Stub(*replies)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        started.append(server)
-        return server
-
-    yield start
-    for server in started:
-        server.shutdown()
-        server.server_close()
+    yield from stubs()
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import fcntl
 import json
 import os
 import subprocess
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from service.tools.evaluation.results import wilson
 from service.tools.sources import FailedImage, Later, over_http
 from tests.support import pictures, tiny
 from tests.support.serving import COMMAND, plain_environment
-from tests.support.stub import BUSY, REFUSED, Reply, Stub, ranking
+from tests.support.stub import BUSY, REFUSED, Stub, ranking, stubs
 
 IMAGES = 12
 
@@ -229,18 +228,7 @@ def test_a_source_is_one_of_two(images: Path, tmp_path: Path, artifact: Path) ->
 
 @pytest.fixture
 def stub() -> Iterator[Callable[..., Stub]]:
-    started = []
-
-    def start(*replies: Reply | None, port: int = 0) -> Stub:
-        server = Stub(*replies, port=port)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        started.append(server)
-        return server
-
-    yield start
-    for server in started:
-        server.shutdown()
-        server.server_close()
+    yield from stubs()
 
 
 def test_retry_after_is_honoured(stub: Callable[..., Stub], images: Path, tmp_path: Path) -> None:
