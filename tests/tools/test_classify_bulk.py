@@ -59,7 +59,7 @@ def command(*arguments: object) -> list[str]:
 
 def classify(*arguments: object) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
-        command(*arguments), capture_output=True, text=True, env=plain_environment(), timeout=60
+        command(*arguments), capture_output=True, text=True, env=plain_environment(), timeout=200
     )
     assert "Traceback" not in done.stderr, done.stderr
     return done
