@@ -11,7 +11,7 @@ DEMO := $(or $(DEMO),artifacts/efficientnet-lite0)
 PYTHON37 ?= $(shell ls -d $$(command -v python3.7 2>/dev/null | grep -v /shims/) \
 	$${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.7.*/bin/python3.7 2>/dev/null | head -n 1)
 
-.PHONY: help demo linux install quantize develop test test-all check lint types python37 unit slow networks cards drain overload image-test fuzz bench bench-all bench-lock lock lines clean
+.PHONY: help demo linux install quantize develop test test-all check lint types python37 unit slow networks cards drain changes overload image-test fuzz bench bench-all bench-lock lock lines clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -58,7 +58,7 @@ $(VENV)/.fuzz: requirements/fuzz.lock $(VENV)/.dev
 
 test: check python37 unit ## checks, then the quick tests, under both Pythons
 
-test-all: test slow networks cards drain overload ## all tests but those of the images: an hour
+test-all: test slow networks cards drain changes overload ## all tests but those of the images: an hour
 
 check: lint types ## lint, format, types
 
@@ -98,6 +98,9 @@ cards: $(VENV)/.dev .venv37/.ready ## trained networks, every fault and switch o
 
 drain: $(VENV)/.dev ## SIGTERM under full load, hosts that hang, clients that disconnect: minutes
 	$(BIN)/python -m pytest -m large tests/server/test_drain.py tests/server/test_workers.py tests/server/test_disconnects.py tests/server/test_stalls.py
+
+changes: $(VENV)/.dev .venv37/.ready ## ten changes of version under 64 clients, on the CPU and on cards: eight minutes
+	$(BIN)/python -m pytest -m large tests/server/test_changes.py
 
 overload: $(VENV)/.dev .venv37/.ready ## three and ten times the throughput of a simulated card: three minutes
 	$(BIN)/python -m pytest -m large tests/server/test_overload.py
@@ -150,7 +153,7 @@ lock: $(VENV)/.dev ## resolve the dependencies again
 	# NNCF needs numpy below 2.5. Only the environments that have NNCF get it.
 	grep -E '^[a-z].*==' requirements/install.lock | grep -v '^numpy==' | sed 's/ *\\$$//' > build/quantize-constraints
 	$(BIN)/uv pip compile $(LOCK) --universal --python-version 3.11 --extra build --extra quantize -c build/quantize-constraints pyproject.toml -o requirements/quantize.lock
-	$(BIN)/uv pip compile $(LOCK) --universal --python-version 3.11 --group backend --group dev --extra cpu --extra build --extra demo --extra plot --extra quantize -c build/quantize-constraints -c requirements/quantize.lock pyproject.toml -o requirements/dev.lock
+	$(BIN)/uv pip compile $(LOCK) --universal --python-version 3.11 --group backend --group dev --extra cpu --extra build --extra demo --extra parquet --extra plot --extra quantize -c build/quantize-constraints -c requirements/quantize.lock pyproject.toml -o requirements/dev.lock
 	$(BIN)/uv pip compile $(LOCK) --universal --python-version 3.11 --extra cpu -c requirements/install.lock pyproject.toml -o requirements/cpu.lock
 	$(BIN)/uv pip compile $(LOCK) --universal --python-version 3.11 --group backend -c requirements/install.lock -o requirements/backend.lock
 	$(BIN)/uv pip compile $(LOCK) --upgrade --python-version 3.11 --python-platform x86_64-manylinux_2_28 --only-binary :all: --group mlu --extra cpu --extra build pyproject.toml -o requirements/mlu.lock

@@ -210,37 +210,107 @@ cli.command("doctor")(with_settings(doctor))
 
 @cli.command()
 def classify(
-    server: Annotated[
+    target: Annotated[
         str,
         typer.Argument(
             metavar="URL|ARTIFACT", help="URL of a running server, or folder of an artifact."
         ),
     ],
     images: Annotated[
-        list[Path], typer.Argument(metavar="IMAGE...", help="Image files. - reads standard input.")
+        list[str],
+        typer.Argument(
+            metavar="IMAGE...",
+            help="Image files, folders, globs in quotes ('photos/**/*.jpg'), or @FILE with a path "
+            "on each line. - reads standard input.",
+        ),
     ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write a .jsonl, .csv or .parquet file instead of printing. The same command "
+            "resumes an interrupted run.",
+        ),
+    ] = None,
     top_k: Annotated[int, typer.Option(min=1, help="Number of labels for each image.")] = 5,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON instead of a table or a summary.")
+    ] = False,
     timeout_s: Annotated[
         float, typer.Option(help="Seconds to wait for the answer to each image.")
     ] = 30.0,
+    concurrency: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=1024,
+            help="With --output: images in flight. Default: 16, or on an artifact as many as use "
+            "all its devices.",
+        ),
+    ] = None,
+    retry_for_s: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            help="With --output: seconds to retry an image while the server is unavailable.",
+        ),
+    ] = 300.0,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="With --output: start over and overwrite an existing file."),
+    ] = False,
 ) -> None:
-    """Classify images over HTTP, or directly on the device of an artifact.
+    """Classify images over HTTP, or directly on the devices of an artifact.
+
+    The images of folders and globs are those with a known ending, in sorted order. The exit code is
+    5 if some images failed; with --output, FILE.failures.csv lists them.
 
     Example: topfive classify http://127.0.0.1:8080 model_build/photos/cat.png
-    """
-    from service.tools import client
 
-    if server.startswith(("http://", "https://")):
-        answers = client.classify_over_http(server, images, top_k, timeout_s)
+    Example: topfive classify models/lite0 model_build/photos --output photos.jsonl
+    """
+    if output is None:
+        sys.exit(_print_answers(target, images, top_k, as_json, timeout_s))
+    from service.tools import bulk, sources
+
+    try:
+        bulk.check(output)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--output") from error
+    plan = bulk.BulkPlan(images, output, top_k, concurrency, retry_for_s, force)
+    connections = concurrency or sources.IN_FLIGHT
+    result = bulk.classify_all(
+        sources.over_http(target, timeout_s, connections, retry_for_s, top_k)
+        if _is_url(target)
+        else sources.on_artifact(Path(target), timeout_s, top_k=top_k),
+        plan,
+    )
+    bulk.print_summary(result, plan, as_json)
+    sys.exit(PARTLY if result.failed else 0)
+
+
+def _is_url(target: str) -> bool:
+    return target.startswith(("http://", "https://"))
+
+
+def _print_answers(
+    target: str, images: list[str], top_k: int, as_json: bool, timeout_s: float
+) -> int:
+    """Classify the images one after another, print the answers, and return the exit code."""
+    from service.tools import client
+    from service.tools.bulk import ImageFiles
+
+    files = list(ImageFiles(images))
+    if _is_url(target):
+        answers = client.classify_over_http(target, files, top_k, timeout_s)
     else:
-        answers = client.classify_on_artifact(Path(server), images, top_k, timeout_s)
+        answers = client.classify_on_artifact(Path(target), files, top_k, timeout_s)
     if as_json:
         client.print_json(answers)
     else:
         client.print_table(answers)
     failed = sum(bool(answer.error) for answer in answers)
-    sys.exit(0 if not failed else PARTLY if failed < len(answers) else FAILED)
+    return 0 if not failed else PARTLY if failed < len(answers) else FAILED
 
 
 @cli.command("eval")

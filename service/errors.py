@@ -27,7 +27,8 @@
     ├── DeviceError            a device host that fails, or gives no answer or wrong answers
     ├── SdkError               an SDK that cannot be loaded or cannot count its cards; or mm_run
     ├── Unreachable            a server that gives a command no answer, or is not ready
-    ├── EvaluationError        the label file of an evaluation, or a run that cannot continue
+    ├── EvaluationError        the label file of an evaluation
+    ├── RunError               a run over many images that cannot start or continue
     └── BuildError             model_build: a source file, a layer, an option
 
 Every error has a `detail`, which is what was wrong with which value, and a `remedy`, which is what
@@ -222,7 +223,11 @@ class Unreachable(TopfiveError):
 
 
 class EvaluationError(TopfiveError):
-    """A label file cannot be used, or the run of an evaluation cannot continue."""
+    """The label file of an evaluation, or its class names, cannot be used."""
+
+
+class RunError(TopfiveError):
+    """A run over many images cannot start or continue: its images, its output or its journal."""
 
 
 class BuildError(TopfiveError):

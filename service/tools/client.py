@@ -3,7 +3,7 @@
 import asyncio
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,8 @@ from service.errors import RequestError, Unreachable
 from service.system import disk
 
 if TYPE_CHECKING:
+    from service.artifact import Label
+    from service.core.classification import TopClasses
     from service.core.local_model import LocalModel
 
 STDIN = Path("-")
@@ -159,6 +161,14 @@ def json_object(reply: httpx.Response) -> dict[str, Any]:
     return fields if isinstance(fields, dict) else {}
 
 
+def predictions_of(top: "TopClasses", labels: "Sequence[Label]") -> list[dict[str, Any]]:
+    """Return the predictions of an answer of the service: class_id, wnid if any, label, score."""
+    return [
+        {"class_id": class_id, **labels[class_id].members(), "score": score}
+        for class_id, score in zip(top.class_ids, top.scores, strict=True)
+    ]
+
+
 async def _classify_on_artifact(
     path: Path, files: list[Path], top_k: int, timeout_s: float
 ) -> list[FileAnswer]:
@@ -176,11 +186,7 @@ async def _submit(model: "LocalModel", file: Path, top_k: int, timeout_s: float)
         return _unreadable(file, error)
     except RequestError as error:
         return FileAnswer(file, [], error.detail)
-    predictions = [
-        {"class_id": class_id, **labels[class_id].members(), "score": score}
-        for class_id, score in zip(prediction.class_ids, prediction.scores, strict=True)
-    ]
-    return FileAnswer(file, predictions)
+    return FileAnswer(file, predictions_of(prediction, labels))
 
 
 def _unreadable(file: Path, error: OSError) -> FileAnswer:

@@ -147,7 +147,8 @@ class Session:
         longer = listed(command, SHORTER)
         if longer:
             text = f"{text.rstrip()} {SHORTER[longer]}\n"
-        shells = self._shells if listed(command, REPEATABLE) else self._shells[:1]
+        repeatable = listed(command, REPEATABLE) and "--output" not in command.words
+        shells = self._shells if repeatable else self._shells[:1]
         remark = f" {SHORTER.get(longer, '')}"
         return [
             replace(self.reader.run(command, text, shell), remark=f"{shell}{remark}")

@@ -55,7 +55,7 @@ INSIDE = {
         *("service.server.channel", "service.server.listener"),
         *("service.core.child_process", "service.core.library"),
     },
-    "service.tools.client": {"service.core.local_model"},
+    "service.tools.client": {"service.core.classification", "service.core.local_model"},
 }
 # What the service's interpreter may know of the device host's folder.
 SHARED_WITH_THE_HOST = {
@@ -91,7 +91,7 @@ HOMES = {
     },
     "onnx": {"model_build"},
     "google": {"model_build"},
-    "httpx": {"service.tools.client", "service.tools.evaluation", "service.tools.reload"},
+    "httpx": {"service.tools.client", "service.tools.sources", "service.tools.reload"},
     "rich": {"service.cli", "service.tools.client", "service.tools.bench", "model_build"},
     "typer": {
         *("service.cli", "model_build.cli", "model_build.options", "model_build.int8_options"),
@@ -104,6 +104,7 @@ HOMES = {
     "cykooz_resizer": {"service.decoding.resampling"},
     "simplejpeg": {"service.decoding.images"},
     "nncf": {"model_build.int8.quantizer"},
+    "pyarrow": {"service.tools.bulk.parquet"},
     "openvino_telemetry": set(),
     "onnxruntime": set(),
     "torch": set(),
@@ -301,7 +302,7 @@ print(*sys.modules, file=sys.stderr)
 HEAVY = {
     *("numpy", "openvino", "onnx", "google.protobuf", "PIL", "cv2", "fastapi", "starlette"),
     *("uvicorn", "httpx", "rich.table", "prometheus_client", "service.server.app"),
-    *("httptools", "uvloop", "matplotlib"),
+    *("httptools", "uvloop", "matplotlib", "pyarrow"),
 }
 
 

@@ -2,7 +2,9 @@
 
 import http.server
 import json
+import threading
 import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from service.artifact import Label
@@ -36,6 +38,22 @@ class Stub(http.server.ThreadingHTTPServer):
         self.replies = list(replies)
         self.asked: list[float] = []
         self.url = f"http://127.0.0.1:{self.server_port}"
+
+
+def stubs() -> Iterator[Callable[..., Stub]]:
+    """Yield a function that starts a Stub with these replies, and stop all of them at the end."""
+    started = []
+
+    def start(*replies: Reply | None, port: int = 0) -> Stub:
+        server = Stub(*replies, port=port)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        started.append(server)
+        return server
+
+    yield start
+    for server in started:
+        server.shutdown()
+        server.server_close()
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):

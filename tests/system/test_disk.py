@@ -17,14 +17,15 @@ from model_build import image_folder, writer
 from model_build.caffe import text, weights
 from model_build.onnx_model import file as onnx_file
 from service import artifact, settings
-from service.errors import ArtifactError, EvaluationError, SettingsError
+from service.core.classification import TopClasses
+from service.errors import ArtifactError, RunError, SettingsError
 from service.system import disk
-from service.tools import evaluation
+from service.tools import answering, evaluation
 from service.tools.bench import bodies
+from service.tools.bulk import BulkPlan, classify_all, outputs
 from service.tools.doctor import checks, first_card
-from service.tools.evaluation import run
 from service.tools.evaluation.labels import read_samples
-from service.tools.evaluation.sources import ModelName, Top5
+from service.tools.sources import ModelName
 from tests.support import nobody, tiny
 from tests.support.paths import PHOTOS
 from tests.support.serving import COMMAND, plain_environment
@@ -195,10 +196,11 @@ class AlwaysRight:
     """A source whose first class is 3."""
 
     where, model, preprocessing, classes = "here", ModelName("net", "1"), {}, CLASSES
+    in_flight = 4
 
-    async def classify(self, image: bytes) -> Top5:
+    async def classify(self, image: bytes) -> TopClasses:
         """Every image is the same to it."""
-        return Top5((3, 1, 2, 4, 5))
+        return TopClasses([3, 1, 2, 4, 5], [0.5, 0.2, 0.1, 0.1, 0.1])
 
 
 @asynccontextmanager
@@ -230,7 +232,7 @@ def test_a_full_disk_in_an_evaluation(tmp_path: Path) -> None:
         output, filler = disk_of_64 / "out", disk_of_64 / "filler"
         for kilobytes, answered in ((60, 30), (40, 200)):
             filler.write_bytes(bytes(1024 * kilobytes))
-            with pytest.raises(EvaluationError, match="No space left on device") as caught:
+            with pytest.raises(RunError, match="No space left on device") as caught:
                 evaluate(images, output)
             assert "MB are free in" in caught.value.detail
             assert "Make room on the disk and run the command again" in caught.value.remedy
@@ -252,6 +254,42 @@ photo, file = map(Path, sys.argv[1:])
 calibration.write_planes((photo,), PRESETS["resnext"], 224, 224, True, file)
 """
 PHOTO = PHOTOS / "cat.png"
+
+
+def test_a_full_disk_in_a_bulk_run(tmp_path: Path) -> None:
+    """For the names, the journal and the output: an error each, nothing half-written; with room the
+    same command completes the run."""
+    images = labelled(tmp_path / "images", 400)
+    with small_disk(tmp_path / "disk", 256) as disk_of_256:
+        output, filler = disk_of_256 / "out.jsonl", disk_of_256 / "filler"
+        journal = disk_of_256 / "out.jsonl.journal"
+        plan = BulkPlan([f"{images}/*.jpg"], output, 5, None, 1.0, False)
+        for kilobytes, answered in ((240, 0), (208, 20), (160, 400)):
+            filler.write_bytes(bytes(1024 * kilobytes))
+            with pytest.raises(RunError, match="No space left on device") as caught:
+                classify_all(always_right(), plan)
+            assert "MB are free in" in caught.value.detail
+            assert "Make room on the disk and run the command again" in caught.value.remedy
+            assert sorted(disk_of_256.iterdir()) == [filler, *([journal] if answered else [])]
+            lines = journal.read_text().splitlines(keepends=True) if answered else []
+            assert answered <= len(lines) <= 401 and all(line.endswith("}\n") for line in lines)
+        filler.unlink()
+        subprocess.run(["mount", "-o", "remount,size=1m", str(disk_of_256)], check=True)
+        assert classify_all(always_right(), plan).asked == 0
+        assert list(disk_of_256.iterdir()) == [output]
+
+
+@pytest.mark.parametrize("ending", outputs.FORMATS)
+def test_a_full_disk_in_each_format(ending: str) -> None:
+    """The error is that of the system, with its number."""
+    predictions = [{"class_id": 1, "label": "one", "score": 0.5}]
+    row = {"file": "a", "model": {"name": "net", "version": "1"}, "predictions": predictions}
+    with (
+        pytest.raises(OSError, match="No space left on device") as caught,
+        Path("/dev/full").open("wb", buffering=0) as full,
+    ):
+        outputs.FORMATS[ending](full, iter([row]), 1)
+    assert caught.value.errno == errno.ENOSPC
 
 
 def test_a_full_disk_in_calibration(tmp_path: Path) -> None:
@@ -282,7 +320,7 @@ def test_a_read_only_file_system(tmp_path: Path) -> None:
     """Of an output: it is said."""
     with small_disk(tmp_path / "disk", 64) as folder:
         subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
-        with pytest.raises(EvaluationError, match="Read-only file system") as caught:
+        with pytest.raises(RunError, match="Read-only file system") as caught:
             evaluate(labelled(tmp_path / "images", 3), folder / "out")
     assert "Give another --output." in caught.value.remedy
 
@@ -339,7 +377,7 @@ def test_an_image_of_another_user(open_folder: Path) -> None:
     image.touch(0o600)
 
     def evaluated() -> None:
-        raise ValueError(asyncio.run(run._answer(AlwaysRight(), image, 1.0)))
+        raise ValueError(asyncio.run(answering.answer(AlwaysRight(), image, 1.0)))
 
     for read in (evaluated, partial(bodies.read, [image])):
         said = nobody.said(read)

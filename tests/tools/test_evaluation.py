@@ -5,7 +5,6 @@ import fcntl
 import json
 import os
 import subprocess
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,15 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.errors import EvaluationError
+from service.core.classification import TopClasses
+from service.errors import RunError
 from service.tools.evaluation import results as files
-from service.tools.evaluation.journal import Answered, Journal
+from service.tools.evaluation.journal import Answered, AnswerJournal
 from service.tools.evaluation.labels import Sample
 from service.tools.evaluation.results import wilson
-from service.tools.evaluation.sources import FailedImage, Later, Top5, over_http
+from service.tools.sources import FailedImage, Later, over_http
 from tests.support import pictures, tiny
 from tests.support.serving import COMMAND, plain_environment
-from tests.support.stub import BUSY, REFUSED, Reply, Stub, ranking
+from tests.support.stub import BUSY, REFUSED, Stub, ranking, stubs
 
 IMAGES = 12
 
@@ -228,18 +228,7 @@ def test_a_source_is_one_of_two(images: Path, tmp_path: Path, artifact: Path) ->
 
 @pytest.fixture
 def stub() -> Iterator[Callable[..., Stub]]:
-    started = []
-
-    def start(*replies: Reply | None, port: int = 0) -> Stub:
-        server = Stub(*replies, port=port)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        started.append(server)
-        return server
-
-    yield start
-    for server in started:
-        server.shutdown()
-        server.server_close()
+    yield from stubs()
 
 
 def test_retry_after_is_honoured(stub: Callable[..., Stub], images: Path, tmp_path: Path) -> None:
@@ -292,13 +281,13 @@ async def test_a_server_that_goes_and_comes_back(stub: Callable[..., Stub]) -> N
     first = stub(ranking())
 
     async with over_http(first.url, 5, 1, 0) as source:
-        assert isinstance(await source.classify(b"image"), Top5)
+        assert isinstance(await source.classify(b"image"), TopClasses)
         first.shutdown()
         first.server_close()
         later = await source.classify(b"image")
         assert isinstance(later, Later) and later.reason == "connection"
         stub(ranking(), port=first.server_port)
-        assert isinstance(await source.classify(b"image"), Top5)
+        assert isinstance(await source.classify(b"image"), TopClasses)
 
 
 def test_an_image_that_no_device_can_do(
@@ -347,14 +336,14 @@ def test_a_server_that_is_none(images: Path, tmp_path: Path, stub: Callable[...,
 def test_a_journal_whose_end_was_cut_short(tmp_path: Path) -> None:
     """The incomplete line is dropped, and the next one begins in its place."""
     about = {"model": {"name": "a"}}
-    with Journal(tmp_path, about) as journal:
+    with AnswerJournal(tmp_path, about) as journal:
         journal.add("1.png", Answered((1, 2, 3, 4, 5), 0.5))
         journal.add("2.png", Answered((1, 2, 3, 4, 5), 0.5))
     journal.path.write_bytes(journal.path.read_bytes()[:-9])
-    with Journal(tmp_path, about) as journal:
+    with AnswerJournal(tmp_path, about) as journal:
         assert list(journal.answers) == ["1.png"]
         journal.add("3.png", Answered((5, 4, 3, 2, 1), 0.25))
-    with Journal(tmp_path, about) as journal:
+    with AnswerJournal(tmp_path, about) as journal:
         assert journal.answers["3.png"] == Answered((5, 4, 3, 2, 1), 0.25)
 
 
@@ -362,7 +351,7 @@ def test_a_journal_whose_first_line_was_cut_short(tmp_path: Path) -> None:
     """It has no answers yet, so the run starts over."""
     about = {"model": {"name": "a"}}
     (tmp_path / "journal.jsonl").write_bytes(b'{"model":{"na')
-    with Journal(tmp_path, about) as journal:
+    with AnswerJournal(tmp_path, about) as journal:
         assert not journal.answers
     assert lines(tmp_path / "journal.jsonl") == ['{"model":{"name":"a"}}']
 
@@ -374,8 +363,8 @@ NO_JOURNALS = [b"no journal\n", b"nor a line", b"\xff\n", b'{"model": 1}\n[]\n',
 def test_what_is_no_journal_is_refused(text: bytes, tmp_path: Path) -> None:
     """A foreign file of that name is an error, and is not overwritten."""
     (tmp_path / "journal.jsonl").write_bytes(text)
-    with pytest.raises(EvaluationError, match=r"journal\.jsonl"):
-        Journal(tmp_path, {"model": 1})
+    with pytest.raises(RunError, match=r"journal\.jsonl"):
+        AnswerJournal(tmp_path, {"model": 1})
     assert (tmp_path / "journal.jsonl").read_bytes() == text
 
 

@@ -1,5 +1,6 @@
 """Image files as rows, where some files are not what their names promise."""
 
+import glob
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from model_build import calibration, image_folder
 from model_build.recipe import CalibrationRecipe
 from service import artifact
+from service.decoding import image_files
 from service.errors import BuildError
 from service.tools.bench import bodies
 from tests.support import tiny
@@ -64,3 +66,19 @@ def test_spread(count: int, chosen: list[int]) -> None:
     """The choice is even over all, and at most all."""
     assert image_folder.spread(range(10), count) == chosen
     assert image_folder.spread(range(10), 99) == list(range(10))
+
+
+def test_globs_are_those_of_the_standard_library(tmp_path: Path) -> None:
+    """The files are those of `glob`, sorted by their parts, for wildcards in any place."""
+    for name in ("a.png", "b/a.png", "b/c/a.png", "b/c/b.png", "b.png/x.png", "B/d/e/f.png", "[1]"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / ".hidden").mkdir()
+    (tmp_path / ".hidden" / "a.png").write_bytes(b"x")
+    patterns = ("*", "*.png", "**", "**/*.png", "*/*", "b/**", "**/c/*", "**/c/**", "**/**/a.png",
+                "b/*/[ab].png", "?.png", "b*/*.png", "**/?/**/*", "[[]1]", "none", "b/a.png/*",
+                )  # fmt: skip
+    for pattern in patterns:
+        found = glob.glob(str(tmp_path / pattern), recursive=True)  # noqa: PTH207
+        files = sorted({path for path in map(Path, found) if path.is_file()})
+        assert list(image_files.matching(tmp_path, pattern.split("/"))) == files, pattern

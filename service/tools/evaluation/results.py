@@ -9,15 +9,16 @@ import csv
 import io
 import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from service.tools.evaluation.journal import Answered, writing
+from service.tools import whole_files
+from service.tools.evaluation.journal import Answered
 from service.tools.evaluation.labels import Sample
-from service.tools.evaluation.sources import FailedImage
+from service.tools.journal import writing
+from service.tools.sources import FailedImage
 
 LABELS = "eval_labels.txt"
 TOP1, TOP5 = "eval_result_1.txt", "eval_result_5.txt"
@@ -96,16 +97,9 @@ def write(folder: Path, results: Results, names: Sequence[str], about: dict[str,
         FAILED: _failed(results.failed),
         REPORT: json.dumps(about | _report(results), indent=2) + "\n",
     }
-    asides = [folder / f".{name}.part" for name in FILES]
-    with writing(folder):
-        try:
-            for name, aside in zip(FILES, asides, strict=True):
-                _write_aside(aside, texts[name])
-            for name, aside in zip(FILES, asides, strict=True):
-                aside.replace(folder / name)
-        finally:
-            for aside in asides:
-                aside.unlink(missing_ok=True)
+    with writing(folder), whole_files.replaced(*(folder / name for name in FILES)) as opened:
+        for name, file in zip(FILES, opened, strict=True):
+            file.write(texts[name].encode())
 
 
 def _named(answered: Answered, names: Sequence[str]) -> str:
@@ -144,13 +138,6 @@ def _score_fields(score: Score) -> dict[str, Any]:
         "accuracy": score.share,
         "wilson_95": [low, high],
     }
-
-
-def _write_aside(aside: Path, text: str) -> None:
-    with aside.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def print_summary(results: Results, folder: Path) -> None:

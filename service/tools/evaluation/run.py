@@ -1,27 +1,25 @@
 """An evaluation from start to end: label file → samples → answers → files.
 
-Each image is read, classified and released, with `concurrency` images in flight. Each answer is in
-the journal before it counts, so the same command resumes a run that ended early for any reason. All
-files are written at the end, in the order of the label file.
+Each answer is in the journal before it counts, so the same command resumes a run that ended early
+for any reason. All files are written at the end, in the order of the label file.
 """
 
 import asyncio
-import fcntl
 import os
 import sys
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from service.errors import EvaluationError, Unreachable, clause
-from service.system import disk
+from service.errors import EvaluationError, RunError, clause
+from service.tools.answering import Final, answer_all
 from service.tools.evaluation import results as files
 from service.tools.evaluation.journal import NAME as JOURNAL
-from service.tools.evaluation.journal import Answered, Journal, writing
+from service.tools.evaluation.journal import Answered, AnswerJournal
 from service.tools.evaluation.labels import (
     NAME_REMEDY,
     Sample,
@@ -30,9 +28,10 @@ from service.tools.evaluation.labels import (
     read_samples,
     why_not_there,
 )
-from service.tools.evaluation.progress import Progress
 from service.tools.evaluation.results import MISSING, Results
-from service.tools.evaluation.sources import FailedImage, ModelSource, Top5
+from service.tools.journal import OTHER_OUTPUT, lock, writing
+from service.tools.progress import Progress
+from service.tools.sources import FailedImage, ModelSource
 
 
 @dataclass(frozen=True)
@@ -52,8 +51,9 @@ class Plan:
 def evaluate(opening: AbstractAsyncContextManager[ModelSource], plan: Plan) -> Results:
     """Classify every image of the plan, write the files, and return the results.
 
-    Raise EvaluationError if the plan cannot be carried out, Unreachable if the source does not
-    answer for `retry_for_s`, and DeviceError if the source has no device left.
+    Raise EvaluationError for a wrong label file, RunError if the run cannot start or continue,
+    Unreachable if the source does not answer for `retry_for_s`, and DeviceError if the source has
+    no device left.
     """
 
     async def run() -> Results:
@@ -65,13 +65,10 @@ def evaluate(opening: AbstractAsyncContextManager[ModelSource], plan: Plan) -> R
 
 
 def _check_output(plan: Plan) -> None:
-    """Raise EvaluationError if the output has results of a finished run, without `force`."""
+    """Raise RunError if the output has results of a finished run, without `force`."""
     found = _found(plan.output)
     if found and JOURNAL not in found and not plan.force:
-        raise EvaluationError(
-            f"{plan.output} contains {found[0]} of a finished run.",
-            "Give another --output, or start over with --force.",
-        )
+        raise RunError(f"{plan.output} contains {found[0]} of a finished run.", OTHER_OUTPUT)
 
 
 @contextmanager
@@ -81,7 +78,7 @@ def _own_output(plan: Plan) -> Iterator[None]:
         plan.output.mkdir(parents=True, exist_ok=True)
         folder = os.open(plan.output, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        _lock(folder, plan.output)
+        lock(folder, plan.output)
         _check_output(plan)  # another run may have finished since the first check
         if plan.force:
             with writing(plan.output):
@@ -90,16 +87,6 @@ def _own_output(plan: Plan) -> Iterator[None]:
         yield
     finally:
         os.close(folder)
-
-
-def _lock(folder: int, path: Path) -> None:
-    """Lock the folder until its descriptor is closed, which the end of the process also does."""
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise EvaluationError(
-            f"Another run writes to {path}.", "Wait until that run ends, or give another --output."
-        ) from error
 
 
 def _found(folder: Path) -> list[str]:
@@ -128,7 +115,7 @@ async def _evaluate(source: ModelSource, plan: Plan) -> Results:
             "and Thumbs.db."
         )
     about = _about(source, plan, samples)
-    with _own_output(plan), Journal(plan.output, about) as journal:
+    with _own_output(plan), AnswerJournal(plan.output, about) as journal:
         begun, known = time.monotonic(), len(journal.answers)
         started = datetime.now(UTC)
         results = await _answer_all(source, plan, samples.samples, journal)
@@ -152,7 +139,7 @@ def _about(source: ModelSource, plan: Plan, samples: SampleList) -> dict[str, An
 
 
 async def _answer_all(
-    source: ModelSource, plan: Plan, samples: Sequence[Sample], journal: Journal
+    source: ModelSource, plan: Plan, samples: Sequence[Sample], journal: AnswerJournal
 ) -> Results:
     left = [sample for sample in samples if sample.name not in journal.answers]
     failed = {
@@ -170,20 +157,25 @@ async def _answer_all(
         for sample in samples
         if sample.name in journal.answers
     )
-    progress = Progress(len(samples) - len(failed), len(journal.answers), right)
-    waiting = (sample for sample in left if sample.name not in failed)
 
-    async def work() -> None:
-        for sample in waiting:
-            answer = await _answer(source, plan.image_dir / sample.name, plan.retry_for_s)
-            if isinstance(answer, FailedImage):
-                failed[sample.name] = answer
-                progress.failed()
-            else:
-                journal.add(sample.name, answer)
-                progress.answered(answer.class_ids[0] == sample.class_id)
+    def top1() -> str:
+        return f"top-1 {right / len(journal.answers):.2%}" if journal.answers else ""
 
-    await _together([work for _ in range(plan.concurrency)])
+    progress = Progress(len(samples) - len(failed), len(journal.answers), top1())
+
+    def record(sample: Sample, answer: Final, seconds: float) -> None:
+        nonlocal right
+        if isinstance(answer, FailedImage):
+            failed[sample.name] = answer
+            progress.failed()
+        else:
+            journal.add(sample.name, Answered(tuple(answer.class_ids), seconds))
+            right += answer.class_ids[0] == sample.class_id
+            progress.note = top1()
+            progress.answered()
+
+    waiting = [(one, plan.image_dir / one.name) for one in left if one.name not in failed]
+    await answer_all(source, waiting, plan.concurrency, plan.retry_for_s, record)
     progress.end()
     return Results(
         [(one, journal.answers[one.name]) for one in samples if one.name in journal.answers],
@@ -196,41 +188,9 @@ def _is_there(plan: Plan, sample: Sample) -> bool:
     return os.path.isfile(plan.image_dir / sample.name)  # noqa: PTH113
 
 
-async def _together(workers: Sequence[Callable[[], Coroutine[Any, Any, None]]]) -> None:
-    """Run all workers. Raise the first error, after the other workers were cancelled."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            for work in workers:
-                group.create_task(work())
-    except ExceptionGroup as errors:
-        raise errors.exceptions[0] from None
-
-
-async def _answer(source: ModelSource, file: Path, retry_for_s: float) -> Answered | FailedImage:
-    """Classify the file, again while the source answers Later, for up to `retry_for_s`."""
-    try:
-        image = await asyncio.to_thread(file.read_bytes)
-    except OSError as error:
-        return FailedImage("unreadable", disk.unreadable_in_words(file, error))
-    give_up_at = time.monotonic() + retry_for_s
-    while True:
-        begun = time.monotonic()
-        answer = await source.classify(image)
-        if isinstance(answer, Top5):
-            return Answered(answer.class_ids, time.monotonic() - begun)
-        if isinstance(answer, FailedImage):
-            return answer
-        if time.monotonic() + answer.seconds > give_up_at:
-            if answer.may_be_the_image:
-                return FailedImage(answer.reason, answer.detail)
-            raise Unreachable(
-                f"{source.where} did not answer for {retry_for_s:g} s: {answer.detail}",
-                "The answers so far are kept. Check the server, then run the same command again.",
-            )
-        await asyncio.sleep(answer.seconds)
-
-
-def _times(started: datetime, seconds: float, answered: int, journal: Journal) -> dict[str, Any]:
+def _times(
+    started: datetime, seconds: float, answered: int, journal: AnswerJournal
+) -> dict[str, Any]:
     """Return the figures that differ between two equal runs.
 
     The throughput is of this run. The latencies are of all runs in the journal.

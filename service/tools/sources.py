@@ -1,8 +1,8 @@
-"""The sources of answers: a server over HTTP, or an artifact's device in this process.
+"""The sources of answers: a server over HTTP, or an artifact's devices in this process.
 
 A source has the name of its model and its classes, and classifies one image for each call. Any
-number of calls may be in flight. An answer is one of three: the five most likely classes, a failure
-of this image, or Later with the seconds to wait.
+number of calls may be in flight. An answer is one of three: the most likely classes, a failure of
+this image, or Later with the seconds to wait.
 """
 
 import asyncio
@@ -19,13 +19,18 @@ import httpx
 
 from service.artifact import Label
 from service.core import local_model
+from service.core.classification import TopClasses
 from service.core.local_model import LocalModel
-from service.errors import EvaluationError, RequestError, Unreachable
+from service.errors import RequestError, RunError, Unreachable
 from service.tools import client
 
 TOP = 5
+IN_FLIGHT = 16
+"""Images in flight that keep a server of one device busy, and leave room for other clients."""
 RETRY_S = 1.0
 """Seconds to the next attempt, if the answer has no Retry-After."""
+BATCHES_IN_FLIGHT = 4
+"""Full batches for each device of an artifact: those on the device, and those being decoded."""
 _TEMPORARY = {429, 502, 503, 504}
 """Statuses after which an image is sent again."""
 _OF_THE_IMAGE = {"device_failed", "deadline"}
@@ -34,13 +39,6 @@ _OF_THE_IMAGE = {"device_failed", "deadline"}
 _PIXEL = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
 )
-
-
-@dataclass(frozen=True)
-class Top5:
-    """The five most likely classes, best first; all classes if the model has fewer."""
-
-    class_ids: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -65,7 +63,7 @@ class Later:
         return self.reason in _OF_THE_IMAGE
 
 
-ImageAnswer = Top5 | FailedImage | Later
+ImageAnswer = TopClasses | FailedImage | Later
 
 
 @dataclass(frozen=True)
@@ -79,26 +77,33 @@ class ModelName:
 class ModelSource(Protocol):
     """A model that classifies images.
 
-    `where` is the model's URL or folder, and `preprocessing` is the manifest's.
+    `where` is the model's URL or folder, and `preprocessing` is the manifest's. `in_flight` is the
+    number of images in flight that uses all devices.
     """
 
     where: str
     model: ModelName
     preprocessing: dict[str, Any]
     classes: tuple[Label, ...]
+    in_flight: int
 
     async def classify(self, image: bytes) -> ImageAnswer:
-        """Classify the bytes of an image file."""
+        """Return the most likely classes of an image file, best first, or why there are none."""
 
 
 class _OverHttp:
-    def __init__(self, http: httpx.AsyncClient, where: str, described: "_Described") -> None:
+    in_flight = IN_FLIGHT
+
+    def __init__(
+        self, http: httpx.AsyncClient, where: str, described: "_Described", top_k: int
+    ) -> None:
         self.where, self._http = where, http
         self.model, self.preprocessing, self.classes = described
+        self._top_k = min(top_k, len(self.classes))
 
     async def classify(self, image: bytes) -> ImageAnswer:
         try:
-            reply = await _post(self._http, image, min(TOP, len(self.classes)))
+            reply = await _post(self._http, image, self._top_k)
         except httpx.TransportError as error:
             return Later(RETRY_S, "connection", f"{type(error).__name__}: {error}")
         if reply.status_code in _TEMPORARY:
@@ -111,20 +116,23 @@ class _OverHttp:
             )
         try:
             model = _model(fields)
-            classes = tuple(one["class_id"] for one in fields["results"][0]["predictions"])
+            predictions = fields["results"][0]["predictions"]
+            top = TopClasses(
+                [one["class_id"] for one in predictions], [one["score"] for one in predictions]
+            )
         except (KeyError, IndexError, TypeError) as error:
             raise _not_topfive(self.where) from error
         if model != self.model:
-            raise EvaluationError(
+            raise RunError(
                 f"{self.where} now serves {model}; this run began with {self.model}.",
                 "Serve one model during the whole run, or start over with --force.",
             )
-        return Top5(classes)
+        return top
 
 
 @asynccontextmanager
 async def over_http(
-    url: str, timeout_s: float, connections: int, retry_for_s: float
+    url: str, timeout_s: float, connections: int, retry_for_s: float, top_k: int = TOP
 ) -> AsyncIterator[ModelSource]:
     """Open the server at `url` as a source.
 
@@ -136,7 +144,7 @@ async def over_http(
         async with httpx.AsyncClient(
             base_url=url, timeout=timeout_s, limits=limits, trust_env=False
         ) as http:
-            yield _OverHttp(http, url, await _described(http, url, retry_for_s))
+            yield _OverHttp(http, url, await _described(http, url, retry_for_s), top_k)
     except (httpx.TransportError, httpx.InvalidURL) as error:
         raise Unreachable(f"{url} does not answer: {error}", client.START_IT) from error
 
@@ -204,32 +212,38 @@ def _later(reply: httpx.Response) -> Later:
 
 
 class _OnArtifact:
-    def __init__(self, opened: LocalModel, where: str, timeout_s: float) -> None:
-        artifact = opened.artifact
+    def __init__(self, opened: LocalModel, where: str, timeout_s: float, top_k: int) -> None:
+        artifact, model = opened.artifact, opened.service.model
         self.where, self.classes = where, artifact.labels
         self.model = ModelName(artifact.manifest.name, artifact.manifest.version)
         self.preprocessing = artifact.manifest.preprocessing.model_dump(mode="json", by_alias=True)
+        batches = BATCHES_IN_FLIGHT * len(model.devices.devices)
+        wanted = max(IN_FLIGHT, batches * artifact.manifest.input.batch.max)
+        self.in_flight = min(wanted, model.rows.capacity)
         self._opened, self._timeout_s = opened, timeout_s
+        self._top_k = min(top_k, len(self.classes))
 
     async def classify(self, image: bytes) -> ImageAnswer:
-        top = min(TOP, len(self.classes))
         try:
-            prediction = await self._opened.classify(image, top, self._timeout_s)
+            return await self._opened.classify(image, self._top_k, self._timeout_s)
         except RequestError as error:
             if error.status not in _TEMPORARY:
                 return FailedImage(error.code, error.detail)
             wait_ms: Any = error.members.get("retry_after_ms", RETRY_S * 1000)
             return Later(float(wait_ms) / 1000, error.code, error.detail)
-        return Top5(tuple(prediction.class_ids))
 
 
 @asynccontextmanager
 async def on_artifact(
-    path: Path, timeout_s: float, devices: str | None = None, device_python: str | None = None
+    path: Path,
+    timeout_s: float,
+    devices: str | None = None,
+    device_python: str | None = None,
+    top_k: int = TOP,
 ) -> AsyncIterator[ModelSource]:
     """Open the artifact in the folder `path` as a source, on this machine's devices, without HTTP.
 
     `devices` and `device_python` replace the settings of these names.
     """
     async with local_model.opened(path, devices, device_python) as opened:
-        yield _OnArtifact(opened, str(path), timeout_s)
+        yield _OnArtifact(opened, str(path), timeout_s, top_k)

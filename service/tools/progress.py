@@ -1,4 +1,4 @@
-"""Progress of a run on stderr: images done, images/s, top-1 so far, remaining seconds."""
+"""Progress of a run on stderr: images done, images/s, a note, remaining seconds."""
 
 import sys
 import time
@@ -10,19 +10,19 @@ TERMINAL_S, LOG_S = 0.5, 10.0
 class Progress:
     """The counters of a run, printed at most every TERMINAL_S or LOG_S seconds.
 
-    The caller calls `answered` or `failed` once for each image.
+    The caller calls `answered` or `failed` once for each image, and may change `note`.
     """
 
-    def __init__(self, total: int, done: int, right: int) -> None:
-        self._total, self._done, self._right = total, done, right
+    def __init__(self, total: int, done: int, note: str = "") -> None:
+        self.note = note
+        self._total, self._done = total, done
         self._failed = 0
         self._begun = self._printed = time.monotonic()
         self._begun_at = done
         self._terminal = sys.stderr.isatty()
 
-    def answered(self, right: bool) -> None:
+    def answered(self) -> None:
         self._done += 1
-        self._right += right
         self._print(TERMINAL_S if self._terminal else LOG_S)
 
     def failed(self) -> None:
@@ -42,8 +42,8 @@ class Progress:
         rate = (self._done - self._begun_at) / max(now - self._begun, 1e-3)
         left = self._total - self._done - self._failed
         line = f"{self._done}/{self._total}  {rate:.1f} images/s"
-        if self._done:
-            line += f"  top-1 {self._right / self._done:.2%}"
+        if self.note:
+            line += f"  {self.note}"
         if self._failed:
             line += f"  {self._failed} failed"
         if rate and left:
