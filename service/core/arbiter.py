@@ -10,9 +10,11 @@ docs/architecture.md has a picture.
 
 Of which model: several models that share a device take turns by deficit round robin (Shreedhar and
 Varghese, 1995), and pay in seconds of the device: those predicted for a batch, and when it is
-answered those measured. In each round every model that has images waiting may use as many seconds
-as the longest full batch takes, so that all get the same share of the device, however many images
-one of them has waiting. A model without images saves nothing up, and its share goes to the others.
+answered those measured. In each round every model may use as many seconds as the longest full batch
+takes, so that all get the same share of the device, however many images one of them has waiting. A
+round ends when no model with images waiting has seconds left, and what a model has not used by then
+is lost: its share went to the others. A model that gets images after it had none goes first, so
+that few images do not wait for the whole round of a model that is flooded.
 """
 
 import math
@@ -57,6 +59,8 @@ class Arbiter:
         """Whether the device, which is not fast, had nothing to compute when last asked."""
         self._granted_s: WeakKeyDictionary[DeviceTime, float] = WeakKeyDictionary()
         """The seconds up to which each model may use the device."""
+        self._waited: list[Competitor] = []
+        """The models that had images waiting at the last turn."""
 
     def add(self, competitor: Competitor) -> None:
         """Let a model take turns from now on."""
@@ -66,6 +70,7 @@ class Arbiter:
     def remove(self, competitor: Competitor) -> None:
         """Let a model take no more turns."""
         self.competitors.remove(competitor)
+        self._waited = []
 
     def send_next(self) -> float:
         """Send the batch that the device should have now, if any.
@@ -101,25 +106,27 @@ class Arbiter:
             if len(model.batcher) and model.ready and (model.has_room or not overdue)
         ]
         if not waiting:
+            self._waited = []
             return None
-        self._grant(waiting)
+        if not any(self._left_s(model) > 0 for model in waiting):
+            self._begin_round(waiting)
+        for model in waiting:
+            if model not in self._waited and self._left_s(model) > 0:
+                self.competitors.remove(model)
+                self.competitors.insert(0, model)
+        self._waited = waiting
         while (model := self.competitors[0]) not in waiting or self._left_s(model) <= 0:
             self.competitors.append(self.competitors.pop(0))
         return model
 
-    def _grant(self, waiting: list[Competitor]) -> None:
-        """Grant further rounds until one of these models has seconds left."""
-        for model in self.competitors:
-            if model not in waiting:
-                self._granted_s[model.time] = model.time.used_s
-        most_s = max(map(self._left_s, waiting))
-        if most_s > 0:
-            return
+    def _begin_round(self, waiting: list[Competitor]) -> None:
+        """Begin as many rounds as are needed for one of these models to have seconds left."""
         longest_s = max(each.time.seconds(each.largest_batch) for each in waiting)
         round_s = max(longest_s, LEAST_ROUND_S)
-        rounds = int(-most_s / round_s) + 1
-        for model in waiting:
-            self._granted_s[model.time] += rounds * round_s
+        rounds = int(-max(map(self._left_s, waiting)) / round_s) + 1
+        for model in self.competitors:
+            left_s = min(self._left_s(model) + rounds * round_s, round_s)
+            self._granted_s[model.time] = model.time.used_s + left_s
 
     def _left_s(self, model: Competitor) -> float:
         """Return the seconds that the model may still use in this round."""

@@ -213,7 +213,7 @@ def _later(reply: httpx.Response) -> Later:
 
 class _OnArtifact:
     def __init__(self, opened: LocalModel, where: str, timeout_s: float, top_k: int) -> None:
-        artifact, model = opened.artifact, opened.service.model
+        artifact, model = opened.artifact, opened.service.find()
         self.where, self.classes = where, artifact.labels
         self.model = ModelName(artifact.manifest.name, artifact.manifest.version)
         self.preprocessing = artifact.manifest.preprocessing.model_dump(mode="json", by_alias=True)
