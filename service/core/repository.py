@@ -280,12 +280,29 @@ class Repository:
 
     def _watch(self, model: Model) -> None:
         model.on_failure = lambda error: self._failed(model, error)
-        model.devices.on_change = lambda: self.on_change()
+        model.devices.on_change = lambda: self._changed(model)
+
+    def _changed(self, model: Model) -> None:
+        """A device of the model has changed its state.
+
+        A model that no device could ever open, such as a second one on a card in exclusive compute
+        mode, is refused, so that the others make the service ready.
+        """
+        devices = model.devices.devices
+        never = all(each.state == "quarantined" and each.failure for each in devices)
+        if never and not model.devices.first_ready.is_set() and self._others_ready(model):
+            error = next(each.failure for each in devices if each.failure)
+            self.entries[model.name].model = None
+            self._refuse(model.name, self.entries[model.name], error)
+            self._leave(model)
+        self.on_change()
+
+    def _others_ready(self, model: Model) -> bool:
+        return any(other.devices.ready for other in self.models if other is not model)
 
     def _failed(self, model: Model, error: DeviceError) -> None:
         """A model has no device left: the service ends if no other model has one."""
-        others = [other for other in self.models if other is not model and other.devices.ready]
-        if not others:
+        if not self._others_ready(model):
             self._fatal(error)
             return
         facts = {"model": model.name, "detail": error.detail, "remedy": error.remedy}
@@ -324,7 +341,7 @@ async def _proven(model: Model, needed: list[Device]) -> None:
         while True:
             changed.clear()
             devices = needed or model.devices.devices
-            failures = [device.failure for device in devices if device.failure is not None]
+            failures = [each.failure for each in devices if each.failure and not each.ready]
             if failures and (needed or len(failures) == len(devices)):
                 raise failures[-1]
             passed = [device.ready for device in devices]

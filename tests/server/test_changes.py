@@ -5,7 +5,6 @@ import base64
 import json
 import os
 import shutil
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +20,7 @@ from service.decoding import images
 from tests.support import pictures
 from tests.support.load import Outcome, load
 from tests.support.magicmind import SimulatedSdk
-from tests.support.serving import COMMAND, Service, children, plain_environment, serving
+from tests.support.serving import Service, children, serving
 from tests.support.small import write_small_network
 from tests.support.tiny import write_tiny_artifact
 from tests.support.versions import spoil_golden
@@ -153,7 +152,7 @@ async def _change_under_load(
     for number in range(1, changes + 1):
         await asyncio.sleep(max(0.0, started + number * seconds / (changes + 2) - time.monotonic()))
         version = versions.put(number, wrong=number == wrong)
-        code, errors = await asyncio.to_thread(_reload, service)
+        code, errors = await asyncio.to_thread(service.reload)
         assert code == (1 if number == wrong else 0), errors
         assert (version == versions.wrong) == (number == wrong)
         await _left_alone(service)
@@ -190,14 +189,6 @@ def _assert_right(outcome: Outcome, versions: Versions) -> None:
     for version, found in outcome.versions.items():
         for place, classes in found.items():
             assert classes == versions.expected[version][place], (version, place)
-
-
-def _reload(service: Service) -> tuple[int, str]:
-    command = [*COMMAND, "reload", "--url", service.url, "--pid", str(service.process.pid)]
-    done = subprocess.run(
-        command, env=plain_environment(), capture_output=True, text=True, check=False
-    )
-    return done.returncode, done.stderr
 
 
 def _processes(pid: int) -> list[int]:

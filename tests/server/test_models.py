@@ -42,13 +42,6 @@ def classified(service: Service, model: str = "", network: int | None = None) ->
     return about
 
 
-def reloaded(service: Service, *options: str) -> subprocess.CompletedProcess[str]:
-    command = [*COMMAND, "reload", "--url", service.url, "--pid", str(service.process.pid)]
-    return subprocess.run(
-        [*command, *options], env=plain_environment(), capture_output=True, text=True, check=False
-    )
-
-
 def test_the_networks_differ() -> None:
     """The other tests tell models apart by their first class."""
     assert len({first_class(network) for network in (1, 2, 3)}) == 3
@@ -82,17 +75,15 @@ def test_topfive_reload(models: Path) -> None:
         before = classified(service, "", 1)["version"]
         version = replace(models / "one", seed=3)
         write_tiny_artifact(models / "two" / "2", seed=1)
-        done = reloaded(service)
-        assert done.returncode == 0, done.stderr
-        assert f"one                      {version:14} READY" in done.stdout
+        assert service.reload() == (0, "")
         assert classified(service, "", 3)["version"] == version != before
         assert classified(service, "two", 1)["version"]
         replace(models / "one", seed=2)
         spoil_golden(models / "one")
-        done = reloaded(service)
-        assert done.returncode == 1
-        assert "golden rows incorrectly" in done.stderr
-        assert "  try: " in done.stderr
+        code, said = service.reload()
+        assert code == 1
+        assert "golden rows incorrectly" in said
+        assert "  try: " in said
         assert classified(service, "", 3)["version"] == version
 
 

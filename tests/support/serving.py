@@ -178,6 +178,14 @@ class Service:
             assert self.process.poll() is None
             assert time.monotonic() < give_up_at, f"{name} {labels} is {found}, not {value}"
 
+    def reload(self) -> tuple[int, str]:
+        """Run `topfive reload`; return its exit code, and what it printed as an error."""
+        command = [*COMMAND, "reload", "--url", self.url, "--pid", str(self.process.pid)]
+        done = subprocess.run(
+            command, env=plain_environment(), capture_output=True, text=True, check=False
+        )
+        return done.returncode, done.stderr
+
     def stop(self) -> int:
         """Send SIGTERM, and return the exit code."""
         self.http.close()
