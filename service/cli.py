@@ -213,7 +213,9 @@ def classify(
     target: Annotated[
         str,
         typer.Argument(
-            metavar="URL|ARTIFACT", help="URL of a running server, or folder of an artifact."
+            metavar="URL|ARTIFACT",
+            help="URL of a running server (with ?model=NAME for one of several models), or folder "
+            "of an artifact.",
         ),
     ],
     images: Annotated[
@@ -325,7 +327,9 @@ def evaluate(
         ),
     ],
     output: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write the results to.")],
-    url: Annotated[str, typer.Option(help="URL of the server.")] = "",
+    url: Annotated[
+        str, typer.Option(help="URL of the server, with ?model=NAME for one of several models.")
+    ] = "",
     artifact: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Folder of an artifact to evaluate instead of --url."),

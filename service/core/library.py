@@ -105,6 +105,14 @@ class Library:
             )
         return complete[-1]
 
+    def alone(self, name: str) -> dict[str, object]:
+        """Return the settings with which the model `name` would be served alone."""
+        try:
+            folder = self.folder(name)
+        except ArtifactError:  # reading it has the reason
+            folder = (self._settings.models or Path()) / name
+        return {"artifact": folder, "devices": self._settings.devices_of(name)}
+
     def signature(self, name: str) -> object:
         """Return a value that changes with the artifact to serve as `name`; None without one."""
         try:

@@ -41,7 +41,8 @@ def classify_over_http(
     Raise Unreachable if the server does not answer or is not ready.
     """
     try:
-        with httpx.Client(base_url=url, timeout=timeout_s, trust_env=False) as http:
+        base, model = server_and_model(url)
+        with httpx.Client(base_url=base, params=model, timeout=timeout_s, trust_env=False) as http:
             return [_classify_file(http, file, top_k) for file in files]
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise Unreachable(f"{url} does not answer: {error}", START_IT) from error
@@ -150,6 +151,15 @@ def _classify_file(http: httpx.Client, file: Path, top_k: int) -> FileAnswer:
             )
         ),
     )
+
+
+def server_and_model(url: str) -> tuple[str, dict[str, str]]:
+    """Return the URL of the server, and the query of `url`: `model` for one of several models.
+
+    Raise httpx.InvalidURL.
+    """
+    parsed = httpx.URL(url)
+    return str(parsed.copy_with(query=None)), dict(parsed.params)
 
 
 def json_object(reply: httpx.Response) -> dict[str, Any]:

@@ -134,15 +134,16 @@ class _OverHttp:
 async def over_http(
     url: str, timeout_s: float, connections: int, retry_for_s: float, top_k: int = TOP
 ) -> AsyncIterator[ModelSource]:
-    """Open the server at `url` as a source.
+    """Open the server at `url` as a source; `?model=NAME` names one of several models.
 
     Wait for a server that is overloaded or not ready yet. Raise Unreachable if the server does not
     answer, or does not answer like topfive.
     """
     limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
     try:
+        base, model = client.server_and_model(url)
         async with httpx.AsyncClient(
-            base_url=url, timeout=timeout_s, limits=limits, trust_env=False
+            base_url=base, params=model, timeout=timeout_s, limits=limits, trust_env=False
         ) as http:
             yield _OverHttp(http, url, await _described(http, url, retry_for_s), top_k)
     except (httpx.TransportError, httpx.InvalidURL) as error:
@@ -159,13 +160,26 @@ async def _described(http: httpx.AsyncClient, url: str, retry_for_s: float) -> _
     """
     about = client.json_object(await http.get("/model"))
     try:
-        count, preprocessing = about["model"]["output"]["classes"], about["model"]["preprocessing"]
+        manifest = _manifest(about, http.params.get("model", ""), url)
+        count, preprocessing = manifest["output"]["classes"], manifest["preprocessing"]
         fields = client.json_object(await _first_answer(http, count, url, retry_for_s))
         ranked = sorted(fields["results"][0]["predictions"], key=lambda one: one["class_id"])
         classes = tuple(Label(one.get("wnid"), one["label"]) for one in ranked)
         return _model(fields), preprocessing, classes
     except (KeyError, IndexError, TypeError) as error:
         raise _not_topfive(url) from error
+
+
+def _manifest(about: dict[str, Any], name: str, url: str) -> dict[str, Any]:
+    """Return the manifest of the model `name`, or of the default model; raise Unreachable."""
+    manifests = {each["name"]: each.get("manifest") for each in about.get("models", [])}
+    found: dict[str, Any] | None = manifests.get(name) if name else about["model"]
+    if found is None:
+        raise Unreachable(
+            f"{url} serves no model {name!r}." if name else f"{url} serves several models.",
+            f"Name one of them: '{url.partition('?')[0]}?model={next(iter(manifests), 'NAME')}'",
+        )
+    return found
 
 
 async def _first_answer(

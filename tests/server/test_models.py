@@ -1,5 +1,6 @@
 """`topfive serve --models`: clients name a model, and an operator changes its version."""
 
+import json
 import os
 import signal
 import subprocess
@@ -87,6 +88,33 @@ def test_topfive_reload(models: Path) -> None:
         assert classified(service, "", 3)["version"] == version
 
 
+def test_commands_name_a_model(models: Path, tmp_path: Path) -> None:
+    """In the URL; without it `topfive classify --output` says how."""
+    image = tmp_path / "image.png"
+    image.write_bytes(IMAGE)
+    output = tmp_path / "out.jsonl"
+    with serving(models) as service:
+        service.await_ready()
+        done = topfive("classify", f"{service.url}?model=two", str(image), "--json")
+        [answer] = json.loads(done.stdout)
+        assert answer["predictions"][0]["class_id"] == first_class(2)
+        named = ("--output", str(output))
+        done = topfive("classify", service.url, str(image), *named)
+        assert done.returncode == 4
+        assert f"Name one of them: '{service.url}?model=one'" in done.stderr
+        done = topfive("classify", f"{service.url}?model=three", str(image), *named)
+        assert "serves no model 'three'" in done.stderr
+        done = topfive("classify", f"{service.url}?model=one", str(image), *named)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(output.read_text())["predictions"][0]["class_id"] == first_class(1)
+
+
+def topfive(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *words], env=plain_environment(), capture_output=True, text=True, check=False
+    )
+
+
 def test_sighup_of_a_single_artifact(tmp_path: Path) -> None:
     """It loads the version that is in the folder now. A broken folder changes nothing."""
     artifact = write_tiny_artifact(tmp_path / "tiny", seed=1)
@@ -124,24 +152,14 @@ def test_workers_reload(tmp_path: Path) -> None:
 
 def test_reload_finds_no_service() -> None:
     """A process that is not there is named, and so is a server that does not answer."""
-    command = [*COMMAND, "reload", "--url", "http://127.0.0.1:1"]
-    done = subprocess.run(
-        [*command, "--pid", "1"],
-        env=plain_environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = topfive("reload", "--url", "http://127.0.0.1:1", "--pid", "1")
     assert done.returncode == 4
     assert "http://127.0.0.1:1 does not answer" in done.stderr
 
 
 def test_both_settings_are_refused(models: Path) -> None:
     """--artifact and --models name different things."""
-    command = [*COMMAND, "serve", "--models", str(models), "--artifact", str(models / "one")]
-    done = subprocess.run(
-        command, env=plain_environment(), capture_output=True, text=True, check=False
-    )
+    done = topfive("serve", "--models", str(models), "--artifact", str(models / "one"))
     assert done.returncode == 1
     assert "Both an artifact and a folder of models are named." in done.stderr
 
@@ -150,9 +168,6 @@ def test_no_model_can_be_served(models: Path) -> None:
     """The reason of the first one is the error."""
     for folder in (models / "one", models / "two" / "1"):
         (folder / "model.bin").unlink()
-    command = [*COMMAND, "serve", "--models", str(models), "--port", "0"]
-    done = subprocess.run(
-        command, env=plain_environment(), capture_output=True, text=True, check=False
-    )
+    done = topfive("serve", "--models", str(models), "--port", "0")
     assert done.returncode == 1
     assert "model.bin" in done.stderr

@@ -157,6 +157,19 @@ def test_a_healthy_service_to_be(artifact: Path) -> None:
     assert said["artifact"]["state"] == said["memory"]["state"] == said["files"]["state"] == "ok"
 
 
+def test_a_folder_of_models(artifact: Path, tmp_path: Path) -> None:
+    """Each model has its lines, a folder without an artifact too; the machine has them once."""
+    shutil.copytree(artifact, tmp_path / "models" / "one" / "1")
+    (tmp_path / "models" / "two").mkdir()
+    findings = checks.examine(Context(settings.Settings(models=tmp_path / "models", port=0)))
+    states = [(finding.name, finding.state) for finding in findings]
+    assert states.count(("artifact", "ok")) == states.count(("artifact", "FAIL")) == 1
+    assert states.count(("golden", "ok")) == states.count(("golden", "skip")) == 1
+    assert states.count(("port", "ok")) == 1
+    [empty] = checks.examine(Context(settings.Settings(models=tmp_path / "models" / "two")))
+    assert (empty.name, empty.state) == ("models", "FAIL")
+
+
 def test_a_check_that_failed(artifact: Path) -> None:
     """The exit code is 3, with the address in use and a remedy."""
     with socket.create_server(("127.0.0.1", 0)) as taken:

@@ -133,9 +133,23 @@ CHECKS: tuple[Check, ...] = (
 )
 
 
+OF_EACH_MODEL = frozenset({artifact, compiled, golden, machine.memory})
+
+
 def examine(context: Context) -> list[Finding]:
-    """Run all CHECKS in order; a check that raises has the state FAIL, and the next one follows."""
-    return [_found(check, context) for check in CHECKS]
+    """Run all CHECKS in order; a check that raises has the state FAIL, and the next one follows.
+
+    With a folder of models the checks OF_EACH_MODEL are run for each of them.
+    """
+    try:
+        models = context.models()
+    except TopfiveError as error:
+        return [Finding("models", "FAIL", error.detail, error.remedy)]
+    return [
+        _found(check, model)
+        for check in CHECKS
+        for model in (models if check in OF_EACH_MODEL else models[:1])
+    ]
 
 
 def _found(check: Check, context: Context) -> Finding:

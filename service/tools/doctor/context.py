@@ -12,6 +12,7 @@ from typing import Literal
 from service import artifact as artifacts
 from service import sdk
 from service.artifact import Artifact
+from service.core.library import Library
 from service.errors import ArtifactError, SdkError
 from service.settings import Settings
 from service.targets import ServedTarget
@@ -40,6 +41,19 @@ class Context:
     settings: Settings
     root: Path = Path("/")
     """Folder that contains dev, proc and sys."""
+
+    def models(self) -> list["Context"]:
+        """Return a context for each model of the settings, as if it alone was to be served.
+
+        Raise SettingsError if the settings name a folder without models.
+        """
+        if self.settings.models is None:
+            return [self]
+        library = Library(self.settings)
+        return [
+            Context(self.settings.model_copy(update={"models": None, **own}), self.root)
+            for own in map(library.alone, library.names())
+        ]
 
     @cached_property
     def artifact(self) -> Artifact | ArtifactError | None:
