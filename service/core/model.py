@@ -23,6 +23,7 @@ from service.core.device import Shared
 from service.core.device_pool import BATCHES_AHEAD, DevicePool
 from service.core.request import Image, Request
 from service.core.rows import Rows, State
+from service.core.statistics import Statistics
 from service.core.throughput import Timings
 from service.errors import DeviceError, DeviceFailed
 from service.sdk import Devices
@@ -64,6 +65,7 @@ class Model:
         shared = Shared(artifact, settings, devices.python, self.rows, self._batcher, metrics, self)
         self.devices = DevicePool(devices.ordinals, shared, fatal)
         self.admission = Admission(settings, self.rows, self._decode_pool, self.devices)
+        self.counted = Statistics()
         self._bind_metrics(metrics)
 
     def _bind_metrics(self, metrics: Metrics) -> None:
@@ -120,6 +122,7 @@ class Model:
         numbers = self.rows.acquire(len(images))
         assert numbers is not None
         now = time.perf_counter()
+        self.counted.watch(request, now)
         if isinstance(images, np.ndarray):
             self._put_pixels(request, numbers, images, now)
             return
@@ -224,6 +227,7 @@ class Model:
             request.batch = max(request.batch, len(batch))
             request.set_result(image.index, prediction)
         self._images["ok"].inc(answered)
+        self.counted.add_batch(len(batch), answered, timings)
 
     def failed(self, image: Image, error: DeviceFailed) -> None:
         """Set the error of an image that devices failed for good; its row is released or lost."""
