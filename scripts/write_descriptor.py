@@ -37,7 +37,8 @@ def compiled() -> bytes:
     for message in _all(file.message_type):
         for field in message.field:
             field.ClearField("json_name")  # it is derived from the name
-    return file.SerializeToString(deterministic=True)
+    serialized: bytes = file.SerializeToString(deterministic=True)
+    return serialized
 
 
 def _all(messages: Iterable[Any]) -> Iterator[Any]:

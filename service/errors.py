@@ -182,6 +182,11 @@ def stopping() -> Draining:
     )
 
 
+def internal() -> Internal:
+    """Return the error for an exception that no handler expected."""
+    return Internal("Internal server error.", "Report the error with the request id.")
+
+
 def more_time(shortened: bool, less: str = "") -> str:
     """Return the remedy of a request whose deadline is too short.
 

@@ -39,10 +39,10 @@ class Service:
     ) -> None:
         self.draining = False
         """The service is not ready, but still accepts requests that were on their way."""
-        self.on_ready_change: Callable[[], None] = lambda: None
+        self.on_ready_change: list[Callable[[], None]] = []
         """Called when `ready` may have changed."""
         self.model = Model(artifact, settings, metrics, devices, fatal)
-        self.model.devices.on_change = lambda: self.on_ready_change()
+        self.model.devices.on_change = self._ready_changed
         self._stopped = False
         self._loop = asyncio.get_running_loop()
         self._open: dict[Request, asyncio.TimerHandle] = {}
@@ -63,6 +63,7 @@ class Service:
         Requests that were on their way are still accepted until then.
         """
         self.draining = True
+        self._ready_changed()
         self._loop.call_later(timeout_s, self._end_open)
 
     async def stop(self) -> None:
@@ -113,6 +114,10 @@ class Service:
         self._open[request] = timer
         request.answered.add_done_callback(partial(self._close, request))
         return request
+
+    def _ready_changed(self) -> None:
+        for call in self.on_ready_change:
+            call()
 
     def _close(self, request: Request, answered: asyncio.Future[None]) -> None:
         self._open.pop(request).cancel()

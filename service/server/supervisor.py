@@ -31,6 +31,7 @@ from service.server.listener import (
     Acceptor,
     announce,
     announce_ready,
+    claim,
     listen,
 )
 from service.settings import Settings
@@ -57,7 +58,11 @@ def serve(settings: Settings) -> int:
     )
     shares = deal(settings, devices)
     descriptors.raise_limit(OWN_DESCRIPTORS + len(shares) * (MAX_PENDING + OF_A_WORKER))
-    with listen(settings.host, settings.port) as listener, _private_folder() as folder:
+    with (
+        claim(settings),
+        listen(settings.host, settings.port) as listener,
+        _private_folder() as folder,
+    ):
         url = announce(settings, listener)
         facts = {"folder": str(folder), "version": manifest.version}
 
