@@ -36,8 +36,12 @@ SILENT_S = 60
 """Seconds without a byte after which the other end of a connection is asked whether it is there."""
 PING_S = 10
 """Minimum seconds between the pings of a client; a connection with more of them is closed."""
-SETTLE_S = 0.2
-"""Seconds for calls that were sent before their client has received GOAWAY: one round trip."""
+CHECK_S = 0.05
+"""Seconds without a new call after which no call is pending."""
+CLOSING_S = 0.2
+"""Seconds for clients to close their connections after the last answer: one round trip."""
+MAX_CHECKS = 20
+"""Maximum number of such waits: clients that do not wait for answers open calls without end."""
 
 # Reflection describes the services that come with it, too.
 for _file in (health_pb2.DESCRIPTOR, reflection_pb2.DESCRIPTOR):
@@ -75,11 +79,29 @@ class GrpcServer:
 
     async def _stop(self, drain_s: float, delay_s: float) -> None:
         await asyncio.sleep(delay_s)
+        if drain_s:
+            await self._accept_pending()
         closing = asyncio.ensure_future(self._server.stop(drain_s + WRITING_S))
-        await asyncio.sleep(min(SETTLE_S, drain_s))
+        await asyncio.sleep(0)  # the GOAWAY of each connection is queued, before the answers
+        self._calls.release()
         await self._calls.answered(drain_s + WRITING_S / 2)
+        await asyncio.wait([closing], timeout=min(CLOSING_S, drain_s))
         await self._server.stop(None)
         await closing
+
+    async def _accept_pending(self) -> None:
+        """Wait until no call is pending inside grpcio, and hold back all answers from now on.
+
+        grpcio hands over one call at a time, and when it stops it cancels those that wait. Under
+        load that is nearly one of each client. A client whose answer is held back opens no other
+        call, so the pending ones are soon accepted.
+        """
+        self._calls.hold()
+        for _ in range(MAX_CHECKS):
+            begun = self._calls.begun
+            await asyncio.sleep(CHECK_S)
+            if self._calls.begun == begun:
+                return
 
 
 class _Health:

@@ -14,7 +14,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 from urllib.parse import unquote
 
 import grpc
@@ -34,6 +34,7 @@ from service.errors import (
     internal,
     more_time,
     retry_after_ms,
+    stopping,
 )
 from service.settings import Settings
 from service.telemetry import logs
@@ -191,6 +192,12 @@ class Calls:
         """Calls, including streams between two requests."""
         self._unanswered = 0
         self._all_answered = asyncio.Event()
+        self.begun = 0
+        """Requests that have begun so far."""
+        self._released = asyncio.Event()
+        """Not set while answers are held back."""
+        self._released.set()
+        self._ending = False
         self._counters: dict[tuple[str, grpc.StatusCode], Counter] = {}
         self._seconds = {
             ok: metrics.grpc_request_duration.labels("ok" if ok else "error")
@@ -213,6 +220,7 @@ class Calls:
                 self._check_room()
                 message = await self._receive(call)
                 answer = (await endpoint(call, message)).SerializeToString()
+            await self._released.wait()
             if call.error is not None:
                 await context.abort(call.code, call.text(), call.trailer())
             call.bytes_sent = len(answer)
@@ -239,12 +247,24 @@ class Calls:
                         answer = response(infer_response=await endpoint(call, message))
                     if call.error is not None:
                         answer = response(error_message=call.text(), infer_response={"id": call.id})
+                    await self._released.wait()
                     call.bytes_sent = answer.ByteSize()
                     await context.write(answer.SerializeToString())
                 finally:
                     self._end(call)
+                if self._ending:
+                    await self._abort(context, stopping())
 
         return grpc.stream_stream_rpc_method_handler(handle)
+
+    def hold(self) -> None:
+        """Hold back all answers until `release`."""
+        self._released.clear()
+
+    def release(self) -> None:
+        """Send the answers. From now on a stream ends with its next answer."""
+        self._ending = True
+        self._released.set()
 
     async def answered(self, within_s: float) -> None:
         """Wait until every request is answered, at most `within_s` seconds."""
@@ -288,16 +308,19 @@ class Calls:
             self._check_room()
             async with asyncio.timeout(NEXT_REQUEST_S):
                 return await context.read()
+        except Overloaded as error:
+            await self._abort(context, error)
         except TimeoutError:
             text = f"The stream had no request for {NEXT_REQUEST_S} s."
-            error: RequestError = BodyTimeout(text, "Open another stream.")
-        except Overloaded as overloaded:
-            error = overloaded
+            await self._abort(context, BodyTimeout(text, "Open another stream."))
+
+    async def _abort(self, context: Any, error: RequestError) -> NoReturn:
+        """End a stream with `error`."""
         call = self._begin(STREAM, context)
         call.fail(error)
         self._end(call)
         await context.abort(call.code, call.text(), call.trailer())
-        return grpc.aio.EOF
+        raise AssertionError("abort raises")
 
     @contextlib.contextmanager
     def _errors(self, call: Call) -> Iterator[None]:
@@ -314,6 +337,7 @@ class Calls:
             log.exception("request_failed", extra=call.facts())
 
     def _begin(self, method: str, context: Any) -> Call:
+        self.begun += 1
         self._unanswered += 1
         self._metrics.grpc_requests_in_flight.inc()
         return Call(method, context, self._deadline_s)
