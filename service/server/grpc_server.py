@@ -122,6 +122,12 @@ class _Health:
         for name, ready in states.items():
             await self.servicer.set(name, _SERVING[ready])
 
+    async def until_ready(self) -> None:
+        """Wait until the service is ready."""
+        while not self._service.ready:
+            self._changed.clear()
+            await self._changed.wait()
+
     async def follow(self) -> None:
         """Set the states each time that the readiness of the service may have changed."""
         while True:
@@ -152,25 +158,40 @@ async def grpc_serving(
     health_pb2_grpc.add_HealthServicer_to_server(states.servicer, server)
     names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
     reflection.enable_server_reflection(names, server, POOL)
-    _bind(server, settings)
     await states.report()
-    await server.start()
+
+    if settings.workers == 1:
+        await _start(server, settings)
     running = GrpcServer(server, calls)
-    following = asyncio.create_task(states.follow())
+    working = asyncio.create_task(_work(server, settings, states))
     try:
         yield running
     finally:
         await running.end()
-        following.cancel()
+        working.cancel()
 
 
-def _bind(server: grpc.aio.Server, settings: Settings) -> None:
+async def _work(server: grpc.aio.Server, settings: Settings, states: _Health) -> None:
+    """Report the readiness of the service.
+
+    One of several workers listens from when it is ready: the kernel shares the clients out, and
+    would send a worker without a device as many as the others.
+    """
+    if settings.workers > 1:
+        await states.until_ready()
+        await states.report()
+        await _start(server, settings)
+    await states.follow()
+
+
+async def _start(server: grpc.aio.Server, settings: Settings) -> None:
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     address = f"{host}:{settings.grpc_port}"
     try:
         server.add_insecure_port(address)
     except RuntimeError as error:
         raise unusable(settings.host, settings.grpc_port, str(error), "--grpc-port") from error
+    await server.start()
     log.info("grpc_listening", extra={"address": address})
 
 

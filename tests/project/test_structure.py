@@ -85,7 +85,11 @@ HOMES = {
         "model_build.mlu.compiler",
     },
     "onnx": {"model_build"},
-    "google": {"model_build"},
+    "google": {"model_build", "service.api.grpc", "scripts.write_descriptor"},
+    "grpc": {"service.api.grpc", "service.server.grpc_server"},
+    "grpc_health": {"service.server.grpc_server"},
+    "grpc_reflection": {"service.server.grpc_server"},
+    "grpc_tools": {"scripts.write_descriptor"},
     "httpx": {"service.tools.client", "service.tools.evaluation"},
     "rich": {"service.cli", "service.tools.client", "service.tools.bench", "model_build"},
     "typer": {
@@ -274,7 +278,7 @@ print(*sys.modules, file=sys.stderr)
 HEAVY = {
     *("numpy", "openvino", "onnx", "google.protobuf", "PIL", "cv2", "fastapi", "starlette"),
     *("uvicorn", "httpx", "rich.table", "prometheus_client", "service.server.app"),
-    *("httptools", "uvloop", "matplotlib"),
+    *("httptools", "uvloop", "matplotlib", "grpc"),
 }
 
 

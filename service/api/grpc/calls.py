@@ -71,6 +71,9 @@ _CODES = {
     504: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
 
+_WORDS = {"Retry-After": "retry-after-ms", "X-Request-Timeout-Ms": "deadline"}
+"""The headers that the texts of errors name, and what a gRPC call has instead of them."""
+
 
 def code_of(error: RequestError) -> grpc.StatusCode:
     """Return the gRPC status of an error.
@@ -127,7 +130,10 @@ class Call:
     def text(self) -> str:
         """Return the text of the error: what was wrong, and what to do."""
         assert self.error is not None
-        return f"{self.error.detail} {self.error.remedy}".strip()[:MAX_TEXT]
+        text = f"{self.error.detail} {self.error.remedy}".strip()
+        for header, word in _WORDS.items():
+            text = text.replace(header, word)
+        return text[:MAX_TEXT]
 
     def trailer(self) -> tuple[tuple[str, str], ...]:
         """Return the metadata that is sent with the status."""
