@@ -124,8 +124,12 @@ class Call:
         return time.perf_counter() - self.started
 
     def fail(self, error: RequestError) -> None:
-        """Record the error that the request ends with."""
-        self.error, self.code = error, code_of(error)
+        """Record the error that the request ends with.
+
+        The frames of its traceback have the message, and this call: such a cycle would keep the
+        message in memory until the garbage collector runs.
+        """
+        self.error, self.code = error.with_traceback(None), code_of(error)
 
     def text(self) -> str:
         """Return the text of the error: what was wrong, and what to do."""
@@ -224,8 +228,8 @@ class Calls:
             answer: bytes = b""
             with self._errors(call):
                 self._check_room()
-                message = await self._receive(call)
-                answer = (await endpoint(call, message)).SerializeToString()
+                # The message is in no local variable: grpcio keeps the frame of an aborted call.
+                answer = (await endpoint(call, await self._receive(call))).SerializeToString()
             await self._released.wait()
             if call.error is not None:
                 await context.abort(call.code, call.text(), call.trailer())

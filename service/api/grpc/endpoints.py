@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -12,8 +13,11 @@ from service.api.grpc.messages import ANSWERS, REQUESTS, SERVICE_NAME, parsed
 from service.api.grpc.translation import infer_request, infer_response
 from service.api.v2 import descriptions, repository
 from service.api.v2.inference import answer, chosen_of, images_of, limit_of
+from service.api.v2.messages import InferRequest
 from service.api.v2.repository import Control
+from service.core.classification import Wanted
 from service.core.model import Model
+from service.core.request import Request, TimeLimit
 from service.core.service import Service
 from service.errors import Unsupported
 from service.telemetry.metrics import Metrics
@@ -62,19 +66,26 @@ class Endpoints:
             asked, raw = infer_request(data)
         else:
             asked, raw = await asyncio.to_thread(infer_request, data)
+        del data  # What may be large is dropped before the wait.
         call.id = asked.id
         model = self._service.find(asked.model_name, asked.model_version)
         chosen = chosen_of(model, asked)
         limit = limit_of(asked, call.limit.at - call.seconds_left, call.limit)
         with self._service.admitted(model, limit.at - asyncio.get_running_loop().time()):
-            images = images_of(model, asked)
-            call.images = len(images)
-            request = self._service.submit(model, images, chosen.wanted, limit)
+            request = self._submit(call, model, asked, chosen.wanted, limit)
+            asked = replace(asked, inputs=())
             outcomes = await call.outcomes(request)
             started = time.perf_counter()
             response = infer_response(answer(model, asked, chosen, outcomes), raw)
         self._encode_seconds.observe(time.perf_counter() - started)
         return response
+
+    def _submit(
+        self, call: Call, model: Model, asked: InferRequest, wanted: Wanted, limit: TimeLimit
+    ) -> Request:
+        images = images_of(model, asked)
+        call.images = len(images)
+        return self._service.submit(model, images, wanted, limit)
 
     async def _server_live(self, _: Call, data: bytes) -> Any:
         parsed("ServerLive", data)
