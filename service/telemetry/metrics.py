@@ -233,6 +233,9 @@ class Metrics:
         )
         for route, code in (("classify", 200), ("admin", 200), ("admin", 503), ("other", 404)):
             self.http_requests.labels(route, str(code))
+        self.grpc_requests.labels("ModelInfer", "OK")
+        for outcome in ("ok", "error"):
+            self.grpc_request_duration.labels(outcome)
         for error in RequestError.__subclasses__():
             self.http_requests.labels("classify", str(error.status))
             for route in (*ROUTES, "grpc"):

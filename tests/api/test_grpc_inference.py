@@ -185,6 +185,32 @@ def test_other_errors_of_a_request(caller: Caller) -> None:
     assert "ModelInferRequest" in raised.value.details()
 
 
+def test_a_request_in_another_order(caller: Caller) -> None:
+    """Fields may come in any order, several times, and with unknown ones between them."""
+    request = infer_request(FILE, id="first")
+    raw = request.raw_input_contents[0]
+    request.ClearField("raw_input_contents")
+    unknown = b"\xa0\x06\x01" + b"\xa9\x06" + bytes(8) + b"\xad\x06" + bytes(4) + b"\xb2\x06\x02xx"
+    first = pb.ModelInferRequest(raw_input_contents=[raw]).SerializeToString()
+    last = pb.ModelInferRequest(id="last").SerializeToString()
+    plain = caller.channel.unary_unary(f"/{NAME}/ModelInfer")
+    data = plain(first + unknown + request.SerializeToString() + last, timeout=30)
+    answer = pb.ModelInferResponse.FromString(data)
+    assert answer.id == "last"
+    [right] = expected(7)
+    assert answer.raw_output_contents[0][:4] == np.argmax(right).astype("<i4").tobytes()
+
+
+def test_very_many_fields(caller: Caller) -> None:
+    """A small message must not become a large one in memory."""
+    plain = caller.channel.unary_unary(f"/{NAME}/ModelInfer")
+    for field in (b"\x2a\x00", b"\x3a\x00", b"\x32\x00"):  # inputs, raw contents, outputs
+        with pytest.raises(grpc.RpcError) as raised:
+            plain(field * (MAX_BODY_BYTES // 2), timeout=30)
+        assert raised.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+        assert "fields" in raised.value.details()
+
+
 def test_a_larger_message(caller: Caller) -> None:
     """grpcio refuses it, and it counts as too_large."""
     error = caller.refused("ModelInfer", infer_request(bytes(MAX_BODY_BYTES)))

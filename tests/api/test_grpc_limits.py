@@ -5,6 +5,7 @@ import contextlib
 import signal
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -214,28 +215,30 @@ async def test_a_bug_is_internal(artifact: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_memory_of_calls(artifact: Path, figure: Callable[[str], None]) -> None:
-    """64 large messages at once, of which 8 are accepted: the memory is that of 8.
+    """A call that waits keeps its file and not its message; one that is refused keeps nothing.
 
-    While it is parsed, a message is in memory three times, and then once: as a file. The decode
-    workers are stopped, so that the accepted ones stay.
+    The decode workers are stopped, so that the accepted calls wait until their deadline.
     """
-    size, most = 4 << 20, 8
+    size, most, more = 4 << 20, 8, 56
     bounds = ("--max-body-bytes", str(size), "--max-grpc-calls", str(most))
-    with serving_grpc(artifact, *bounds, "--default-deadline-ms", "4000") as (service, caller):
-        large = infer_request(bytes(size - 200))
+    with serving_grpc(artifact, *bounds, "--default-deadline-ms", "8000") as (service, caller):
+        pid, large = service.process.pid, infer_request(bytes(size - 200))
         caller.refused("ModelInfer", large)
-        before = _memory(service.process.pid)
-        workers = service.decoding()
+        start, workers = _memory(pid), service.decoding()
         send(signal.SIGSTOP, workers)
-        codes = asyncio.run(_at_once(caller.port, large, 64))
+        with ThreadPoolExecutor() as pool:
+            accepted = pool.submit(lambda: asyncio.run(_at_once(caller.port, large, most)))
+            service.await_metric(most, "topfive_rows", state="filling")
+            held = _memory(pid)
+            refusals = asyncio.run(_at_once(caller.port, large, more))
+            refused_too = _memory(pid)
+            assert accepted.result() == {grpc.StatusCode.DEADLINE_EXCEEDED: most}
         send(signal.SIGCONT, workers)
-        assert codes == {
-            grpc.StatusCode.DEADLINE_EXCEEDED: most,
-            grpc.StatusCode.RESOURCE_EXHAUSTED: 64 - most,
-        }
-        peak = _memory(service.process.pid, "VmHWM") - before
-        figure(f"memory of {most} gRPC calls of {size >> 20} MiB, 56 refused: {peak >> 20} MiB")
-        assert peak < 4 * most * size
+        assert refusals == {grpc.StatusCode.RESOURCE_EXHAUSTED: more}
+        text = f"{most} gRPC calls of {size >> 20} MiB wait in {(held - start) >> 20} MiB"
+        figure(f"{text}, {more} refused ones took {(refused_too - held) >> 20} MiB")
+        assert held - start < 2.5 * most * size
+        assert refused_too - held < 0.25 * more * size
         assert caller.infer(FILE).outputs
 
 
@@ -251,8 +254,8 @@ async def _at_once(port: int, request: Any, clients: int) -> Counter[grpc.Status
     return Counter(await asyncio.gather(*(one() for _ in range(clients))))
 
 
-def _memory(pid: int, field: str = "VmRSS") -> int:
-    """Return a size of a process in bytes, from proc(5)."""
+def _memory(pid: int) -> int:
+    """Return the bytes of a process that are no file's and not shared, from proc(5)."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    [line] = [line for line in lines if line.startswith(f"{field}:")]
+    [line] = [line for line in lines if line.startswith("RssAnon:")]
     return int(line.split()[1]) * 1024
