@@ -111,14 +111,18 @@ class _Health:
         self.servicer = health.aio.HealthServicer()
         self._service = service
         self._changed = asyncio.Event()
+        self._names: list[str] = []
         service.on_ready_change.append(self._changed.set)
 
     async def report(self) -> None:
         """Set the states as they are now."""
         service = self._service
-        states = {"": service.ready, SERVICE_NAME: service.ready}
+        # A model that is served no more is not ready.
+        states = dict.fromkeys(self._names, False)
+        states |= {"": service.ready, SERVICE_NAME: service.ready}
         for model in descriptions.served(service):
             states[model.name] = descriptions.is_ready(service, model)
+        self._names = list(states)
         for name, ready in states.items():
             await self.servicer.set(name, _SERVING[ready])
 

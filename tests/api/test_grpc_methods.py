@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import grpc.aio
 import pytest
 from google.protobuf import descriptor_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from scripts import write_descriptor
+from service import errors
 from service.api.grpc import messages
-from service.errors import NotFound
+from service.api.grpc.calls import code_of
+from service.api.v2 import descriptions
 from service.server.grpc_server import grpc_serving
 from service.settings import Settings
 from tests.support.grpc_calls import (
@@ -136,7 +139,7 @@ async def test_control(artifact: Path) -> None:
             loaded.append(name)
 
         async def unload(self, name: str) -> None:
-            raise NotFound(f"There is no model {name!r}.")
+            raise errors.NotFound(f"There is no model {name!r}.")
 
     caller = Caller(free_port())
     settings = Settings(grpc_port=caller.port)
@@ -237,6 +240,43 @@ def test_health_is_watched(artifact: Path) -> None:
         for each in (whole, model):
             with pytest.raises(grpc.RpcError):
                 next(each)
+
+
+async def test_the_health_of_a_model_that_was_unloaded(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not ready."""
+    port = free_port()
+    check = health_pb2.HealthCheckRequest(service="tiny")
+    async with (
+        core_running(artifact) as core,
+        grpc_serving(core.service, Settings(grpc_port=port), core.metrics, "1"),
+        grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
+    ):
+        watched = health_pb2_grpc.HealthStub(channel).Watch(check)
+        assert (await watched.read()).status == SERVING
+        monkeypatch.setattr(descriptions, "served", lambda _: [])
+        for call in core.service.on_ready_change:
+            call()
+        assert (await watched.read()).status == NOT_SERVING
+
+
+OF_HTTP = {
+    *(errors.MethodNotAllowed, errors.HeadTimeout, errors.HeadTooLarge, errors.HttpVersion),
+}
+
+
+def test_the_documented_statuses() -> None:
+    """docs/grpc.md has each error in the row of its status, but for those of HTTP's own."""
+    page = (ROOT / "docs" / "grpc.md").read_text()
+    rows = dict(re.findall(r"^\| ([A-Z_]+) \| (.*) \|$", page, re.MULTILINE))
+    kinds = [kind for kind in errors.RequestError.__subclasses__() if kind not in OF_HTTP]
+    assert {code_of(kind("")).name for kind in kinds} == set(rows)
+    for kind in kinds:
+        assert f"`{kind.code}`" in rows[code_of(kind("")).name]
+        assert sum(f"`{kind.code}`" in row for row in rows.values()) == 1 + (
+            kind is errors.TooLarge  # by bytes, and by images
+        )
 
 
 def test_reflection(caller: Caller) -> None:

@@ -85,11 +85,11 @@ HOMES = {
         "model_build.mlu.compiler",
     },
     "onnx": {"model_build"},
-    "google": {"model_build", "service.api.grpc", "scripts.write_descriptor"},
+    "google": {"model_build", "service.api.grpc"},
     "grpc": {"service.api.grpc", "service.server.grpc_server"},
     "grpc_health": {"service.server.grpc_server"},
     "grpc_reflection": {"service.server.grpc_server"},
-    "grpc_tools": {"scripts.write_descriptor"},
+    "grpc_tools": set(),
     "httpx": {"service.tools.client", "service.tools.evaluation"},
     "rich": {"service.cli", "service.tools.client", "service.tools.bench", "model_build"},
     "typer": {
