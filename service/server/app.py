@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable
 from importlib import metadata
-from typing import NoReturn, cast
+from typing import TYPE_CHECKING, NoReturn, cast
 
 from fastapi import FastAPI, Request
 from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
@@ -30,13 +30,16 @@ from service.core.library import Library, versions
 from service.core.model import Model
 from service.core.service import Service
 from service.errors import DeviceError, Malformed, MethodNotAllowed, NotFound
-from service.server.listener import announce, announce_ready, listen
+from service.server.listener import announce, announce_ready, claim, listen
 from service.server.metrics_merge import Peers
 from service.server.uvicorn_server import BaseServer, Server
 from service.settings import Settings
 from service.system import scheduling
 from service.telemetry import logs
 from service.telemetry.metrics import Metrics
+
+if TYPE_CHECKING:
+    from service.server.grpc_server import GrpcServer
 
 log = logging.getLogger("topfive.app")
 
@@ -67,7 +70,10 @@ def create_app(settings: Settings, fatal: Fatal, peers: Peers | None = None) -> 
         _add_routes(app, settings, metrics, peers)
         lag = asyncio.create_task(_watch_loop_lag(metrics))
         first = asyncio.create_task(_await_first_ready(app, metrics, started))
-        async with peers.answering(metrics) if peers else contextlib.nullcontext():
+        async with (
+            peers.answering(metrics) if peers else contextlib.nullcontext(),
+            _grpc(service, settings, metrics) as app.state.grpc,
+        ):
             yield
         lag.cancel()
         first.cancel()
@@ -90,6 +96,7 @@ def create_app(settings: Settings, fatal: Fatal, peers: Peers | None = None) -> 
     app.state.versions = versions(loadable)
     app.state.url = ""
     app.state.paused = False
+    app.state.grpc = None
     # In place of FastAPI's stack, whose other parts answer errors and bound bodies their own way.
     routed = AsyncExitStackMiddleware(app.router)
     handled = ExceptionMiddleware(routed, {HTTPException: _raise_request_error})
@@ -120,6 +127,17 @@ def _add_routes(app: FastAPI, settings: Settings, metrics: Metrics, peers: Peers
     openapi.add_classify(app, settings, largest, classes)
 
 
+def _grpc(
+    service: Service, settings: Settings, metrics: Metrics
+) -> contextlib.AbstractAsyncContextManager["GrpcServer | None"]:
+    """Return the block in which gRPC is served, if it is switched on: its libraries are large."""
+    if not settings.grpc_port:
+        return contextlib.nullcontext()
+    from service.server.grpc_server import grpc_serving
+
+    return grpc_serving(service, settings, metrics, version())
+
+
 def serve(settings: Settings) -> int:
     """Serve until a signal stops it (0), or until no device is left to serve on (1)."""
 
@@ -130,7 +148,8 @@ def serve(settings: Settings) -> int:
         app.state.url = announce(settings, listener)
         return Server(app, settings, listener)
 
-    return run(settings, listening)
+    with claim(settings):
+        return run(settings, listening)
 
 
 def run(

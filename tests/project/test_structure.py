@@ -90,7 +90,11 @@ HOMES = {
         "model_build.mlu.compiler",
     },
     "onnx": {"model_build"},
-    "google": {"model_build"},
+    "google": {"model_build", "service.api.grpc"},
+    "grpc": {"service.api.grpc", "service.server.grpc_server"},
+    "grpc_health": {"service.server.grpc_server"},
+    "grpc_reflection": {"service.server.grpc_server"},
+    "grpc_tools": set(),
     "httpx": {"service.tools.client", "service.tools.sources", "service.tools.reload"},
     "rich": {"service.cli", "service.tools.client", "service.tools.bench", "model_build"},
     "typer": {
@@ -302,7 +306,7 @@ print(*sys.modules, file=sys.stderr)
 HEAVY = {
     *("numpy", "openvino", "onnx", "google.protobuf", "PIL", "cv2", "fastapi", "starlette"),
     *("uvicorn", "httpx", "rich.table", "prometheus_client", "service.server.app"),
-    *("httptools", "uvloop", "matplotlib", "pyarrow"),
+    *("httptools", "uvloop", "matplotlib", "pyarrow", "grpc"),
 }
 
 

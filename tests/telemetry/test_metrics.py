@@ -62,7 +62,11 @@ BEYOND = {
     "decode_cpu_seconds_total": ("counter", ""),
     "decode_resident_memory_bytes": ("gauge", ""),
     "log_lines_lost_total": ("counter", ""),
+    "grpc_requests_total": ("counter", "method code"),
+    "grpc_requests_in_flight": ("gauge", ""),
+    "grpc_request_duration_seconds": ("histogram", "outcome"),
 }
+ROUTES = {"classify", "admin", "other", "grpc"}
 VALUES = {
     ("http_requests_total", "route"): {"classify", "admin", "other"},
     ("http_request_duration_seconds", "outcome"): {"ok", "error"},
@@ -194,7 +198,7 @@ def test_every_reason_is_counted_from_the_start(families: dict[str, Metric]) -> 
     """Each code of the errors, at each route."""
     found = {(s.labels["route"], s.labels["reason"]) for s in families["refusals_total"].samples}
     codes = {error.code for error in RequestError.__subclasses__()}
-    assert found == {(route, code) for route in ("classify", "admin", "other") for code in codes}
+    assert found == {(route, code) for route in ROUTES for code in codes}
 
 
 @pytest.mark.parametrize("name", BUCKETS)
@@ -293,7 +297,7 @@ def test_strange_paths_make_no_labels(service: Service) -> None:
     for path in ("/a", "/b", '/c"}', "/classify/x"):
         assert service.http.get(path).status_code == 404
     assert 'route="other"' in (text := service.http.get("/metrics").text)
-    assert set(re.findall(r'route="([^"]*)"', text)) == {"classify", "admin", "other"}
+    assert set(re.findall(r'route="([^"]*)"', text)) == ROUTES
 
 
 def documented() -> dict[str, tuple[str, set[str]]]:

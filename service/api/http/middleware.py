@@ -6,8 +6,6 @@ logs answers. It routes nothing.
 """
 
 import logging
-import random
-import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -16,8 +14,10 @@ from fastapi import FastAPI
 from prometheus_client import Counter
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.api import tracing
 from service.api.http.problem import problem
-from service.errors import Internal, RequestError
+from service.errors import RequestError, internal
+from service.telemetry import logs
 from service.telemetry.metrics import ROUTES, Metrics
 
 log = logging.getLogger("topfive.http")
@@ -32,20 +32,12 @@ CLASSIFY = "/classify"
 HEALTH = frozenset({"/livez", "/readyz", "/healthz", "/v2/health/live", "/v2/health/ready"})
 ADMIN = HEALTH | {"/metrics", "/model"}
 
-_REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@/+=-]{0,127}")
-# W3C Trace Context. Versions after 00 may have more after the flags.
-_TRACEPARENT = re.compile(
-    r"(?!ff)(?P<version>[0-9a-f]{2})-(?P<trace>(?!0{32})[0-9a-f]{32})-(?!0{16})[0-9a-f]{16}"
-    r"-(?P<flags>[0-9a-f]{2})(?P<more>-.*)?"
-)
 # An answer is not a document: browsers must not guess its type, embed it or send a referrer.
 _SECURITY = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
     (b"cross-origin-resource-policy", b"same-origin"),
 )
-LOGGED_FAULTS_PER_SECOND = 5
-"""Maximum number of failed requests that are logged per second when the access log is off."""
 
 
 class Headers(dict[str, str]):
@@ -73,8 +65,8 @@ class RequestContext:
     def __init__(self, scope: Scope) -> None:
         self.started = time.perf_counter()
         self.route = _route(scope["path"])
-        self.request_id = _request_id(scope)
-        self.trace_id, self.sampled = _trace(scope)
+        self.request_id = tracing.request_id(_headers(scope, b"x-request-id"))
+        self.trace_id, self.sampled = tracing.trace(_headers(scope, b"traceparent"))
         self.status = 0
         self.reason = ""
         self.bytes_received = 0
@@ -122,7 +114,7 @@ class Middleware:
             ok: metrics.http_request_duration.labels("classify", "ok" if ok else "error")
             for ok in (True, False)
         }
-        self._second, self._faults = 0, 0
+        self._few_faults = logs.Rationed()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope["app"] = self._app  # as FastAPI does, whose own call the server saves
@@ -200,17 +192,6 @@ class Middleware:
             level = logging.WARNING if fault else logging.INFO
             log.log(level, "answered", extra=_facts(context, scope))
 
-    def _few_faults(self) -> bool:
-        now = int(time.monotonic())
-        self._faults = self._faults + 1 if now == self._second else 1
-        self._second = now
-        return self._faults <= LOGGED_FAULTS_PER_SECOND
-
-
-def internal() -> Internal:
-    """Return the error for an exception that no handler expected."""
-    return Internal("Internal server error.", "Report the error with the request id.")
-
 
 def _refused(context: RequestContext, scope: Scope) -> RequestError:
     """Return the error with which the connection refuses the request; its body has ended."""
@@ -259,23 +240,6 @@ def _facts(context: RequestContext, scope: Scope) -> dict[str, Any]:
 
 def _headers(scope: Scope, name: bytes) -> list[str]:
     return [value.decode("latin-1") for header, value in scope["headers"] if header == name]
-
-
-def _request_id(scope: Scope) -> str:
-    """Return the client's id if it can be repeated safely, else 128 random bits."""
-    for text in _headers(scope, b"x-request-id"):
-        if _REQUEST_ID.fullmatch(text):
-            return text
-    return f"{random.getrandbits(128):032x}"
-
-
-def _trace(scope: Scope) -> tuple[str, bool]:
-    """Return (trace id, sampled) of the only valid traceparent; else ("", False)."""
-    texts = _headers(scope, b"traceparent")
-    found = _TRACEPARENT.fullmatch(texts[0]) if len(texts) == 1 else None
-    if found is None or (found["version"] == "00" and found["more"] is not None):
-        return "", False
-    return found["trace"], bool(int(found["flags"], 16) & 1)
 
 
 def _route(path: str) -> str:
