@@ -32,7 +32,7 @@ from service.sdk import Devices
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
 
-Images = Sequence[bytes] | NDArray[np.uint8]
+Images = Sequence[bytes | memoryview] | NDArray[np.uint8]
 """The images of a request: files, or rows of pixels (images, height, width, 3) that are prepared as
 the model's preprocessing does."""
 

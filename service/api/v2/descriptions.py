@@ -21,7 +21,7 @@ _PLATFORMS = {"openvino": "openvino_ir", "magicmind": "magicmind_mm"}
 
 def served(service: Service) -> list[Model]:
     """Return the models that `service` serves."""
-    return [service.model]
+    return service.models
 
 
 def is_ready(service: Service, model: Model) -> bool:
