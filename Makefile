@@ -11,7 +11,7 @@ DEMO := $(or $(DEMO),artifacts/efficientnet-lite0)
 PYTHON37 ?= $(shell ls -d $$(command -v python3.7 2>/dev/null | grep -v /shims/) \
 	$${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.7.*/bin/python3.7 2>/dev/null | head -n 1)
 
-.PHONY: help demo linux install quantize develop test test-all check lint types python37 unit slow networks cards drain changes overload image-test fuzz bench bench-all bench-lock lock lines clean
+.PHONY: help demo linux install quantize develop test test-all check lint types python37 unit slow networks cards drain changes overload image-test fuzz bench bench-all bench-lock lock proto lines clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -97,7 +97,7 @@ cards: $(VENV)/.dev .venv37/.ready ## trained networks, every fault and switch o
 	$(BIN)/python -m pytest -m large tests/cards/test_cards.py tests/cards/test_card_switches.py tests/cards/test_cards_trained.py tests/tools/test_doctor_card.py tests/model_build/test_sweep.py tests/tools/test_bench_card.py
 
 drain: $(VENV)/.dev ## SIGTERM under full load, hosts that hang, clients that disconnect: minutes
-	$(BIN)/python -m pytest -m large tests/server/test_drain.py tests/server/test_workers.py tests/server/test_disconnects.py tests/server/test_stalls.py
+	$(BIN)/python -m pytest -m large tests/server/test_drain.py tests/server/test_workers.py tests/server/test_disconnects.py tests/server/test_stalls.py tests/server/test_grpc_drain.py
 
 changes: $(VENV)/.dev .venv37/.ready ## ten changes of version under 64 clients, on the CPU and on cards: eight minutes
 	$(BIN)/python -m pytest -m large tests/server/test_changes.py
@@ -160,6 +160,9 @@ lock: $(VENV)/.dev ## resolve the dependencies again
 	$(BIN)/uv pip compile $(LOCK) --python-version 3.11 --python-platform linux --group fuzz -o requirements/fuzz.lock
 	$(BIN)/uv pip compile $(LOCK) --python-version 3.7 --python-platform linux --group sdk37 -o requirements/sdk37.lock
 LOCK := --quiet --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate
+
+proto: $(VENV)/.dev ## compile service/api/grpc/inference.proto
+	$(BIN)/python scripts/write_descriptor.py
 
 lines: ## the structure in figures: rooms, arrows, sizes
 	@$(PYTHON) scripts/structure.py

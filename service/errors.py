@@ -4,8 +4,10 @@
     ├── RequestError           sent over HTTP; the class has `status`, `code` and `title`
     │   │                      the client can change the request:
     │   ├── Malformed          400  the request has a syntax error
-    │   ├── NotFound           404  no such path
+    │   ├── Forbidden          403  an act that this server does not allow
+    │   ├── NotFound           404  no such path, model or version
     │   ├── MethodNotAllowed   405  the path is known, the method is not
+    │   ├── NotAcceptable      406  the client does not accept the form of the answer
     │   ├── HeadTimeout        408  the head was not received in time
     │   ├── BodyTimeout        408  the body was not received in time
     │   ├── TooLarge           413  more bytes or images than the limit
@@ -13,6 +15,7 @@
     │   ├── UnsupportedMedia   415  an unknown image format, media type or coding
     │   ├── Undecodable        422  a known image format, but a broken file
     │   ├── HeadTooLarge       431  more bytes of headers than the limit
+    │   ├── Unsupported        501  a part of a protocol that topfive does not have
     │   ├── HttpVersion        505  an HTTP version other than 1.1 and 1.0
     │   │                      the client cannot change the cause:
     │   ├── ClientDisconnected 499  the client disconnected; never sent, only counted
@@ -92,6 +95,10 @@ class Malformed(RequestError):
     status, code, title = 400, "malformed", "Malformed request"
 
 
+class Forbidden(RequestError):
+    status, code, title = 403, "forbidden", "Forbidden"
+
+
 class NotFound(RequestError):
     status, code, title = 404, "not_found", "Not found"
 
@@ -104,6 +111,10 @@ class MethodNotAllowed(RequestError):
     def __init__(self, detail: str, remedy: str, allow: str) -> None:
         super().__init__(detail, remedy)
         self.allow = allow
+
+
+class NotAcceptable(RequestError):
+    status, code, title = 406, "not_acceptable", "Not acceptable"
 
 
 class HeadTimeout(RequestError):
@@ -132,6 +143,10 @@ class Undecodable(RequestError):
 
 class HeadTooLarge(RequestError):
     status, code, title = 431, "head_too_large", "Head too large"
+
+
+class Unsupported(RequestError):
+    status, code, title = 501, "unsupported", "Not supported"
 
 
 class HttpVersion(RequestError):
@@ -171,6 +186,11 @@ def stopping() -> Draining:
     return Draining(
         "The server is stopping.", "Send the request to another server.", retry_after_ms=1000
     )
+
+
+def internal() -> Internal:
+    """Return the error for an exception that no handler expected."""
+    return Internal("Internal server error.", "Report the error with the request id.")
 
 
 def more_time(shortened: bool, less: str = "") -> str:

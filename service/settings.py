@@ -78,6 +78,9 @@ class Settings(BaseSettings):
     )
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8080, ge=0, le=65535, description="Port to listen on. 0 uses a free port.")
+    grpc_port: int = Field(
+        0, ge=0, le=65535, description="Port to listen on for gRPC. 0 switches gRPC off."
+    )
 
     rows: int = Field(256, ge=1, le=65536, description="Maximum images in the service at one time.")
     queue_images: int = Field(
@@ -94,6 +97,11 @@ class Settings(BaseSettings):
 
     max_connections: int = Field(
         0, ge=0, description="Maximum open connections. 0 uses what the limit of open files allows."
+    )
+
+    max_grpc_calls: Positive = Field(
+        128,
+        description="Maximum gRPC calls at one time. Each may hold a message of max_body_bytes.",
     )
 
     head_timeout_s: Seconds = Field(

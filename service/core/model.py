@@ -25,13 +25,14 @@ from service.core.device_pool import BATCHES_AHEAD, DevicePool
 from service.core.dispatcher import Dispatcher
 from service.core.request import Image, Request
 from service.core.rows import Rows, State
+from service.core.statistics import Statistics
 from service.core.throughput import Timings
 from service.errors import DeviceError, DeviceFailed
 from service.sdk import Devices
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
 
-Images = Sequence[bytes] | NDArray[np.uint8]
+Images = Sequence[bytes | memoryview] | NDArray[np.uint8]
 """The images of a request: files, or rows of pixels (images, height, width, 3) that are prepared as
 the model's preprocessing does."""
 
@@ -78,6 +79,7 @@ class Model:
         )
         self.devices = DevicePool(devices.ordinals, shared, lambda error: self.on_failure(error))
         self.admission = Admission(settings, self.rows, self.devices, self)
+        self.counted = Statistics()
         self._users = 0
         self._bind_metrics(common.metrics)
         common.models.append(self)
@@ -159,6 +161,7 @@ class Model:
         numbers = self.rows.acquire(len(images))
         assert numbers is not None
         now = time.perf_counter()
+        self.counted.watch(request, now)
         if isinstance(images, np.ndarray):
             self._put_pixels(request, numbers, images, now)
             return
@@ -256,6 +259,7 @@ class Model:
             request.batch = max(request.batch, len(batch))
             request.set_result(image.index, prediction)
         self._images["ok"].inc(answered)
+        self.counted.add_batch(len(batch), answered, timings)
 
     def failed(self, image: Image, error: DeviceFailed) -> None:
         """Set the error of an image that devices failed for good; its row is released or lost."""

@@ -87,14 +87,21 @@ class Request:
             if seconds >= self.stages.get(stage, 0.0):
                 self.stages[stage] = seconds
 
-    async def wait(self) -> list[Outcome]:
+    async def ended(self) -> list[Outcome]:
         """Wait until the request ends and return the outcome of each image, in order.
 
-        Raise the error that the request ended with. If no image has a prediction, raise the error
-        of the only image, or of an image that the service failed, or Undecodable with all errors.
+        Raise the error that the request ended with.
         """
         await self.answered
-        outcomes = [outcome for outcome in self.outcomes if outcome is not None]
+        return [outcome for outcome in self.outcomes if outcome is not None]
+
+    async def wait(self) -> list[Outcome]:
+        """Do as `ended` does, for an answer in which some images may have errors.
+
+        If no image has a prediction, raise the error of the only image, or of an image that the
+        service failed, or Undecodable with all errors.
+        """
+        outcomes = await self.ended()
         errors = [outcome for outcome in outcomes if isinstance(outcome, RequestError)]
         if len(errors) < len(outcomes):
             return outcomes
@@ -118,7 +125,7 @@ class Image:
     request: Request
     index: int
     row: int
-    data: bytes = b""
+    data: bytes | memoryview = b""
     queued_since: float = 0.0
     """Start of the image's wait, by `time.perf_counter`: uvloop's own clock counts milliseconds.
     The seconds of decoding are added to it, so that the rest until dispatch is the time in queues,

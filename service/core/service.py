@@ -54,7 +54,7 @@ class Service:
     ) -> None:
         self.draining = False
         """The service is not ready, but still accepts requests that were on their way."""
-        self.on_ready_change: Callable[[], None] = lambda: None
+        self.on_ready_change: list[Callable[[], None]] = []
         """Called when `ready` may have changed."""
         decoding = DecodeOptions(
             settings.decode_processes or cgroup.available_cores(),
@@ -64,7 +64,7 @@ class Service:
         self._dispatcher = Dispatcher(decoding, metrics, fatal)
         common = Common(settings, metrics, self._dispatcher)
         self.repository = Repository(library, common, fatal)
-        self.repository.on_change = lambda: self.on_ready_change()
+        self.repository.on_change = self._ready_changed
         self.find = self.repository.find
         self.reloads = Reloads()
         self._poll_s = settings.poll_models_s
@@ -124,6 +124,7 @@ class Service:
         Requests that were on their way are still accepted until then.
         """
         self.draining = True
+        self._ready_changed()
         self._loop.call_later(timeout_s, self._end_open)
 
     async def stop(self) -> None:
@@ -163,6 +164,10 @@ class Service:
         self._open[request] = timer
         request.answered.add_done_callback(partial(self._close, request))
         return request
+
+    def _ready_changed(self) -> None:
+        for call in self.on_ready_change:
+            call()
 
     def _close(self, request: Request, answered: asyncio.Future[None]) -> None:
         self._open.pop(request).cancel()

@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable
 from importlib import metadata
-from typing import NoReturn, cast
+from typing import TYPE_CHECKING, NoReturn, cast
 
 from fastapi import FastAPI, Request
 from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
@@ -22,21 +22,26 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.routing import Route
 
-from service.api.http import admin, health, openapi
+from service.api.http import admin, health, openapi_images, v1, v2
 from service.api.http.body import BodyReader
 from service.api.http.classify import Classify
+from service.api.http.infer import Infer
 from service.api.http.middleware import CLASSIFY, Middleware
+from service.api.http.problem import no_route
 from service.core.library import Library, versions
 from service.core.model import Model
 from service.core.service import Service
-from service.errors import DeviceError, Malformed, MethodNotAllowed, NotFound
-from service.server.listener import announce, announce_ready, listen
+from service.errors import DeviceError, Malformed, MethodNotAllowed
+from service.server.listener import announce, announce_ready, claim, listen
 from service.server.metrics_merge import Peers
 from service.server.uvicorn_server import BaseServer, Server
 from service.settings import Settings
 from service.system import scheduling
 from service.telemetry import logs
 from service.telemetry.metrics import Metrics
+
+if TYPE_CHECKING:
+    from service.server.grpc_server import GrpcServer
 
 log = logging.getLogger("topfive.app")
 
@@ -67,7 +72,10 @@ def create_app(settings: Settings, fatal: Fatal, peers: Peers | None = None) -> 
         _add_routes(app, settings, metrics, peers)
         lag = asyncio.create_task(_watch_loop_lag(metrics))
         first = asyncio.create_task(_await_first_ready(app, metrics, started))
-        async with peers.answering(metrics) if peers else contextlib.nullcontext():
+        async with (
+            peers.answering(metrics) if peers else contextlib.nullcontext(),
+            _grpc(service, settings, metrics) as app.state.grpc,
+        ):
             yield
         lag.cancel()
         first.cancel()
@@ -90,6 +98,7 @@ def create_app(settings: Settings, fatal: Fatal, peers: Peers | None = None) -> 
     app.state.versions = versions(loadable)
     app.state.url = ""
     app.state.paused = False
+    app.state.grpc = None
     # In place of FastAPI's stack, whose other parts answer errors and bound bodies their own way.
     routed = AsyncExitStackMiddleware(app.router)
     handled = ExceptionMiddleware(routed, {HTTPException: _raise_request_error})
@@ -109,15 +118,37 @@ def _add_routes(app: FastAPI, settings: Settings, metrics: Metrics, peers: Peers
         settings.max_body_bytes,
         settings.body_timeout_ms / 1000,
         settings.default_deadline_ms / 1000,
-        metrics.http_request_body.labels("classify").observe,
     )
     app.include_router(health.router(service))
     app.include_router(admin.router(service, bodies, collected))
-    classify = app.state.classify = Classify(service, bodies, settings, metrics)
-    app.router.routes.append(Route(CLASSIFY, classify, methods=["POST"]))
+    app.include_router(v2.router(service, bodies, version()))
+    app.include_router(v1.router(service))
+    endpoints = app.state.endpoints = {
+        "classify": Classify(service, bodies, settings, metrics),
+        "v2": Infer(service, bodies, settings, metrics),
+        "v1": v1.Predict(service, bodies, settings, metrics),
+    }
+    for route, path in (
+        ("classify", CLASSIFY),
+        ("v2", f"{v2.MODEL}/infer"),
+        ("v2", f"{v2.VERSION}/infer"),
+        ("v1", "/v1/models/{model}:predict"),
+    ):
+        app.router.routes.append(Route(path, endpoints[route], methods=["POST"]))
     largest = min(model.admission.largest_request for model in service.models)
     classes = max(len(model.labels) for model in service.models)
-    openapi.add_classify(app, settings, largest, classes)
+    openapi_images.add_image_endpoints(app, settings, largest, classes)
+
+
+def _grpc(
+    service: Service, settings: Settings, metrics: Metrics
+) -> contextlib.AbstractAsyncContextManager["GrpcServer | None"]:
+    """Return the block in which gRPC is served, if it is switched on: its libraries are large."""
+    if not settings.grpc_port:
+        return contextlib.nullcontext()
+    from service.server.grpc_server import grpc_serving
+
+    return grpc_serving(service, settings, metrics, version())
 
 
 def serve(settings: Settings) -> int:
@@ -130,7 +161,8 @@ def serve(settings: Settings) -> int:
         app.state.url = announce(settings, listener)
         return Server(app, settings, listener)
 
-    return run(settings, listening)
+    with claim(settings):
+        return run(settings, listening)
 
 
 def run(
@@ -188,7 +220,7 @@ async def _raise_request_error(http: Request, error: Exception) -> NoReturn:
     assert isinstance(error, HTTPException)
     path = http.url.path[:200]
     if error.status_code == 404:
-        raise NotFound(f"No route matches {path}.", "See /docs for the routes.")
+        raise no_route(path)
     if error.status_code == 405:
         allowed = set((error.headers or {}).get("Allow", "GET").split(", "))
         if "GET" in allowed:

@@ -6,11 +6,13 @@ connections that wait in the socket are accepted.
 """
 
 import asyncio
+import contextlib
 import ctypes
 import logging
 import select
 import socket
 import struct
+from collections.abc import Iterator
 from typing import Protocol
 
 from service.artifact import Manifest
@@ -48,12 +50,47 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
     except (OSError, UnicodeError) as error:
-        raise SettingsError(
-            f"Cannot listen on {host}:{port}: {getattr(error, 'strerror', None) or error}",
-            "Choose another address with --host or --port, or stop the process that listens there.",
-        ) from error
+        raise unusable(host, port, getattr(error, "strerror", None) or str(error)) from error
     listener.setblocking(False)
     return listener
+
+
+def unusable(host: str, port: int, reason: str, flag: str = "--port") -> SettingsError:
+    """Return the error of an address that cannot be used; `flag` is that of the port."""
+    return SettingsError(
+        f"Cannot listen on {host}:{port}: {reason}",
+        f"Choose another address with --host or {flag}, or stop the process that listens there.",
+    )
+
+
+@contextlib.contextmanager
+def claim(settings: Settings) -> Iterator[None]:
+    """Own the gRPC port during the block, if gRPC is switched on.
+
+    The gRPC server binds the port itself. With several workers each binds it, which SO_REUSEPORT
+    allows; but the option also allows it to servers of other services, silently. So the port is
+    first bound without the option, and stays bound, but does not listen: it gets no connection.
+    The kernel compares the options of all sockets of a port when one more is bound. Raise
+    SettingsError if the port is in use.
+    """
+    if not settings.grpc_port:
+        yield
+        return
+    host, port = settings.host, settings.grpc_port
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as owner:
+        # For connections of an earlier process in TIME_WAIT, as in create_server.
+        owner.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            owner.bind((host, port))
+        except (OSError, UnicodeError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise unusable(host, port, reason, "--grpc-port") from error
+        if settings.workers > 1:
+            # From now on only sockets with SO_REUSEPORT, of this user, can be bound.
+            owner.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+            owner.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        yield
 
 
 def announce(settings: Settings, listener: socket.socket) -> str:

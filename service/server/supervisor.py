@@ -33,6 +33,7 @@ from service.server.listener import (
     Acceptor,
     announce,
     announce_ready,
+    claim,
     listen,
 )
 from service.settings import Settings
@@ -58,7 +59,11 @@ def serve(settings: Settings) -> int:
     devices = _common_devices(loadable)
     shares = deal(settings, devices)
     descriptors.raise_limit(OWN_DESCRIPTORS + len(shares) * (MAX_PENDING + OF_A_WORKER))
-    with listen(settings.host, settings.port) as listener, _private_folder() as folder:
+    with (
+        claim(settings),
+        listen(settings.host, settings.port) as listener,
+        _private_folder() as folder,
+    ):
         url = announce(settings, listener)
         job = {"folder": str(folder), "versions": versions(loadable)}
 

@@ -29,8 +29,15 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from service.api.http.middleware import ARRIVED, KEY, REFUSAL, RequestContext, internal
-from service.errors import HeadTimeout, HeadTooLarge, HttpVersion, Malformed, RequestError
+from service.api.http.middleware import ARRIVED, KEY, REFUSAL, RequestContext
+from service.errors import (
+    HeadTimeout,
+    HeadTooLarge,
+    HttpVersion,
+    Malformed,
+    RequestError,
+    internal,
+)
 from service.server.connections import Connections
 from service.server.uvicorn_cycle import CONTINUE, Cycle
 

@@ -149,6 +149,8 @@ class BaseServer(uvicorn.Server):
         service: Service = self._app.state.service
         bodies: BodyReader = self._app.state.bodies
         service.drain(delay_s + drain_s)
+        if self._app.state.grpc is not None:
+            self._app.state.grpc.stop(drain_s, delay_s)
         loop = asyncio.get_running_loop()
         self._drained_at = loop.time() + delay_s + drain_s
         loop.call_later(delay_s + drain_s, bodies.end)

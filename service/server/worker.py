@@ -106,7 +106,7 @@ class _Server(BaseServer):
         self._app.state.paused = True
         await super().startup(sockets)
         service: Service = self._app.state.service
-        service.on_ready_change = self._set_ready
+        service.on_ready_change.append(self._set_ready)
         self._set_ready()
         self._loop.add_reader(self._channel, self._obey)
 

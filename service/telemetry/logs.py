@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -23,6 +24,8 @@ _SENTENCES = {
     "ready": "ready: POST {url}/classify, docs at {url}/docs "
     "(model {model} {version}, devices: {devices}, images scaled by {resample})",
 }
+LOGGED_FAULTS_PER_SECOND = 5
+"""Maximum number of failed requests that are logged per second when the access log is off."""
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 
 
@@ -52,6 +55,19 @@ def count_lost(count: Callable[[int], None]) -> None:
     """Call `count` with the number of log lines lost so far, and with each later number."""
     if _handler is not None:
         _handler.writer.count_lost(count)
+
+
+class Rationed:
+    """Whether one more failed request is logged: call it for each one."""
+
+    def __init__(self) -> None:
+        self._second, self._faults = 0, 0
+
+    def __call__(self) -> bool:
+        now = int(time.monotonic())
+        self._faults = self._faults + 1 if now == self._second else 1
+        self._second = now
+        return self._faults <= LOGGED_FAULTS_PER_SECOND
 
 
 def inherited_stderr() -> int:

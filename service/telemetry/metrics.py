@@ -37,7 +37,9 @@ IMAGES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64)
 PIXELS = (50_176, 250_000, 1_000_000, 4_000_000, 12_000_000, 25_000_000, 50_000_000)
 LAG_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
 
-ROUTES = ("classify", "admin", "other")
+IMAGE_ROUTES = ("classify", "v1", "v2")
+ROUTES = (*IMAGE_ROUTES, "admin", "other")
+"""The routes of HTTP. The route of all calls over gRPC is `grpc`."""
 DEVICE_STATES = (
     "starting", "proving", "ready", "failed", "waiting", "quarantined", "stopped",
 )  # fmt: skip
@@ -94,6 +96,22 @@ class Metrics:
         )
         self.http_request_body = histogram(
             "http_request_body_bytes", "Size of bodies as received.", BODY_BYTES, "route"
+        )
+        self.grpc_requests = counter(
+            "grpc_requests_total",
+            "gRPC requests by status. CANCELLED: the client cancelled the call.",
+            "method",
+            "code",
+        )
+        self.grpc_requests_in_flight = gauge(
+            "grpc_requests_in_flight",
+            "gRPC requests whose call has begun and whose answer is not written.",
+        )
+        self.grpc_request_duration = histogram(
+            "grpc_request_duration_seconds",
+            "Seconds from the begin of an inference over gRPC to the end of its answer.",
+            REQUEST_SECONDS,
+            "outcome",
         )
         self.request_stage = histogram(
             "request_stage_duration_seconds",
@@ -216,11 +234,17 @@ class Metrics:
             "revision",
             "python",
         )
-        for route, code in (("classify", 200), ("admin", 200), ("admin", 503), ("other", 404)):
+        for route, code in (("admin", 200), ("admin", 503), ("other", 404)):
             self.http_requests.labels(route, str(code))
+        self.grpc_requests.labels("ModelInfer", "OK")
+        for outcome in ("ok", "error"):
+            self.grpc_request_duration.labels(outcome)
+        for route in IMAGE_ROUTES:
+            self.http_requests.labels(route, "200")
         for error in RequestError.__subclasses__():
-            self.http_requests.labels("classify", str(error.status))
-            for route in ROUTES:
+            for route in IMAGE_ROUTES:
+                self.http_requests.labels(route, str(error.status))
+            for route in (*ROUTES, "grpc"):
                 self.refusals.labels(route, error.code)
 
     def describe_build(self, version: str, revision: str) -> None:

@@ -39,6 +39,7 @@ INSIDE = {
     },
     "service.core.request": {"service.core.classification"},
     "service.core.batcher": {"service.core.request"},
+    "service.core.statistics": {"service.core.request", "service.core.throughput"},
     "service.core.host_process": {
         *("service.core.child_process", "service.core.request", "service.core.rows"),
         *("service.core.throughput", "service.device_host.wire"),
@@ -46,6 +47,13 @@ INSIDE = {
     "service.core.device_session": {
         *("service.core.host_process", "service.core.rows", "service.core.throughput"),
     },
+    # The V2 protocol is shared by all transports, and knows none.
+    "service.api.images": {"service.core"},
+    "service.api.v2.messages": set(),
+    "service.api.v2.tensors": {"service.api.v2.messages"},
+    "service.api.v2.inference": {"service.api.images", "service.api.v2", "service.core"},
+    "service.api.v2.descriptions": {"service.api.v2", "service.core"},
+    "service.api.v2.repository": {"service.api.v2", "service.core"},
     "service.server.channel": set(),
     "service.server.listener": set(),
     "service.server.connections": set(),
@@ -90,7 +98,11 @@ HOMES = {
         "model_build.mlu.compiler",
     },
     "onnx": {"model_build"},
-    "google": {"model_build"},
+    "google": {"model_build", "service.api.grpc"},
+    "grpc": {"service.api.grpc", "service.server.grpc_server"},
+    "grpc_health": {"service.server.grpc_server"},
+    "grpc_reflection": {"service.server.grpc_server"},
+    "grpc_tools": set(),
     "httpx": {"service.tools.client", "service.tools.sources", "service.tools.reload"},
     "rich": {"service.cli", "service.tools.client", "service.tools.bench", "model_build"},
     "typer": {
@@ -302,7 +314,7 @@ print(*sys.modules, file=sys.stderr)
 HEAVY = {
     *("numpy", "openvino", "onnx", "google.protobuf", "PIL", "cv2", "fastapi", "starlette"),
     *("uvicorn", "httpx", "rich.table", "prometheus_client", "service.server.app"),
-    *("httptools", "uvloop", "matplotlib", "pyarrow"),
+    *("httptools", "uvloop", "matplotlib", "pyarrow", "grpc"),
 }
 
 

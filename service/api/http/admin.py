@@ -6,11 +6,11 @@ from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
-import orjson
 from fastapi import APIRouter, Request, Response
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
+from service.api.http.answering import as_json
 from service.api.http.body import BodyReader
 from service.api.http.openapi import get
 from service.api.http.schema import ModelState
@@ -36,11 +36,7 @@ def router(
         (_STATE, None),
     )
     async def about() -> Response:
-        return Response(
-            orjson.dumps(_state(service, bodies)),
-            headers={"cache-control": "no-store"},
-            media_type="application/json",
-        )
+        return as_json(_state(service, bodies))
 
     @get(
         routes,

@@ -6,8 +6,6 @@ logs answers. It routes nothing.
 """
 
 import logging
-import random
-import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -16,9 +14,11 @@ from fastapi import FastAPI
 from prometheus_client import Counter
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.api import tracing
 from service.api.http.problem import problem
-from service.errors import Internal, RequestError
-from service.telemetry.metrics import ROUTES, Metrics
+from service.errors import RequestError, internal
+from service.telemetry import logs
+from service.telemetry.metrics import IMAGE_ROUTES, ROUTES, Metrics
 
 log = logging.getLogger("topfive.http")
 
@@ -30,22 +30,16 @@ ARRIVED = "topfive.arrived"
 """Key in the scope that the connection adds when it has received the whole body."""
 CLASSIFY = "/classify"
 HEALTH = frozenset({"/livez", "/readyz", "/healthz", "/v2/health/live", "/v2/health/ready"})
-ADMIN = HEALTH | {"/metrics", "/model"}
+ADMIN = HEALTH | {"/metrics", "/model", "/"}
+_ENDS = {"v1": ":predict", "v2": "/infer"}
+"""The end of a path for images, by protocol."""
 
-_REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@/+=-]{0,127}")
-# W3C Trace Context. Versions after 00 may have more after the flags.
-_TRACEPARENT = re.compile(
-    r"(?!ff)(?P<version>[0-9a-f]{2})-(?P<trace>(?!0{32})[0-9a-f]{32})-(?!0{16})[0-9a-f]{16}"
-    r"-(?P<flags>[0-9a-f]{2})(?P<more>-.*)?"
-)
 # An answer is not a document: browsers must not guess its type, embed it or send a referrer.
 _SECURITY = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
     (b"cross-origin-resource-policy", b"same-origin"),
 )
-LOGGED_FAULTS_PER_SECOND = 5
-"""Maximum number of failed requests that are logged per second when the access log is off."""
 
 
 class Headers(dict[str, str]):
@@ -66,21 +60,25 @@ class RequestContext:
 
     __slots__ = (
         "answered", "body_ended", "bytes_received", "bytes_sent", "disconnected", "images",
-        "on_disconnect", "reason", "request_id", "route", "sampled", "started", "status",
-        "trace_id",
+        "on_disconnect", "protocol", "reason", "received", "request_id", "route", "sampled",
+        "started", "status", "trace_id",
     )  # fmt: skip
 
     def __init__(self, scope: Scope) -> None:
         self.started = time.perf_counter()
-        self.route = _route(scope["path"])
-        self.request_id = _request_id(scope)
-        self.trace_id, self.sampled = _trace(scope)
+        self.protocol = _protocol(scope["path"])
+        """The inference protocol of the path: `v1`, `v2` or none."""
+        self.route = _route(self.protocol, scope["path"])
+        self.request_id = tracing.request_id(_headers(scope, b"x-request-id"))
+        self.trace_id, self.sampled = tracing.trace(_headers(scope, b"traceparent"))
         self.status = 0
         self.reason = ""
         self.bytes_received = 0
         """Bytes of the body that were read, as sent by the client."""
         self.bytes_sent = 0
         """Bytes of the answer's body that were sent."""
+        self.received = 0.0
+        """Seconds from the head of the request to the end of its body; 0 until then."""
         self.images = 0
         """Number of image files in the body; 0 until the body is split."""
         self.body_ended = False
@@ -107,7 +105,8 @@ class Middleware:
 
     While the service drains, and while `app.state.paused` is set, every answer ends its connection:
     a worker without a ready device sets it, so that clients connect again and reach another worker.
-    POST /classify goes to `app.state.classify` without the router, where it is a route, too.
+    The endpoints for images, `app.state.endpoints` by route of the metrics, are called without the
+    router, where they are routes, too.
     """
 
     def __init__(self, app: FastAPI, stack: ASGIApp, metrics: Metrics, access_log: bool) -> None:
@@ -119,10 +118,11 @@ class Middleware:
         self._answers: dict[tuple[str, int], Counter] = {}
         self._in_flight = {route: metrics.http_requests_in_flight.labels(route) for route in ROUTES}
         self._seconds = {
-            ok: metrics.http_request_duration.labels("classify", "ok" if ok else "error")
+            (route, ok): metrics.http_request_duration.labels(route, "ok" if ok else "error")
+            for route in IMAGE_ROUTES
             for ok in (True, False)
         }
-        self._second, self._faults = 0, 0
+        self._few_faults = logs.Rationed()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope["app"] = self._app  # as FastAPI does, whose own call the server saves
@@ -139,8 +139,8 @@ class Middleware:
                 raise _refused(context, scope)
             # The router costs 39 us, 1.8 % of an image: 7 us in a loop of its own, and more with
             # the cold caches of a busy machine (benchmarks/routing.py).
-            hot = context.route == "classify" and scope["method"] == "POST"
-            endpoint = self._state.classify if hot else self._stack
+            hot = context.route in IMAGE_ROUTES and scope["method"] == "POST"
+            endpoint = self._state.endpoints[context.route] if hot else self._stack
             # Every path that answers GET answers HEAD; the server leaves the body out.
             head = scope["method"] == "HEAD"
             await endpoint({**scope, "method": "GET"} if head else scope, receive, send)
@@ -184,32 +184,21 @@ class Middleware:
             counter = self._metrics.http_requests.labels(route, str(status))
             self._answers[route, status] = counter
         counter.inc()
-        if route == "classify":
+        if route in IMAGE_ROUTES:
             exemplar = {"trace_id": context.trace_id} if context.sampled else None
-            self._seconds[status < 400].observe(context.seconds(), exemplar)
-        if status >= 400 and path not in HEALTH:
+            self._seconds[route, status < 400].observe(context.seconds(), exemplar)
+        if status >= 400 and not _is_health(path):
             reason = context.reason or "client_gone"
             self._metrics.refusals.labels(route, reason).inc()
 
     def _log(self, context: RequestContext, scope: Scope) -> None:
         """Log the answer if `access_log` is set; otherwise from 500 up only, a few a second."""
-        if scope["path"] in HEALTH:
+        if _is_health(scope["path"]):
             return
         fault = context.status >= 500
         if self._access_log or (fault and self._few_faults()):
             level = logging.WARNING if fault else logging.INFO
             log.log(level, "answered", extra=_facts(context, scope))
-
-    def _few_faults(self) -> bool:
-        now = int(time.monotonic())
-        self._faults = self._faults + 1 if now == self._second else 1
-        self._second = now
-        return self._faults <= LOGGED_FAULTS_PER_SECOND
-
-
-def internal() -> Internal:
-    """Return the error for an exception that no handler expected."""
-    return Internal("Internal server error.", "Report the error with the request id.")
 
 
 def _refused(context: RequestContext, scope: Scope) -> RequestError:
@@ -261,24 +250,18 @@ def _headers(scope: Scope, name: bytes) -> list[str]:
     return [value.decode("latin-1") for header, value in scope["headers"] if header == name]
 
 
-def _request_id(scope: Scope) -> str:
-    """Return the client's id if it can be repeated safely, else 128 random bits."""
-    for text in _headers(scope, b"x-request-id"):
-        if _REQUEST_ID.fullmatch(text):
-            return text
-    return f"{random.getrandbits(128):032x}"
+def _is_health(path: str) -> bool:
+    return path in HEALTH or (path.startswith("/v2/models/") and path.endswith("/ready"))
 
 
-def _trace(scope: Scope) -> tuple[str, bool]:
-    """Return (trace id, sampled) of the only valid traceparent; else ("", False)."""
-    texts = _headers(scope, b"traceparent")
-    found = _TRACEPARENT.fullmatch(texts[0]) if len(texts) == 1 else None
-    if found is None or (found["version"] == "00" and found["more"] is not None):
-        return "", False
-    return found["trace"], bool(int(found["flags"], 16) & 1)
+def _protocol(path: str) -> str:
+    first = path[1:4]
+    return first[:2] if first in ("v1/", "v2/", "v1", "v2") else ""
 
 
-def _route(path: str) -> str:
+def _route(protocol: str, path: str) -> str:
     if path == CLASSIFY:
         return "classify"
-    return "admin" if path in ADMIN else "other"
+    if protocol and path.endswith(_ENDS[protocol]):
+        return protocol
+    return "admin" if protocol or path in ADMIN else "other"

@@ -1,6 +1,5 @@
 """The image files in a body: the body itself, the parts of a form, or base64 in JSON."""
 
-import base64
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -9,6 +8,7 @@ from urllib.parse import quote
 import orjson
 from python_multipart.multipart import parse_options_header
 
+from service.api.images import from_base64
 from service.decoding import images
 from service.errors import Malformed, TooLarge, Undecodable, UnsupportedMedia
 
@@ -102,8 +102,6 @@ _JSON_FORM = (
     'file>"}]}, and top_k in the query: /classify?top_k=3'
 )
 _EXPECTED = "A string of base64, or an object with such a string as b64, is expected."
-_STANDARD = bytes.maketrans(b"-_", b"+/")
-_SPACE = b" \t\r\n"
 
 
 def _check_members(members: dict[str, Any], known: str, pointer: str) -> None:
@@ -119,26 +117,10 @@ def _file(item: Any, pointer: str) -> bytes:
         item, pointer = item.get("b64"), f"{pointer}/b64"
     if not isinstance(item, str):
         raise _bad_member(pointer, _EXPECTED)
-    if item[:5].lower() == "data:":
-        head, comma, item = item.partition(",")
-        if not (comma and head.lower().endswith(";base64")):
-            raise _bad_member(pointer, "The data: URL does not contain ;base64,")
     try:
-        return _decoded(item)
+        return from_base64(item)
     except ValueError as error:
-        raise _bad_member(pointer, f"The string is not base64: {error}") from error
-
-
-def _decoded(text: str) -> bytes:
-    """Return the bytes of base64 in either alphabet, with or without line breaks and padding.
-
-    The standard form is decoded in one pass.
-    """
-    try:
-        return base64.b64decode(text, validate=True)
-    except ValueError:
-        packed = text.encode().translate(_STANDARD, _SPACE)
-        return base64.b64decode(packed + b"=" * (-len(packed) % 4), validate=True)
+        raise _bad_member(pointer, str(error)) from error
 
 
 def _bad_member(pointer: str, detail: str) -> Malformed:
