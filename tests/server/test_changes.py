@@ -1,4 +1,7 @@
-"""Ten changes of version under 64 clients: no request fails, and each answer is of one version."""
+"""Ten changes of version under 64 clients: no request fails, and each answer is of one version.
+
+Half of the clients speak HTTP and half gRPC, and each request has several images.
+"""
 
 import asyncio
 import base64
@@ -9,6 +12,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import grpc
+import grpc.aio
 import numpy as np
 import pytest
 
@@ -18,9 +23,10 @@ from service.core.classification import top_k
 from service.core.device_session import answers
 from service.decoding import images
 from tests.support import pictures
+from tests.support.grpc_calls import NAME, Caller, infer_request, pb, serving_grpc
 from tests.support.load import Outcome, load
 from tests.support.magicmind import SimulatedSdk
-from tests.support.serving import Service, children, serving
+from tests.support.serving import Service, children
 from tests.support.small import write_small_network
 from tests.support.tiny import write_tiny_artifact
 from tests.support.versions import spoil_golden
@@ -109,8 +115,8 @@ def on_cards(tmp_path: Path, magicmind: SimulatedSdk, monkeypatch: pytest.Monkey
 @pytest.mark.timeout(600)
 def test_ten_changes_on_the_cpu(on_the_cpu: Versions, figure: Callable[[str], None]) -> None:
     """On one CPU device."""
-    with serving(on_the_cpu.models) as service:
-        figure("CPU: " + asyncio.run(_change_under_load(service, on_the_cpu, 180)))
+    with serving_grpc(on_the_cpu.models) as running:
+        figure("CPU: " + asyncio.run(_change_under_load(running, on_the_cpu, 180)))
 
 
 @pytest.mark.large
@@ -121,27 +127,37 @@ def test_ten_changes_on_two_cards(
     """On two simulated cards."""
     switches = {"MAGICMIND_SIM_CARDS": "2", "MAGICMIND_SIM_LATENCY": "1:2,8:4,16:6"}
     flags = ("--device-python", magicmind.python)
-    with serving(on_cards.models, *flags, environment=magicmind.environment(**switches)) as service:
-        service.await_ready()
-        figure("two cards: " + asyncio.run(_change_under_load(service, on_cards, 180)))
+    environment = magicmind.environment(**switches)
+    with serving_grpc(on_cards.models, *flags, environment=environment) as running:
+        running[0].await_ready()
+        figure("two cards: " + asyncio.run(_change_under_load(running, on_cards, 180)))
     assert magicmind.wrong_uses() == []
 
 
 def test_three_changes(on_the_cpu: Versions) -> None:
     """The same in short, for every run of the tests."""
-    with serving(on_the_cpu.models) as service:
-        asyncio.run(_change_under_load(service, on_the_cpu, 4, changes=3, wrong=2))
+    with serving_grpc(on_the_cpu.models) as running:
+        asyncio.run(_change_under_load(running, on_the_cpu, 4, changes=3, wrong=2))
 
 
 async def _change_under_load(
-    service: Service, versions: Versions, seconds: float, changes: int = CHANGES, wrong: int = WRONG
+    running: tuple[Service, Caller],
+    versions: Versions,
+    seconds: float,
+    changes: int = CHANGES,
+    wrong: int = WRONG,
 ) -> str:
+    service, caller = running
     stop = asyncio.Event()
+    over_grpc = Outcome()
+    calling = asyncio.gather(
+        *(_call(caller.port, number, stop, over_grpc) for number in range(CLIENTS // 2))
+    )
     loading = asyncio.create_task(
         load(
             service.url,
             bodies(),
-            CLIENTS,
+            CLIENTS // 2,
             600,
             content_type="application/json",
             stop=stop,
@@ -159,17 +175,46 @@ async def _change_under_load(
         memory.append(sum(map(_resident_bytes, _processes(service.process.pid))))
     await asyncio.sleep(max(1.0, started + seconds - time.monotonic()))
     stop.set()
+    await calling
     outcome = await loading
-    _assert_right(outcome, versions)
+    for each in (outcome, over_grpc):
+        _assert_right(each, versions)
+        assert set(each.versions) == set(versions.expected)
     growth = memory[-1] / memory[min(1, len(memory) - 1)]
     if changes == CHANGES:
         assert growth <= 1.05, memory
-    counts = {version: len(found) for version, found in outcome.versions.items()}
-    assert set(counts) == set(versions.expected)
     return (
-        f"{changes} changes under {CLIENTS} clients: {outcome.answered} answers, all 200 and of "
-        f"one version; memory of all processes after the last by after the second {growth:.3f}"
+        f"{changes} changes under {CLIENTS} clients: {outcome.answered} answers over HTTP and "
+        f"{over_grpc.answered} over gRPC, all good and of one version; memory of all processes "
+        f"after the last by after the second {growth:.3f}"
     )
+
+
+async def _call(port: int, number: int, stop: asyncio.Event, outcome: Outcome) -> None:
+    """Call over a connection of its own until `stop` is set; a failure is a status of its own."""
+    groups = [FILES[first : first + IN_ONE] for first in range(0, len(FILES), IN_ONE)]
+    requests = [infer_request(*group).SerializeToString() for group in groups]
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options) as channel:
+        infer = channel.unary_unary(f"/{NAME}/ModelInfer")
+        while not stop.is_set():
+            number += 1
+            place = number % len(requests)
+            try:
+                answer = pb.ModelInferResponse.FromString(await infer(requests[place], timeout=30))
+            except grpc.aio.AioRpcError as error:
+                outcome.statuses[500] += 1
+                outcome.errors[f"{error.code().name}: {error.details()}"] += 1
+                continue
+            outcome.statuses[200] += 1
+            [index] = [
+                raw
+                for output, raw in zip(answer.outputs, answer.raw_output_contents, strict=True)
+                if output.name == "top_index"
+            ]
+            classes = np.frombuffer(index, np.int32).reshape(IN_ONE, -1).tolist()
+            version = outcome.versions.setdefault(answer.model_version, {})
+            version.setdefault(place, set()).add(json.dumps(classes))
 
 
 async def _left_alone(service: Service) -> None:
@@ -184,7 +229,7 @@ async def _left_alone(service: Service) -> None:
 
 def _assert_right(outcome: Outcome, versions: Versions) -> None:
     assert not outcome.broken, outcome.errors
-    assert set(outcome.statuses) == {200}, outcome.statuses
+    assert set(outcome.statuses) == {200}, (outcome.statuses, outcome.errors)
     assert versions.wrong not in outcome.versions
     for version, found in outcome.versions.items():
         for place, classes in found.items():

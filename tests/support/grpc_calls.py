@@ -9,7 +9,7 @@ import importlib.util
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -108,11 +108,15 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def serving_grpc(
-    artifact: Path, *flags: str, under: Sequence[str] = ()
+    artifact: Path,
+    *flags: str,
+    under: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
 ) -> Iterator[tuple[Service, Caller]]:
     """Start a service that serves gRPC too, wait until it is ready, and stop it at the end."""
     port = free_port()
-    with serving(artifact, "--grpc-port", str(port), *flags, under=under) as service:
+    flags = ("--grpc-port", str(port), *flags)
+    with serving(artifact, *flags, under=under, environment=environment) as service:
         caller = Caller(port)
         with caller.channel:
             yield service, caller

@@ -68,7 +68,7 @@ BEYOND = {
 }
 ROUTES = {"classify", "v1", "v2", "admin", "other", "grpc"}
 VALUES = {
-    ("http_requests_total", "route"): ROUTES,
+    ("http_requests_total", "route"): ROUTES - {"grpc"},
     ("http_request_duration_seconds", "route"): {"classify", "v1", "v2"},
     ("http_request_duration_seconds", "outcome"): {"ok", "error"},
     ("request_stage_duration_seconds", "stage"): {"receive", "encode"},
