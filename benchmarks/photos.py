@@ -32,8 +32,8 @@ def described(bodies: list[bytes]) -> str:
 def nearly_rows() -> list[bytes]:
     """Return an image that costs little to decode: grey, of a row's size, an uncompressed PNG.
 
-    The service has no endpoint for rows of pixels, so this image is used instead, with a network
-    whose `resize` is its input's side. In a grey BMP reading the palette alone takes as long as the
+    POST /classify takes no rows of pixels, so this image is used instead, with a network whose
+    `resize` is its input's side. In a grey BMP reading the palette alone takes as long as the
     whole decode of this PNG.
     """
     pixels = bytes(range(ROW_SIDE)) * ROW_SIDE

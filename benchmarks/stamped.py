@@ -94,7 +94,7 @@ def serve(stamps: Stamps) -> None:
     stamps.before(DecodePool, "_woken", "the event loop takes the row")
     stamps.before(Host, "send", "the host gets the batch")
     stamps.before(Host, "_replied", "the event loop takes the batch")
-    stamps.before(Classify, "_answer", "the handler writes the answer")
+    stamps.before(Classify, "_rendered", "the handler writes the answer")
 
     started = child_process.Child.__init__
 

@@ -7,6 +7,7 @@
     │   ├── Forbidden          403  an act that this server does not allow
     │   ├── NotFound           404  no such path, model or version
     │   ├── MethodNotAllowed   405  the path is known, the method is not
+    │   ├── NotAcceptable      406  the client does not accept the form of the answer
     │   ├── HeadTimeout        408  the head was not received in time
     │   ├── BodyTimeout        408  the body was not received in time
     │   ├── TooLarge           413  more bytes or images than the limit
@@ -109,6 +110,10 @@ class MethodNotAllowed(RequestError):
     def __init__(self, detail: str, remedy: str, allow: str) -> None:
         super().__init__(detail, remedy)
         self.allow = allow
+
+
+class NotAcceptable(RequestError):
+    status, code, title = 406, "not_acceptable", "Not acceptable"
 
 
 class HeadTimeout(RequestError):

@@ -34,16 +34,13 @@ def all_answered(outcomes: list[Outcome], pointer: str) -> list[TopClasses]:
     """Return the predictions of a request that has no partial answer.
 
     `pointer` is the place of the images in the request, as a JSON pointer. Raise the error of the
-    first image that failed; of several images its detail names the image's place.
+    first image that failed; its detail begins with the image's place.
     """
     found = []
     for index, outcome in enumerate(outcomes):
-        if not isinstance(outcome, RequestError):
-            found.append(outcome)
-        elif len(outcomes) == 1:
-            raise outcome
-        else:
+        if isinstance(outcome, RequestError):
             raise _placed(outcome, f"{pointer}/{index}")
+        found.append(outcome)
     return found
 
 

@@ -31,7 +31,7 @@ from service.settings import Settings
 from service.system import cgroup
 from service.telemetry.metrics import Metrics, gauge_family
 
-Images = Sequence[bytes] | NDArray[np.uint8]
+Images = Sequence[bytes | memoryview] | NDArray[np.uint8]
 """The images of a request: files, or rows of pixels (images, height, width, 3) that are prepared as
 the model's preprocessing does."""
 

@@ -125,7 +125,7 @@ class Image:
     request: Request
     index: int
     row: int
-    data: bytes = b""
+    data: bytes | memoryview = b""
     queued_since: float = 0.0
     """Start of the image's wait, by `time.perf_counter`: uvloop's own clock counts milliseconds.
     The seconds of decoding are added to it, so that the rest until dispatch is the time in queues,

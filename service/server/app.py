@@ -24,12 +24,14 @@ from starlette.routing import Route
 
 from service import artifact as artifacts
 from service import sdk
-from service.api.http import admin, health, openapi
+from service.api.http import admin, health, openapi_images, v1, v2
 from service.api.http.body import BodyReader
 from service.api.http.classify import Classify
+from service.api.http.infer import Infer
 from service.api.http.middleware import CLASSIFY, Middleware
+from service.api.http.problem import no_route
 from service.core.service import Service
-from service.errors import DeviceError, Malformed, MethodNotAllowed, NotFound
+from service.errors import DeviceError, Malformed, MethodNotAllowed
 from service.server.listener import announce, announce_ready, claim, listen
 from service.server.metrics_merge import Peers
 from service.server.uvicorn_server import BaseServer, Server
@@ -121,14 +123,27 @@ def _add_routes(app: FastAPI, settings: Settings, metrics: Metrics, peers: Peers
         settings.max_body_bytes,
         settings.body_timeout_ms / 1000,
         settings.default_deadline_ms / 1000,
-        metrics.http_request_body.labels("classify").observe,
     )
     app.include_router(health.router(service))
     app.include_router(admin.router(service, bodies, collected))
-    classify = app.state.classify = Classify(service, bodies, settings, metrics)
-    app.router.routes.append(Route(CLASSIFY, classify, methods=["POST"]))
+    app.include_router(v2.router(service, bodies, version()))
+    app.include_router(v1.router(service))
+    endpoints = app.state.endpoints = {
+        "classify": Classify(service, bodies, settings, metrics),
+        "v2": Infer(service, bodies, settings, metrics),
+        "v1": v1.Predict(service, bodies, settings, metrics),
+    }
+    for route, path in (
+        ("classify", CLASSIFY),
+        ("v2", f"{v2.MODEL}/infer"),
+        ("v2", f"{v2.VERSION}/infer"),
+        ("v1", "/v1/models/{model}:predict"),
+    ):
+        app.router.routes.append(Route(path, endpoints[route], methods=["POST"]))
     model = service.model
-    openapi.add_classify(app, settings, model.admission.largest_request, len(model.artifact.labels))
+    openapi_images.add_image_endpoints(
+        app, settings, model.admission.largest_request, len(model.artifact.labels)
+    )
 
 
 def _grpc(
@@ -207,7 +222,7 @@ async def _raise_request_error(http: Request, error: Exception) -> NoReturn:
     assert isinstance(error, HTTPException)
     path = http.url.path[:200]
     if error.status_code == 404:
-        raise NotFound(f"No route matches {path}.", "See /docs for the routes.")
+        raise no_route(path)
     if error.status_code == 405:
         allowed = set((error.headers or {}).get("Allow", "GET").split(", "))
         if "GET" in allowed:

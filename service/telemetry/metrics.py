@@ -37,7 +37,8 @@ IMAGES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64)
 PIXELS = (50_176, 250_000, 1_000_000, 4_000_000, 12_000_000, 25_000_000, 50_000_000)
 LAG_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
 
-ROUTES = ("classify", "admin", "other")
+IMAGE_ROUTES = ("classify", "v1", "v2")
+ROUTES = (*IMAGE_ROUTES, "admin", "other")
 """The routes of HTTP. The route of all calls over gRPC is `grpc`."""
 DEVICE_STATES = ("starting", "proving", "ready", "failed", "waiting", "quarantined")
 RESTART_REASONS = ("crashed", "hung", "wrong_answer", "driver", "artifact")
@@ -231,13 +232,16 @@ class Metrics:
             "revision",
             "python",
         )
-        for route, code in (("classify", 200), ("admin", 200), ("admin", 503), ("other", 404)):
+        for route, code in (("admin", 200), ("admin", 503), ("other", 404)):
             self.http_requests.labels(route, str(code))
+        for route in IMAGE_ROUTES:
+            self.http_requests.labels(route, "200")
         self.grpc_requests.labels("ModelInfer", "OK")
         for outcome in ("ok", "error"):
             self.grpc_request_duration.labels(outcome)
         for error in RequestError.__subclasses__():
-            self.http_requests.labels("classify", str(error.status))
+            for route in IMAGE_ROUTES:
+                self.http_requests.labels(route, str(error.status))
             for route in (*ROUTES, "grpc"):
                 self.refusals.labels(route, error.code)
 

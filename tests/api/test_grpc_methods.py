@@ -262,7 +262,8 @@ async def test_the_health_of_a_model_that_was_unloaded(
 
 
 OF_HTTP = {
-    *(errors.MethodNotAllowed, errors.HeadTimeout, errors.HeadTooLarge, errors.HttpVersion),
+    *(errors.MethodNotAllowed, errors.NotAcceptable, errors.HttpVersion),
+    *(errors.HeadTimeout, errors.HeadTooLarge),
 }
 
 

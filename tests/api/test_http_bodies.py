@@ -645,7 +645,7 @@ async def test_a_body_slower_than_the_default_deadline() -> None:
         await asyncio.sleep(60)
         raise AssertionError
 
-    reader = BodyReader(1000, 1000, 10.0, 0.02, lambda _: None)
+    reader = BodyReader(1000, 1000, 10.0, 0.02)
     headers = Headers({"type": "http", "headers": []})
     with reader.reservation() as reservation, pytest.raises(BodyTimeout) as late:
         await reader.receive(headers, receive, 0.02, reservation)

@@ -189,10 +189,19 @@ def test_openapi_is_whole(document: dict[str, Any]) -> None:
     assert document["openapi"].startswith("3.1")
     assert set(document["paths"]) == {
         "/classify", "/livez", "/healthz", "/readyz", "/v2/health/live", "/v2/health/ready",
-        "/model", "/metrics",
+        "/model", "/metrics", "/", "/v1/models", "/v1/models/{model}", "/v1/models/{model}:predict",
+        "/v2", "/v2/models", "/v2/models/stats", "/v2/repository/index",
+        "/v2/repository/models/{model}/load", "/v2/repository/models/{model}/unload",
+        *(
+            f"/v2/models/{{model}}{version}{suffix}"
+            for version in ("", "/versions/{version}")
+            for suffix in ("", "/ready", "/config", "/stats", "/infer")
+        ),
     }  # fmt: skip
     ids = [operation["operationId"] for operation in operations(document)]
-    assert sorted(ids) == sorted(path.strip("/").replace("/", "_") for path in document["paths"])
+    words = [re.findall(r"\w+", path) or ["root"] for path in document["paths"]]
+    assert sorted(ids) == sorted("_".join(path) for path in words)
+    assert len(set(ids)) == len(ids)
     assert {"Answer", "Result", "Prediction", "Problem"} <= document["components"]["schemas"].keys()
     assert all(operation["summary"] and operation["tags"] for operation in operations(document))
 
@@ -204,8 +213,9 @@ def test_openapi_examples_are_of_their_schemas(document: dict[str, Any]) -> None
 
 
 def test_openapi_has_every_status_of_classify(document: dict[str, Any]) -> None:
-    """The document has the status of each error but the router's, and 499, which is never sent."""
-    statuses = {error.status for error in errors.RequestError.__subclasses__()} - {404, 405, 499}
+    """The document has the status of each error but those of other routes, and 499."""
+    others = {403, 404, 405, 406, 499, 501}
+    statuses = {error.status for error in errors.RequestError.__subclasses__()} - others
     classify = document["paths"]["/classify"]["post"]
     assert set(classify["responses"]) == {"200", *map(str, statuses)}
     for error in errors.RequestError.__subclasses__():

@@ -374,7 +374,13 @@ def test_the_shipped_photos_stand_in(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 @pytest.mark.parametrize(
     "command",
-    ["benchmarks", "benchmarks.pairs", "benchmarks.hot_path", "benchmarks.hand_overs"],
+    [
+        "benchmarks",
+        "benchmarks.pairs",
+        "benchmarks.hot_path",
+        "benchmarks.hand_overs",
+        "benchmarks.protocols",
+    ],
 )
 def test_the_command_is_there(command: str) -> None:
     """`python -m benchmarks --help` and its relatives answer."""

@@ -35,6 +35,7 @@ INSIDE = {
     "service.core.child_process": set(),
     "service.core.request": {"service.core.classification"},
     "service.core.batcher": {"service.core.request"},
+    "service.core.statistics": {"service.core.request", "service.core.throughput"},
     "service.core.host_process": {
         *("service.core.child_process", "service.core.request", "service.core.rows"),
         *("service.core.throughput", "service.device_host.wire"),
@@ -42,6 +43,13 @@ INSIDE = {
     "service.core.device_session": {
         *("service.core.host_process", "service.core.rows", "service.core.throughput"),
     },
+    # The V2 protocol is shared by all transports, and knows none.
+    "service.api.images": {"service.core"},
+    "service.api.v2.messages": set(),
+    "service.api.v2.tensors": {"service.api.v2.messages"},
+    "service.api.v2.inference": {"service.api.images", "service.api.v2", "service.core"},
+    "service.api.v2.descriptions": {"service.api.v2", "service.core"},
+    "service.api.v2.repository": {"service.api.v2", "service.core"},
     "service.server.channel": set(),
     "service.server.listener": set(),
     "service.server.connections": set(),

@@ -66,9 +66,10 @@ BEYOND = {
     "grpc_requests_in_flight": ("gauge", ""),
     "grpc_request_duration_seconds": ("histogram", "outcome"),
 }
-ROUTES = {"classify", "admin", "other", "grpc"}
+ROUTES = {"classify", "v1", "v2", "admin", "other"}
 VALUES = {
-    ("http_requests_total", "route"): {"classify", "admin", "other"},
+    ("http_requests_total", "route"): ROUTES,
+    ("http_request_duration_seconds", "route"): {"classify", "v1", "v2"},
     ("http_request_duration_seconds", "outcome"): {"ok", "error"},
     ("request_stage_duration_seconds", "stage"): {"receive", "encode"},
     ("images_total", "outcome"): {"ok", "failed", "expired", "abandoned"},
@@ -198,7 +199,7 @@ def test_every_reason_is_counted_from_the_start(families: dict[str, Metric]) -> 
     """Each code of the errors, at each route."""
     found = {(s.labels["route"], s.labels["reason"]) for s in families["refusals_total"].samples}
     codes = {error.code for error in RequestError.__subclasses__()}
-    assert found == {(route, code) for route in ROUTES for code in codes}
+    assert found == {(route, code) for route in ROUTES | {"grpc"} for code in codes}
 
 
 @pytest.mark.parametrize("name", BUCKETS)
@@ -294,10 +295,10 @@ def test_health_is_no_refusal(service: Service) -> None:
 
 def test_strange_paths_make_no_labels(service: Service) -> None:
     """Whatever is asked for is `other`: nobody can make series."""
-    for path in ("/a", "/b", '/c"}', "/classify/x"):
+    for path in ("/a", "/b", '/c"}', "/classify/x", "/v3", "/v2x/models/infer", "/v1x:predict"):
         assert service.http.get(path).status_code == 404
     assert 'route="other"' in (text := service.http.get("/metrics").text)
-    assert set(re.findall(r'route="([^"]*)"', text)) == ROUTES
+    assert set(re.findall(r'route="([^"]*)"', text)) == ROUTES | {"grpc"}
 
 
 def documented() -> dict[str, tuple[str, set[str]]]:

@@ -3,11 +3,11 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 
-import orjson
 from fastapi import APIRouter, Request, Response
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
+from service.api.http.answering import as_json
 from service.api.http.body import BodyReader
 from service.api.http.openapi import get
 from service.api.http.schema import ModelState
@@ -34,11 +34,7 @@ def router(
     async def about() -> Response:
         statistics = {"bodies": bodies.statistics(), **service.model.statistics()}
         body = {"model": manifest, "ready": service.ready, "statistics": statistics}
-        return Response(
-            orjson.dumps(body),
-            headers={"cache-control": "no-store"},
-            media_type="application/json",
-        )
+        return as_json(body)
 
     @get(
         routes,

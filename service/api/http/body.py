@@ -2,7 +2,6 @@
 
 import asyncio
 import zlib
-from collections.abc import Callable
 from typing import Self
 
 from starlette.types import Receive
@@ -31,7 +30,7 @@ class BodyReader:
 
     All bodies in memory together have at most `limit_bytes`, each has at most `max_body_bytes`, and
     each must be received within `timeout_s`. A deadline below `default_deadline_s` was set by the
-    client. `observe` is called with the size of each body as received.
+    client.
     """
 
     def __init__(
@@ -40,13 +39,11 @@ class BodyReader:
         max_body_bytes: int,
         timeout_s: float,
         default_deadline_s: float,
-        observe: Callable[[float], None],
     ) -> None:
         self._timeout_s = timeout_s
         self._default_deadline_s = default_deadline_s
         self._limit_bytes = limit_bytes
         self._max_body_bytes = max_body_bytes
-        self._observe = observe
         self._reserved_bytes = 0
         self._timers: set[asyncio.Timeout] = set()
         self._ended = False
@@ -93,18 +90,22 @@ class BodyReader:
     async def receive(
         self, headers: Headers, receive: Receive, deadline_s: float, reservation: "Reservation"
     ) -> bytes:
-        """Return the whole body without its content coding; `reservation` grows to its size.
+        """Return the whole body as it was sent; `reservation` grows to its size.
 
         A body that has arrived needs no timer: `deadline_s` is 0. Raise Overloaded if there is no
-        room for it, TooLarge or Malformed for its content, BodyTimeout after `timeout_s` or after
-        the request's `deadline_s`, ClientDisconnected, or Draining after `end`.
+        room for it, TooLarge, BodyTimeout after `timeout_s` or after the request's `deadline_s`,
+        ClientDisconnected, or Draining after `end`.
         """
         reservation.grow(_length(headers))
         if deadline_s:
-            body = await self._read_in_time(receive, deadline_s, reservation)
-        else:
-            body = await self._read(receive, reservation)
-        self._observe(len(body))
+            return await self._read_in_time(receive, deadline_s, reservation)
+        return await self._read(receive, reservation)
+
+    async def decoded(self, headers: Headers, body: bytes, reservation: "Reservation") -> bytes:
+        """Return a received body without its content coding; `reservation` grows to its size.
+
+        Raise Malformed if it is not in that coding, TooLarge, or Overloaded.
+        """
         coding = _coding(headers)
         if coding == "identity":
             return body

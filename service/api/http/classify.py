@@ -8,23 +8,15 @@ import orjson
 from starlette.types import Receive, Scope, Send
 
 from service.api.http import openapi, payload
+from service.api.http.answering import AS_JSON, ImageRequests, Rendered, outcomes, parsed
 from service.api.http.body import BodyReader
-from service.api.http.middleware import ARRIVED, KEY, Headers, RequestContext
+from service.api.http.middleware import KEY, Headers, RequestContext
 from service.core.classification import Wanted
-from service.core.request import Outcome, Request, TimeLimit
+from service.core.request import Outcome
 from service.core.service import Service
 from service.errors import Malformed, RequestError
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
-
-LARGE_BODY_BYTES = 1 << 20
-"""Size above which a body is split into files on a thread: it would hold up the event loop."""
-DEADLINE_HEADERS = ("x-request-timeout-ms", "x-envoy-expected-rq-timeout-ms")
-_HEADERS = ((b"content-type", b"application/json"), (b"cache-control", b"no-store"))
-STAGES = ("receive", "decode", "queue", "copy_in", "compute", "copy_out", "encode")
-_SERVER_TIMING = (
-    ", ".join(f"{stage};dur=%.1f" for stage in (*STAGES, "total")) + ', batch;desc="%d"'
-)
 
 
 class Classify:
@@ -38,10 +30,7 @@ class Classify:
     ) -> None:
         self._service = service
         self._bodies = bodies
-        self._default_deadline_ms = settings.default_deadline_ms
-        self._server_timing = settings.server_timing
-        self._receive_seconds = metrics.request_stage.labels("classify", "receive")
-        self._encode_seconds = metrics.request_stage.labels("classify", "encode")
+        self._requests = ImageRequests(bodies, settings, metrics, "classify")
         artifact = service.model.artifact
         self._labels = [label.members() for label in artifact.labels]
         self._model = {"name": artifact.manifest.name, "version": artifact.manifest.version}
@@ -54,74 +43,28 @@ class Classify:
         content_type = headers.get("content-type", "")
         payload.media_type(content_type)
         top_k = _top_k(scope["query_string"], len(self._labels))
-        deadline_ms = _deadline_ms(headers, self._default_deadline_ms)
+        deadline_ms = self._requests.deadline_ms(headers)
         self._bodies.check_head(headers)
         model = self._service.find()
-        at = asyncio.get_running_loop().time() + deadline_ms / 1000
-        limit = TimeLimit(at, shortened=deadline_ms < self._default_deadline_ms)
+        limit = self._requests.limit(asyncio.get_running_loop().time(), deadline_ms)
         with (
             self._service.admitted(model, deadline_ms / 1000),
             self._bodies.reservation() as reservation,
         ):
-            wait_s = 0.0 if ARRIVED in scope else deadline_ms / 1000
-            body = await self._bodies.receive(headers, receive, wait_s, reservation)
-            received = context.seconds()
-            self._receive_seconds.observe(received)
-            files = await self._split(context, body, content_type)
+            body = await self._requests.receive(scope, receive, headers, deadline_ms, reservation)
+            most = model.admission.largest_request
+            files = await parsed(len(body), lambda: payload.split(body, content_type, most))
+            context.images = len(files)
             request = self._service.submit(model, files, Wanted(top_k), limit)
-            request.record(receive=received)
-            outcomes = await _outcomes(context, request)
-        await self._answer(context, request, outcomes, send)
+            found = await outcomes(context, request, request.wait)
+            await self._requests.answer(
+                context, request, lambda: self._rendered(context.request_id, found), send
+            )
 
-    async def _split(self, context: RequestContext, body: bytes, content_type: str) -> list[bytes]:
-        limit = self._service.model.admission.largest_request
-        if len(body) < LARGE_BODY_BYTES:
-            files = payload.split(body, content_type, limit)
-        else:
-            files = await asyncio.to_thread(payload.split, body, content_type, limit)
-        context.images = len(files)
-        return files
-
-    async def _answer(
-        self, context: RequestContext, request: Request, outcomes: list[Outcome], send: Send
-    ) -> None:
-        started = context.seconds()
-        results = [_result(outcome, self._labels) for outcome in outcomes]
-        answer = orjson.dumps(
-            {"model": self._model, "request_id": context.request_id, "results": results}
-        )
-        encoded = context.seconds() - started
-        request.record(encode=encoded)
-        self._encode_seconds.observe(encoded)
-        headers = [*_HEADERS, (b"content-length", b"%d" % len(answer))]
-        if self._server_timing:
-            headers.append((b"server-timing", _server_timing(request, context).encode()))
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": answer})
-
-
-async def _outcomes(context: RequestContext, request: Request) -> list[Outcome]:
-    """Wait for the outcomes of `request`, which ends when its client disconnects."""
-    context.on_disconnect = request.disconnect
-    if context.disconnected:
-        request.disconnect()
-    return await request.wait()
-
-
-def _deadline_ms(headers: Headers, default_ms: int) -> int:
-    """Return the shortest of the deadlines of the client, its proxy and the settings."""
-    deadline_ms = default_ms
-    for name in DEADLINE_HEADERS:
-        if (text := headers.get(name)) is not None:
-            deadline_ms = min(deadline_ms, _positive(name, text))
-    return deadline_ms
-
-
-def _positive(name: str, text: str) -> int:
-    # The first 18 of very many digits are enough: such a number is above any default.
-    if not (text.isascii() and text.isdigit() and int(text[:18]) >= 1):
-        raise Malformed(f"{name} is {text[:40]!r}.", "Send a whole number of milliseconds.")
-    return int(text[:18])
+    def _rendered(self, request_id: str, found: list[Outcome]) -> Rendered:
+        results = [_result(outcome, self._labels) for outcome in found]
+        answer = {"model": self._model, "request_id": request_id, "results": results}
+        return orjson.dumps(answer), AS_JSON
 
 
 def _top_k(query: bytes, classes: int) -> int:
@@ -157,9 +100,3 @@ def _result(outcome: Outcome, labels: list[dict[str, str]]) -> dict[str, Any]:
             for class_id, score in zip(outcome.class_ids, outcome.scores, strict=True)
         ]
     }
-
-
-def _server_timing(request: Request, context: RequestContext) -> str:
-    """Return the milliseconds of each stage, the largest of several images, and the batch size."""
-    milliseconds = [request.stages[stage] * 1e3 for stage in STAGES]
-    return _SERVER_TIMING % (*milliseconds, context.seconds() * 1e3, request.batch)

@@ -4,15 +4,19 @@ Nothing here touches a device or a disk: the answers come from the state that is
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
-import orjson
 from fastapi import APIRouter, Response
 
+from service.api.http.answering import as_json
 from service.api.http.openapi import get
 from service.api.http.schema import Liveness, Readiness, ServerReady
+from service.api.http.schema_protocols import ModelReady
+from service.api.v2.descriptions import is_ready, not_ready_reason
+from service.core.model import Model
 from service.core.service import Service
-from service.errors import LONGEST_RETRY_S
+from service.errors import LONGEST_RETRY_S, NotFound
 
 
 def router(service: Service) -> APIRouter:
@@ -47,12 +51,35 @@ def router(service: Service) -> APIRouter:
             return _answer(service, 200, {"ready": True})
         return _answer(service, 503, {"ready": False, "error": f"not ready: {_reason(service)}"})
 
+    def add_model_ready(path: str, handler: Callable[..., Any]) -> None:
+        summary, examples = "Readiness of a model", (_MODEL_READY, _MODEL_NOT_READY)
+        get(routes, path, summary, ModelReady, examples, errors=(NotFound,))(handler)
+
+    async def model_ready(model: str) -> Response:
+        return _of_model(service, service.find(model))
+
+    async def version_ready(model: str, version: str) -> Response:
+        return _of_model(service, service.find(model, version))
+
+    add_model_ready("/v2/models/{model}/ready", model_ready)
+    add_model_ready("/v2/models/{model}/versions/{version}/ready", version_ready)
     return routes
 
 
 _LIVE = {"live": True}
 _READY = {"ready": True, "devices": {"ready": 1, "total": 1}}
 _NOT_READY = {"ready": False, "reason": "starting", "devices": {"ready": 0, "total": 1}}
+
+
+_MODEL_READY = {"name": "efficientnet-lite0", "ready": True}
+_MODEL_NOT_READY = _MODEL_READY | {"ready": False, "error": "not ready: starting"}
+
+
+def _of_model(service: Service, model: Model) -> Response:
+    if is_ready(service, model):
+        return _answer(service, 200, {"name": model.name, "ready": True})
+    error = f"not ready: {not_ready_reason(service, model)}"
+    return _answer(service, 503, {"name": model.name, "ready": False, "error": error})
 
 
 def _readiness(service: Service) -> dict[str, Any]:
@@ -69,8 +96,8 @@ def _reason(service: Service) -> str:
 
 
 def _answer(service: Service, status: int, body: dict[str, Any]) -> Response:
-    headers = {"cache-control": "no-store"}
+    answer = as_json(body, status)
     if status == 503:
         wait_s = 1.0 if service.draining else service.model.devices.seconds_to_ready()
-        headers["retry-after"] = str(math.ceil(min(wait_s, LONGEST_RETRY_S)))
-    return Response(orjson.dumps(body), status, headers=headers, media_type="application/json")
+        answer.headers["retry-after"] = str(math.ceil(min(wait_s, LONGEST_RETRY_S)))
+    return answer

@@ -18,7 +18,7 @@ from service.api import tracing
 from service.api.http.problem import problem
 from service.errors import RequestError, internal
 from service.telemetry import logs
-from service.telemetry.metrics import ROUTES, Metrics
+from service.telemetry.metrics import IMAGE_ROUTES, ROUTES, Metrics
 
 log = logging.getLogger("topfive.http")
 
@@ -30,7 +30,9 @@ ARRIVED = "topfive.arrived"
 """Key in the scope that the connection adds when it has received the whole body."""
 CLASSIFY = "/classify"
 HEALTH = frozenset({"/livez", "/readyz", "/healthz", "/v2/health/live", "/v2/health/ready"})
-ADMIN = HEALTH | {"/metrics", "/model"}
+ADMIN = HEALTH | {"/metrics", "/model", "/"}
+_ENDS = {"v1": ":predict", "v2": "/infer"}
+"""The end of a path for images, by protocol."""
 
 # An answer is not a document: browsers must not guess its type, embed it or send a referrer.
 _SECURITY = (
@@ -58,13 +60,15 @@ class RequestContext:
 
     __slots__ = (
         "answered", "body_ended", "bytes_received", "bytes_sent", "disconnected", "images",
-        "on_disconnect", "reason", "request_id", "route", "sampled", "started", "status",
-        "trace_id",
+        "on_disconnect", "protocol", "reason", "received", "request_id", "route", "sampled",
+        "started", "status", "trace_id",
     )  # fmt: skip
 
     def __init__(self, scope: Scope) -> None:
         self.started = time.perf_counter()
-        self.route = _route(scope["path"])
+        self.protocol = _protocol(scope["path"])
+        """The inference protocol of the path: `v1`, `v2` or none."""
+        self.route = _route(self.protocol, scope["path"])
         self.request_id = tracing.request_id(_headers(scope, b"x-request-id"))
         self.trace_id, self.sampled = tracing.trace(_headers(scope, b"traceparent"))
         self.status = 0
@@ -73,6 +77,8 @@ class RequestContext:
         """Bytes of the body that were read, as sent by the client."""
         self.bytes_sent = 0
         """Bytes of the answer's body that were sent."""
+        self.received = 0.0
+        """Seconds from the head of the request to the end of its body; 0 until then."""
         self.images = 0
         """Number of image files in the body; 0 until the body is split."""
         self.body_ended = False
@@ -99,7 +105,8 @@ class Middleware:
 
     While the service drains, and while `app.state.paused` is set, every answer ends its connection:
     a worker without a ready device sets it, so that clients connect again and reach another worker.
-    POST /classify goes to `app.state.classify` without the router, where it is a route, too.
+    The endpoints for images, `app.state.endpoints` by route of the metrics, are called without the
+    router, where they are routes, too.
     """
 
     def __init__(self, app: FastAPI, stack: ASGIApp, metrics: Metrics, access_log: bool) -> None:
@@ -111,7 +118,8 @@ class Middleware:
         self._answers: dict[tuple[str, int], Counter] = {}
         self._in_flight = {route: metrics.http_requests_in_flight.labels(route) for route in ROUTES}
         self._seconds = {
-            ok: metrics.http_request_duration.labels("classify", "ok" if ok else "error")
+            (route, ok): metrics.http_request_duration.labels(route, "ok" if ok else "error")
+            for route in IMAGE_ROUTES
             for ok in (True, False)
         }
         self._few_faults = logs.Rationed()
@@ -131,8 +139,8 @@ class Middleware:
                 raise _refused(context, scope)
             # The router costs 39 us, 1.8 % of an image: 7 us in a loop of its own, and more with
             # the cold caches of a busy machine (benchmarks/routing.py).
-            hot = context.route == "classify" and scope["method"] == "POST"
-            endpoint = self._state.classify if hot else self._stack
+            hot = context.route in IMAGE_ROUTES and scope["method"] == "POST"
+            endpoint = self._state.endpoints[context.route] if hot else self._stack
             # Every path that answers GET answers HEAD; the server leaves the body out.
             head = scope["method"] == "HEAD"
             await endpoint({**scope, "method": "GET"} if head else scope, receive, send)
@@ -176,16 +184,16 @@ class Middleware:
             counter = self._metrics.http_requests.labels(route, str(status))
             self._answers[route, status] = counter
         counter.inc()
-        if route == "classify":
+        if route in IMAGE_ROUTES:
             exemplar = {"trace_id": context.trace_id} if context.sampled else None
-            self._seconds[status < 400].observe(context.seconds(), exemplar)
-        if status >= 400 and path not in HEALTH:
+            self._seconds[route, status < 400].observe(context.seconds(), exemplar)
+        if status >= 400 and not _is_health(path):
             reason = context.reason or "client_gone"
             self._metrics.refusals.labels(route, reason).inc()
 
     def _log(self, context: RequestContext, scope: Scope) -> None:
         """Log the answer if `access_log` is set; otherwise from 500 up only, a few a second."""
-        if scope["path"] in HEALTH:
+        if _is_health(scope["path"]):
             return
         fault = context.status >= 500
         if self._access_log or (fault and self._few_faults()):
@@ -242,7 +250,18 @@ def _headers(scope: Scope, name: bytes) -> list[str]:
     return [value.decode("latin-1") for header, value in scope["headers"] if header == name]
 
 
-def _route(path: str) -> str:
+def _is_health(path: str) -> bool:
+    return path in HEALTH or (path.startswith("/v2/models/") and path.endswith("/ready"))
+
+
+def _protocol(path: str) -> str:
+    first = path[1:4]
+    return first[:2] if first in ("v1/", "v2/", "v1", "v2") else ""
+
+
+def _route(protocol: str, path: str) -> str:
     if path == CLASSIFY:
         return "classify"
-    return "admin" if path in ADMIN else "other"
+    if protocol and path.endswith(_ENDS[protocol]):
+        return protocol
+    return "admin" if protocol or path in ADMIN else "other"

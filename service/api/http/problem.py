@@ -10,7 +10,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from service.decoding import images
-from service.errors import Draining, MethodNotAllowed, RequestError, UnsupportedMedia
+from service.errors import Draining, MethodNotAllowed, NotFound, RequestError, UnsupportedMedia
 
 MEDIA_TYPE = "application/problem+json"
 MEDIA_TYPES = (
@@ -31,6 +31,7 @@ class Answering(Protocol):
     """The parts of a request context that an error needs; `reason` is set to the error's code."""
 
     request_id: str
+    protocol: str
     reason: str
     body_ended: bool
 
@@ -47,10 +48,17 @@ def problem(answering: Answering, error: RequestError) -> Response:
         "error": error.detail,
     }
     headers = _headers(error)
+    # Clients of the inference protocols read `error` of exactly this type only.
+    media_type = "application/json" if answering.protocol else MEDIA_TYPE
     lingers = "connection" in headers and not answering.body_ended
     return (_LastAnswer if lingers else Response)(
-        orjson.dumps(body), error.status, headers=headers, media_type=MEDIA_TYPE
+        orjson.dumps(body), error.status, headers=headers, media_type=media_type
     )
+
+
+def no_route(path: str) -> NotFound:
+    """Return the error of a path that is not one of the service's."""
+    return NotFound(f"No route matches {path[:200]}.", "See /docs for the routes.")
 
 
 class _LastAnswer(Response):

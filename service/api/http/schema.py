@@ -9,9 +9,9 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
 
-# A member that may be absent, but is never null.
-_Absent = Field(default_factory=lambda: None)
-OptionalText = Annotated[str | SkipJsonSchema[None], _Absent]
+ABSENT = Field(default_factory=lambda: None)
+"""The field of a member that may be absent, but is never null."""
+OptionalText = Annotated[str | SkipJsonSchema[None], ABSENT]
 
 
 class Prediction(BaseModel):
@@ -38,8 +38,8 @@ class ImageError(BaseModel):
 class Result(BaseModel):
     """The predictions of one image, best first, or its error."""
 
-    predictions: Annotated[list[Prediction] | SkipJsonSchema[None], _Absent]
-    error: Annotated[ImageError | SkipJsonSchema[None], _Absent]
+    predictions: Annotated[list[Prediction] | SkipJsonSchema[None], ABSENT]
+    error: Annotated[ImageError | SkipJsonSchema[None], ABSENT]
 
 
 class ModelVersion(BaseModel):
@@ -72,8 +72,8 @@ class Problem(BaseModel):
     remedy: OptionalText
     request_id: str
     error: str
-    retry_after_ms: Annotated[int | SkipJsonSchema[None], _Absent]
-    errors: Annotated[list[dict[str, Any]] | SkipJsonSchema[None], _Absent]
+    retry_after_ms: Annotated[int | SkipJsonSchema[None], ABSENT]
+    errors: Annotated[list[dict[str, Any]] | SkipJsonSchema[None], ABSENT]
 
 
 class Base64Image(BaseModel):

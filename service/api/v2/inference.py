@@ -4,6 +4,7 @@ A transport calls `chosen_of` and `images_of` after `Service.find`, submits the 
 `Chosen.wanted` and the limit of `limit_of`, and makes the answer with `answer`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,7 @@ PROBABILITIES = "probabilities"
 TOPS = ("top_index", "top_probability", "top_label")
 """The outputs that a request gets if it names none."""
 
+_SEQUENCE = {"sequence_id", "sequence_start", "sequence_end"}
 _INPUT = "#/inputs/0"
 _IMAGE_FORM = (
     'Send {"name": "image", "datatype": "BYTES", "shape": [N]}: the files as binary data, or as '
@@ -37,6 +39,9 @@ class ChosenOutput:
 
     name: str
     classification: int = 0
+
+
+_DEFAULT_OUTPUTS = tuple(ChosenOutput(name) for name in TOPS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,19 +74,20 @@ def chosen_of(model: Model, asked: InferRequest) -> Chosen:
     """Return what the request wants.
 
     Raise Malformed for an unknown output, a parameter out of its range or an output named twice,
-    and Unsupported for a request that is part of a sequence.
+    and Unsupported for a request that is part of a sequence, or outputs in shared memory.
     """
-    for name in ("sequence_id", "sequence_start", "sequence_end"):
-        # A sequence id is a number or a text; of the number 0 and the empty text it is none.
-        if asked.parameters.get(name) not in (None, 0, "", "0"):
+    for name in _SEQUENCE & asked.parameters.keys():
+        # A sequence id is a number or a text; the number 0 and the empty text are none.
+        if asked.parameters[name] not in (None, 0, "", "0"):
             raise Unsupported(
                 f"parameters/{name}: Sequences of requests are not supported.",
                 "Leave the parameters sequence_id, sequence_start and sequence_end out.",
             )
     classes = len(model.artifact.labels)
     top_k = min(_positive(asked.parameters, "top_k", "#/parameters", DEFAULT_TOP_K), classes)
-    named = asked.outputs or tuple(RequestedOutput(name) for name in TOPS)
-    outputs = tuple(_chosen(each, index, classes) for index, each in enumerate(named))
+    if not asked.outputs:
+        return Chosen(Wanted(top_k), top_k, _DEFAULT_OUTPUTS)
+    outputs = tuple(_chosen(each, index, classes) for index, each in enumerate(asked.outputs))
     names = [each.name for each in outputs]
     if len(set(names)) < len(names):
         raise malformed("#/outputs", "An output is named twice.", "Name each output once.")
@@ -93,6 +99,7 @@ def chosen_of(model: Model, asked: InferRequest) -> Chosen:
 
 def _chosen(output: RequestedOutput, index: int, classes: int) -> ChosenOutput:
     pointer = f"#/outputs/{index}"
+    check_no_shared_memory(output.parameters, pointer)
     if output.name != PROBABILITIES and output.name not in TOPS:
         raise malformed(
             f"{pointer}/name",
@@ -121,11 +128,20 @@ def _positive(parameters: Parameters, name: str, pointer: str, default: int) -> 
     return value
 
 
+def check_no_shared_memory(parameters: Parameters, pointer: str) -> None:
+    """Raise Unsupported if the parameters of a tensor place its data in shared memory."""
+    if "shared_memory_region" in parameters:
+        raise Unsupported(
+            f"{pointer.removeprefix('#/')}: Tensors in shared memory are not supported.",
+            "Send the data in the request.",
+        )
+
+
 def images_of(model: Model, asked: InferRequest) -> Images:
     """Return the images of the request's only input: files, or prepared rows without a copy.
 
-    Raise Malformed if the input is not as the model's metadata describes it, and TooLarge if it has
-    more images than a request may have.
+    Raise Malformed if the input is not as the model's metadata describes it, TooLarge if it has
+    more images than a request may have, and Unsupported if it is in shared memory.
     """
     if len(asked.inputs) != 1:
         raise malformed(
@@ -134,6 +150,7 @@ def images_of(model: Model, asked: InferRequest) -> Images:
             f"Send exactly one input, {IMAGE} or {PIXELS}.",
         )
     [tensor] = asked.inputs
+    check_no_shared_memory(tensor.parameters, _INPUT)
     if min(tensor.shape, default=0) < 0:
         raise malformed(f"{_INPUT}/shape", f"{_text(tensor.shape)} has a negative dimension.")
     if tensor.name == IMAGE:
@@ -168,7 +185,7 @@ def _check_images(count: int, limit: int) -> None:
         )
 
 
-def _files(tensor: Tensor, limit: int) -> list[bytes]:
+def _files(tensor: Tensor, limit: int) -> Sequence[bytes | memoryview]:
     shape = tensor.shape
     if not (len(shape) == 1 or (len(shape) == 2 and shape[1] == 1)):
         raise malformed(

@@ -30,26 +30,24 @@ def size(shape: Sequence[int]) -> int:
     return math.prod(shape)
 
 
-def byte_strings(raw: bytes | memoryview, count: int, pointer: str) -> list[bytes]:
+def byte_strings(raw: bytes | memoryview, count: int, pointer: str) -> list[memoryview]:
     """Return the `count` elements of a BYTES tensor; raise Malformed if the lengths do not add up.
 
-    `pointer` is the place of the tensor in the request.
+    The elements are not copied: a copy of a photo costs 1 % of its classification. `pointer` is
+    the place of the tensor in the request.
     """
     view, at, elements = memoryview(raw), 0, []
-    # Each element has a length, so a count that is too large is refused before the first one.
-    if count * LENGTH_BYTES > len(view):
-        raise malformed(pointer, f"{len(view)} bytes are too few for {count} elements of BYTES.")
     for index in range(count):
         start = at + LENGTH_BYTES
         end = start + int.from_bytes(view[at:start], "little")
-        if start > len(view) or end > len(view):
+        if end > len(view):
             raise malformed(
                 pointer,
                 f"Element {index} of BYTES needs {end - at} bytes at offset {at}, and the data has "
                 f"{len(view)}.",
                 "Send before each element its length, as 4 bytes in little-endian order.",
             )
-        elements.append(bytes(view[start:end]))
+        elements.append(view[start:end])
         at = end
     if at != len(view):
         raise malformed(pointer, f"The data has {len(view) - at} bytes after its last element.")
