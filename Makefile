@@ -99,8 +99,8 @@ cards: $(VENV)/.dev .venv37/.ready ## trained networks, every fault and switch o
 drain: $(VENV)/.dev ## SIGTERM under full load, hosts that hang, clients that disconnect: minutes
 	$(BIN)/python -m pytest -m large tests/server/test_drain.py tests/server/test_workers.py tests/server/test_disconnects.py tests/server/test_stalls.py tests/server/test_grpc_drain.py
 
-changes: $(VENV)/.dev .venv37/.ready ## ten changes of version under 64 clients, on the CPU and on cards: eight minutes
-	$(BIN)/python -m pytest -m large tests/server/test_changes.py
+changes: $(VENV)/.dev .venv37/.ready ## ten changes of version under 64 clients, models that share a device: eight minutes
+	$(BIN)/python -m pytest -m large tests/server/test_changes.py tests/server/test_fairness.py
 
 overload: $(VENV)/.dev .venv37/.ready ## three and ten times the throughput of a simulated card: three minutes
 	$(BIN)/python -m pytest -m large tests/server/test_overload.py

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Generic, TypeVar, overload
 
 import httpx
 
-from topfive_client.calls import Calls, ClassifyOptions
+from topfive_client.calls import ServerCalls, ClassifyOptions
 from topfive_client.images import ImageInput, is_image
 
 Http = TypeVar("Http", httpx.Client, httpx.AsyncClient)
@@ -39,7 +39,7 @@ class ClientBase(ABC, Generic[Http, Several, One, Many]):
         """
         if concurrency < 1:
             raise ValueError(f"concurrency is {concurrency}; pass 1 or more")
-        self._calls = Calls(url, api_key, timeout_s, retry_for_s)
+        self._calls = ServerCalls(url, api_key, timeout_s, retry_for_s)
         self._concurrency = concurrency
         # Iterables have a bound of their own, and threads that share a client need none.
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)

@@ -56,7 +56,7 @@ class ClassifyOptions:
         return {"top_k": str(self.top_k), **named}
 
 
-class Calls:
+class ServerCalls:
     """The calls to one server. `limits` are those of its requests, as far as they are known.
 
     Raise ValueError for a URL or a key that cannot be sent.

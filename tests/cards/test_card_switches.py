@@ -401,7 +401,8 @@ def test_a_host_works_where_it_can_write(
 
     async def spawned() -> bytes:
         with script.open() as file:
-            child = host_process._spawn("./python", file.fileno(), file.fileno(), Mock())
+            descriptors = (file.fileno(),) * 3
+            child = host_process._spawn("./python", descriptors, Mock())
         output, _ = child.process.communicate(timeout=10)
         child.wait()
         return output

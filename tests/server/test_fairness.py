@@ -34,7 +34,7 @@ def models(tmp_path: Path) -> Path:
 def test_one_model_is_flooded(
     models: Path, tmp_path: Path, seconds: float, figure: Callable[[str], None]
 ) -> None:
-    """It has 128 clients. Another one has 32, and one has two, which want less than a third."""
+    """It has 128 clients. Another one has 64, and one has two, which want less than a third."""
     slow = faulty_python(tmp_path, slow_s=SLOW_S)
     with serving(models, "--device-python", slow, "--batch-late-factor", "0") as service:
         while service.http.get("/readyz").status_code != 200:
@@ -60,7 +60,7 @@ def test_one_model_is_flooded(
 
 
 async def _all_at_once(service: Service, seconds: float) -> list[Outcome]:
-    clients = zip(NAMES, (128, 32, 2), strict=True)
+    clients = zip(NAMES, (128, 64, 2), strict=True)
     return await asyncio.gather(
         *(
             load(service.url, BODIES, count, seconds, f"/classify?model={name}")
