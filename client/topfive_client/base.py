@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Generic, TypeVar, overload
 
 import httpx
 
-from topfive_client.calls import ServerCalls, ClassifyOptions
+from topfive_client.calls import ClassifyOptions, ServerCalls
 from topfive_client.images import ImageInput, is_image
 
 Http = TypeVar("Http", httpx.Client, httpx.AsyncClient)
