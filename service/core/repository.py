@@ -110,6 +110,15 @@ class Repository:
         await asyncio.gather(*self._leaving, return_exceptions=True)
         await asyncio.gather(*(model.close() for model in list(self._common.models)))
 
+    async def known(self, name: str) -> bool:
+        """Return whether the name has an entry, or a folder among the models."""
+        if name in self.entries:
+            return True
+        try:
+            return name in await asyncio.to_thread(self._library.names)
+        except TopfiveError:
+            return False
+
     async def load(self, name: str) -> Model:
         """Serve the artifact that is in the model's folder now, if it is not the one served.
 

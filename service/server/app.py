@@ -28,6 +28,7 @@ from service.api.http.classify import Classify
 from service.api.http.infer import Infer
 from service.api.http.middleware import CLASSIFY, Middleware
 from service.api.http.problem import no_route
+from service.api.v2.repository import RepositoryControl
 from service.core.library import Library, versions
 from service.core.model import Model
 from service.core.service import Service
@@ -121,7 +122,8 @@ def _add_routes(app: FastAPI, settings: Settings, metrics: Metrics, peers: Peers
     )
     app.include_router(health.router(service))
     app.include_router(admin.router(service, bodies, collected))
-    app.include_router(v2.router(service, bodies, version()))
+    control = RepositoryControl(service) if settings.model_control else None
+    app.include_router(v2.router(service, bodies, version(), control))
     app.include_router(v1.router(service))
     endpoints = app.state.endpoints = {
         "classify": Classify(service, bodies, settings, metrics),
@@ -148,7 +150,8 @@ def _grpc(
         return contextlib.nullcontext()
     from service.server.grpc_server import grpc_serving
 
-    return grpc_serving(service, settings, metrics, version())
+    control = RepositoryControl(service) if settings.model_control else None
+    return grpc_serving(service, settings, metrics, version(), control)
 
 
 def serve(settings: Settings) -> int:
