@@ -54,6 +54,11 @@ MAX_PENDING = 16
 
 def serve(settings: Settings) -> int:
     """Serve until a signal (0), or until every worker has given up (1). Return the exit code."""
+    if settings.model_control:
+        raise SettingsError(
+            "With --model-control a client would change the models of one worker only.",
+            "Use --workers 1, or leave out --model-control and run topfive reload.",
+        )
     library = Library(settings)
     loadable = library.read_all()
     devices = _common_devices(loadable)

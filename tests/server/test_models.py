@@ -164,6 +164,13 @@ def test_both_settings_are_refused(models: Path) -> None:
     assert "Both an artifact and a folder of models are named." in done.stderr
 
 
+def test_model_control_needs_one_worker(models: Path) -> None:
+    """Else a client would change the models of one worker only."""
+    done = topfive("serve", "--models", str(models), "--workers", "2", "--model-control")
+    assert done.returncode == 1
+    assert "models of one worker only" in done.stderr
+
+
 def test_no_model_can_be_served(models: Path) -> None:
     """The reason of the first one is the error."""
     for folder in (models / "one", models / "two" / "1"):
