@@ -11,7 +11,7 @@ DEMO := $(or $(DEMO),artifacts/efficientnet-lite0)
 PYTHON37 ?= $(shell ls -d $$(command -v python3.7 2>/dev/null | grep -v /shims/) \
 	$${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.7.*/bin/python3.7 2>/dev/null | head -n 1)
 
-.PHONY: help demo linux install quantize develop test test-all check lint types python37 unit slow networks cards drain changes overload image-test fuzz bench bench-all bench-lock lock proto lines clean
+.PHONY: help demo linux install quantize develop test test-all check lint types python37 unit slow networks cards drain changes overload ecosystem image-test fuzz bench bench-all bench-lock ecosystem-lock lock proto lines clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -104,6 +104,28 @@ changes: $(VENV)/.dev .venv37/.ready ## ten changes of version under 64 clients,
 
 overload: $(VENV)/.dev .venv37/.ready ## three and ten times the throughput of a simulated card: three minutes
 	$(BIN)/python -m pytest -m large tests/server/test_overload.py
+
+ecosystem: $(VENV)/.dev build/ecosystem-env/.ready build/perf-analyzer/.ready ## Triton's and KServe's clients and perf_analyzer against the service: minutes, as root
+	ECOSYSTEM=1 $(BIN)/python -m pytest -m large tests/ecosystem/test_clients.py tests/ecosystem/test_perf_analyzer.py
+
+build/ecosystem-env/.ready: tests/ecosystem/clients.lock | $(VENV)/.dev
+	$(BIN)/python -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r $<
+	@touch $@
+
+# perf_analyzer needs glibc 2.38: a Debian 13, which it is run in by chroot.
+build/perf-analyzer/.ready: tests/ecosystem/perf_analyzer.lock | $(VENV)/.dev
+	@test "$$(id -u)" = 0 && command -v debootstrap > /dev/null || { printf 'error: perf_analyzer runs in a Debian of its own\n  try: apt-get install debootstrap, and make ecosystem as root\n' >&2; exit 1; }
+	rm -rf $(@D)
+	mkdir -p $(@D)
+	debootstrap --variant=minbase trixie $(CURDIR)/$(@D)/root http://deb.debian.org/debian > $(@D)/debootstrap.log
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --dest $(@D) --platform manylinux_2_38_x86_64 --only-binary :all: --no-deps --require-hashes -r $<
+	$(BIN)/python -m zipfile -e $(@D)/perf_analyzer-*.whl $(@D)/root/opt
+	chmod +x $(@D)/root/opt/perf_analyzer/bin/perf_analyzer
+	@touch $@
+
+ecosystem-lock: $(VENV)/.dev ## resolve the dependencies of Triton's and KServe's clients again
+	$(BIN)/uv pip compile $(LOCK) --upgrade --python-version 3.11 --python-platform x86_64-manylinux_2_35 tests/ecosystem/clients.in -o tests/ecosystem/clients.lock
 
 # Seconds for each target, and the folder of seeds in addition to those of tests/fuzz/seeds.
 FUZZ_SECONDS ?= 600

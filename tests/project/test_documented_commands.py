@@ -45,6 +45,7 @@ NOT_RUN = {
     "make overload": LONG,
     "make bench": LONG,
     "make bench-all": LONG,
+    "perf_analyzer": "`make ecosystem` runs it, in a Debian of its own",
     "apt-get install": "needs root and a package index",
 }
 # What goes on until Ctrl-C.

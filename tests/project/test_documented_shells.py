@@ -16,7 +16,16 @@ from tests.support.documents import ALL
 from tests.support.reader import PYTHON_ARCHIVE, recorded, with_nodes, write_nodes, write_recorder
 
 PROGRAMS = (
-    *("topfive", "topfive-build", "make", "docker", "curl", "apt-get", "sha256sum"),
+    *(
+        "topfive",
+        "topfive-build",
+        "make",
+        "docker",
+        "curl",
+        "apt-get",
+        "sha256sum",
+        "perf_analyzer",
+    ),
     *("NEUWARE/bin/mm_run", ".venv/bin/python", "marker"),
 )
 
