@@ -77,7 +77,7 @@ def test_metadata(caller: Caller) -> None:
     assert server.name == "topfive" and "statistics" in server.extensions
     model = caller.call("ModelMetadata", name="tiny")
     inputs = {each.name: (each.datatype, list(each.shape)) for each in model.inputs}
-    assert inputs == {"image": ("BYTES", [-1]), "pixels": ("UINT8", [-1, SIDE, SIDE, 3])}
+    assert inputs == {"image": ("BYTES", [-1, 1]), "pixels": ("UINT8", [-1, SIDE, SIDE, 3])}
     outputs = {each.name: (each.datatype, list(each.shape)) for each in model.outputs}
     assert outputs["probabilities"] == ("FP32", [-1, CLASSES])
     assert (model.name, model.platform, len(model.versions)) == ("tiny", "openvino_ir", 1)

@@ -36,7 +36,7 @@ _ZERO = {"count": 0, "ns": 0}
 _COMPUTES = {"compute_input": _ZERO, "compute_infer": _ZERO, "compute_output": _ZERO}
 _NAMED = {"name": "efficientnet-lite0", "version": "0123456789ab"}
 _TENSORS = {
-    "inputs": [{"name": "image", "datatype": "BYTES", "shape": [-1]}],
+    "inputs": [{"name": "image", "datatype": "BYTES", "shape": [-1, 1]}],
     "outputs": [{"name": "top_label", "datatype": "BYTES", "shape": [-1, -1]}],
 }
 _METADATA = {

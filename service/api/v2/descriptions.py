@@ -44,14 +44,18 @@ def server_metadata(version: str) -> dict[str, Any]:
 
 
 def model_metadata(model: Model) -> dict[str, Any]:
-    """Return the metadata of a model: its inputs and outputs, -1 for a free dimension."""
+    """Return the metadata of a model: its inputs and outputs, -1 for a free dimension.
+
+    As with Triton, a shape is the batch dimension and the dims of the configuration: perf_analyzer
+    takes the first dimension away, and sends nothing to an input of which nothing is left.
+    """
     classes = len(model.artifact.labels)
     return {
         "name": model.name,
         "versions": [model.version],
         "platform": _platform(model),
         "inputs": [
-            {"name": IMAGE, "datatype": "BYTES", "shape": [-1]},
+            {"name": IMAGE, "datatype": "BYTES", "shape": [-1, 1]},
             {"name": PIXELS, "datatype": "UINT8", "shape": [-1, *_row(model)]},
         ],
         "outputs": [
@@ -113,7 +117,8 @@ def _statistics(model: Model) -> dict[str, Any]:
     none = {"count": 0, "ns": 0}
     return {
         "name": model.name,
-        "version": model.version,
+        # Triton's versions are numbers, and perf_analyzer reads this one as a number.
+        "version": str(int(model.version, 16)),
         "last_inference": counted.last_batch_ms,
         "inference_count": counted.images,
         "execution_count": sum(each["compute"].count for each in counted.batches.values()),
