@@ -81,6 +81,8 @@ class Model:
         self.counted = Statistics()
         self.users = 0
         """Number of requests that keep the model (`Use`)."""
+        self.paused = False
+        """Whether new requests are refused, because the last device is about to be taken."""
         self._bind_metrics(common.metrics)
         common.models.append(self)
 

@@ -22,7 +22,7 @@ from service.core.library import Library, Loadable
 from service.core.model import Common, Images, Model, Use
 from service.core.repository import Repository
 from service.core.request import Request, TimeLimit
-from service.errors import DeviceError, TopfiveError, stopping
+from service.errors import DeviceError, NotReady, TopfiveError, retry_after_ms, stopping
 from service.settings import Settings
 from service.system import cgroup
 from service.telemetry.metrics import Metrics, gauge_family
@@ -145,6 +145,12 @@ class Service:
         """
         if self._stopped:
             raise stopping()
+        if model.paused:
+            raise NotReady(
+                f"Model {model.name} is being replaced by another version.",
+                "Retry after Retry-After.",
+                retry_after_ms=retry_after_ms(1.0),
+            )
         model.admission.check_head(deadline_s)
         return Use(model)
 
