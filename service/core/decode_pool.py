@@ -126,6 +126,8 @@ class DecodeQueue:
         self.images: deque[Image] = deque()
         self.in_flight = 0
         """Number of images that the processes have."""
+        self.limit = 0
+        """Number of images that they may have, when last asked."""
         self.seconds = 0.0
         """Mean seconds to decode one of the recent images."""
         self.number = -1
@@ -353,17 +355,19 @@ class DecodePool:
 
         The queues take turns, so that none waits for the images of another.
         """
-        limits = {queue: queue.consumer.decode_limit() for queue in self._queues if queue.images}
-        unwanted: dict[DecodeQueue, list[Decoded]] = {}
-        while self._free and limits:
-            queue = next(each for each in self._queues if each in limits)
-            if not queue.images or queue.in_flight >= limits[queue]:
-                del limits[queue]
+        waiting = [queue for queue in self._queues if queue.images]
+        unwanted: list[tuple[DecodeQueue, Decoded]] = []
+        for queue in waiting:
+            queue.limit = queue.consumer.decode_limit()
+        while waiting and self._free:
+            queue = waiting.pop(0)
+            if not queue.images or queue.in_flight >= queue.limit:
                 continue
+            waiting.append(queue)
             image = queue.images.popleft()
             data, image.data = image.data, b""
             if image.request.done:
-                unwanted.setdefault(queue, []).append(Decoded(image, 0, 0.0, None))
+                unwanted.append((queue, Decoded(image, 0, 0.0, None)))
                 continue
             slot = self._free.pop()
             at = self._place(slot)
@@ -374,8 +378,8 @@ class DecodePool:
             if len(self._queues) > 1:
                 self._queues.remove(queue)
                 self._queues.append(queue)
-        for queue, images in unwanted.items():
-            queue.consumer.decoded(images)
+        for queue, decoded in unwanted:
+            queue.consumer.decoded([decoded])
 
     def _send(self, slot: int) -> None:
         queue, image, size = self._in_flight[slot]

@@ -21,12 +21,16 @@ class Dispatcher:
         self, decoding: DecodeOptions, metrics: Metrics, fatal: Callable[[DeviceError], None]
     ) -> None:
         self.decode_pool = DecodePool(decoding, self.dispatch, metrics, fatal)
-        self._arbiters: dict[str, Arbiter] = {}
+        self._by_name: dict[str, Arbiter] = {}
+        self._arbiters: list[Arbiter] = []
         self._timer = PreciseTimer(self.dispatch)
 
     def arbiter(self, device: str) -> Arbiter:
         """Return the arbiter of the device of this name."""
-        return self._arbiters.setdefault(device, Arbiter())
+        if device not in self._by_name:
+            self._by_name[device] = Arbiter()
+            self._arbiters.append(self._by_name[device])
+        return self._by_name[device]
 
     def dispatch(self) -> None:
         """Send the devices the batches that they should have now, and decode further images."""
@@ -34,7 +38,10 @@ class Dispatcher:
             self.decode_pool.collect_results()
         self._send_batches()
         self.decode_pool.dispatch()
-        self.decode_pool.report_at_once(any(each.starved for each in self._arbiters.values()))
+        starved = False
+        for each in self._arbiters:
+            starved = starved or each.starved
+        self.decode_pool.report_at_once(starved)
 
     def close(self) -> None:
         """End the decode processes."""
@@ -43,13 +50,15 @@ class Dispatcher:
 
     def _are_fast(self) -> bool:
         """Return whether each device is fast (core/throughput.py)."""
-        return all(
-            model.time.is_fast for each in self._arbiters.values() for model in each.competitors
-        )
+        for each in self._arbiters:
+            for model in each.competitors:
+                if not model.time.is_fast:
+                    return False
+        return True
 
     def _send_batches(self) -> None:
         """Send batches, always to the device next that will be idle first."""
-        asked = list(self._arbiters.values())
+        asked = self._arbiters.copy()
         wake_at = math.inf
         while asked:
             arbiter = min(asked, key=_idle_at) if len(asked) > 1 else asked[0]

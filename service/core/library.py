@@ -50,6 +50,13 @@ class Library:
                 self.failures[name] = error
         if not found:
             raise next(iter(self.failures.values()))
+        default, names = self._settings.default_model, {*versions(found), *self.failures}
+        if default is not None and default not in names:
+            raise SettingsError(
+                f"The default model {default!r} is not among the models: "
+                f"{', '.join(sorted(names))}.",
+                "Name one of them with --default-model, or leave it out.",
+            )
         return found
 
     def names(self) -> list[str]:

@@ -22,6 +22,9 @@ from service.core.service import Service
 from service.errors import DeviceError, RequestError
 from service.telemetry.metrics import Metrics
 
+_ALONE = {"models": None, "default_model": None, "poll_models_s": 0}
+"""Settings of a service of several models, which mean nothing for a model without a server."""
+
 
 @dataclass(frozen=True)
 class LocalModel:
@@ -68,7 +71,7 @@ async def opened(
             failure.set_result(error)
 
     effective, _ = settings.load({"devices": devices, "device_python": device_python})
-    effective = effective.model_copy(update={"artifact": path, "models": None})
+    effective = effective.model_copy(update={"artifact": path} | _ALONE)
     library = Library(effective)
     [loadable] = library.read_all()
     service = Service(library, effective, Metrics(), fail)

@@ -7,9 +7,8 @@ other processes; everything here happens on the event loop. Several models share
 processes and the devices (dispatcher.py).
 """
 
-import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -80,7 +79,10 @@ class Model:
         self.devices = DevicePool(devices.ordinals, shared, lambda error: self.on_failure(error))
         self.admission = Admission(settings, self.rows, self.devices, self)
         self.counted = Statistics()
-        self._users = 0
+        self.users = 0
+        """Number of requests that keep the model (`Use`)."""
+        self.paused = False
+        """Whether new requests are refused, because the last device is about to be taken."""
         self._bind_metrics(common.metrics)
         common.models.append(self)
 
@@ -111,19 +113,10 @@ class Model:
     def version(self) -> str:
         return self.artifact.manifest.version
 
-    @contextlib.contextmanager
-    def in_use(self) -> Iterator[None]:
-        """Keep the model until the end of the block."""
-        self._users += 1
-        try:
-            yield
-        finally:
-            self._users -= 1
-
     @property
     def busy(self) -> bool:
         """Whether a request uses the model, or an image of a request has a row."""
-        return self._users > 0 or self.rows.in_use > 0
+        return self.users > 0 or self.rows.in_use > 0
 
     def work_s(self, images: int = 0) -> float:
         """Return the estimated seconds of devices for the images in flight and `images` more."""
@@ -137,11 +130,10 @@ class Model:
         these devices have the same share of them, so each takes at most as long as this one.
         """
         own_s = self.work_s(images)
-        others_s = sum(
-            min(own_s, each.work_s())
-            for each in self._common.models
-            if each is not self and each.devices.names & self.devices.names
-        )
+        others_s = 0.0
+        for each in self._common.models:
+            if each is not self and each.devices.names & self.devices.names:
+                others_s += min(own_s, each.work_s())
         decode_s = self._common.dispatcher.decode_pool.wait_s(self._decode_queue, images)
         return max(decode_s, own_s + others_s)
 
@@ -275,3 +267,18 @@ class Model:
         seconds = self.rows.statistics()["row_seconds"]
         self._row_seconds.inc(seconds - self._row_seconds_counted)
         self._row_seconds_counted = seconds
+
+
+class Use:
+    """A request's use of a model: a context manager, within which a new version does not end it."""
+
+    __slots__ = ("_model",)
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+
+    def __enter__(self) -> None:
+        self._model.users += 1
+
+    def __exit__(self, *_: object) -> None:
+        self._model.users -= 1

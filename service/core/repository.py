@@ -185,6 +185,7 @@ class Repository:
             entry = self._entry_for(name or artifact.manifest.name)
             old = entry.model
             if old is not None and old.version == artifact.manifest.version:
+                entry.reason = ""
                 return old
             facts = {"model": artifact.manifest.name, "version": artifact.manifest.version}
             log.info("model_loading", extra=facts)
@@ -262,6 +263,8 @@ class Repository:
             for done, device in enumerate(devices, 1):
                 if device.name in before:
                     left.append(before[device.name])
+                    if len(left) == len(before):  # none is left for the requests that it has
+                        await _idle(old)
                     await old.devices.stop_device(left[-1])
                 model.devices.start_device(device)
                 await _proven(model, [device])
@@ -272,6 +275,7 @@ class Repository:
                 await model.devices.stop()
                 for device in left:
                     old.devices.start_device(device)
+                old.paused = False
                 self._watch(old)
                 raise
         self._leave(old)
@@ -331,6 +335,13 @@ class Repository:
         task = asyncio.create_task(leave())
         self._leaving.add(task)
         task.add_done_callback(self._leaving.discard)
+
+
+async def _idle(model: Model) -> None:
+    """Refuse new requests for the model, and wait until it has answered those that it has."""
+    model.paused = True
+    while model.busy:  # noqa: ASYNC110 - rows are released in many places
+        await asyncio.sleep(BUSY_S)
 
 
 async def _proven(model: Model, needed: list[Device]) -> None:

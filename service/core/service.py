@@ -7,9 +7,8 @@ and the evaluation share these calls; nothing here knows a protocol.
 """
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -20,10 +19,10 @@ from service.core.classification import Wanted
 from service.core.decode_pool import DecodeOptions
 from service.core.dispatcher import Dispatcher
 from service.core.library import Library, Loadable
-from service.core.model import Common, Images, Model
+from service.core.model import Common, Images, Model, Use
 from service.core.repository import Repository
 from service.core.request import Request, TimeLimit
-from service.errors import DeviceError, TopfiveError, stopping
+from service.errors import DeviceError, NotReady, TopfiveError, retry_after_ms, stopping
 from service.settings import Settings
 from service.system import cgroup
 from service.telemetry.metrics import Metrics, gauge_family
@@ -137,19 +136,23 @@ class Service:
         await self.repository.stop()
         self._dispatcher.close()
 
-    @contextlib.contextmanager
-    def admitted(self, model: Model, deadline_s: float) -> Iterator[None]:
+    def admitted(self, model: Model, deadline_s: float) -> Use:
         """Raise the error that a request of one image for `model` would be rejected with now.
 
-        Enter the block before reading a body, and stay in it until the request has its answer: the
-        model is kept that long. `deadline_s` is the time in which the request must be answered.
+        Call it before reading a body, and hold what it returns until the request has its answer:
+        the model is kept that long. `deadline_s` is the time in which the request must be answered.
         Raise Draining, NotReady or Overloaded.
         """
         if self._stopped:
             raise stopping()
+        if model.paused:
+            raise NotReady(
+                f"Model {model.name} is being replaced by another version.",
+                "Retry after Retry-After.",
+                retry_after_ms=retry_after_ms(1.0),
+            )
         model.admission.check_head(deadline_s)
-        with model.in_use():
-            yield
+        return Use(model)
 
     def submit(self, model: Model, images: Images, wanted: Wanted, limit: TimeLimit) -> Request:
         """Accept a request to classify `images` by `model`; await its `wait`.

@@ -71,7 +71,9 @@ class Occupancy:
 
     def finish(self, sender: "DeviceTime", ended_at: float) -> None:
         """Record that the first batch of `sender` was answered, whose computing ended then."""
-        place = next(place for place, (each, _) in enumerate(self._in_flight) if each is sender)
+        place = 0
+        while self._in_flight[place][0] is not sender:
+            place += 1
         del self._in_flight[place]
         self._ended_at = ended_at
         self._predict(ended_at)
@@ -83,7 +85,9 @@ class Occupancy:
         self._predict(self._ended_at)
 
     def _predict(self, since: float) -> None:
-        self.idle_at = since + sum(sender.seconds(size) for sender, size in self._in_flight)
+        self.idle_at = since
+        for sender, size in self._in_flight:
+            self.idle_at += sender.seconds(size)
 
 
 class DeviceTime:

@@ -461,7 +461,7 @@ def test_a_split_always_makes_progress() -> None:
 
 def test_the_steps_need_no_client() -> None:
     """A call is a generator of requests and waits, which is how both clients run it."""
-    calls = calls_module.Calls("http://127.0.0.1:1", None, 1.0, 1.0)
+    calls = calls_module.ServerCalls("http://127.0.0.1:1", None, 1.0, 1.0)
     steps = calls.ready()
     request = next(steps)
     assert not isinstance(request, float)

@@ -15,7 +15,14 @@ from service.core.library import Library
 from service.core.model import Model
 from service.core.request import Request, TimeLimit
 from service.core.service import Service
-from service.errors import ArtifactError, DeviceError, Malformed, NotFound, SettingsError
+from service.errors import (
+    ArtifactError,
+    DeviceError,
+    Malformed,
+    NotFound,
+    NotReady,
+    SettingsError,
+)
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
 from tests.support.faulty import faulty_python
@@ -242,7 +249,16 @@ async def test_a_gap(folder: Path, tmp_path: Path) -> None:
     options = {"device_python": room, "model_devices": "one=2", "allow_gap": True}
     async with serving(folder, **options) as models:
         write_tiny_artifact(folder / "two" / "11", seed=3)
-        await models.service.repository.load("two")
+        before = [models.submit("two", seed)[1] for seed in range(50)]
+        loading = asyncio.create_task(models.service.repository.load("two"))
+        await until(lambda: models.service.find("two").paused)
+        with (
+            pytest.raises(NotReady, match="being replaced"),
+            models.service.admitted(models.service.find("two"), 10),
+        ):
+            pass
+        await asyncio.gather(*(request.wait() for request in before))
+        await loading
         await models.assert_answers("two", 3)
         write_tiny_artifact(folder / "two" / "12", seed=4)
         spoil_golden(folder / "two" / "12")
@@ -265,6 +281,14 @@ async def test_a_model_that_cannot_be_read_at_the_start(folder: Path) -> None:
     shutil.rmtree(folder / "one")
     with pytest.raises(SettingsError, match="has no models"):
         Library(Settings(models=folder)).read_all()
+
+
+async def test_the_default_model_is_there(folder: Path) -> None:
+    """A name that no folder has would answer no request; one that cannot be read may come."""
+    with pytest.raises(SettingsError, match="default model 'three' is not among the models: one, "):
+        Library(Settings(models=folder, default_model="three")).read_all()
+    (folder / "one" / "model.bin").unlink()
+    Library(Settings(models=folder, default_model="one")).read_all()
 
 
 async def test_folders_that_are_no_models(folder: Path) -> None:
