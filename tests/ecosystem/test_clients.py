@@ -59,8 +59,8 @@ def environment() -> None:
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the demo's artifact, which has labels."""
     folder = tmp_path_factory.mktemp("demo") / "efficientnet-lite0"
-    command = [Path(sys.executable).with_name("topfive-build"), "demo", "--output", folder]
-    subprocess.run(command, check=True, env=plain_environment())
+    program = str(Path(sys.executable).with_name("topfive-build"))
+    subprocess.run([program, "demo", "--output", str(folder)], check=True, env=plain_environment())
     return folder
 
 
@@ -93,7 +93,8 @@ def run(
             "methods": METHODS,
         }
         script = HERE / ("run_kserve.py" if client.startswith("kserve") else "run_triton.py")
-        return printed([str(PYTHON), str(script), json.dumps(cases)])
+        found: dict[str, Outcome] = printed([str(PYTHON), str(script), json.dumps(cases)])
+        return found
 
     return ran
 
