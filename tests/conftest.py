@@ -34,6 +34,9 @@ sys.path.insert(0, str(ROOT))
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # A test forks to limit a process. If another test of this process has used gRPC, grpcio's
+    # handlers of forks would write to the child's stderr, and end it with SIGABRT.
+    os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
     # A process that a shell starts in the background ignores SIGINT, and one of nohup SIGHUP. The
     # processes that the tests start would inherit this.
     signal.signal(signal.SIGINT, signal.default_int_handler)
