@@ -25,8 +25,9 @@ LIVE = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 def plain_environment() -> dict[str, str]:
-    """Return this process's environment without settings of topfive."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("TOPFIVE_")}
+    """Return this process's environment without settings of topfive, and of the tests for gRPC."""
+    ours = ("TOPFIVE_", "GRPC_")
+    return {name: value for name, value in os.environ.items() if not name.startswith(ours)}
 
 
 def children(pid: int) -> list[int]:
