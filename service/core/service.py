@@ -1,4 +1,4 @@
-"""The one way into the core for every protocol: find, admit, submit, wait.
+"""The calls by which every protocol uses the core: find, admit, submit, wait.
 
 A protocol finds the model that a request names (`find`), asks `admitted` when it has read the
 request's head, reads the images within that block, and calls `submit`. It awaits `Request.wait` for

@@ -179,7 +179,7 @@ async def test_too_few_rows(artifact: Path) -> None:
 
 
 async def test_a_stream_without_requests(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It ends after a time, and does not keep its place for ever."""
+    """It ends after a time, and gives its place to another call."""
     monkeypatch.setattr(calls, "NEXT_REQUEST_S", 0.2)
     async with served(artifact) as client:
         stream = client.stream()

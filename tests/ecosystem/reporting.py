@@ -90,7 +90,7 @@ def present(cases: Cases, client: object) -> dict[str, Callable[[], bool]]:
 
 
 async def report(rows: Mapping[str, Callable[[], Any]], refusal: Refusal) -> None:
-    """Run each row, and print what came of it. A row returns its value, or awaits it."""
+    """Run each row, and print its outcome. A row returns its value, or awaits it."""
     found = {name: await _outcome(row, refusal) for name, row in rows.items()}
     print(json.dumps(found))
 

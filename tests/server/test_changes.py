@@ -135,7 +135,7 @@ def test_ten_changes_on_two_cards(
 
 
 def test_three_changes(on_the_cpu: Versions) -> None:
-    """The same in short, for every run of the tests."""
+    """The same in a few seconds, with three changes."""
     with serving_grpc(on_the_cpu.models) as running:
         asyncio.run(_change_under_load(running, on_the_cpu, 4, changes=3, wrong=2))
 

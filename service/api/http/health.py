@@ -105,10 +105,15 @@ def _reason(service: Service) -> str:
     return "no_device" if all(started) else "starting"
 
 
+def _seconds_to_ready(service: Service) -> float:
+    """Return the estimated seconds until each model has a ready device."""
+    unready = [model.devices for model in service.models if not model.devices.ready]
+    return max((devices.seconds_to_ready() for devices in unready), default=1.0)
+
+
 def _answer(service: Service, status: int, body: dict[str, Any]) -> Response:
     answer = as_json(body, status)
     if status == 503:
-        models = [model for model in service.models if not model.devices.ready]
-        wait_s = max((model.devices.seconds_to_ready() for model in models), default=1.0)
+        wait_s = 1.0 if service.draining else _seconds_to_ready(service)
         answer.headers["retry-after"] = str(math.ceil(min(wait_s, LONGEST_RETRY_S)))
     return answer
