@@ -67,7 +67,7 @@ class BenchServer:
 
     def __init__(self, recipe: ServerRecipe, body: bytes) -> None:
         self.recipe = recipe
-        port = _free_port()
+        port = free_port()
         self._mark = f"{MARK}={uuid.uuid4().hex}"
         self._log = tempfile.NamedTemporaryFile(prefix=f"bench-{recipe.name}-", suffix=".log")  # noqa: SIM115
         command = [part.replace("{port}", str(port)) for part in recipe.command]
@@ -194,7 +194,8 @@ def plain_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("TOPFIVE_")}
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port that no socket uses now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -217,6 +217,8 @@ def exercise(name: str, container: Container) -> None:
     report(f"{name}: runs read-only as 10001:10001 under tini, and is healthy")
     assert classified(half_way=lambda: None) == LABEL
     report(f"{name}: classifies a photo")
+    container.execute("topfive", "reload")
+    report(f"{name}: topfive reload finds the service in the container")
     assert classified(half_way=lambda: terminate(container)) == LABEL
     assert container.exit_code() == 0
     report(f"{name}: on SIGTERM finishes the request in flight and exits 0")

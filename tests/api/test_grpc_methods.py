@@ -112,6 +112,7 @@ def test_statistics(caller: Caller) -> None:
     assert {each.batch_size for each in after.batch_stats} <= {1, 2}
     error = caller.refused("ModelStatistics", pb.ModelStatisticsRequest(name="other"))
     assert error.code() == grpc.StatusCode.NOT_FOUND
+    assert error.details() == "There is no model 'other'. RepositoryIndex lists the models."
 
 
 def test_index(caller: Caller) -> None:

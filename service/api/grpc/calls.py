@@ -71,8 +71,13 @@ _CODES = {
     504: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
 
-_WORDS = {"Retry-After": "retry-after-ms", "X-Request-Timeout-Ms": "deadline"}
-"""The headers that the texts of errors name, and what a gRPC call has instead of them."""
+_WORDS = {
+    "Retry-After": "retry-after-ms",
+    "X-Request-Timeout-Ms": "deadline",
+    "GET /model lists": "RepositoryIndex lists",
+    "GET /v2/models/MODEL": "ModelMetadata",
+}
+"""What the texts of errors name of HTTP, and what gRPC has instead."""
 
 
 def code_of(error: RequestError) -> grpc.StatusCode:
@@ -135,8 +140,8 @@ class Call:
         """Return the text of the error: what was wrong, and what to do."""
         assert self.error is not None
         text = f"{self.error.detail} {self.error.remedy}".strip()
-        for header, word in _WORDS.items():
-            text = text.replace(header, word)
+        for name, word in _WORDS.items():
+            text = text.replace(name, word)
         return text[:MAX_TEXT]
 
     def trailer(self) -> tuple[tuple[str, str], ...]:
