@@ -380,10 +380,11 @@ def test_the_shipped_photos_stand_in(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         "benchmarks.hot_path",
         "benchmarks.hand_overs",
         "benchmarks.protocols",
+        "benchmarks.offline",
     ],
 )
 def test_the_command_is_there(command: str) -> None:
     """`python -m benchmarks --help` and its relatives answer."""
     help = [sys.executable, "-m", command, "--help"]
     done = subprocess.run(help, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "--seconds" in done.stdout
+    assert ("--pairs" if command == "benchmarks.offline" else "--seconds") in done.stdout
