@@ -28,6 +28,11 @@ from service.core.throughput import DeviceTime, Occupancy
 
 LEAST_ROUND_S = 0.001
 """Minimum seconds of a round, before the times of the batches are known."""
+LEAST_LEFT_S = 1e-6
+"""Minimum seconds that a new round leaves to a model. Less could be lost when it is added to the
+seconds that a model has used in a year."""
+OVERDUE_S = 0.001
+"""Seconds after the predicted end of the batches at which their model loses its turn."""
 
 
 class Competitor(Protocol):
@@ -81,7 +86,7 @@ class Arbiter:
         self.starved = False
         while (model := self._turn()) is not None:
             if not model.has_room:
-                return math.inf
+                return self._overdue_at(model)
             full = len(model.batcher) >= model.largest_batch
             if not full or self.occupancy.last not in (None, model.time):
                 send_at = self.occupancy.idle_at - model.time.lead_s
@@ -99,7 +104,7 @@ class Arbiter:
             [model] = self.competitors
             return model if len(model.batcher) and model.ready else None
         # A model whose answer is overdue does not keep the turn: its host may have hung.
-        overdue = self.occupancy.idle_at < time.perf_counter()
+        overdue = self.occupancy.idle_at + OVERDUE_S <= time.perf_counter()
         waiting = [
             model
             for model in self.competitors
@@ -123,7 +128,7 @@ class Arbiter:
         """Begin as many rounds as are needed for one of these models to have seconds left."""
         longest_s = max(each.time.seconds(each.largest_batch) for each in waiting)
         round_s = max(longest_s, LEAST_ROUND_S)
-        rounds = int(-max(map(self._left_s, waiting)) / round_s) + 1
+        rounds = int((LEAST_LEFT_S - max(map(self._left_s, waiting))) / round_s) + 1
         for model in self.competitors:
             left_s = min(self._left_s(model) + rounds * round_s, round_s)
             self._granted_s[model.time] = model.time.used_s + left_s
@@ -132,6 +137,12 @@ class Arbiter:
         """Return the seconds that the model may still use in this round."""
         used_s = model.time.used_s
         return self._granted_s.setdefault(model.time, used_s) - used_s
+
+    def _overdue_at(self, model: Competitor) -> float:
+        """Return when `model`, which has no room, loses its turn to another; infinity if to none."""
+        if any(other is not model and other.has_room for other in self._waited):
+            return self.occupancy.idle_at + OVERDUE_S
+        return math.inf
 
     def _without_images(self) -> float:
         """Return when the device, for which no images wait, is about to be idle; or infinity."""

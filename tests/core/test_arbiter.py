@@ -231,9 +231,26 @@ async def test_a_model_that_hangs_does_not_keep_the_turn(clock: Clock) -> None:
     hung.flood()
     device.dispatch()
     other.put(8)
-    device.at(clock.now + 0.050, device.dispatch)
+    # It has had its turn in this round, so nothing but the time gives it the next one.
+    device.arbiter._waited = [hung, other]
+    device.arbiter._granted_s[other.time] = other.time.used_s
     device.run(0.100)
     assert other.sizes == [8]
+
+
+async def test_a_round_leaves_seconds_that_can_be_counted(clock: Clock) -> None:
+    """After months of use, a remainder that is lost in the sum would leave no model the turn."""
+    device = OneDevice(clock)
+    models = [device.model(name, 8, lambda size: 0.005) for name in ("one", "other")]
+    for model in models:
+        model.time.used_s += 1e6
+        device.arbiter._granted_s[model.time] = model.time.used_s
+        model.put(8)
+    round_s = 0.005
+    for overdraft_s in (k * round_s - 1e-12 for k in range(1, 50)):
+        for model in models:
+            device.arbiter._granted_s[model.time] = model.time.used_s - overdraft_s
+        assert device.arbiter._turn() in models
 
 
 async def test_a_model_that_is_not_ready_is_passed_over(clock: Clock) -> None:
