@@ -310,7 +310,7 @@ class Artifact:
                     f"The files of {self.path} do not match the manifest that was read "
                     f"({manifest.name} {manifest.version}): "
                     f"{_mismatch(file, found, expected)}",
-                    "Restart the service to serve the artifact that is in the folder now.",
+                    "Reload the service to serve the artifact that is in the folder now.",
                 )
 
 

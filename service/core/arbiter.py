@@ -139,7 +139,7 @@ class Arbiter:
         return self._granted_s.setdefault(model.time, used_s) - used_s
 
     def _overdue_at(self, model: Competitor) -> float:
-        """Return when `model`, which has no room, loses its turn to another; infinity if to none."""
+        """Return when `model`, which has no room, loses its turn; infinity if no other waits."""
         if any(other is not model and other.has_room for other in self._waited):
             return self.occupancy.idle_at + OVERDUE_S
         return math.inf

@@ -47,3 +47,12 @@ class Batcher:
                 batch.append(image)
         self.waiting_since = time.perf_counter()
         return batch
+
+    def drop_ended(self) -> None:
+        """Drop the images whose requests have ended; no device may be there to take them."""
+        images, self._queue = self._queue, deque()
+        for image in images:
+            if image.request.done:
+                self._drop(image)
+            else:
+                self._queue.append(image)

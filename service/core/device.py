@@ -138,7 +138,7 @@ class Device:
 
     async def _run(self) -> None:
         while True:
-            self.failure = failure = await self._serve_until_failure()
+            failure = await self._serve_until_failure()
             self._failures += 1
             quarantined = self._failures >= self._shared.settings.quarantine_failures
             delay = self._delay_s(quarantined)
@@ -154,7 +154,7 @@ class Device:
             await host.stop(self._shared.settings.reap_timeout_s)
             self.time.occupancy.forget(self.time)
             if host.unanswered:
-                await self._reclaim(host, await host.failure)
+                self._reclaim(host, await host.failure)
         self._set_state("stopped")
 
     def statistics(self) -> dict[str, object]:
@@ -185,17 +185,23 @@ class Device:
             memory, cores = shared.rows.descriptor, shared.dispatcher.decode_pool.cores
             host = Host(self.name, shared.python, memory, cores, self._late_replies.inc)
         except DeviceError as error:
-            self._set_state("failed", **_facts(error))
+            self._fail(error)
             return error
         self.host = host
         async with asyncio.TaskGroup() as tasks:
             work = tasks.create_task(self._work(host))
             failure = await asyncio.shield(host.failure)
             work.cancel()
-        self._set_state("failed", **_facts(failure))
+        self._fail(failure)
         if failure.reason == "wrong_answer":
             self._doubtful.inc(self._unverified_images)
-        await self._reclaim(host, failure)
+        await host.reap(shared.settings.reap_timeout_s)
+        lost = self._reclaim(host, failure)
+        if not host.reaped.is_set():
+            detail = "The device host cannot be reaped."
+            self._set_state("quarantined", detail=detail, lost_rows=len(lost))
+            await host.reaped.wait()
+            shared.rows.release(lost, State.LOST)
         self.time.occupancy.forget(self.time)
         self.host = None
         return failure
@@ -346,8 +352,11 @@ class Device:
         self._send(host, [], numbers, count)
         return await answered
 
-    async def _reclaim(self, host: Host, failure: DeviceError) -> None:
-        """Try the images of unanswered batches again, or release their rows."""
+    def _reclaim(self, host: Host, failure: DeviceError) -> list[int]:
+        """Try the images of unanswered batches again, or release their rows.
+
+        Return the rows that are lost, because the host was not reaped and may still write to them.
+        """
         outcome = self._batches["timed_out" if failure.reason == "hung" else "failed"]
         images: list[Image] = []
         for sent in host.unanswered.values():
@@ -356,19 +365,16 @@ class Device:
                 images += sent.images
             else:
                 self._probes["timed_out" if failure.reason == "hung" else "skipped"].inc()
-        if await host.reap(self._shared.settings.reap_timeout_s):
+        host.unanswered.clear()
+        if host.reaped.is_set():
             for image in images:
                 self._try_again(image, State.RUNNING, failure)
-            return
+            return []
         lost = [image.row for image in images]
         self._shared.rows.move(lost, State.RUNNING, State.LOST)
         for image in images:
             self._try_elsewhere(image, failure)
-        self._set_state(
-            "quarantined", detail="The device host cannot be reaped.", lost_rows=len(lost)
-        )
-        await host.reaped.wait()
-        self._shared.rows.release(lost, State.LOST)
+        return lost
 
     def _try_again(self, image: Image, state: State, failure: DeviceError) -> None:
         """Queue the image, whose row is in `state`, for a second attempt; fail it after that."""
@@ -401,6 +407,10 @@ class Device:
         # The exponent is bounded so that the result is a finite float.
         delay: float = settings.restart_delay_s * 2 ** min(self._failures - 1, 16)
         return min(delay, LONGEST_DELAY_S)
+
+    def _fail(self, failure: DeviceError) -> None:
+        self.failure = failure
+        self._set_state("failed", **_facts(failure))
 
     def _set_state(self, state: str, **facts: object) -> None:
         level = logging.WARNING if state in ("failed", "quarantined") else logging.INFO

@@ -110,6 +110,7 @@ class DevicePool:
         self._alarm = asyncio.get_running_loop().call_later(delay_s, self._give_up, delay_s)
 
     def _give_up(self, waited_s: float) -> None:
+        self._alarm = None
         states = ", ".join(f"{device.name} {device.state}" for device in self.devices)
         detail = f"No device was ready for {waited_s:g} s ({states})."
         remedy = "See the log events 'device_state' for the reason of each device."

@@ -175,10 +175,14 @@ class Host:
         return child_process.usage(self.process.pid)
 
     async def stop(self, timeout_s: float) -> None:
-        """Ask the host to exit after the batches that it has; kill it after `timeout_s`."""
+        """Ask the host to exit after the batches that it has; kill it after `timeout_s`.
+
+        Afterwards it has exited, or it cannot be reaped. If batches are unanswered, it has failed.
+        """
         self._send(wire.pack_stop())
         if not await self.reap(timeout_s):
-            self.kill()
+            detail = f"The host of device {self._name} did not end within {timeout_s:g} s."
+            self.fail(DeviceError(detail, reason="hung"))
             await self.reap(timeout_s)
 
     def _send(self, message: bytes) -> None:

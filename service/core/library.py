@@ -87,7 +87,8 @@ class Library:
         Raise ArtifactError if it is not valid, SettingsError or SdkError if its devices cannot be
         used.
         """
-        artifact = artifacts.read(self.folder(name))
+        # Resolved, so that a link to the folder may be changed while its devices are restarted.
+        artifact = artifacts.read(self.folder(name).resolve())
         if name:
             artifact = artifact.named(name)
         return Loadable(artifact, self._devices_of(artifact))
@@ -101,10 +102,10 @@ class Library:
             artifacts.check_model_name(name)
         except ValueError as error:
             raise ArtifactError(str(error), f"Rename the folder {path}.") from error
-        if (path / MANIFEST).exists():
+        if _is_artifact(path):
             return path
         versions = sorted(_folders(path), key=_natural)
-        complete = [version for version in versions if (version / MANIFEST).exists()]
+        complete = [version for version in versions if _is_artifact(version)]
         if not complete:
             raise ArtifactError(
                 f"{path} has no artifact.",
@@ -150,10 +151,21 @@ def _folders(path: Path) -> list[Path]:
             entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith(".")
         ]
     except OSError as error:
-        raise ArtifactError(
-            f"Cannot read the folder {path}: {error.strerror}",
-            "Name a readable folder with --models DIR.",
-        ) from error
+        raise _unreadable(path, error) from error
+
+
+def _is_artifact(path: Path) -> bool:
+    try:
+        return (path / MANIFEST).exists()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> ArtifactError:
+    return ArtifactError(
+        f"Cannot read the folder {path}: {error.strerror}",
+        "Let the user of the service read it, or name another folder with --models DIR.",
+    )
 
 
 def _natural(path: Path) -> list[tuple[bool, int, str]]:

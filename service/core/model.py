@@ -7,6 +7,7 @@ other processes; everything here happens on the event loop. Several models share
 processes and the devices (dispatcher.py).
 """
 
+import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -83,6 +84,7 @@ class Model:
         """Number of requests that keep the model (`Use`)."""
         self.paused = False
         """Whether new requests are refused, because the last device is about to be taken."""
+        self._closing: asyncio.Task[None] | None = None
         self._bind_metrics(common.metrics)
         common.models.append(self)
 
@@ -99,7 +101,15 @@ class Model:
         self._row_seconds_counted = 0.0
 
     async def close(self) -> None:
-        """End the devices, and release the memory of the rows; no image is in a row."""
+        """End the devices, and release the memory of the rows; no image is in a row.
+
+        A call during another one waits for it. It goes on if its caller is cancelled.
+        """
+        if self._closing is None:
+            self._closing = asyncio.create_task(self._close())
+        await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
         await self.devices.stop()
         self._common.models.remove(self)
         self._common.dispatcher.decode_pool.remove(self._decode_queue)
@@ -171,6 +181,14 @@ class Model:
             Image(request, index, row, queued_since=now) for index, row in enumerate(numbers)
         )
         self._common.dispatcher.dispatch()
+
+    def drop_ended(self) -> None:
+        """Release the rows of requests that have ended; no device may be there to take them."""
+        self._batcher.drop_ended()
+        waiting = self._decode_queue.images
+        for image in [image for image in waiting if image.request.done]:
+            waiting.remove(image)
+            self._release_unanswered(image, State.FILLING)
 
     def expire(self, request: Request) -> None:
         """End the request because its deadline was exceeded."""

@@ -6,26 +6,32 @@ is answered by the version that it was admitted to. A version that fails its sel
 again, and the old one stays.
 
 Where a device has no room for both, the devices change one after another: the old version leaves a
-device, and the new one opens there. If there is only one device, that leaves a gap, which the
+device, and the new one opens there. If only one device is ready, that leaves a gap, which the
 settings must allow.
+
+One change is made at a time, each in a task of its own: a client who does not wait for the end of a
+change does not end it half-way.
 """
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
+from service.artifact import Artifact
 from service.core.device import Device
 from service.core.library import Library, Loadable
 from service.core.model import Common, Model
-from service.errors import ArtifactError, DeviceError, Malformed, NotFound, TopfiveError
+from service.errors import ArtifactError, DeviceError, Malformed, NotFound, TopfiveError, stopping
+from service.sdk import Devices
 
 log = logging.getLogger("topfive.models")
 
 BUSY_S = 0.01
 """Seconds between two looks whether a model that leaves still has requests."""
 
+T = TypeVar("T")
 State = Literal["LOADING", "READY", "UNLOADING", "UNAVAILABLE"]
 
 
@@ -54,7 +60,9 @@ class Repository:
         self._common = common
         self._fatal = fatal
         self._changing = asyncio.Lock()
+        self._changes: set[asyncio.Task[object]] = set()
         self._leaving: set[asyncio.Task[None]] = set()
+        self._stopped = False
 
     @property
     def models(self) -> list[Model]:
@@ -104,10 +112,12 @@ class Repository:
             self._log_refused(name, error)
 
     async def stop(self) -> None:
-        """End all models."""
-        for task in self._leaving:
-            task.cancel()
-        await asyncio.gather(*self._leaving, return_exceptions=True)
+        """End all models; there are no changes from now on."""
+        self._stopped = True
+        for tasks in (self._changes, self._leaving):
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.gather(*(model.close() for model in list(self._common.models)))
 
     async def known(self, name: str) -> bool:
@@ -124,18 +134,11 @@ class Repository:
 
         Raise the ArtifactError, SettingsError, SdkError or DeviceError for which it is refused.
         """
-        async with self._changing:
-            return await self._load(name)
+        return await self._change(lambda: self._load(name))
 
     async def unload(self, name: str) -> None:
         """Stop serving a model. It answers the requests that it has; raise NotFound."""
-        async with self._changing:
-            model = self.find(name)
-            entry = self.entries[model.name]
-            entry.model, entry.state, entry.reason = None, "UNAVAILABLE", "unloaded"
-            self._leave(model)
-            log.info("model_unloaded", extra={"model": model.name, "version": model.version})
-            self.on_change()
+        await self._change(lambda: self._unload(name))
 
     async def reload(self) -> list[TopfiveError]:
         """Load every model that is new or has changed, and unload those whose folder is gone.
@@ -154,10 +157,7 @@ class Repository:
             except TopfiveError as error:
                 errors.append(error)
         if names != [""]:
-            for name in [name for name in self.entries if name not in names]:
-                if self.entries[name].model is not None:
-                    await self.unload(name)
-                del self.entries[name]
+            await self._change(self._remove_gone)
         return errors
 
     async def poll(self, seen: dict[str, object]) -> None:
@@ -178,29 +178,78 @@ class Repository:
                 log.debug("poll_refused", extra={"model": name, "detail": error.detail})
             seen[name] = signature
 
+    async def _change(self, change: Callable[[], Awaitable[T]]) -> T:
+        """Make a change alone, and return its result. It goes on if the caller is cancelled."""
+        if self._stopped:
+            raise stopping()
+
+        async def make() -> T:
+            async with self._changing:
+                return await change()
+
+        task = asyncio.create_task(make())
+        self._changes.add(task)
+        task.add_done_callback(self._end_change)
+        return await asyncio.shield(task)
+
+    def _end_change(self, task: asyncio.Task[object]) -> None:
+        self._changes.discard(task)
+        if not task.cancelled():
+            task.exception()  # the caller may be gone; what was refused is logged
+
+    async def _unload(self, name: str) -> None:
+        model = self.find(name)
+        entry = self.entries[model.name]
+        entry.model, entry.state, entry.reason = None, "UNAVAILABLE", "unloaded"
+        self._leave(model)
+        log.info("model_unloaded", extra={"model": model.name, "version": model.version})
+        self.on_change()
+
+    async def _remove_gone(self) -> None:
+        """Unload and forget the models whose folder is gone."""
+        names = await asyncio.to_thread(self._library.names)
+        for name in [name for name in self.entries if name not in names]:
+            if self.entries[name].model is not None:
+                await self._unload(name)
+            del self.entries[name]
+
     async def _load(self, name: str) -> Model:
         entry: Entry | None = None
         try:
             artifact, devices = await asyncio.to_thread(self._library.read, name)
             entry = self._entry_for(name or artifact.manifest.name)
             old = entry.model
-            if old is not None and old.version == artifact.manifest.version:
+            # In another folder it is opened again: the former one may be gone at a restart.
+            if old is not None and (old.version, old.artifact.path) == (
+                artifact.manifest.version,
+                artifact.path,
+            ):
                 entry.reason = ""
                 return old
             facts = {"model": artifact.manifest.name, "version": artifact.manifest.version}
             log.info("model_loading", extra=facts)
             entry.state = "LOADING"
-            model = Model(artifact, devices, self._common)
+            model = self._made(artifact, devices)
             try:
                 await self._open(model, old)
             except BaseException:
-                await model.close()
+                if self.entries[model.name].model is not model:
+                    await model.close()
                 raise
         except TopfiveError as error:
             self._refuse(name, entry, error)
             raise
         log.info("model_loaded", extra=facts | {"replaces": old.version if old else ""})
         return model
+
+    def _made(self, artifact: Artifact, devices: Devices) -> Model:
+        try:
+            return Model(artifact, devices, self._common)
+        except OSError as error:
+            raise DeviceError(
+                f"There is no memory for the rows of the model: {error.strerror}",
+                "Give the service more memory, or lower its rows.",
+            ) from error
 
     def _entry_for(self, name: str) -> Entry:
         """Return the entry of the name; raise ArtifactError if a single artifact has another."""
@@ -244,41 +293,71 @@ class Repository:
     async def _open_by_turns(self, model: Model, old: Model, refusal: DeviceError) -> None:
         """Replace `old` on one device after another; `refusal` says why not beside it.
 
-        Requests go to the new version once it has half of the devices. If it fails before, the old
-        one is opened again where it has left.
+        The devices that are ready come first. Requests go to the new version once it has half of
+        them. If it fails before, the old one is opened again where it has left. If it fails later,
+        the device goes on trying, as at any time.
         """
-        devices = model.devices.devices
         before = {device.name: device for device in old.devices.devices}
-        if len(devices) < 2 and not self._common.settings.allow_gap:
+        ready = [each for each in model.devices.devices if _is_ready(before.get(each.name))]
+        others = [each for each in model.devices.devices if each not in ready]
+        if len(ready) == 1:
+            await self._check_gap(old, refusal)
+        for device in model.devices.devices:
+            await model.devices.stop_device(device)
+        old.on_failure = lambda _: None  # without a device for as long as the new one takes to open
+        left: list[Device] = []
+
+        async def change(device: Device) -> None:
+            if former := before.get(device.name):
+                left.append(former)
+                await old.devices.stop_device(former)
+            model.devices.start_device(device)
+
+        try:
+            for done, device in enumerate(ready, 1):
+                if done == len(ready):  # none is left for the requests that it has
+                    old.paused = True
+                    await _answered(old)
+                await change(device)
+                try:
+                    await _proven(model, [device])
+                except DeviceError:
+                    if self.entries[model.name].model is old:
+                        raise
+                if self.entries[model.name].model is old and 2 * done >= len(ready):
+                    self._replace(model, old, leaves=False)
+            for device in others:
+                await change(device)
+            if not ready:
+                await _proven(model, [])
+                self._replace(model, old, leaves=False)
+        except Exception:
+            await model.devices.stop()
+            for device in left:
+                old.devices.start_device(device)
+            old.paused = False
+            self._watch(old)
+            raise
+        self._leave(old)
+
+    async def _check_gap(self, old: Model, refusal: DeviceError) -> None:
+        """Raise DeviceError if `old` may not leave its only device before the new version opens."""
+        if not self._common.settings.allow_gap:
             raise DeviceError(
                 f"{refusal.detail} The device has no room for the new version beside the old one.",
                 f"{refusal.remedy} Or allow a gap without answers with --allow-gap.".lstrip(),
                 reason=refusal.reason,
             )
-        for device in devices:
-            await model.devices.stop_device(device)
-        old.on_failure = lambda _: None  # without a device for as long as the new one takes to open
-        left: list[Device] = []
         try:
-            for done, device in enumerate(devices, 1):
-                if device.name in before:
-                    left.append(before[device.name])
-                    if len(left) == len(before):  # none is left for the requests that it has
-                        await _idle(old)
-                    await old.devices.stop_device(left[-1])
-                model.devices.start_device(device)
-                await _proven(model, [device])
-                if self.entries[model.name].model is old and 2 * done >= len(devices):
-                    self._replace(model, old, leaves=False)
-        except DeviceError:
-            if self.entries[model.name].model is old:
-                await model.devices.stop()
-                for device in left:
-                    old.devices.start_device(device)
-                old.paused = False
-                self._watch(old)
-                raise
-        self._leave(old)
+            await asyncio.to_thread(old.artifact.check_model_unchanged)
+        except ArtifactError as error:
+            raise DeviceError(
+                f"{refusal.detail} The old version could not come back if the new one fails: its "
+                "files were replaced.",
+                "Put each version into a folder of its own, NAME/VERSION, and serve with "
+                "--models. Or restart the service.",
+                reason=refusal.reason,
+            ) from error
 
     def _replace(self, model: Model, old: Model | None, leaves: bool = True) -> None:
         self._serve(model)
@@ -327,8 +406,7 @@ class Repository:
         model.devices.on_change = lambda: None
 
         async def leave() -> None:
-            while model.busy:  # noqa: ASYNC110 - rows are released in many places
-                await asyncio.sleep(BUSY_S)
+            await _answered(model)
             await model.close()
             log.info("model_closed", extra={"model": model.name, "version": model.version})
 
@@ -337,10 +415,14 @@ class Repository:
         task.add_done_callback(self._leaving.discard)
 
 
-async def _idle(model: Model) -> None:
-    """Refuse new requests for the model, and wait until it has answered those that it has."""
-    model.paused = True
-    while model.busy:  # noqa: ASYNC110 - rows are released in many places
+def _is_ready(device: Device | None) -> bool:
+    return device is not None and device.ready
+
+
+async def _answered(model: Model) -> None:
+    """Wait until the model has answered the requests that it has, or they have ended."""
+    while model.busy:  # rows are released in many places
+        model.drop_ended()
         await asyncio.sleep(BUSY_S)
 
 

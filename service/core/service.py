@@ -9,7 +9,7 @@ and the evaluation share these calls; nothing here knows a protocol.
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from prometheus_client.core import Metric
@@ -22,7 +22,7 @@ from service.core.library import Library, Loadable
 from service.core.model import Common, Images, Model, Use
 from service.core.repository import Repository
 from service.core.request import Request, TimeLimit
-from service.errors import DeviceError, NotReady, TopfiveError, retry_after_ms, stopping
+from service.errors import DeviceError, Internal, NotReady, TopfiveError, retry_after_ms, stopping
 from service.settings import Settings
 from service.system import cgroup
 from service.telemetry.metrics import Metrics, gauge_family
@@ -32,10 +32,14 @@ log = logging.getLogger("topfive.service")
 
 @dataclass(frozen=True)
 class Reloads:
-    """How often the models were reloaded, and what was refused the last time."""
+    """How many reloads were asked for and are done, and what was refused the last time.
 
-    count: int = 0
-    refused: list[dict[str, object]] = field(default_factory=list)
+    One reload answers all calls that came before it began.
+    """
+
+    asked: int = 0
+    done: int = 0
+    refused: list[dict[str, str]] = field(default_factory=list)
 
 
 class Service:
@@ -92,21 +96,23 @@ class Service:
             self._polling = asyncio.create_task(self._poll())
 
     def reload(self) -> None:
-        """Begin to load the models that have changed. A call while one runs begins another one."""
-        before = self._reloading
+        """Begin to load the models that have changed. After a call while one runs, one follows."""
+        if self.draining:
+            return
+        self.reloads = replace(self.reloads, asked=self.reloads.asked + 1)
+        if self._reloading is None or self._reloading.done():
+            self._reloading = asyncio.create_task(self._reload())
 
-        async def reload() -> None:
-            if before is not None:
-                await asyncio.wait((before,))
-            errors = await self.repository.reload()
-            self.reloads = Reloads(
-                self.reloads.count + 1,
-                [{"detail": error.detail, "remedy": error.remedy} for error in errors],
-            )
+    async def _reload(self) -> None:
+        while (asked := self.reloads.asked) > self.reloads.done:
+            try:
+                errors = await self.repository.reload()
+            except Exception:
+                log.exception("reload_failed")
+                errors = [Internal("The reload failed.", "See the event reload_failed of the log.")]
+            refused = [{"detail": error.detail, "remedy": error.remedy} for error in errors]
+            self.reloads = replace(self.reloads, done=asked, refused=refused)
             log.info("reloaded", extra={"refused": len(errors)})
-
-        if not self.draining:
-            self._reloading = asyncio.create_task(reload())
 
     async def _poll(self) -> None:
         seen: dict[str, object] = {}
@@ -116,6 +122,8 @@ class Service:
                 await self.repository.poll(seen)
             except TopfiveError as error:
                 log.warning("poll_failed", extra={"detail": error.detail})
+            except Exception:
+                log.exception("poll_failed")
 
     def drain(self, timeout_s: float) -> None:
         """Report not ready; after `timeout_s` seconds, answer open and new requests with Draining.

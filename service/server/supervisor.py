@@ -356,7 +356,7 @@ class _Parent:
                 await self._events.reload()
             except TopfiveError as error:
                 log.error("reload_failed", extra={"detail": error.detail, "remedy": error.remedy})
-                return
+            # The workers find the same, and say it to who has asked.
             for worker in self._workers:
                 worker.send("reload")
 

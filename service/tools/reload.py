@@ -26,11 +26,12 @@ def reload(url: str, pid: int | None, wait_s: float) -> dict[str, Any]:
     pid = _service() if pid is None else pid
     # One connection stays with one worker, whose reloads are counted.
     with httpx.Client(base_url=url, timeout=10, trust_env=False) as http:
-        before = _reloads(http)["count"]
+        # One that runs already may have looked before the change: it does not count.
+        before = _reloads(http)["asked"]
         _hang_up(pid)
         give_up_at = time.monotonic() + wait_s
         while time.monotonic() < give_up_at:
-            if (reloads := _reloads(http))["count"] > before:
+            if (reloads := _reloads(http))["done"] > before:
                 return reloads
             time.sleep(POLL_S)
     raise Unreachable(

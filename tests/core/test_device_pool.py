@@ -23,7 +23,7 @@ from service.errors import ArtifactError, DeviceError, DeviceFailed, NotReady
 from service.telemetry.metrics import DEVICE_STATES
 from tests.support.faulty import CONTROL, faulty_python
 from tests.support.pictures import pixels
-from tests.support.running import Running, assert_right, running, until
+from tests.support.running import PATIENCE_S, Running, assert_right, running, until
 from tests.support.serving import children
 from tests.support.tiny import probabilities, write_tiny_artifact
 
@@ -146,7 +146,7 @@ async def test_an_artifact_that_is_replaced(
     assert (crashed.reason, replaced.reason) == ("crashed", "artifact")
     assert "do not match the manifest that was read (tiny " in replaced.detail
     assert f"{served}/model." in replaced.detail
-    assert replaced.remedy == "Restart the service to serve the artifact that is in the folder now."
+    assert replaced.remedy == "Reload the service to serve the artifact that is in the folder now."
 
 
 def test_a_missing_model_file(tmp_path: Path) -> None:
@@ -235,6 +235,25 @@ async def test_a_host_that_cannot_be_reaped(artifact: Path) -> None:
         await service.ready()
         await service.answers_rightly(4)
         assert service.device.host is not stuck
+
+
+@pytest.mark.usefixtures("unkillable_hosts")
+@pytest.mark.parametrize("failed_before", [True, False])
+async def test_the_end_with_a_host_that_cannot_be_reaped(
+    artifact: Path, failed_before: bool
+) -> None:
+    """The service ends all the same, whether the device had noticed it or not."""
+    hung_ms = HUNG_MS if failed_before else 60_000
+    settings = {"batch_timeout_ms": hung_ms, "reap_timeout_s": 0.1, "rows": 8}
+    async with asyncio.timeout(PATIENCE_S), running(artifact, **settings) as service:
+        device, host = service.device, service.host
+        await service.frozen_with(1, 2)
+        if failed_before:
+            await until(lambda: device.state == "quarantined")
+            assert device.failure is not None
+    assert device.state == "stopped"
+    os.kill(host.process.pid, signal.SIGKILL)
+    await host.reaped.wait()
 
 
 @pytest.mark.usefixtures("unkillable_hosts")

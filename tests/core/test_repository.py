@@ -1,7 +1,10 @@
 """Several models in one service, and new versions: beside the old one, by turns, refused."""
 
 import asyncio
+import errno
+import json
 import shutil
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,7 +20,9 @@ from service.core.request import Request, TimeLimit
 from service.core.service import Service
 from service.errors import (
     ArtifactError,
+    Deadline,
     DeviceError,
+    Draining,
     Malformed,
     NotFound,
     NotReady,
@@ -25,7 +30,7 @@ from service.errors import (
 )
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
-from tests.support.faulty import faulty_python
+from tests.support.faulty import CONTROL, faulty_python
 from tests.support.pictures import encoded, pixels
 from tests.support.running import until
 from tests.support.tiny import CLASSES, probabilities, write_tiny_artifact
@@ -82,6 +87,14 @@ def folder(tmp_path: Path) -> Path:
     write_tiny_artifact(tmp_path / "models" / "two" / "9", seed=8)
     write_tiny_artifact(tmp_path / "models" / "two" / "10", seed=2)
     return tmp_path / "models"
+
+
+def set_fault(folder: Path, device: int, **fault: object) -> None:
+    """Make a device of `faulty_python` faulty from now on."""
+    faults = json.loads((folder / CONTROL).read_text())
+    new = folder / "new.json"
+    new.write_text(json.dumps(faults | {str(device): fault}))
+    new.replace(folder / CONTROL)
 
 
 async def test_models_by_name(folder: Path) -> None:
@@ -230,6 +243,184 @@ async def test_by_turns(folder: Path, tmp_path: Path) -> None:
         await models.assert_answers("one", 3)
         await until(lambda: model.devices.ready == 2)
         assert len(versions) == 2
+
+
+async def test_a_device_that_fails_after_the_change(folder: Path, tmp_path: Path) -> None:
+    """By turns: the devices after it change all the same, and it tries again by itself."""
+    room = faulty_python(tmp_path, devices=4, one_host=True)
+    async with serving(
+        folder, devices="0,1,2,3", device_python=room, model_devices="two=4"
+    ) as models:
+        await until(lambda: models.service.find("one").devices.ready == 4)
+        set_fault(tmp_path, 2, one_host=True, open="raise")
+        replace(folder / "one", seed=3)
+        model = await models.service.repository.load("one")
+        assert models.service.find("one") is model
+        await until(lambda: model.devices.ready == 3)
+        assert model.devices.devices[2].failure is not None
+        set_fault(tmp_path, 2, one_host=True)
+        await until(lambda: model.devices.ready == 4)
+        await models.assert_answers("one", 3)
+
+
+async def test_by_turns_with_a_device_that_has_failed(folder: Path, tmp_path: Path) -> None:
+    """Only devices that are ready can answer meanwhile: with one of them it would be a gap."""
+    room = faulty_python(tmp_path, devices=2, one_host=True)
+    options = {"devices": "0,1", "device_python": room, "model_devices": "two=2"}
+    async with serving(folder, **options) as models:
+        old = models.service.find("one")
+        await until(lambda: old.devices.ready == 2)
+        set_fault(tmp_path, 0, one_host=True, open="raise")
+        host = old.devices.devices[0].host
+        assert host is not None
+        host.kill()
+        await until(lambda: old.devices.ready == 1)
+        replace(folder / "one", seed=3)
+        with pytest.raises(DeviceError, match="no room for the new version"):
+            await models.service.repository.load("one")
+        await models.assert_answers("one", 1)
+
+
+async def test_a_gap_without_a_way_back(folder: Path, tmp_path: Path) -> None:
+    """The old version does not leave if its files were replaced: it could not be opened again."""
+    room = faulty_python(tmp_path, one_host=True)
+    options = {"device_python": room, "model_devices": "two=2", "allow_gap": True}
+    async with serving(folder, **options) as models:
+        replace(folder / "one", seed=3)
+        with pytest.raises(DeviceError, match="its files were replaced") as caught:
+            await models.service.repository.load("one")
+        assert "NAME/VERSION" in caught.value.remedy
+        await models.assert_answers("one", 1)
+
+
+async def test_a_client_that_does_not_wait_for_a_change(folder: Path) -> None:
+    """The change goes on to its end, and the next one waits for it."""
+    async with serving(folder) as models:
+        replace(folder / "one", seed=3)
+        loading = asyncio.create_task(models.service.repository.load("one"))
+        await until(lambda: models.states["one"] == "LOADING")
+        loading.cancel()
+        await models.service.repository.unload("two")
+        await models.assert_answers("one", 3)
+        assert models.states == {"one": "READY", "two": "UNAVAILABLE"}
+
+
+async def test_the_end_during_a_change(folder: Path) -> None:
+    """The service stops at once, with the model that was being opened."""
+    async with serving(folder) as models:
+        replace(folder / "one", seed=3)
+        models.service.reload()
+        models.service.reload()
+        await until(lambda: models.states["one"] == "LOADING")
+    assert models.service.repository._common.models == []
+    with pytest.raises(Draining):
+        await models.service.repository.load("one")
+
+
+async def test_reloads_are_counted(folder: Path) -> None:
+    """One that is asked for while another runs is made after it, and answers all such calls."""
+    async with serving(folder) as models:
+        service = models.service
+        service.reload()
+        await asyncio.sleep(0)
+        assert (service.reloads.asked, service.reloads.done) == (1, 0)
+        replace(folder / "one", seed=3)
+        for _ in range(3):
+            service.reload()
+        await until(lambda: service.reloads.done == 4)
+        assert (service.reloads.asked, service.reloads.refused) == (4, [])
+        await models.assert_answers("one", 3)
+
+
+async def test_the_same_version_in_another_folder(folder: Path) -> None:
+    """It is opened from there: the former folder may be gone when a device is restarted."""
+    async with serving(folder) as models:
+        (folder / "two" / "10").rename(folder / "two" / "11")
+        assert await models.service.repository.reload() == []
+        model = models.service.find("two")
+        host = model.devices.devices[0].host
+        assert host is not None
+        host.kill()
+        await until(lambda: not model.devices.ready)
+        await until(lambda: model.devices.ready)
+        await models.assert_answers("two", 2)
+
+
+async def test_a_link_to_the_version(folder: Path) -> None:
+    """It may be changed: if the new version is refused, a device is restarted with the old one."""
+    for number in (3, 4):
+        write_tiny_artifact(folder.parent / f"v{number}", seed=number)
+    spoil_golden(folder.parent / "v4")
+    link = folder / "three"
+    link.symlink_to("../v3")
+    async with serving(folder) as models:
+        link.unlink()
+        link.symlink_to("../v4")
+        with pytest.raises(DeviceError, match="golden rows incorrectly"):
+            await models.service.repository.load("three")
+        devices = models.service.find("three").devices
+        host = devices.devices[0].host
+        assert host is not None
+        host.kill()
+        await until(lambda: not devices.ready)
+        await until(lambda: devices.ready)
+        await models.assert_answers("three", 3)
+
+
+async def test_a_model_without_a_device_leaves(folder: Path, tmp_path: Path) -> None:
+    """Requests that no device takes end at their deadline; then the model is closed."""
+    broken = faulty_python(tmp_path)
+    options = {"device_python": broken, "model_devices": "one=2", "restart_delay_s": 20}
+    async with serving(folder, **options) as models:
+        model = models.service.find("two")
+        set_fault(tmp_path, 0, open="raise")
+        host = model.devices.devices[0].host
+        assert host is not None
+        host.process.send_signal(signal.SIGSTOP)
+        limit = TimeLimit(asyncio.get_running_loop().time() + 1)
+        files = [encoded(seed=seed) for seed in range(30)]
+        request = models.service.submit(model, files, Wanted(CLASSES), limit)
+        await models.service.repository.unload("two")
+        await until(lambda: model.rows.statistics()["waiting"] > 0)
+        host.kill()
+        with pytest.raises(Deadline):
+            await request.wait()
+        await until(lambda: model not in models.service.repository._common.models)
+
+
+async def test_a_folder_that_cannot_be_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is an error of its model; root can read all, so the system's answer is replaced."""
+    exists = Path.exists
+
+    def refusing(path: Path) -> bool:
+        if path.parent.name == "one":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return exists(path)
+
+    monkeypatch.setattr(Path, "exists", refusing)
+    async with serving(folder) as models:
+        assert models.states == {"two": "READY", "one": "UNAVAILABLE"}
+        [error] = await models.service.repository.reload()
+        assert "Cannot read the folder" in error.detail
+
+
+async def test_a_model_that_comes_during_a_reload(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the folder has at the end counts: the reload does not unload it again."""
+    async with serving(folder) as models:
+        repository = models.service.repository
+        load = repository.load
+
+        async def slow_load(name: str) -> Model:
+            if name == "one":
+                write_tiny_artifact(folder / "three", seed=4)
+                await load("three")
+            return await load(name)
+
+        monkeypatch.setattr(repository, "load", slow_load)
+        assert await repository.reload() == []
+        await models.assert_answers("three", 4)
 
 
 async def test_no_room_on_a_single_device(folder: Path, tmp_path: Path) -> None:

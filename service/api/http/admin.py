@@ -60,7 +60,7 @@ _STATE = {
     "ready": True,
     "statistics": {},
     "models": [{"name": "efficientnet-lite0", "version": "0f3a5c7e9b1d", "state": "READY"}],
-    "reloads": {"count": 0, "refused": []},
+    "reloads": {"asked": 0, "done": 0, "refused": []},
 }
 
 

@@ -141,5 +141,5 @@ class ModelState(BaseModel):
         description="For each model its name, state, version, manifest and statistics."
     )
     reloads: dict[str, Any] = Field(
-        description="How often the models were reloaded, and what was refused the last time."
+        description="Reloads asked for, reloads done, and what was refused the last time."
     )
