@@ -1,5 +1,6 @@
 """What every answer has: problem members, ids, headers and timings. And docs/errors.md."""
 
+import gc
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,10 +10,12 @@ import pytest
 from fastapi import FastAPI
 
 from service import errors
+from service.core.request import Request
 from service.server.app import create_app
 from service.settings import Settings
 from tests.support import pictures, tiny
 from tests.support.paths import ROOT
+from tests.support.running import until
 from tests.support.serving import Service, serving
 
 PNG = pictures.encoded()
@@ -238,6 +241,26 @@ async def test_an_internal_error_hides_its_cause(
     assert record.exc_info
     assert vars(record)["request_id"] == "my-own"
     assert "hidden" not in str(vars(record))
+
+
+async def test_a_refused_request_is_freed_at_once(artifact: Path) -> None:
+    """Its body is not kept in memory until the garbage collector runs."""
+    app = create_app(Settings(artifact=artifact), lambda error: None)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as http,
+    ):
+        await until(lambda: app.state.service.ready)
+        gc.collect()
+        gc.disable()
+        try:
+            body = pictures.encoded("JPEG")[:-60]
+            reply = await http.post("/classify", content=body)
+            left = [each for each in gc.get_objects() if isinstance(each, Request)]
+        finally:
+            gc.enable()
+    assert (reply.status_code, reply.json()["code"]) == (422, "undecodable")
+    assert not left
 
 
 ERRORS_PAGE = ROOT / "docs/errors.md"

@@ -145,7 +145,9 @@ class Middleware:
             head = scope["method"] == "HEAD"
             await endpoint({**scope, "method": "GET"} if head else scope, receive, send)
         except RequestError as error:
-            await problem(context, error)(scope, receive, send)
+            # The frames of its traceback have the body, and the request whose outcome it may be:
+            # such a cycle keeps the body in memory until the garbage collector runs.
+            await problem(context, error.with_traceback(None))(scope, receive, send)
         except Exception:
             log.exception("request_failed", extra=_facts(context, scope))
             if context.answered:
