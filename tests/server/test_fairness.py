@@ -52,7 +52,7 @@ def test_one_model_is_flooded(
         + f"; the small one's two clients have {1 / wanted:.2f} of their rate alone"
     )
     for outcome in (flooded, steady, small):
-        assert set(outcome.statuses) == {200}, outcome.statuses
+        assert set(outcome.statuses) == {200}, (outcome.statuses, outcome.errors)
     # The closed loops of the small model leave time over, which the two others share.
     assert share["steady"] > 0.9 * (1 - share["small"]) / 2
     assert share["flooded"] > 0.9 * (1 - share["small"]) / 2

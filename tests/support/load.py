@@ -137,6 +137,8 @@ async def _client(
             status, close, answer = 0, True, b""
         if status == 200:
             outcome.note(turn % len(requests), json.loads(answer))
+        elif status:
+            outcome.errors[json.loads(answer)["detail"]] += 1
         if status:
             outcome.statuses[status] += 1
             outcome.seconds.append(time.monotonic() - started)
