@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet
 import pytest
+from PIL import Image
 
 from tests.support import pictures, tiny
 from tests.support.serving import COMMAND, Service, plain_environment, serving
@@ -342,6 +343,24 @@ def test_names_that_are_no_text(artifact: Path, images: Path, tmp_path: Path) ->
     assert str(images / r"caf\xe9.png") in pyarrow.parquet.read_table(output)["file"].to_pylist()
     failed = failures_in(tmp_path / "out.parquet.failures.csv")
     assert failed == [(str(images / "two\nlines.png"), "unsupported_media")]
+
+
+def test_a_file_above_the_limit_harms_no_other(
+    artifact: Path, images: Path, tmp_path: Path
+) -> None:
+    """It is larger than its slot of shared memory. Each other image has its answer."""
+    assert classify(artifact, images, "--output", tmp_path / "good.jsonl").returncode == 0
+    large = images / "000 large.bmp"
+    Image.new("RGB", (200, 200)).save(large)
+    environment = plain_environment() | {"TOPFIVE_MAX_BODY_BYTES": "65536"}
+    done = subprocess.run(
+        command(artifact, images, "--output", tmp_path / "out.jsonl"),
+        capture_output=True, text=True, env=environment, timeout=200,
+    )  # fmt: skip
+    assert done.returncode == 5, done.stderr
+    assert failures_in(tmp_path / "out.jsonl.failures.csv") == [(str(large), "too_large")]
+    assert "max_body_bytes is 65536" in (tmp_path / "out.jsonl.failures.csv").read_text()
+    assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "good.jsonl").read_bytes()
 
 
 def test_what_is_refused_before_any_work(images: Path, tmp_path: Path) -> None:
