@@ -338,11 +338,31 @@ def test_names_that_are_no_text(artifact: Path, images: Path, tmp_path: Path) ->
     """Bytes that are not UTF-8 are shown; a line end in a name makes no second line."""
     (images / os.fsdecode(b"caf\xe9.png")).write_bytes(pictures.encoded())
     (images / "two\nlines.png").write_bytes(b"no image")
+    (images / "link.png").symlink_to(os.fsdecode(b"nowhere\xe9"))
     output = tmp_path / "out.parquet"
     assert classify(artifact, images, "--output", output).returncode == 5
     assert str(images / r"caf\xe9.png") in pyarrow.parquet.read_table(output)["file"].to_pylist()
-    failed = failures_in(tmp_path / "out.parquet.failures.csv")
-    assert failed == [(str(images / "two\nlines.png"), "unsupported_media")]
+    failures = tmp_path / "out.parquet.failures.csv"
+    assert failures_in(failures) == [
+        (str(images / "link.png"), "unreadable"),
+        (str(images / "two\nlines.png"), "unsupported_media"),
+    ]
+    assert r"a link to nowhere\xe9" in failures.read_text()
+
+
+def test_names_that_are_no_text_are_printed(artifact: Path, images: Path, tmp_path: Path) -> None:
+    """The table, --json and the summaries have the names as files do."""
+    odd = images / os.fsdecode(b"caf\xe9.png")
+    odd.symlink_to(os.fsdecode(b"nowhere\xe9"))
+    for options in (["--json"], []):
+        done = classify(artifact, images / "below", odd, *options)
+        assert done.returncode == 5, done.stderr
+        assert r"caf\xe9.png" in "".join(done.stdout.replace(r"\\", "\\").split())
+    output = tmp_path / os.fsdecode(b"out\xe9.csv")
+    for options in (["--json"], []):
+        done = classify(artifact, images, "--output", output, *options)
+        assert done.returncode == 5, done.stderr
+        assert r"out\xe9.csv" in done.stdout.replace(r"\\", "\\")
 
 
 def test_a_file_above_the_limit_harms_no_other(
