@@ -35,10 +35,17 @@ def facts(reply: httpx.Response) -> tuple[str, str, str, int, str | None]:
 
 
 def asked_s(reply: httpx.Response) -> float | None:
-    """Return the seconds that the server asks to wait; None if it does not ask."""
+    """Return the seconds that the server asks to wait; None if it does not ask.
+
+    Of an answer in which some images have temporary errors, these may ask.
+    """
     retry_after = reply.headers.get("retry-after")
     now = datetime.now(timezone.utc)
-    return retries.asked_s(fields(reply), retry_after, now, random.random())  # noqa: S311
+    asked = [fields(reply)]
+    if reply.status_code == 200:
+        asked = [result.get("error", {}) for result in asked[0]["results"]]
+    each = (retries.asked_s(one, retry_after, now, random.random()) for one in asked)  # noqa: S311
+    return max((seconds for seconds in each if seconds is not None), default=None)
 
 
 def results(reply: httpx.Response, images: int) -> list[Result]:
