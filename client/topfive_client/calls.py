@@ -20,7 +20,7 @@ import httpx
 
 from topfive_client import packing, replies, retries
 from topfive_client.attempts import Attempts
-from topfive_client.errors import DeadlinePassed, Unavailable
+from topfive_client.errors import DeadlinePassed, RequestRejected, Unavailable
 from topfive_client.images import File
 from topfive_client.results import ModelVersion, Result
 
@@ -29,6 +29,8 @@ Reply = Union[httpx.Response, httpx.RequestError, None]
 Returned = TypeVar("Returned")
 Steps = Generator[Step, Reply, Returned]
 
+_NOT_SENT = (httpx.LocalProtocolError, httpx.UnsupportedProtocol)
+"""Errors of a request that no attempt can send."""
 READY_TIMEOUT_S = 2.0
 """Seconds for the answer to GET /readyz."""
 POLL_S = 0.2
@@ -71,6 +73,10 @@ class ServerCalls:
         if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
             raise ValueError(
                 "the API key has a character that no header can have, such as a newline"
+            )
+        if api_key is not None and api_key != (api_key.strip() or None):
+            raise ValueError(
+                "the API key is empty or begins or ends with a space; pass None for none"
             )
         self.limits = packing.Limits()
         self._url = url.rstrip("/")
@@ -200,13 +206,19 @@ class ServerCalls:
 
         `request` returns the request for the seconds that are left. A temporary error that its
         images may cause is returned, too, if it has images. Raise Unavailable or DeadlinePassed
-        when there is no time for another attempt.
+        when there is no time for another attempt, and RequestRejected if it cannot be sent at all.
         """
         while True:
             reply = yield request(attempts.left_s())
             if isinstance(reply, httpx.Response) and reply.status_code not in retries.TEMPORARY:
                 attempts.answered()
                 return reply
+            if isinstance(reply, _NOT_SENT):
+                raise RequestRejected(
+                    f"The request cannot be sent: {reply}.",
+                    "Correct the URL or the API key.",
+                    "connection",
+                ) from reply
             error = self._unavailable(reply)
             asked_s = None
             if isinstance(reply, httpx.Response):

@@ -73,11 +73,24 @@ def rejections(reply: httpx.Response, images: int) -> list[Result]:
 
 
 def model(reply: httpx.Response) -> ModelVersion:
-    """Return the model in an answer of GET /model; raise RequestRejected if there is none."""
+    """Return the model in an answer of GET /model; raise RequestRejected if there is none.
+
+    A server of several models may have no default, and then names them all.
+    """
     if reply.status_code != 200:
         raise request_rejected(reply)
+    about = fields(reply)
     try:
-        return model_of(fields(reply))
+        if about["model"] is None:
+            names = ", ".join(str(one["name"]) for one in about["models"])
+            raise RequestRejected(
+                f"{reply.url} has no default model. Its models: {names or 'none'}.",
+                "Pass one of the names as the option model of classify.",
+                "not_found",
+                reply.status_code,
+                _request_id(reply),
+            )
+        return model_of(about)
     except _NOT_TOPFIVE as error:
         raise unexpected(reply) from error
 

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from threading import Condition, Event
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.support.scripted import (
@@ -420,6 +421,26 @@ def test_model_waits_for_the_server_as_well() -> None:
         for _ in range(2):
             with pytest.raises(RequestRejected, match="not like topfive"):
                 client.model()
+
+
+def test_a_server_without_a_default_model() -> None:
+    """It is topfive, so the error has the names of the models; without any name it is another."""
+    several = 200, {"model": None, "models": [{"name": "lite0"}, {"name": "resnet"}]}, {}
+    with scripted(several, (200, {"model": None}, {})) as server, Client(server.url) as client:
+        with pytest.raises(RequestRejected, match="models: lite0, resnet") as caught:
+            client.model()
+        assert caught.value.code == "not_found"
+        with pytest.raises(RequestRejected, match="not like topfive"):
+            client.model()
+
+
+def test_a_request_that_cannot_be_sent() -> None:
+    """It is not repeated, because every attempt would end in the same way."""
+    with scripted(answer) as server, Client(server.url) as client:
+        client._calls._headers["authorization"] = "Bearer "
+        with pytest.raises(RequestRejected, match="cannot be sent") as caught:
+            client.classify(b"photo")
+    assert isinstance(caught.value.__cause__, httpx.LocalProtocolError)
 
 
 def test_stopping_an_iteration_ends_its_waits() -> None:
