@@ -19,7 +19,7 @@ from PIL import Image
 from tests.support import pictures, tiny
 from tests.support.serving import COMMAND, Service, plain_environment, serving
 from tests.support.slow import few
-from tests.support.stub import BUSY, REFUSED, Stub, ranking, stubs
+from tests.support.stub import BUSY, REFUSED, Reply, Stub, ranking, stubs
 
 IMAGES = 12
 
@@ -292,6 +292,52 @@ def test_a_busy_server_is_asked_again(
     assert "2 of 12 images are already answered" in done.stderr
     failed = failures_in(tmp_path / "out.jsonl.failures.csv")
     assert failed == [(str(images / "004.png"), "device_failed")]
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        (404, {"code": "not_found", "detail": "There is no model 'stub'."}, {}),
+        (401, {}, {"content-type": "text/html"}),
+        (403, {"code": "forbidden", "detail": "no"}, {}),
+        (405, {"detail": "Method Not Allowed"}, {}),
+        (500, {"detail": "of another program"}, {}),
+    ],
+    ids=lambda reply: str(reply[0]),
+)
+def test_an_error_that_is_not_the_images(
+    stub: Callable[..., Stub], images: Path, tmp_path: Path, reply: Reply
+) -> None:
+    """The run ends, because every image would fail. The same command resumes it."""
+    server = stub(*[ranking()] * 3, reply)
+    options = ["--output", tmp_path / "out.jsonl", "--concurrency", 1]
+    done = classify(server.url, images, *options)
+    assert done.returncode == 4
+    assert f"status {reply[0]}" in done.stderr and "run the same command again" in done.stderr
+    assert not (tmp_path / "out.jsonl").exists()
+    assert len(server.asked) == 4
+    server.replies = [ranking()]
+    done = classify(server.url, images, *options)
+    assert done.returncode == 0, done.stderr
+    assert "3 of 12 images are already answered" in done.stderr
+
+
+def test_errors_that_pass_and_those_of_an_image(
+    stub: Callable[..., Stub], images: Path, tmp_path: Path
+) -> None:
+    """A slow network passes, and a server that asks for no wait gets a pause. 413 is the image's,
+    also by a proxy."""
+    slow = 408, {"code": "body_timeout", "detail": "slow"}, {"retry-after": "0"}
+    server = stub(slow, slow, ranking(), (413, {}, {}), ranking())
+    options = ["--output", tmp_path / "out.jsonl", "--concurrency", 1]
+    done = classify(server.url, images, *options)
+    assert done.returncode == 5, done.stderr
+    with (tmp_path / "out.jsonl.failures.csv").open(newline="") as file:
+        assert [(row["file"], row["code"]) for row in csv.DictReader(file)] == [
+            (str(images / "002.png"), "413")
+        ]
+    times = server.asked[:3]
+    assert min(times[1] - times[0], times[2] - times[1]) >= 0.1
 
 
 def test_folders_globs_and_lists(artifact: Path, images: Path, tmp_path: Path) -> None:
