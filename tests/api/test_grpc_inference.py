@@ -312,6 +312,18 @@ def test_a_stream(caller: Caller) -> None:
     assert stream(caller) == []
 
 
+@pytest.mark.parametrize("sent", [(), (("x-request-id", "of-the-stream"),)], ids=["new", "sent"])
+def test_the_id_of_a_stream(caller: Caller, sent: tuple[tuple[str, str], ...]) -> None:
+    """A stream that ends normally has the client's id, or that of its last request."""
+    method = caller.channel.stream_stream(
+        f"/{NAME}/ModelStreamInfer", pb.ModelInferRequest.SerializeToString
+    )
+    call = method(iter([infer_request(FILE)] * 2), timeout=30, metadata=sent)
+    assert len(list(call)) == 2
+    found = trailer(call)["x-request-id"]
+    assert found and (not sent or found == "of-the-stream")
+
+
 numbers = st.integers(-(2**63), 2**63 - 1) | st.integers(-2, 40)
 texts = st.sampled_from(
     ["image", "pixels", "BYTES", "UINT8", "FP32", "probabilities", ""]
