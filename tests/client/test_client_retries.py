@@ -272,7 +272,7 @@ def test_the_image_that_fails_the_server_is_found(
     """A temporary error that follows one image is the error of that image in the end."""
     failure = problem(status, code, retry_after_ms=1)
     with scripted(rejecting(b"40", failure)) as server:
-        results = classify(server.url, BURST, {"retry_for_s": 1.5})
+        results = classify(server.url, BURST, {"retry_for_s": 2.5})
     expected = [image.decode() for image in BURST]
     assert labels(results) == [*expected[:40], code, *expected[41:]]
     assert isinstance(results[40].error, Unavailable)
