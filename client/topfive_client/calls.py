@@ -8,17 +8,19 @@ and the two clients only send and wait.
 from __future__ import annotations
 
 import math
-import random
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections import deque
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count
+from functools import partial
+from itertools import chain, islice
 from typing import Callable, TypeVar, Union
 
 import httpx
 
 from topfive_client import packing, replies, retries
-from topfive_client.errors import DeadlinePassed, Unavailable
+from topfive_client.attempts import Attempts
+from topfive_client.errors import DeadlinePassed, RequestRejected, Unavailable
 from topfive_client.images import File
 from topfive_client.results import ModelVersion, Result
 
@@ -27,6 +29,8 @@ Reply = Union[httpx.Response, httpx.RequestError, None]
 Returned = TypeVar("Returned")
 Steps = Generator[Step, Reply, Returned]
 
+_NOT_SENT = (httpx.LocalProtocolError, httpx.UnsupportedProtocol)
+"""Errors of a request that no attempt can send."""
 READY_TIMEOUT_S = 2.0
 """Seconds for the answer to GET /readyz."""
 POLL_S = 0.2
@@ -70,6 +74,10 @@ class ServerCalls:
             raise ValueError(
                 "the API key has a character that no header can have, such as a newline"
             )
+        if api_key is not None and api_key != (api_key.strip() or None):
+            raise ValueError(
+                "the API key is empty or begins or ends with a space; pass None for none"
+            )
         self.limits = packing.Limits()
         self._url = url.rstrip("/")
         self._headers = {"accept": "application/json", "user-agent": "topfive-client"}
@@ -96,7 +104,8 @@ class ServerCalls:
         """
         files = [file for file in pack if isinstance(file, bytes)]
         deadline_at = time.monotonic() + (options.deadline_s or math.inf)
-        sent = (yield from self._classify(files, options, deadline_at)) if files else []
+        attempts = Attempts(self._retry_for_s, deadline_at)
+        sent = (yield from self._classify(files, options, attempts)) if files else []
         answered = iter(sent)
         return [next(answered) if isinstance(file, bytes) else Result((), file) for file in pack]
 
@@ -121,86 +130,102 @@ class ServerCalls:
     def model(self) -> Steps[ModelVersion]:
         """Return the model that the server serves."""
         reply = yield from self._answer(
-            lambda _: self._request("GET", "/model", self._timeout_s), math.inf, 1
+            lambda _: self._request("GET", "/model", self._timeout_s),
+            Attempts(self._retry_for_s),
+            has_images=False,
         )
         return replies.model(reply)
 
     def _classify(
-        self, files: Sequence[bytes], options: ClassifyOptions, deadline_at: float
+        self, files: Sequence[bytes], options: ClassifyOptions, attempts: Attempts
     ) -> Steps[list[Result]]:
-        """Classify files in one request, or in several if the server rejects that one."""
-        try:
-            reply = yield from self._answer(
-                lambda left_s: self._post(files, options, left_s), deadline_at, len(files)
-            )
-        except DeadlinePassed as error:
-            return [Result((), error) for _ in files]
-        except Unavailable as error:
-            if len(files) > 1 or not _may_be_an_image(error):
-                raise
-            return [Result((), error)]
-        if reply.status_code != 200:
-            return (yield from self._classify_rejected(reply, files, options, deadline_at))
-        results = replies.results(reply, len(files))
-        for at, result in enumerate(results):
-            # The service failed this image, and answered the other ones.
-            if result.error and result.error.status in retries.TEMPORARY:
-                [results[at]] = yield from self._classify([files[at]], options, deadline_at)
-        return results
+        """Classify files in one request, or in several if the server rejects or fails that one.
 
-    def _classify_rejected(
-        self,
-        reply: httpx.Response,
-        files: Sequence[bytes],
-        options: ClassifyOptions,
-        deadline_at: float,
-    ) -> Steps[list[Result]]:
-        """Return the results of a request that was answered with an error."""
-        if reply.status_code not in retries.IMAGE_STATUSES | retries.TEMPORARY:
+        Files that the server fails are sent again after the others, so that one such file delays no
+        other. Raise Unavailable if each of several files has ended with it.
+        """
+        found: dict[int, Result] = {}
+        waiting = deque([list(range(len(files)))])
+        try:
+            while waiting:
+                places = waiting[0]
+                pack = [files[place] for place in places]
+                request = partial(self._post, pack, options)
+                reply = yield from self._answer(request, attempts, has_images=True)
+                results = self._results(reply, pack)
+                found.update(zip(places, results))
+                failed = {
+                    place: result.error
+                    for place, result in zip(places, results)
+                    if isinstance(result.error, Unavailable)
+                }
+                waiting.popleft()
+                left = list(failed) if results else places
+                if len(left) == len(places) > 1:
+                    waiting.extend(_halves(places, pack, self.limits))
+                elif left:
+                    waiting.append(left)
+                if failed:
+                    yield attempts.wait_s(failed[left[0]], replies.asked_s(reply))
+        except DeadlinePassed as error:
+            found.update((place, Result((), error)) for places in waiting for place in places)
+        except Unavailable as error:
+            if not _may_be_an_image(error):
+                raise
+            for place in chain.from_iterable(waiting):
+                found.setdefault(place, Result((), error))
+        answers = [found[place] for place in range(len(files))]
+        unavailable = [one.error for one in answers if isinstance(one.error, Unavailable)]
+        if 1 < len(files) == len(unavailable):
+            raise unavailable[0]
+        return answers
+
+    def _results(self, reply: httpx.Response, pack: Sequence[bytes]) -> list[Result]:
+        """Return the results in an answer, which are errors if it is one.
+
+        There are none if the request has to be sent in smaller parts, which may be accepted. Raise
+        RequestRejected if the error is not about images.
+        """
+        if reply.status_code == 200:
+            return replies.results(reply, len(pack))
+        if reply.status_code in retries.TEMPORARY:
+            return [Result((), Unavailable(*replies.facts(reply)))] * len(pack)
+        if reply.status_code not in retries.IMAGE_STATUSES:
             raise replies.request_rejected(reply)
         problem = replies.fields(reply)
-        if reply.status_code == 413 and not problem and len(files) > 1:
+        if reply.status_code == 413 and not problem and len(pack) > 1:
             # A proxy does not name its limit.
-            problem = {"limit_bytes": sum(map(len, files)) // 2}
+            problem = {"limit_bytes": sum(map(len, pack)) // 2}
         self.limits = self.limits.lowered(problem)
-        if known := replies.rejections(reply, len(files)):
-            return known
-        results = []
-        for pack in packing.split(files, self.limits):
-            results += yield from self._classify(pack, options, deadline_at)
-        return results
+        return replies.rejections(reply, len(pack))
 
     def _answer(
-        self, request: Callable[[float], httpx.Request], deadline_at: float, images: int
+        self, request: Callable[[float], httpx.Request], attempts: Attempts, has_images: bool
     ) -> Steps[httpx.Response]:
         """Send a request until its answer is not temporary, and return the answer.
 
-        `request` returns the request for the seconds that are left. A temporary error that fewer
-        images may not have is returned, too, if the request has several. Raise Unavailable after
-        `retry_for_s` of failures, and DeadlinePassed if the deadline leaves no time.
+        `request` returns the request for the seconds that are left. A temporary error that its
+        images may cause is returned, too, if it has images. Raise Unavailable or DeadlinePassed
+        when there is no time for another attempt, and RequestRejected if it cannot be sent at all.
         """
-        give_up_at = math.inf
-        for failures in count(1):
-            left_s = deadline_at - time.monotonic()
-            if left_s <= 0:
-                raise _too_late("The deadline has passed.")
-            reply = yield request(left_s)
+        while True:
+            reply = yield request(attempts.left_s())
             if isinstance(reply, httpx.Response) and reply.status_code not in retries.TEMPORARY:
+                attempts.answered()
                 return reply
+            if isinstance(reply, _NOT_SENT):
+                raise RequestRejected(
+                    f"The request cannot be sent: {reply}.",
+                    "Correct the URL or the API key.",
+                    "connection",
+                ) from reply
             error = self._unavailable(reply)
-            if isinstance(reply, httpx.Response) and images > 1 and _may_be_an_image(error):
-                return reply
-            now = time.monotonic()
-            give_up_at = min(give_up_at, now + self._retry_for_s)
-            asked_s = replies.asked_s(reply) if isinstance(reply, httpx.Response) else None
-            wait_s = retries.wait_s(failures, asked_s, random.random())  # noqa: S311
-            if now + wait_s >= deadline_at:
-                detail = f"The deadline leaves no time for another attempt: {error.detail}"
-                raise _too_late(detail, error)
-            if now + wait_s > give_up_at:
-                raise error
-            yield wait_s
-        raise AssertionError("count() has no end")
+            asked_s = None
+            if isinstance(reply, httpx.Response):
+                if has_images and _may_be_an_image(error):
+                    return reply
+                asked_s = replies.asked_s(reply)
+            yield attempts.wait_s(error, asked_s)
 
     def _post(
         self, files: Sequence[bytes], options: ClassifyOptions, left_s: float
@@ -246,8 +271,10 @@ def _may_be_an_image(error: Unavailable) -> bool:
     return error.code in retries.OF_THE_IMAGE
 
 
-def _too_late(detail: str, error: Unavailable | None = None) -> DeadlinePassed:
-    """Return the error of a call whose last attempt has ended with `error`."""
-    status, request_id = (error.status, error.request_id) if error else (None, None)
-    remedy = "Pass a longer deadline_s, or fewer images at a time."
-    return DeadlinePassed(detail, remedy, "deadline", status, request_id)
+def _halves(
+    places: Sequence[int], pack: Sequence[bytes], limits: packing.Limits
+) -> Iterator[list[int]]:
+    """Yield the places of a pack that the server rejects, in two or more parts within `limits`."""
+    rest = iter(places)
+    for part in packing.split(pack, limits):
+        yield list(islice(rest, len(part)))

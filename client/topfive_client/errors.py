@@ -2,7 +2,8 @@
 
 ClassificationError
 ├── ImageRejected      this image cannot be classified; other images can
-├── RequestRejected    the server rejects every request of this form, or is not topfive
+├── RequestRejected    the server rejects every request of this form, or is not topfive, or the
+│                      request cannot be sent
 ├── DeadlinePassed     no answer within `deadline_s`
 └── Unavailable        no answer, or only temporary errors, for `retry_for_s`
 """
@@ -44,7 +45,10 @@ class ImageRejected(ClassificationError):
 
 
 class RequestRejected(ClassificationError):
-    """The server rejects every request of this form, or the answer is not topfive's."""
+    """The server rejects every request of this form, or the answer is not topfive's.
+
+    Or the request cannot be sent at all.
+    """
 
 
 class DeadlinePassed(ClassificationError):

@@ -35,10 +35,17 @@ def facts(reply: httpx.Response) -> tuple[str, str, str, int, str | None]:
 
 
 def asked_s(reply: httpx.Response) -> float | None:
-    """Return the seconds that the server asks to wait; None if it does not ask."""
+    """Return the seconds that the server asks to wait; None if it does not ask.
+
+    Of an answer in which some images have temporary errors, these may ask.
+    """
     retry_after = reply.headers.get("retry-after")
     now = datetime.now(timezone.utc)
-    return retries.asked_s(fields(reply), retry_after, now, random.random())  # noqa: S311
+    asked = [fields(reply)]
+    if reply.status_code == 200:
+        asked = [result.get("error", {}) for result in asked[0]["results"]]
+    each = (retries.asked_s(one, retry_after, now, random.random()) for one in asked)  # noqa: S311
+    return max((seconds for seconds in each if seconds is not None), default=None)
 
 
 def results(reply: httpx.Response, images: int) -> list[Result]:
@@ -66,11 +73,24 @@ def rejections(reply: httpx.Response, images: int) -> list[Result]:
 
 
 def model(reply: httpx.Response) -> ModelVersion:
-    """Return the model in an answer of GET /model; raise RequestRejected if there is none."""
+    """Return the model in an answer of GET /model; raise RequestRejected if there is none.
+
+    A server of several models may have no default, and then names them all.
+    """
     if reply.status_code != 200:
         raise request_rejected(reply)
+    about = fields(reply)
     try:
-        return model_of(fields(reply))
+        if about["model"] is None:
+            names = ", ".join(str(one["name"]) for one in about["models"])
+            raise RequestRejected(
+                f"{reply.url} has no default model. Its models: {names or 'none'}.",
+                "Pass one of the names as the option model of classify.",
+                "not_found",
+                reply.status_code,
+                _request_id(reply),
+            )
+        return model_of(about)
     except _NOT_TOPFIVE as error:
         raise unexpected(reply) from error
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from topfive_client.errors import ClassificationError, ImageRejected
+from topfive_client.errors import ClassificationError, ImageRejected, Unavailable
+from topfive_client.retries import TEMPORARY
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,10 @@ def model_of(answer: Mapping[str, Any]) -> ModelVersion:
     return ModelVersion(answer["model"]["name"], answer["model"]["version"])
 
 
-def rejected(fields: Mapping[str, Any], request_id: str | None) -> ImageRejected:
+def rejected(fields: Mapping[str, Any], request_id: str | None) -> ClassificationError:
     """Return the error of one image, read from its members in an answer."""
-    return ImageRejected(
+    kind = Unavailable if fields["status"] in TEMPORARY else ImageRejected
+    return kind(
         fields["detail"], fields.get("remedy", ""), fields["code"], fields["status"], request_id
     )
 

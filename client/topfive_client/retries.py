@@ -23,13 +23,11 @@ LONGEST_BACKOFF_S = 2.0
 def wait_s(failures: int, asked_s: float | None, random: float) -> float:
     """Return the seconds to wait after `failures` failed attempts.
 
-    The server may have asked for `asked_s`, which is the minimum. `random` is from 0 to 1: it
-    spreads the times at which clients return.
+    The server may have asked for `asked_s`, which is the minimum; it may ask for none at all.
+    `random` is from 0 to 1: it spreads the times at which clients return.
     """
-    if asked_s is not None:
-        return asked_s
     longest = min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2.0 ** min(failures - 1, 30))
-    return longest * (1 + random) / 2
+    return max(asked_s or 0.0, longest * (1 + random) / 2)
 
 
 def asked_s(

@@ -19,7 +19,7 @@ from service.core.classification import TopClasses, Wanted
 from service.core.library import Library
 from service.core.request import TimeLimit
 from service.core.service import Service
-from service.errors import DeviceError, RequestError
+from service.errors import DeviceError, RequestError, TooLarge
 from service.telemetry.metrics import Metrics
 
 _ALONE = {"models": None, "default_model": None, "poll_models_s": 0}
@@ -28,10 +28,14 @@ _ALONE = {"models": None, "default_model": None, "poll_models_s": 0}
 
 @dataclass(frozen=True)
 class LocalModel:
-    """A model that is ready; `failure` is done when its devices have failed for good."""
+    """A model that is ready; `failure` is done when its devices have failed for good.
+
+    A file may have `max_bytes`: the decode processes have no room for a larger one.
+    """
 
     artifact: Artifact
     service: Service
+    max_bytes: int
     failure: asyncio.Future[DeviceError]
 
     async def classify(self, image: bytes, top_k: int, timeout_s: float) -> TopClasses:
@@ -39,6 +43,12 @@ class LocalModel:
 
         Raise the RequestError that the request ends with, or DeviceError if no device is left.
         """
+        if len(image) > self.max_bytes:
+            raise TooLarge(
+                f"The file has {len(image)} bytes; max_body_bytes is {self.max_bytes}.",
+                "Make the file smaller, or set TOPFIVE_MAX_BODY_BYTES to more bytes.",
+                limit_bytes=self.max_bytes,
+            )
         limit = TimeLimit(asyncio.get_running_loop().time() + timeout_s)
         request = self.service.submit(self.service.find(), [image], Wanted(top_k), limit)
         try:
@@ -83,6 +93,6 @@ async def opened(
         if failure.done():
             ready.cancel()
             raise failure.result()
-        yield LocalModel(loadable.artifact, service, failure)
+        yield LocalModel(loadable.artifact, service, effective.max_body_bytes, failure)
     finally:
         await service.stop()

@@ -32,7 +32,7 @@ from service.api.v2.repository import RepositoryControl
 from service.core.library import Library, versions
 from service.core.model import Model
 from service.core.service import Service
-from service.errors import DeviceError, Malformed, MethodNotAllowed
+from service.errors import Malformed, MethodNotAllowed, TopfiveError
 from service.server.listener import announce, announce_ready, claim, listen
 from service.server.metrics_merge import Peers
 from service.server.uvicorn_server import BaseServer, Server
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("topfive.app")
 
-Fatal = Callable[[DeviceError], None]
+Fatal = Callable[[TopfiveError], None]
 
 LAG_TICK_S = 0.1
 """Seconds between two measurements of the event loop's lag."""
@@ -75,7 +75,7 @@ def create_app(settings: Settings, fatal: Fatal, peers: Peers | None = None) -> 
         first = asyncio.create_task(_await_first_ready(app, metrics, started))
         async with (
             peers.answering(metrics) if peers else contextlib.nullcontext(),
-            _grpc(service, settings, metrics) as app.state.grpc,
+            _grpc(service, settings, metrics, fatal) as app.state.grpc,
         ):
             yield
         lag.cancel()
@@ -143,7 +143,7 @@ def _add_routes(app: FastAPI, settings: Settings, metrics: Metrics, peers: Peers
 
 
 def _grpc(
-    service: Service, settings: Settings, metrics: Metrics
+    service: Service, settings: Settings, metrics: Metrics, fatal: Fatal
 ) -> contextlib.AbstractAsyncContextManager["GrpcServer | None"]:
     """Return the block in which gRPC is served, if it is switched on: its libraries are large."""
     if not settings.grpc_port:
@@ -151,7 +151,7 @@ def _grpc(
     from service.server.grpc_server import grpc_serving
 
     control = RepositoryControl(service) if settings.model_control else None
-    return grpc_serving(service, settings, metrics, version(), control)
+    return grpc_serving(service, settings, metrics, version(), control, fatal=fatal)
 
 
 def serve(settings: Settings) -> int:
@@ -172,9 +172,9 @@ def run(
     settings: Settings, server_of: Callable[[FastAPI], BaseServer], peers: Peers | None = None
 ) -> int:
     """Run the server that `server_of` makes for the application and return the exit code."""
-    fatal: list[DeviceError] = []
+    fatal: list[TopfiveError] = []
 
-    def give_up(error: DeviceError) -> None:
+    def give_up(error: TopfiveError) -> None:
         log.error("fatal", extra={"detail": error.detail, "remedy": error.remedy})
         fatal.append(error)
         server.stop(0)

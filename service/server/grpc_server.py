@@ -11,7 +11,7 @@ that have no end are cancelled: those that watch the health, and streams between
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import grpc
 import grpc.aio
@@ -24,6 +24,7 @@ from service.api.grpc.messages import POOL, SERVICE_NAME
 from service.api.v2 import descriptions
 from service.api.v2.repository import Control
 from service.core.service import Service
+from service.errors import TopfiveError
 from service.server.listener import WRITING_S, unusable
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
@@ -147,11 +148,20 @@ async def grpc_serving(
     metrics: Metrics,
     version: str,
     control: Control | None = None,
+    *,
+    fatal: Callable[[TopfiveError], None],
 ) -> AsyncIterator[GrpcServer]:
     """Serve `service` over gRPC until `GrpcServer.stop`, or until the end of the block.
 
-    Raise SettingsError if the address cannot be used.
+    Raise SettingsError if the address cannot be used. One of several workers finds that out later,
+    when it is ready: then `fatal` is called with the reason, as with that of any later failure.
     """
+
+    def check(work: asyncio.Task[None]) -> None:
+        if not work.cancelled() and (error := work.exception()):
+            bug = TopfiveError(f"The gRPC server has failed: {error!r}", "Report this error.")
+            fatal(error if isinstance(error, TopfiveError) else bug)
+
     calls = Calls(settings, metrics)
     states = _Health(service)
     server = grpc.aio.server(
@@ -168,11 +178,13 @@ async def grpc_serving(
         await _start(server, settings)
     running = GrpcServer(server, calls)
     working = asyncio.create_task(_work(server, settings, states))
+    working.add_done_callback(check)
     try:
         yield running
     finally:
         await running.end()
         working.cancel()
+        await asyncio.wait([working])
 
 
 async def _work(server: grpc.aio.Server, settings: Settings, states: _Health) -> None:

@@ -53,7 +53,15 @@ def unreadable(
 
 def unreadable_in_words(path: Path, error: OSError) -> str:
     """Return detail and remedy in one line for a list of files; none for a wrong path."""
-    return ". ".join(filter(None, unreadable(path, error, "")))
+    return in_utf_8(". ".join(filter(None, unreadable(path, error, ""))))
+
+
+def in_utf_8(text: str | Path) -> str:
+    """Return a path, or a text with paths, as any file or output can have it.
+
+    Bytes of a path that are not UTF-8 are written as `\\xff`.
+    """
+    return os.fsencode(text).decode("utf-8", "backslashreplace")
 
 
 @contextlib.contextmanager

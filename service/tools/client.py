@@ -58,7 +58,7 @@ def classify_on_artifact(
 def print_json(answers: Iterable[FileAnswer]) -> None:
     """Print one JSON document: an array with an object for each file."""
     document = [
-        {"file": str(answer.file)}
+        {"file": disk.in_utf_8(answer.file)}
         | ({"error": answer.error} if answer.error else {"predictions": answer.predictions})
         for answer in answers
     ]
@@ -72,7 +72,7 @@ def print_table(answers: Iterable[FileAnswer]) -> None:
 
     table = Table("image", "#", "score", "label", "wnid")
     for answer in answers:
-        name = answer.file.name
+        name = disk.in_utf_8(answer.file.name)
         if answer.error:
             table.add_row(name, "", "", f"error: {answer.error}", "", end_section=True)
         for place, prediction in enumerate(answer.predictions, 1):

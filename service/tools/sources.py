@@ -29,12 +29,16 @@ IN_FLIGHT = 16
 """Images in flight that keep a server of one device busy, and leave room for other clients."""
 RETRY_S = 1.0
 """Seconds to the next attempt, if the answer has no Retry-After."""
+LEAST_RETRY_S = 0.1
+"""Minimum seconds to the next attempt: a server may ask for none."""
 BATCHES_IN_FLIGHT = 4
 """Full batches for each device of an artifact: those on the device, and those being decoded."""
-_TEMPORARY = {429, 502, 503, 504}
-"""Statuses after which an image is sent again."""
-_OF_THE_IMAGE = {"device_failed", "deadline"}
+_TEMPORARY = {408, 429, 502, 503, 504}
+"""Statuses after which an image is sent again. 408 is one of them: a slow network passes."""
+_OF_THE_IMAGE = {"device_failed", "deadline", "body_timeout"}
 """Codes of temporary errors that the image itself may cause."""
+_FAILURES = {400, 413, 415, 422, 500}
+"""Statuses of an image that fails. After any other one, all images would fail."""
 # An image of one pixel: its ranking lists all classes of the server.
 _PIXEL = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
@@ -110,10 +114,7 @@ class _OverHttp:
             return _later(reply)
         fields = client.json_object(reply)
         if reply.status_code != 200:
-            return FailedImage(
-                str(fields.get("code", reply.status_code)),
-                str(fields.get("detail", reply.text[:200])),
-            )
+            return self._failed(reply, fields)
         try:
             model = _model(fields)
             predictions = fields["results"][0]["predictions"]
@@ -128,6 +129,18 @@ class _OverHttp:
                 "Serve one model during the whole run, or start over with --force.",
             )
         return top
+
+    def _failed(self, reply: httpx.Response, fields: dict[str, Any]) -> FailedImage:
+        """Return the failure of the image; raise Unreachable for one that is not the image's."""
+        status = reply.status_code
+        code, detail = fields.get("code", status), fields.get("detail", reply.text[:200])
+        # 413 may also be of a proxy, which has no code.
+        if status == 413 or (status in _FAILURES and "code" in fields):
+            return FailedImage(str(code), str(detail))
+        raise Unreachable(
+            f"{self.where} answers an image with status {status}: {detail}",
+            "The answers so far are kept. Check the server, then run the same command again.",
+        )
 
 
 @asynccontextmanager
@@ -219,7 +232,7 @@ def _later(reply: httpx.Response) -> Later:
     fields = client.json_object(reply)
     text = reply.headers.get("retry-after", "")
     return Later(
-        float(text) if text.isascii() and text.isdecimal() else RETRY_S,
+        max(LEAST_RETRY_S, float(text)) if text.isascii() and text.isdecimal() else RETRY_S,
         str(fields.get("code", reply.status_code)),
         str(fields.get("detail", f"status {reply.status_code}")),
     )

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from service.api.grpc import translation
 from tests.support.grpc_calls import (
     NAME,
     Caller,
@@ -211,6 +212,51 @@ def test_very_many_fields(caller: Caller) -> None:
         assert "fields" in raised.value.details()
 
 
+def sized(field: int, value: bytes) -> bytes:
+    """Return a field with a length, by protobuf's encoding."""
+    size, length = len(value), b""
+    while size >= 0x80:
+        length, size = length + bytes([size & 0x7F | 0x80]), size >> 7
+    return bytes([field << 3 | 2]) + length + bytes([size]) + value
+
+
+MANY = MAX_BODY_BYTES // 4
+INSIDE = {
+    "elements": sized(5, sized(5, b"\x42\x00" * MANY)),
+    "elements of two contents": sized(5, 2 * sized(5, b"\x42\x00" * 400)) * 2,
+    "packed shape": sized(5, sized(3, b"\x01" * MANY)),
+    "shape": sized(5, b"\x18\x01" * MANY),
+    "packed numbers of 64 bits": sized(5, sized(5, sized(3, b"\x01" * MANY))),
+    "numbers": sized(5, sized(5, b"\x20\x01" * MANY)),
+    "parameters of an input": sized(5, b"\x22\x00" * MANY),
+    "parameters of an output": sized(6, b"\x12\x00" * MANY),
+}
+
+
+@pytest.mark.parametrize("message", list(INSIDE.values()), ids=list(INSIDE))
+def test_very_many_fields_inside_others(caller: Caller, message: bytes) -> None:
+    """They count as well, and a shape by its bytes: each may be a dimension."""
+    plain = caller.channel.unary_unary(f"/{NAME}/ModelInfer")
+    with pytest.raises(grpc.RpcError) as raised:
+        plain(message, timeout=30)
+    assert raised.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert "at most 1000 fields" in raised.value.details()
+
+
+def test_many_files_and_numbers_as_contents() -> None:
+    """As many as a request may have: each file is a field, and all pixels together are one."""
+    files = [bytes([number]) * 9000 for number in range(32)]
+    image: dict[str, Any] = {"name": "image", "datatype": "BYTES", "shape": [32]}
+    image["contents"] = {"bytes_contents": files}
+    asked, _ = translation.infer_request(pb.ModelInferRequest(inputs=[image]).SerializeToString())
+    assert asked.inputs[0].data == files
+    row = np.arange(224 * 224 * 3, dtype=np.uint8)
+    tensor: dict[str, Any] = {"name": "pixels", "datatype": "UINT8", "shape": [1, 224, 224, 3]}
+    tensor["contents"] = {"uint_contents": row.tolist()}
+    asked, _ = translation.infer_request(pb.ModelInferRequest(inputs=[tensor]).SerializeToString())
+    assert asked.inputs[0].data == row.tobytes()
+
+
 def test_a_larger_message(caller: Caller) -> None:
     """grpcio refuses it, and it counts as too_large."""
     error = caller.refused("ModelInfer", infer_request(bytes(MAX_BODY_BYTES)))
@@ -264,6 +310,18 @@ def test_a_stream(caller: Caller) -> None:
     for answer, best in zip((answers[0], answers[2]), right, strict=True):
         assert answer.infer_response.raw_output_contents[0][:4] == best.tobytes()
     assert stream(caller) == []
+
+
+@pytest.mark.parametrize("sent", [(), (("x-request-id", "of-the-stream"),)], ids=["new", "sent"])
+def test_the_id_of_a_stream(caller: Caller, sent: tuple[tuple[str, str], ...]) -> None:
+    """A stream that ends normally has the client's id, or that of its last request."""
+    method = caller.channel.stream_stream(
+        f"/{NAME}/ModelStreamInfer", pb.ModelInferRequest.SerializeToString
+    )
+    call = method(iter([infer_request(FILE)] * 2), timeout=30, metadata=sent)
+    assert len(list(call)) == 2
+    found = trailer(call)["x-request-id"]
+    assert found and (not sent or found == "of-the-stream")
 
 
 numbers = st.integers(-(2**63), 2**63 - 1) | st.integers(-2, 40)

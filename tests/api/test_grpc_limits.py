@@ -66,7 +66,7 @@ async def served(artifact: Path, **settings: Any) -> AsyncIterator[Client]:
     port = free_port()
     async with running(artifact, **settings) as core:
         effective = Settings.model_validate({"grpc_port": port, **settings})
-        async with grpc_serving(core.service, effective, core.metrics, "1"):
+        async with grpc_serving(core.service, effective, core.metrics, "1", fatal=pytest.fail):
             client = Client(core, port)
             yield client
             await client.channel.close()

@@ -145,7 +145,9 @@ async def test_control(artifact: Path) -> None:
     caller = Caller(free_port())
     settings = Settings(grpc_port=caller.port)
     async with core_running(artifact) as core:
-        serving = grpc_serving(core.service, settings, core.metrics, "1", Loader())
+        serving = grpc_serving(
+            core.service, settings, core.metrics, "1", Loader(), fatal=pytest.fail
+        )
         async with serving:
             load = pb.RepositoryModelLoadRequest(model_name="tiny")
             await asyncio.to_thread(caller.method("RepositoryModelLoad"), load)
@@ -251,7 +253,7 @@ async def test_the_health_of_a_model_that_was_unloaded(
     check = health_pb2.HealthCheckRequest(service="tiny")
     async with (
         core_running(artifact) as core,
-        grpc_serving(core.service, Settings(grpc_port=port), core.metrics, "1"),
+        grpc_serving(core.service, Settings(grpc_port=port), core.metrics, "1", fatal=pytest.fail),
         grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
     ):
         watched = health_pb2_grpc.HealthStub(channel).Watch(check)

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from threading import Condition, Event
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.support.scripted import (
@@ -107,13 +108,21 @@ def test_a_temporary_failure_is_not_noticed(
 
 @pytest.mark.parametrize(
     ("headers", "members", "least_s"),
-    [({"retry-after": "1"}, {}, 1.0), ({"retry-after": "9"}, {"retry_after_ms": 400}, 0.4)],
-    ids=["seconds", "milliseconds"],
+    [
+        ({"retry-after": "1"}, {}, 1.0),
+        ({"retry-after": "9"}, {"retry_after_ms": 400}, 0.4),
+        ({"retry-after": "0"}, {}, 0.05),
+        ({"retry-after": "Mon, 30 Nov 2020 11:00:00 GMT"}, {"retry_after_ms": -1}, 0.05),
+    ],
+    ids=["seconds", "milliseconds", "none", "past"],
 )
 def test_the_server_says_when(
     classify: Callable[..., Any], headers: dict[str, str], members: dict[str, int], least_s: float
 ) -> None:
-    """The header is the minimum, but the milliseconds of the body are more exact."""
+    """The header is the minimum, but the milliseconds of the body are more exact.
+
+    A server that asks for no wait gets no request at once.
+    """
     busy = 503, {"code": "overloaded", "detail": "full"} | members, headers
     with scripted(busy, answer) as server:
         classify(server.url, b"photo")
@@ -135,7 +144,7 @@ def test_the_total_of_the_failures_is_bounded(classify: Callable[..., Any]) -> N
             assert facts["request_id"] == "failed"
         times = [received.at for received in server.received]
     assert len(times) > 5
-    assert min(b - a for a, b in itertools.pairwise(times[:5])) >= 0.05
+    assert min(b - a for a, b in itertools.pairwise(times[:3])) >= 0.05
 
 
 def test_a_wait_beyond_the_total_is_not_begun(classify: Callable[..., Any]) -> None:
@@ -263,10 +272,39 @@ def test_the_image_that_fails_the_server_is_found(
     """A temporary error that follows one image is the error of that image in the end."""
     failure = problem(status, code, retry_after_ms=1)
     with scripted(rejecting(b"40", failure)) as server:
-        results = classify(server.url, BURST, {"retry_for_s": 0.2})
+        results = classify(server.url, BURST, {"retry_for_s": 2.5})
     expected = [image.decode() for image in BURST]
     assert labels(results) == [*expected[:40], code, *expected[41:]]
     assert isinstance(results[40].error, Unavailable)
+
+
+@pytest.mark.parametrize("failure", [problem(503, "device_failed"), problem(504, "deadline")])
+def test_a_device_that_fails_every_image(
+    classify: Callable[..., Any], failure: ScriptedReply
+) -> None:
+    """The images of a request have one bound together, and no image is at fault: it is raised."""
+    with scripted(failure) as server:
+        began = time.monotonic()
+        with pytest.raises(Unavailable) as caught:
+            classify(server.url, BURST[:16], {"retry_for_s": 0.5})
+        assert time.monotonic() - began < 10
+    assert caught.value.status == failure[0]
+    assert [len(one.images) for one in server.received[:3]] == [16, 8, 8]
+    assert len(server.received) < 8
+    assert server.received[1].at - server.received[0].at >= 0.05
+
+
+def test_images_are_sent_again_when_the_server_says(classify: Callable[..., Any]) -> None:
+    """Not before, also in smaller requests, and if the answer has the other images."""
+    error = {"status": 503, "code": "device_failed", "detail": "twice", "retry_after_ms": 400}
+    partly = 200, fields([result(b"1"), {"error": error}, {"error": error}, result(b"4")]), {}
+    with scripted(problem(503, "device_failed", retry_after_ms=400), partly, answer) as server:
+        found = classify(server.url, [b"%d" % number for number in range(8)])
+    assert labels(found) == ["1", "1", "2", "4", "4", "5", "6", "7"]
+    images = [one.images for one in server.received]
+    assert images[1:] == [images[0][:4], images[0][4:], [b"1", b"2"]]
+    times = [one.at for one in server.received]
+    assert min(times[1] - times[0], times[2] - times[1]) >= 0.4
 
 
 def test_an_image_that_the_server_failed_is_sent_again(classify: Callable[..., Any]) -> None:
@@ -385,6 +423,26 @@ def test_model_waits_for_the_server_as_well() -> None:
                 client.model()
 
 
+def test_a_server_without_a_default_model() -> None:
+    """It is topfive, so the error has the names of the models; without any name it is another."""
+    several = 200, {"model": None, "models": [{"name": "lite0"}, {"name": "resnet"}]}, {}
+    with scripted(several, (200, {"model": None}, {})) as server, Client(server.url) as client:
+        with pytest.raises(RequestRejected, match="models: lite0, resnet") as caught:
+            client.model()
+        assert caught.value.code == "not_found"
+        with pytest.raises(RequestRejected, match="not like topfive"):
+            client.model()
+
+
+def test_a_request_that_cannot_be_sent() -> None:
+    """It is not repeated, because every attempt would end in the same way."""
+    with scripted(answer) as server, Client(server.url) as client:
+        client._calls._headers["authorization"] = "Bearer "
+        with pytest.raises(RequestRejected, match="cannot be sent") as caught:
+            client.classify(b"photo")
+    assert isinstance(caught.value.__cause__, httpx.LocalProtocolError)
+
+
 def test_stopping_an_iteration_ends_its_waits() -> None:
     """A caller that stops does not wait for retries that are far away."""
 
@@ -410,7 +468,8 @@ def test_backoff() -> None:
         *(0.1, 0.2, 0.4, 1.6, 2.0, 2.0)
     ]
     assert wait_s(3, None, 0.0) == 0.2
-    assert wait_s(9, 0.05, 0.5) == 0.05
+    assert wait_s(9, 5.0, 0.5) == 5.0
+    assert [wait_s(failures, 0.0, 0.0) for failures in (1, 2, 9)] == [0.05, 0.1, 1.0]
 
 
 @pytest.mark.parametrize(

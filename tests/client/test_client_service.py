@@ -270,6 +270,9 @@ def test_options_that_cannot_be_used(client: Client) -> None:
         client.classify(FILES[0], deadline_s=-1)
     with pytest.raises(ValueError, match="newline"):
         Client("http://127.0.0.1", api_key="secret\n")
+    for key in ("", " ", " secret", "secret "):
+        with pytest.raises(ValueError, match="empty or begins or ends with a space"):
+            Client("http://127.0.0.1", api_key=key)
     with pytest.raises(ValueError, match="concurrency is 0"):
         AsyncClient("http://127.0.0.1", concurrency=0)
     with pytest.raises(TypeError):

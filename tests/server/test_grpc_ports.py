@@ -12,11 +12,13 @@ import grpc
 import grpc.aio
 import pytest
 
-from service.errors import SettingsError
+from service.errors import SettingsError, TopfiveError
+from service.server.grpc_server import grpc_serving
 from service.server.listener import claim
 from service.settings import Settings
 from tests.support.grpc_calls import Caller, free_port, infer_request, pb, serving_grpc
 from tests.support.pictures import encoded
+from tests.support.running import running
 from tests.support.serving import COMMAND, Service, children, command, plain_environment
 from tests.support.tiny import write_tiny_artifact
 
@@ -125,6 +127,21 @@ def test_a_worker_that_was_killed(workers: tuple[Service, Caller]) -> None:
     assert asyncio.run(_answers(caller.port, 16)) == {"OK": 16}
     service.await_event("grpc_listening")
     assert asyncio.run(_answers(caller.port, 16)) == {"OK": 16}
+
+
+async def test_a_worker_that_cannot_listen(artifact: Path) -> None:
+    """It binds the port when it is ready, so its failure is reported, and ends the worker."""
+    failures: asyncio.Queue[TopfiveError] = asyncio.Queue()
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        settings = Settings(workers=2, grpc_port=held.getsockname()[1])
+        async with (
+            running(artifact) as core,
+            grpc_serving(core.service, settings, core.metrics, "1", fatal=failures.put_nowait),
+        ):
+            error = await failures.get()
+    assert isinstance(error, SettingsError)
+    assert f"Cannot listen on 127.0.0.1:{settings.grpc_port}" in error.detail
+    assert failures.empty()
 
 
 def test_an_address_that_cannot_be_used(artifact: Path) -> None:

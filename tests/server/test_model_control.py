@@ -74,6 +74,11 @@ def test_over_grpc(served: Served) -> None:
     assert [(each.name, each.state) for each in index] == [("one", "UNAVAILABLE"), ("two", "READY")]
     caller.call("RepositoryModelLoad", model_name="one")
     assert states(service)[0] == ("one", "READY", "")
+    configured = pb.RepositoryModelLoadRequest(model_name="one")
+    configured.parameters["config"].string_param = "{}"
+    error = caller.refused("RepositoryModelLoad", configured)
+    assert error.code() == grpc.StatusCode.UNIMPLEMENTED
+    assert "parameters are not supported" in error.details()
     for name in ("four", "", "../one", "two/../two"):
         for act in ("Load", "Unload"):
             method = f"RepositoryModel{act}"

@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet
 import pytest
+from PIL import Image
 
 from tests.support import pictures, tiny
 from tests.support.serving import COMMAND, Service, plain_environment, serving
 from tests.support.slow import few
-from tests.support.stub import BUSY, REFUSED, Stub, ranking, stubs
+from tests.support.stub import BUSY, REFUSED, Reply, Stub, ranking, stubs
 
 IMAGES = 12
 
@@ -293,6 +294,52 @@ def test_a_busy_server_is_asked_again(
     assert failed == [(str(images / "004.png"), "device_failed")]
 
 
+@pytest.mark.parametrize(
+    "reply",
+    [
+        (404, {"code": "not_found", "detail": "There is no model 'stub'."}, {}),
+        (401, {}, {"content-type": "text/html"}),
+        (403, {"code": "forbidden", "detail": "no"}, {}),
+        (405, {"detail": "Method Not Allowed"}, {}),
+        (500, {"detail": "of another program"}, {}),
+    ],
+    ids=lambda reply: str(reply[0]),
+)
+def test_an_error_that_is_not_the_images(
+    stub: Callable[..., Stub], images: Path, tmp_path: Path, reply: Reply
+) -> None:
+    """The run ends, because every image would fail. The same command resumes it."""
+    server = stub(*[ranking()] * 3, reply)
+    options = ["--output", tmp_path / "out.jsonl", "--concurrency", 1]
+    done = classify(server.url, images, *options)
+    assert done.returncode == 4
+    assert f"status {reply[0]}" in done.stderr and "run the same command again" in done.stderr
+    assert not (tmp_path / "out.jsonl").exists()
+    assert len(server.asked) == 4
+    server.replies = [ranking()]
+    done = classify(server.url, images, *options)
+    assert done.returncode == 0, done.stderr
+    assert "3 of 12 images are already answered" in done.stderr
+
+
+def test_errors_that_pass_and_those_of_an_image(
+    stub: Callable[..., Stub], images: Path, tmp_path: Path
+) -> None:
+    """A slow network passes, and a server that asks for no wait gets a pause. 413 is the image's,
+    also by a proxy."""
+    slow = 408, {"code": "body_timeout", "detail": "slow"}, {"retry-after": "0"}
+    server = stub(slow, slow, ranking(), (413, {}, {}), ranking())
+    options = ["--output", tmp_path / "out.jsonl", "--concurrency", 1]
+    done = classify(server.url, images, *options)
+    assert done.returncode == 5, done.stderr
+    with (tmp_path / "out.jsonl.failures.csv").open(newline="") as file:
+        assert [(row["file"], row["code"]) for row in csv.DictReader(file)] == [
+            (str(images / "002.png"), "413")
+        ]
+    times = server.asked[:3]
+    assert min(times[1] - times[0], times[2] - times[1]) >= 0.1
+
+
 def test_folders_globs_and_lists(artifact: Path, images: Path, tmp_path: Path) -> None:
     """The order is that of the arguments, each image is classified once, and links to folders are
     not entered."""
@@ -337,11 +384,49 @@ def test_names_that_are_no_text(artifact: Path, images: Path, tmp_path: Path) ->
     """Bytes that are not UTF-8 are shown; a line end in a name makes no second line."""
     (images / os.fsdecode(b"caf\xe9.png")).write_bytes(pictures.encoded())
     (images / "two\nlines.png").write_bytes(b"no image")
+    (images / "link.png").symlink_to(os.fsdecode(b"nowhere\xe9"))
     output = tmp_path / "out.parquet"
     assert classify(artifact, images, "--output", output).returncode == 5
     assert str(images / r"caf\xe9.png") in pyarrow.parquet.read_table(output)["file"].to_pylist()
-    failed = failures_in(tmp_path / "out.parquet.failures.csv")
-    assert failed == [(str(images / "two\nlines.png"), "unsupported_media")]
+    failures = tmp_path / "out.parquet.failures.csv"
+    assert failures_in(failures) == [
+        (str(images / "link.png"), "unreadable"),
+        (str(images / "two\nlines.png"), "unsupported_media"),
+    ]
+    assert r"a link to nowhere\xe9" in failures.read_text()
+
+
+def test_names_that_are_no_text_are_printed(artifact: Path, images: Path, tmp_path: Path) -> None:
+    """The table, --json and the summaries have the names as files do."""
+    odd = images / os.fsdecode(b"caf\xe9.png")
+    odd.symlink_to(os.fsdecode(b"nowhere\xe9"))
+    for options in (["--json"], []):
+        done = classify(artifact, images / "below", odd, *options)
+        assert done.returncode == 5, done.stderr
+        assert r"caf\xe9.png" in "".join(done.stdout.replace(r"\\", "\\").split())
+    output = tmp_path / os.fsdecode(b"out\xe9.csv")
+    for options in (["--json"], []):
+        done = classify(artifact, images, "--output", output, *options)
+        assert done.returncode == 5, done.stderr
+        assert r"out\xe9.csv" in done.stdout.replace(r"\\", "\\")
+
+
+def test_a_file_above_the_limit_harms_no_other(
+    artifact: Path, images: Path, tmp_path: Path
+) -> None:
+    """It is larger than its slot of shared memory. Each other image has its answer."""
+    assert classify(artifact, images, "--output", tmp_path / "good.jsonl").returncode == 0
+    large = images / "000 large.bmp"
+    Image.new("RGB", (200, 200)).save(large)
+    environment = plain_environment() | {"TOPFIVE_MAX_BODY_BYTES": "65536"}
+    done = subprocess.run(
+        command(artifact, images, "--output", tmp_path / "out.jsonl"),
+        capture_output=True, text=True, env=environment, timeout=200,
+    )  # fmt: skip
+    assert done.returncode == 5, done.stderr
+    assert failures_in(tmp_path / "out.jsonl.failures.csv") == [(str(large), "too_large")]
+    assert "max_body_bytes is 65536" in (tmp_path / "out.jsonl.failures.csv").read_text()
+    assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "good.jsonl").read_bytes()
 
 
 def test_what_is_refused_before_any_work(images: Path, tmp_path: Path) -> None:

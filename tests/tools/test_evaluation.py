@@ -125,6 +125,23 @@ def test_folders_of_classes_from_a_desktop(artifact: Path, tmp_path: Path) -> No
     assert "NOT COMPLETE" not in done.stdout and " of 1;" in done.stdout
 
 
+def test_names_that_are_no_text(artifact: Path, tmp_path: Path) -> None:
+    """A failed image has its name in failed.csv, and the folder is printed."""
+    folder = tmp_path / "images" / "n00000003"
+    folder.mkdir(parents=True)
+    (folder / "good.png").write_bytes(pictures.encoded())
+    (folder / os.fsdecode(b"caf\xe9.png")).write_text("no image")
+    output = tmp_path / os.fsdecode(b"out\xe9")
+    done = subprocess.run(
+        [*COMMAND, "eval", "--label-file", folder.parent, "--output", output,
+         "--artifact", artifact],
+        capture_output=True, text=True, env=plain_environment(), timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 5, done.stderr
+    assert r"n00000003/caf\xe9.png,unsupported_media" in (output / "failed.csv").read_text()
+    assert str(tmp_path / r"out\xe9") in done.stdout
+
+
 def test_no_image_was_answered(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """There is no accuracy, and no program can take the text for a number."""
     failed = [(Sample("a.jpg", 3), FailedImage("missing", "no such file"))]

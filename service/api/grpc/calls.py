@@ -256,6 +256,8 @@ class Calls:
             context.add_done_callback(self._end_stream)
             while (message := await self._next(context)) is not grpc.aio.EOF:
                 call = self._begin(STREAM, context)
+                # Sent when the stream ends: the id of its last request, or that of all.
+                context.set_trailing_metadata(call.trailer())
                 try:
                     with self._errors(call):
                         call.bytes_received = len(message)

@@ -125,13 +125,16 @@ class Endpoints:
         return ANSWERS["RepositoryIndex"](models=models)
 
     async def _load(self, _: Call, data: bytes) -> Any:
+        allowed = repository.allowed(self._control)
         request = parsed("RepositoryModelLoad", data)
-        await repository.allowed(self._control).load(request.model_name)
+        repository.check_no_parameters(request.parameters)
+        await allowed.load(request.model_name)
         return ANSWERS["RepositoryModelLoad"]()
 
     async def _unload(self, _: Call, data: bytes) -> Any:
+        allowed = repository.allowed(self._control)
         request = parsed("RepositoryModelUnload", data)
-        await repository.allowed(self._control).unload(request.model_name)
+        await allowed.unload(request.model_name)
         return ANSWERS["RepositoryModelUnload"]()
 
     def _named(self, method: str, data: bytes) -> Model:

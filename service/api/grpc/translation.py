@@ -16,19 +16,37 @@ _CONTENTS = {"BYTES": "bytes_contents", "FP32": "fp32_contents", "INT32": "int_c
 """The field of InferTensorContents for each datatype of an output."""
 MAX_FIELDS = 1000
 """Maximum fields of a request: each costs time and, inside protobuf, up to 50 times its bytes."""
-_RAW_TAG = 7 << 3 | 2
-"""The tag of an element of raw_input_contents: field 7, with a length."""
 _VARINT, _FIXED64, _SIZED, _FIXED32 = 0, 1, 2, 5
 """The types of values in protobuf's encoding (protobuf.dev/programming-guides/encoding)."""
+_RAW_TAG = 7 << 3 | _SIZED
+"""The tag of an element of raw_input_contents: field 7, with a length."""
+
+_Inside = Mapping[int, "_Inside | None"]
+"""The fields of a message that have more than one value, by their tags: a message with fields of
+its own, or None for numbers of which each byte may be one, and takes eight in memory."""
+# Other numbers need at most four times their bytes: uint_contents are pixels, a row of which has
+# 150,528.
+_CONTENTS_INSIDE: _Inside = {3 << 3 | _SIZED: None, 5 << 3 | _SIZED: None}
+_INPUT_INSIDE: _Inside = {3 << 3 | _SIZED: None, 5 << 3 | _SIZED: _CONTENTS_INSIDE}
+_REQUEST_INSIDE: _Inside = {5 << 3 | _SIZED: _INPUT_INSIDE, 6 << 3 | _SIZED: {}}
 
 
 def infer_request(data: bytes) -> tuple[InferRequest, bool]:
     """Return the request that `data` encodes, and whether its tensors are raw bytes.
 
-    Raise Malformed if `data` is no ModelInferRequest, or if its tensors and their contents do not
-    belong together.
+    Raise Malformed if `data` is no ModelInferRequest, or has too many fields, or if its tensors and
+    their contents do not belong together.
     """
-    rest, raw = _split(data)
+    try:
+        rest, raw = _split(data)
+        if len(rest) > MAX_FIELDS:  # fewer bytes have fewer fields
+            _fields_left(rest, 0, len(rest), _REQUEST_INSIDE, MAX_FIELDS)
+    except (IndexError, ValueError):
+        raise Malformed(
+            f"The {len(data)} bytes of the request are no ModelInferRequest of at most "
+            f"{MAX_FIELDS} fields.",
+            "Send the message that the protocol defines, its tensors in raw_input_contents.",
+        ) from None
     request = parsed("ModelInfer", rest)
     if raw and len(raw) != len(request.inputs):
         raise tensors.malformed(
@@ -55,28 +73,46 @@ def infer_request(data: bytes) -> tuple[InferRequest, bool]:
 
 
 def _split(data: bytes) -> tuple[bytes, list[memoryview]]:
-    """Return a request without its raw_input_contents, and these as views of `data`."""
+    """Return a request without its raw_input_contents, and these as views of `data`.
+
+    Raise IndexError or ValueError if `data` is no message, or has more than MAX_FIELDS fields.
+    """
     view, end = memoryview(data), len(data)
     rest, raw = [], []
     at = kept = fields = 0
-    try:
-        while at < end:
-            start, (tag, at) = at, _varint(data, at)
-            value, at = _value(data, at, tag & 7)
-            fields += 1
-            if at > end or fields > MAX_FIELDS:
-                raise ValueError
-            if tag == _RAW_TAG:
-                raw.append(view[value:at])
-                rest.append(view[kept:start])
-                kept = at
-    except (IndexError, ValueError):
-        raise Malformed(
-            f"The {end} bytes of the request are no ModelInferRequest of at most {MAX_FIELDS} "
-            "fields.",
-            "Send the message that the protocol defines.",
-        ) from None
+    while at < end:
+        start, (tag, at) = at, _varint(data, at)
+        value, at = _value(data, at, tag & 7)
+        fields += 1
+        if at > end or fields > MAX_FIELDS:
+            raise ValueError
+        if tag == _RAW_TAG:
+            raw.append(view[value:at])
+            rest.append(view[kept:start])
+            kept = at
     return b"".join([*rest, view[kept:]]), raw
+
+
+def _fields_left(data: bytes, at: int, end: int, inside: _Inside, fields: int) -> int:
+    """Return how many of `fields` are left after those of the message from `at` to `end`.
+
+    Raise IndexError or ValueError if it is no message, or has more fields.
+    """
+    while at < end:
+        tag, at = _varint(data, at)
+        value, at = _value(data, at, tag & 7)
+        if at > end:
+            raise ValueError
+        fields -= 1
+        if tag in inside:
+            message = inside[tag]
+            if message is None:
+                fields -= at - value
+            else:
+                fields = _fields_left(data, value, at, message, fields)
+        if fields < 0:
+            raise ValueError
+    return fields
 
 
 def _value(data: bytes, at: int, kind: int) -> tuple[int, int]:

@@ -174,12 +174,7 @@ def _add_repository(
     )
     async def load(model: str, http: Request) -> Response:
         allowed = repository.allowed(control)
-        parameters = (await _body(http, bodies)).get("parameters")
-        if parameters:
-            raise Unsupported(
-                "A model is loaded as it is in the repository: parameters are not supported.",
-                "Leave the parameters out.",
-            )
+        repository.check_no_parameters((await _body(http, bodies)).get("parameters"))
         await allowed.load(model)
         return as_json({"name": model, "load": True})
 

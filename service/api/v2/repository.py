@@ -12,6 +12,7 @@ from service.errors import (
     NotFound,
     RequestError,
     TopfiveError,
+    Unsupported,
 )
 
 _STATES = {"": "READY", "starting": "LOADING"}
@@ -73,6 +74,15 @@ def index(service: Service, only_ready: bool) -> list[dict[str, Any]]:
         if row["state"] == "READY" or not only_ready:
             models.append(row)
     return models
+
+
+def check_no_parameters(parameters: object) -> None:
+    """Raise Unsupported if a request to load a model has parameters, which would change it."""
+    if parameters:
+        raise Unsupported(
+            "A model is loaded as it is in the repository: parameters are not supported.",
+            "Leave the parameters out.",
+        )
 
 
 def allowed(control: Control | None) -> Control:

@@ -17,6 +17,7 @@ from pathlib import Path
 import orjson
 
 from service.errors import RunError
+from service.system import disk
 from service.tools import client, whole_files
 from service.tools.answering import Final, answer_all
 from service.tools.bulk import inputs, outputs
@@ -142,7 +143,7 @@ def _write(source: ModelSource, plan: BulkPlan, images: InputList, journal: Numb
 
     def rows(fail: Callable[[Sequence[str]], object]) -> Iterator[outputs.Row]:
         nonlocal failed
-        for file, answer in zip(map(_text, images), journal.answers(), strict=True):
+        for file, answer in zip(map(disk.in_utf_8, images), journal.answers(), strict=True):
             if isinstance(answer, FailedImage):
                 failed += 1
                 fail((file, answer.reason, answer.detail))
@@ -161,20 +162,16 @@ def _write(source: ModelSource, plan: BulkPlan, images: InputList, journal: Numb
     return failed
 
 
-def _text(file: Path) -> str:
-    """Return the name as text; bytes that are not UTF-8 are written as `\\xff`."""
-    return os.fsencode(file).decode("utf-8", "backslashreplace")
-
-
 def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
 def print_summary(result: BulkResult, plan: BulkPlan, as_json: bool) -> None:
     """Print the numbers of images and failures, and the files, in sentences or as JSON."""
-    failures = outputs.failures_of(plan.output)
+    output = disk.in_utf_8(plan.output)
+    failures = disk.in_utf_8(outputs.failures_of(plan.output))
     if as_json:
-        fields = vars(result) | {"output": str(plan.output)}
+        fields = vars(result) | {"output": output}
         print(orjson.dumps(fields).decode(), flush=True)
         return
     rate = result.asked / max(result.seconds, 1e-3)
@@ -187,4 +184,4 @@ def print_summary(result: BulkResult, plan: BulkPlan, as_json: bool) -> None:
             f"NOT COMPLETE: {result.failed} images failed; see {failures}. "
             "The same command tries these images again."
         )
-    print(plan.output, flush=True)
+    print(output, flush=True)

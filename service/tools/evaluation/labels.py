@@ -82,7 +82,7 @@ def read_samples(path: Path, classes: Sequence[Label], limit: int | None) -> Sam
     if not samples:
         raise EvaluationError(f"{path} names no image.", _LINE_FORM)
     lines = "".join(f"{sample.name} {sample.class_id}\n" for sample in samples.values())
-    sha256 = hashlib.sha256(lines.encode()).hexdigest()
+    sha256 = hashlib.sha256(lines.encode(errors="surrogateescape")).hexdigest()
     numbers = all(column == "class_id" or word not in words for *_, word, column in entries)
     return SampleList(tuple(samples.values()), sha256, numbers, _leftovers(path))
 

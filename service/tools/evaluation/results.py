@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from service.system import disk
 from service.tools import whole_files
 from service.tools.evaluation.journal import Answered
 from service.tools.evaluation.labels import Sample
@@ -111,7 +112,7 @@ def _failed(failed: Sequence[tuple[Sample, FailedImage]]) -> str:
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(("file", "reason", "detail"))
-    rows.writerows((sample.name, why.reason, why.detail) for sample, why in failed)
+    rows.writerows((disk.in_utf_8(sample.name), why.reason, why.detail) for sample, why in failed)
     return text.getvalue()
 
 
@@ -149,5 +150,6 @@ def print_summary(results: Results, folder: Path) -> None:
             f"95 %: {low:.2%} to {high:.2%})"
         )
     if results.failed:
-        print(f"NOT COMPLETE: {len(results.failed)} images have no answer; see {folder / FAILED}")
-    print(folder)
+        failed = disk.in_utf_8(folder / FAILED)
+        print(f"NOT COMPLETE: {len(results.failed)} images have no answer; see {failed}")
+    print(disk.in_utf_8(folder))
