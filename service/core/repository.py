@@ -332,11 +332,12 @@ class Repository:
                 await _proven(model, [])
                 self._replace(model, old, leaves=False)
         except Exception:
-            await model.devices.stop()
-            for device in left:
-                old.devices.start_device(device)
-            old.paused = False
-            self._watch(old)
+            if self.entries[model.name].model is old:
+                await model.devices.stop()
+                for device in left:
+                    old.devices.start_device(device)
+                old.paused = False
+                self._watch(old)
             raise
         self._leave(old)
 
