@@ -22,12 +22,14 @@ class Attempts:
         self._give_up_at = math.inf
         self._failures = 0
         """Failures since the last answer that was none."""
+        self._last: Unavailable | None = None
+        """What the last attempt that failed has ended with."""
 
     def left_s(self) -> float:
         """Return the seconds for another attempt; raise DeadlinePassed if there are none."""
         left_s = self._deadline_at - time.monotonic()
         if left_s <= 0:
-            raise _too_late("The deadline has passed.")
+            raise _too_late("The deadline has passed.", self._last)
         return left_s
 
     def answered(self) -> None:
@@ -41,6 +43,7 @@ class Attempts:
         time for another attempt.
         """
         self._failures += 1
+        self._last = error
         now = time.monotonic()
         self._give_up_at = min(self._give_up_at, now + self._retry_for_s)
         wait_s = retries.wait_s(self._failures, asked_s, random.random())  # noqa: S311

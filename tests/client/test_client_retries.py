@@ -32,6 +32,7 @@ from topfive_client import (
     Unavailable,
 )
 from topfive_client import calls as calls_module
+from topfive_client.attempts import Attempts
 from topfive_client.packing import Limits, Packer, body, split
 from topfive_client.retries import asked_s, wait_s
 
@@ -202,6 +203,16 @@ def test_a_deadline_that_leaves_no_time(
     assert caught.value.code == "deadline"
     assert caught.value.status == (failure[0] if failure else None)
     assert labels(results) == ["deadline"] * 3
+
+
+def test_a_deadline_that_passes_during_a_wait() -> None:
+    """The error has the reason of the last attempt then, too."""
+    attempts = Attempts(60, time.monotonic() + 60)
+    attempts.wait_s(Unavailable("The device failed.", "", "device_failed", 503, "id"), 0.0)
+    attempts._deadline_at = time.monotonic()
+    with pytest.raises(DeadlinePassed) as caught:
+        attempts.left_s()
+    assert (caught.value.status, caught.value.request_id) == (503, "id")
 
 
 def test_a_deadline_ends_an_attempt(classify: Callable[..., Any]) -> None:
