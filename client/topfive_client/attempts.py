@@ -20,6 +20,8 @@ class Attempts:
         self._retry_for_s = retry_for_s
         self._deadline_at = deadline_at
         self._give_up_at = math.inf
+        self.given_up = False
+        """Whether there is no time for another attempt at what has failed."""
         self._failures = 0
         """Failures since the last answer that was none."""
         self._last: Unavailable | None = None
@@ -39,8 +41,8 @@ class Attempts:
     def wait_s(self, error: Unavailable, asked_s: float | None) -> float:
         """Return the seconds to wait after an attempt that ended with `error`.
 
-        Raise `error` if they end after `retry_for_s`, and DeadlinePassed if the deadline leaves no
-        time for another attempt.
+        If they end after `retry_for_s`, `given_up` is set. Raise DeadlinePassed if the deadline
+        leaves no time for another attempt.
         """
         self._failures += 1
         self._last = error
@@ -50,8 +52,7 @@ class Attempts:
         if now + wait_s >= self._deadline_at:
             detail = f"The deadline leaves no time for another attempt: {error.detail}"
             raise _too_late(detail, error)
-        if now + wait_s > self._give_up_at:
-            raise error
+        self.given_up = self.given_up or now + wait_s > self._give_up_at
         return wait_s
 
 

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain, islice
+from itertools import islice
 from typing import Callable, TypeVar, Union
 
 import httpx
@@ -142,13 +142,15 @@ class ServerCalls:
         """Classify files in one request, or in several if the server rejects or fails that one.
 
         Files that the server fails are sent again after the others, so that one such file delays no
-        other. Raise Unavailable if each of several files has ended with it.
+        other; those that were not sent since a request was divided are sent once even when there is
+        no time for more attempts. Raise Unavailable if each of several files has ended with it.
         """
         found: dict[int, Result] = {}
-        waiting = deque([list(range(len(files)))])
+        # The places of the files of each request, and whether the same ones were sent before.
+        waiting = deque([(list(range(len(files))), False)])
         try:
             while waiting:
-                places = waiting[0]
+                places, _ = waiting[0]
                 pack = [files[place] for place in places]
                 request = partial(self._post, pack, options)
                 reply = yield from self._answer(request, attempts, has_images=True)
@@ -161,19 +163,18 @@ class ServerCalls:
                 }
                 waiting.popleft()
                 left = list(failed) if results else places
-                if len(left) == len(places) > 1:
-                    waiting.extend(_halves(places, pack, self.limits))
+                if len(left) == len(places) > 1 and not (failed and attempts.given_up):
+                    waiting.extend((half, False) for half in _halves(places, pack, self.limits))
                 elif left:
-                    waiting.append(left)
+                    waiting.append((left, True))
                 if failed:
-                    yield attempts.wait_s(failed[left[0]], replies.asked_s(reply))
+                    wait_s = attempts.wait_s(failed[left[0]], replies.asked_s(reply))
+                    if attempts.given_up:
+                        waiting = deque(each for each in waiting if not each[1])
+                    if waiting:
+                        yield wait_s
         except DeadlinePassed as error:
-            found.update((place, Result((), error)) for places in waiting for place in places)
-        except Unavailable as error:
-            if not _may_be_an_image(error):
-                raise
-            for place in chain.from_iterable(waiting):
-                found.setdefault(place, Result((), error))
+            found.update((place, Result((), error)) for places, _ in waiting for place in places)
         answers = [found[place] for place in range(len(files))]
         unavailable = [one.error for one in answers if isinstance(one.error, Unavailable)]
         if 1 < len(files) == len(unavailable):
@@ -225,7 +226,10 @@ class ServerCalls:
                 if has_images and _may_be_an_image(error):
                     return reply
                 asked_s = replies.asked_s(reply)
-            yield attempts.wait_s(error, asked_s)
+            wait_s = attempts.wait_s(error, asked_s)
+            if attempts.given_up:
+                raise error
+            yield wait_s
 
     def _post(
         self, files: Sequence[bytes], options: ClassifyOptions, left_s: float

@@ -201,7 +201,6 @@ class Device:
             detail = "The device host cannot be reaped."
             self._set_state("quarantined", detail=detail, lost_rows=len(lost))
             await host.reaped.wait()
-            shared.rows.release(lost, State.LOST)
         self.time.occupancy.forget(self.time)
         self.host = None
         return failure
@@ -355,7 +354,7 @@ class Device:
     def _reclaim(self, host: Host, failure: DeviceError) -> list[int]:
         """Try the images of unanswered batches again, or release their rows.
 
-        Return the rows that are lost, because the host was not reaped and may still write to them.
+        Return the rows that are lost until the host is reaped, because it may still write to them.
         """
         outcome = self._batches["timed_out" if failure.reason == "hung" else "failed"]
         images: list[Image] = []
@@ -372,6 +371,7 @@ class Device:
             return []
         lost = [image.row for image in images]
         self._shared.rows.move(lost, State.RUNNING, State.LOST)
+        host.on_reaped = partial(self._shared.rows.release, lost, State.LOST)
         for image in images:
             self._try_elsewhere(image, failure)
         return lost

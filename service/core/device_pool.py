@@ -64,6 +64,15 @@ class DevicePool:
         task.add_done_callback(self._task_ended)
         self._tasks[device] = task
 
+    def start_again(self, devices: Sequence[Device]) -> None:
+        """Start devices that were stopped; `fatal` is called as at the first start."""
+        if not self.ready:
+            if self._alarm:
+                self._alarm.cancel()
+            self._set_alarm(self._settings.start_timeout_s)
+        for device in devices:
+            self.start_device(device)
+
     async def stop_device(self, device: Device) -> None:
         """End one of the devices after the batches that it has; then it uses no row."""
         if task := self._tasks.pop(device, None):

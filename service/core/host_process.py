@@ -96,6 +96,7 @@ class Host:
         self.unanswered: dict[int, Sent] = {}
         self.failure: asyncio.Future[DeviceError] = self._loop.create_future()
         self.reaped = asyncio.Event()
+        self.on_reaped: Callable[[], None] = lambda: None
         self.facts: dict[str, Any] = {}
         self._is_open = asyncio.Event()
         try:
@@ -260,6 +261,7 @@ class Host:
         self._connection.close()
         self._close_output()
         self.reaped.set()
+        self.on_reaped()
         self.fail(DeviceError(f"The host of device {self._name} ended {how}."))
 
     def _log_output(self) -> None:

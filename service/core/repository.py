@@ -157,7 +157,10 @@ class Repository:
             except TopfiveError as error:
                 errors.append(error)
         if names != [""]:
-            await self._change(self._remove_gone)
+            try:
+                await self._change(self._remove_gone)
+            except TopfiveError as error:
+                errors.append(error)
         return errors
 
     async def poll(self, seen: dict[str, object]) -> None:
@@ -334,8 +337,7 @@ class Repository:
         except Exception:
             if self.entries[model.name].model is old:
                 await model.devices.stop()
-                for device in left:
-                    old.devices.start_device(device)
+                old.devices.start_again(left)
                 old.paused = False
                 self._watch(old)
             raise

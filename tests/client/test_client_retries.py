@@ -289,6 +289,14 @@ def test_the_image_that_fails_the_server_is_found(
     assert isinstance(results[40].error, Unavailable)
 
 
+def test_no_time_for_more_attempts(classify: Callable[..., Any]) -> None:
+    """A request that fails is still divided once: the half without the bad image is answered."""
+    with scripted(rejecting(b"5", problem(503, "device_failed"))) as server:
+        results = classify(server.url, BURST[:16], {"retry_for_s": 0})
+    expected = [image.decode() for image in BURST[:16]]
+    assert labels(results) == [*["device_failed"] * 8, *expected[8:]]
+
+
 @pytest.mark.parametrize("failure", [problem(503, "device_failed"), problem(504, "deadline")])
 def test_a_device_that_fails_every_image(
     classify: Callable[..., Any], failure: ScriptedReply
@@ -301,7 +309,8 @@ def test_a_device_that_fails_every_image(
         assert time.monotonic() - began < 10
     assert caught.value.status == failure[0]
     assert [len(one.images) for one in server.received[:3]] == [16, 8, 8]
-    assert len(server.received) < 8
+    # Those that were not sent since the last division are sent once after that.
+    assert len(server.received) < 12
     assert server.received[1].at - server.received[0].at >= 0.05
 
 

@@ -257,6 +257,29 @@ async def test_the_end_with_a_host_that_cannot_be_reaped(
 
 
 @pytest.mark.usefixtures("unkillable_hosts")
+@pytest.mark.parametrize("failed_before", [True, False])
+async def test_a_device_that_was_stopped_starts_again(artifact: Path, failed_before: bool) -> None:
+    """As after a change that was refused: the rows of the stuck host are released when it exits."""
+    hung_ms = HUNG_MS if failed_before else 60_000
+    settings = {"batch_timeout_ms": hung_ms, "reap_timeout_s": 0.1, "rows": 8}
+    async with running(artifact, **settings) as service:
+        host, devices = service.host, service.model.devices
+        request = await service.frozen_with(1, 2)
+        if failed_before:
+            await until(lambda: service.device.state == "quarantined")
+        await devices.stop_device(service.device)
+        assert service.rows("lost") == 2
+        devices.start_again([service.device])
+        assert devices._alarm is not None  # that of a start, which takes longer than a restart
+        left_s = devices._alarm.when() - asyncio.get_running_loop().time()
+        assert left_s > devices._settings.no_device_grace_s
+        await request.answered
+        assert_right(request, 1, 2)
+        os.kill(host.process.pid, signal.SIGKILL)
+        await service.all_rows_free()
+
+
+@pytest.mark.usefixtures("unkillable_hosts")
 async def test_no_free_row_for_a_second_attempt(artifact: Path) -> None:
     """An image whose row is lost is refused at once if no row is free."""
     settings = {"batch_timeout_ms": HUNG_MS, "reap_timeout_s": 0.1, "rows": 2}

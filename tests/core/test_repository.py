@@ -423,6 +423,27 @@ async def test_a_model_that_comes_during_a_reload(
         await models.assert_answers("three", 4)
 
 
+async def test_a_folder_that_is_gone_during_a_reload(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reload has the errors of before, and that one; what is served stays."""
+    async with serving(folder) as models:
+        repository = models.service.repository
+        load = repository.load
+
+        async def last_load(name: str) -> Model:
+            if name == "two":
+                await asyncio.to_thread(folder.rename, folder.parent / "away")
+            return await load(name)
+
+        (folder / "one" / "model.bin").unlink()
+        monkeypatch.setattr(repository, "load", last_load)
+        one, two, all_ = await repository.reload()
+        assert "model.bin" in one.detail
+        assert str(folder) in two.detail and str(folder) in all_.detail
+        await models.assert_answers("one", 1)
+
+
 async def test_no_room_on_a_single_device(folder: Path, tmp_path: Path) -> None:
     """The new version is refused unless a gap is allowed."""
     room = faulty_python(tmp_path, one_host=True)
