@@ -242,7 +242,7 @@ async def test_a_host_that_cannot_be_reaped(artifact: Path) -> None:
 async def test_the_end_with_a_host_that_cannot_be_reaped(
     artifact: Path, failed_before: bool
 ) -> None:
-    """The service ends all the same, whether the device had noticed it or not."""
+    """The service still ends, whether the device had noticed it or not."""
     hung_ms = HUNG_MS if failed_before else 60_000
     settings = {"batch_timeout_ms": hung_ms, "reap_timeout_s": 0.1, "rows": 8}
     async with asyncio.timeout(PATIENCE_S), running(artifact, **settings) as service:

@@ -246,7 +246,7 @@ async def test_by_turns(folder: Path, tmp_path: Path) -> None:
 
 
 async def test_a_device_that_fails_after_the_change(folder: Path, tmp_path: Path) -> None:
-    """By turns: the devices after it change all the same, and it tries again by itself."""
+    """By turns: the devices after it still change, and it tries again by itself."""
     room = faulty_python(tmp_path, devices=4, one_host=True)
     async with serving(
         folder, devices="0,1,2,3", device_python=room, model_devices="two=4"
