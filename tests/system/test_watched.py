@@ -1,7 +1,6 @@
 """Files that are watched: each way to replace one is noticed, once."""
 
 import asyncio
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,7 +24,7 @@ def link(file: Path) -> None:
     new = file.parent / "new"
     new.mkdir()
     (new / "keys").write_text("first")
-    os.symlink(new / "keys", file.parent / "link")
+    (file.parent / "link").symlink_to(new / "keys")
     (file.parent / "link").rename(file)
 
 
