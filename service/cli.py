@@ -17,6 +17,7 @@ from service import command
 from service.command import FAILED, UNREACHABLE
 from service.errors import Unreachable
 from service.tools.bench.cli import bench
+from service.tools.keys_cli import keys
 
 if TYPE_CHECKING:
     from service.settings import Settings
@@ -202,6 +203,7 @@ def doctor(
 
 
 cli.add_typer(bench, name="bench")
+cli.add_typer(keys, name="keys")
 
 cli.command("serve")(with_settings(serve))
 cli.command("config")(with_settings(config))

@@ -4,6 +4,7 @@
     ├── RequestError           sent over HTTP; the class has `status`, `code` and `title`
     │   │                      the client can change the request:
     │   ├── Malformed          400  the request has a syntax error
+    │   ├── Unauthenticated    401  no API key, or no valid one
     │   ├── Forbidden          403  an act that this server does not allow
     │   ├── NotFound           404  no such path, model or version
     │   ├── MethodNotAllowed   405  the path is known, the method is not
@@ -14,6 +15,7 @@
     │   ├── TooManyPixels      413  an image with more pixels than the limit
     │   ├── UnsupportedMedia   415  an unknown image format, media type or coding
     │   ├── Undecodable        422  a known image format, but a broken file
+    │   ├── RateLimited        429  more than the limits of the client's API key
     │   ├── HeadTooLarge       431  more bytes of headers than the limit
     │   ├── Unsupported        501  a part of a protocol that topfive does not have
     │   ├── HttpVersion        505  an HTTP version other than 1.1 and 1.0
@@ -95,6 +97,10 @@ class Malformed(RequestError):
     status, code, title = 400, "malformed", "Malformed request"
 
 
+class Unauthenticated(RequestError):
+    status, code, title = 401, "unauthenticated", "API key needed"
+
+
 class Forbidden(RequestError):
     status, code, title = 403, "forbidden", "Forbidden"
 
@@ -139,6 +145,10 @@ class UnsupportedMedia(RequestError):
 
 class Undecodable(RequestError):
     status, code, title = 422, "undecodable", "Undecodable image"
+
+
+class RateLimited(RequestError):
+    status, code, title = 429, "rate_limited", "Limit of the API key reached"
 
 
 class HeadTooLarge(RequestError):

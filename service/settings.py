@@ -82,6 +82,44 @@ class Settings(BaseSettings):
         0, ge=0, le=65535, description="Port to listen on for gRPC. 0 switches gRPC off."
     )
 
+    admin_port: int = Field(
+        0,
+        ge=0,
+        le=65535,
+        description="Port of the administration: metrics, model control and profiles are at its "
+        "address alone. 0 leaves them at port.",
+    )
+    admin_host: str = Field("127.0.0.1", description="Address to listen on for admin_port.")
+    admin_socket: Path | None = Field(
+        None,
+        description="Unix socket of the administration, for this user alone. It needs no key.",
+    )
+    keys_file: Path | None = Field(
+        None,
+        description="File of API keys that topfive keys writes. Without one no key is needed.",
+    )
+    require_keys: bool = Field(False, description="Refuse to start without a file of keys.")
+    key_images_per_s: float = Field(
+        0,
+        ge=0,
+        le=1e9,
+        description="Maximum images per second with one key, unless its line has another number. "
+        "0 sets no limit.",
+    )
+    key_requests: int = Field(
+        0,
+        ge=0,
+        le=10**9,
+        description="Maximum requests in flight with one key, unless its line has another number. "
+        "0 sets no limit.",
+    )
+    cors_origins: str | None = Field(
+        None,
+        pattern=r"^(\*|https?://[^/,*\s]+(,https?://[^/,*\s]+)*)$",
+        description="Origins whose pages may read answers in a browser: "
+        "https://app.example.org,https://other.example.org, or * for all, without keys only.",
+    )
+
     rows: int = Field(256, ge=1, le=65536, description="Maximum images in the service at one time.")
     queue_images: int = Field(
         0, ge=0, description="Maximum images that wait for a device. 0 uses the value of rows."
@@ -266,7 +304,7 @@ def load(flags: Mapping[str, object], file: Path | None = None) -> tuple[Setting
         values |= layer
         sources |= dict.fromkeys(layer, source)
     try:
-        return Settings.model_validate(values), sources
+        settings = Settings.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         name, value = str(first["loc"][0]), first["input"]
@@ -277,6 +315,8 @@ def load(flags: Mapping[str, object], file: Path | None = None) -> tuple[Setting
             if service_link
             else f"Run topfive config --help, which describes {name}.",
         ) from error
+    _refuse_contradictions(settings)
+    return settings, sources
 
 
 def url_of(host: str, port: int) -> str:
@@ -290,6 +330,11 @@ def local_url(host: str, port: int) -> str:
     return url_of(loopback.get(host, host), port)
 
 
+def is_public(host: str) -> bool:
+    """Return whether clients on other machines can reach an address to listen on."""
+    return not host.startswith("127.") and host not in ("::1", "localhost")
+
+
 def unknown_variables() -> list[str]:
     """Return the variables with our prefix that are not settings.
 
@@ -298,6 +343,29 @@ def unknown_variables() -> list[str]:
     known = {PREFIX + name.upper() for name in Settings.model_fields} | OTHER_VARIABLES
     ours = (name for name, value in os.environ.items() if name.startswith(PREFIX) and value)
     return sorted(name for name in ours if name not in known)
+
+
+def _refuse_contradictions(settings: Settings) -> None:
+    """Raise SettingsError for settings that are right alone, but not together."""
+    if settings.require_keys and settings.keys_file is None:
+        raise SettingsError(
+            "require_keys is set, and no file of keys is named.",
+            "Create one with topfive keys add --file FILE, and name it with --keys-file.",
+        )
+    if settings.cors_origins == "*" and settings.keys_file:
+        raise SettingsError(
+            "cors_origins is *, and there are keys: any page could use a key that it has found.",
+            "List the origins: --cors-origins https://app.example.org",
+        )
+    if settings.admin_port and settings.admin_port in (settings.port, settings.grpc_port):
+        raise SettingsError(
+            f"admin_port is {settings.admin_port}, as another port of the service.",
+            "Give the administration a port of its own.",
+        )
+    if settings.admin_port and settings.admin_socket:
+        raise SettingsError(
+            "Both admin_port and admin_socket are set.", "Give the administration one address."
+        )
 
 
 def _refuse_empty(source: str, layer: Mapping[str, object]) -> None:

@@ -22,18 +22,20 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.routing import Route
 
+from service.api.access import Access
 from service.api.http import admin, health, openapi_images, v1, v2
 from service.api.http.body import BodyReader
 from service.api.http.classify import Classify
 from service.api.http.infer import Infer
-from service.api.http.middleware import CLASSIFY, Middleware
+from service.api.http.middleware import Middleware
 from service.api.http.problem import no_route
+from service.api.http.rules import INFERENCES
 from service.api.v2.repository import RepositoryControl
 from service.core.library import Library, versions
 from service.core.model import Model
 from service.core.service import Service
 from service.errors import Malformed, MethodNotAllowed, TopfiveError
-from service.server.listener import announce, announce_ready, claim, listen
+from service.server.listener import admin_listening, announce, announce_ready, claim, listen
 from service.server.metrics_merge import Peers
 from service.server.uvicorn_server import BaseServer, Server
 from service.settings import Settings
@@ -65,21 +67,23 @@ def create_app(settings: Settings, fatal: Fatal, peers: Peers | None = None) -> 
     metrics = peers.metrics() if peers else Metrics()
     metrics.describe_build(version(), os.environ.get("TOPFIVE_REVISION", ""))
     logs.count_lost(metrics.log_lines_lost.inc)
+    access = Access(settings, metrics)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         service = app.state.service = Service(library, settings, metrics, fatal)
         service.start(loadable)
-        _add_routes(app, settings, metrics, peers)
+        _add_routes(app, settings, metrics, access, peers)
         lag = asyncio.create_task(_watch_loop_lag(metrics))
         first = asyncio.create_task(_await_first_ready(app, metrics, started))
+        watch = asyncio.create_task(access.watch())
         async with (
             peers.answering(metrics) if peers else contextlib.nullcontext(),
-            _grpc(service, settings, metrics, fatal) as app.state.grpc,
+            _grpc(service, settings, metrics, access, fatal) as app.state.grpc,
         ):
             yield
-        lag.cancel()
-        first.cancel()
+        for task in (lag, first, watch):
+            task.cancel()
         await service.stop()
 
     app = cast(
@@ -103,11 +107,13 @@ def create_app(settings: Settings, fatal: Fatal, peers: Peers | None = None) -> 
     # In place of FastAPI's stack, whose other parts answer errors and bound bodies their own way.
     routed = AsyncExitStackMiddleware(app.router)
     handled = ExceptionMiddleware(routed, {HTTPException: _raise_request_error})
-    app.middleware_stack = Middleware(app, handled, metrics, settings.access_log)
+    app.middleware_stack = Middleware(app, handled, metrics, access, settings)
     return app
 
 
-def _add_routes(app: FastAPI, settings: Settings, metrics: Metrics, peers: Peers | None) -> None:
+def _add_routes(
+    app: FastAPI, settings: Settings, metrics: Metrics, access: Access, peers: Peers | None
+) -> None:
     service: Service = app.state.service
 
     async def collected() -> Collector:
@@ -121,7 +127,7 @@ def _add_routes(app: FastAPI, settings: Settings, metrics: Metrics, peers: Peers
         settings.default_deadline_ms / 1000,
     )
     app.include_router(health.router(service))
-    app.include_router(admin.router(service, bodies, collected))
+    app.include_router(admin.router(service, bodies, access, collected))
     control = RepositoryControl(service) if settings.model_control else None
     app.include_router(v2.router(service, bodies, version(), control))
     app.include_router(v1.router(service))
@@ -130,12 +136,7 @@ def _add_routes(app: FastAPI, settings: Settings, metrics: Metrics, peers: Peers
         "v2": Infer(service, bodies, settings, metrics),
         "v1": v1.Predict(service, bodies, settings, metrics),
     }
-    for route, path in (
-        ("classify", CLASSIFY),
-        ("v2", f"{v2.MODEL}/infer"),
-        ("v2", f"{v2.VERSION}/infer"),
-        ("v1", "/v1/models/{model}:predict"),
-    ):
+    for route, path in zip(("classify", "v2", "v2", "v1"), INFERENCES, strict=True):
         app.router.routes.append(Route(path, endpoints[route], methods=["POST"]))
     largest = min(model.admission.largest_request for model in service.models)
     classes = max(len(model.labels) for model in service.models)
@@ -143,7 +144,7 @@ def _add_routes(app: FastAPI, settings: Settings, metrics: Metrics, peers: Peers
 
 
 def _grpc(
-    service: Service, settings: Settings, metrics: Metrics, fatal: Fatal
+    service: Service, settings: Settings, metrics: Metrics, access: Access, fatal: Fatal
 ) -> contextlib.AbstractAsyncContextManager["GrpcServer | None"]:
     """Return the block in which gRPC is served, if it is switched on: its libraries are large."""
     if not settings.grpc_port:
@@ -151,20 +152,19 @@ def _grpc(
     from service.server.grpc_server import grpc_serving
 
     control = RepositoryControl(service) if settings.model_control else None
-    return grpc_serving(service, settings, metrics, version(), control, fatal=fatal)
+    return grpc_serving(service, settings, metrics, access, version(), control, fatal=fatal)
 
 
 def serve(settings: Settings) -> int:
     """Serve until a signal stops it (0), or until no device is left to serve on (1)."""
-
     scheduling.use_batch_policy()
+    with claim(settings), admin_listening(settings) as admin:
 
-    def listening(app: FastAPI) -> Server:
-        listener = listen(settings.host, settings.port)
-        app.state.url = announce(settings, listener)
-        return Server(app, settings, listener)
+        def listening(app: FastAPI) -> Server:
+            listener = listen(settings.host, settings.port)
+            app.state.url = announce(settings, listener)
+            return Server(app, settings, listener, admin)
 
-    with claim(settings):
         return run(settings, listening)
 
 

@@ -18,6 +18,7 @@ import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
+from service.api.access import Access
 from service.api.grpc.calls import Calls
 from service.api.grpc.endpoints import Endpoints
 from service.api.grpc.messages import POOL, SERVICE_NAME
@@ -146,6 +147,7 @@ async def grpc_serving(
     service: Service,
     settings: Settings,
     metrics: Metrics,
+    access: Access,
     version: str,
     control: Control | None = None,
     *,
@@ -162,7 +164,7 @@ async def grpc_serving(
             bug = TopfiveError(f"The gRPC server has failed: {error!r}", "Report this error.")
             fatal(error if isinstance(error, TopfiveError) else bug)
 
-    calls = Calls(settings, metrics)
+    calls = Calls(settings, metrics, access)
     states = _Health(service)
     server = grpc.aio.server(
         options=_options(settings), maximum_concurrent_rpcs=2 * settings.max_grpc_calls

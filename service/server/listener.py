@@ -1,4 +1,4 @@
-"""The listening socket: opened, accepted from, and closed without a reset.
+"""The listening sockets: opened, accepted from, and closed without a reset.
 
 Closing a listening socket resets the connections that the kernel has established and no process has
 accepted. So before the close the kernel drops new attempts to connect (`drop_new`), and the
@@ -13,11 +13,12 @@ import select
 import socket
 import struct
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Protocol
 
 from service.artifact import Manifest
 from service.errors import SettingsError
-from service.settings import Settings, local_url, url_of
+from service.settings import Settings, is_public, local_url, url_of
 
 log = logging.getLogger("topfive.listener")
 
@@ -34,6 +35,7 @@ Half of it is for connections that had to wait for room until then."""
 SETTLE_S = 0.2
 """Seconds for handshakes that began before new ones were dropped: one round trip."""
 
+_HOSTS = {"--port": "--host", "--grpc-port": "--host", "--admin-port": "--admin-host"}
 _TCPI_UNACKED = struct.Struct("=24xI")  # linux/tcp.h; for a listener: connections that wait
 _SO_ATTACH_FILTER = 26  # asm-generic/socket.h; not in Python's socket
 # Classic BPF (linux/bpf_common.h) on the TCP header: load the byte of the flags; drop the packet if
@@ -44,22 +46,84 @@ _DROP_SYN = b"".join(
 )
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """Return a listening socket. Raise SettingsError if the address cannot be used."""
+def listen(host: str, port: int, flag: str = "--port") -> socket.socket:
+    """Return a listening socket. Raise SettingsError if the address cannot be used.
+
+    `flag` is that of the port.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
     except (OSError, UnicodeError) as error:
-        raise unusable(host, port, getattr(error, "strerror", None) or str(error)) from error
+        reason = getattr(error, "strerror", None) or str(error)
+        raise unusable(host, port, reason, flag) from error
     listener.setblocking(False)
     return listener
+
+
+@contextlib.contextmanager
+def admin_listening(settings: Settings) -> Iterator[socket.socket | None]:
+    """Yield the listening socket of the administration, None without an address of its own.
+
+    A Unix socket is for this user alone, and its file is removed at the end. Raise SettingsError if
+    the address cannot be used.
+    """
+    path = settings.admin_socket
+    if settings.admin_port:
+        with listen(settings.admin_host, settings.admin_port, "--admin-port") as listener:
+            log.info(
+                "admin_listening", extra={"address": f"{settings.admin_host}:{settings.admin_port}"}
+            )
+            yield listener
+    elif path is not None:
+        with _listen_unix(path) as listener:
+            log.info("admin_listening", extra={"address": str(path)})
+            try:
+                yield listener
+            finally:
+                path.unlink(missing_ok=True)
+    else:
+        yield None
+
+
+def _listen_unix(path: Path) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX)
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            if _is_left_over(path):
+                path.unlink()
+        listener.bind(str(path))
+        # Until `listen` no client can connect, so none is there before the mode is right.
+        path.chmod(0o600)
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise SettingsError(
+            f"Cannot listen on {path}: {error.strerror or error}",
+            "Name another path with --admin-socket, or stop the process that listens there.",
+        ) from error
+    listener.setblocking(False)
+    return listener
+
+
+def _is_left_over(path: Path) -> bool:
+    """Return whether the socket at `path` is that of a process that has ended."""
+    if not path.is_socket():
+        return False
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            return True
+    return False
 
 
 def unusable(host: str, port: int, reason: str, flag: str = "--port") -> SettingsError:
     """Return the error of an address that cannot be used; `flag` is that of the port."""
     return SettingsError(
         f"Cannot listen on {host}:{port}: {reason}",
-        f"Choose another address with --host or {flag}, or stop the process that listens there.",
+        f"Choose another address with {_HOSTS[flag]} or {flag}, or stop the process that listens "
+        "there.",
     )
 
 
@@ -96,10 +160,14 @@ def claim(settings: Settings) -> Iterator[None]:
 def announce(settings: Settings, listener: socket.socket) -> str:
     """Log the address, and warn if it is public. Return the URL for clients on this machine."""
     host, port = listener.getsockname()[:2]
-    if not host.startswith("127.") and host != "::1":
+    if is_public(host) and settings.keys_file is None:
         log.warning(
             "public_listener",
-            extra={"host": host, "detail": "Listening on a public address without authentication."},
+            extra={
+                "host": host,
+                "detail": "Listening on a public address without authentication.",
+                "remedy": "Name a file of API keys with --keys-file.",
+            },
         )
     log.info(
         "listening",
@@ -248,7 +316,9 @@ def any_waits(listener: socket.socket) -> bool:
 
 
 def waiting(listener: socket.socket) -> int:
-    """Return how many connections wait to be accepted."""
+    """Return how many connections wait to be accepted; of a Unix socket only whether any does."""
+    if listener.family == socket.AF_UNIX:
+        return int(any_waits(listener))
     info = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCPI_UNACKED.size)
     [count] = _TCPI_UNACKED.unpack(info)
     return int(count)

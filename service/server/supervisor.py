@@ -26,11 +26,13 @@ from service import sdk
 from service.core.child_process import Child
 from service.core.library import Library, Loadable, versions
 from service.errors import SettingsError, TopfiveError
+from service.keys import keys_of
 from service.server.channel import WorkerState, receive, send
 from service.server.listener import (
     RETRY_S,
     WRITING_S,
     Acceptor,
+    admin_listening,
     announce,
     announce_ready,
     claim,
@@ -59,6 +61,7 @@ def serve(settings: Settings) -> int:
             "With --model-control a client would change the models of one worker only.",
             "Use --workers 1, or leave out --model-control and run topfive reload.",
         )
+    keys_of(settings)  # a wrong file is found before a worker is started
     library = Library(settings)
     loadable = library.read_all()
     devices = _common_devices(loadable)
@@ -67,6 +70,7 @@ def serve(settings: Settings) -> int:
     with (
         claim(settings),
         listen(settings.host, settings.port) as listener,
+        admin_listening(settings) as admin,
         _private_folder() as folder,
     ):
         url = announce(settings, listener)
@@ -79,7 +83,8 @@ def serve(settings: Settings) -> int:
         async def read_again() -> None:
             job["versions"] = versions(await asyncio.to_thread(library.read_all))
 
-        return asyncio.run(_Parent(shares, listener, job, Events(ready, read_again)).run())
+        listeners = [listener, *([admin] if admin else [])]
+        return asyncio.run(_Parent(shares, listeners, job, Events(ready, read_again)).run())
 
 
 @dataclass(frozen=True)
@@ -281,16 +286,19 @@ class _Worker:
 
 
 class _Parent:
-    """All workers, and the connections that they get. `job` is read at each start of a worker."""
+    """All workers, and the connections that they get. `job` is read at each start of a worker.
+
+    The first of `listeners` is that of the clients, and any other that of the administration.
+    """
 
     def __init__(
         self,
         shares: list[Settings],
-        listener: socket.socket,
+        listeners: list[socket.socket],
         job: dict[str, Any],
         events: Events,
     ) -> None:
-        self._acceptor = Acceptor(listener, self)
+        self._acceptors = [Acceptor(listener, self) for listener in listeners]
         self._events = events
         self._announced = False
         self._reloading: asyncio.Task[None] | None = None
@@ -309,9 +317,10 @@ class _Parent:
         loop = asyncio.get_running_loop()
         for number in signals.handled():
             loop.add_signal_handler(number, self._stop_on, number)
-        self._acceptor.start()
+        for acceptor in self._acceptors:
+            acceptor.start()
         await asyncio.gather(*(worker.run() for worker in self._workers))
-        self._acceptor.close()
+        self._close()
         return int(self._failed)
 
     def _candidates(self) -> list[_Worker]:
@@ -371,19 +380,24 @@ class _Parent:
             worker.stop("hurry" if hurry else "stop")
             loop.call_at(drained_at + 2 * share.reap_timeout_s + ENDING_S, worker.kill)
         if hurry:
-            self._acceptor.close()
+            self._close()
         else:
             self._draining = loop.create_task(self._drain(drained_at + WRITING_S / 2))
 
     async def _drain(self, give_up_at: float) -> None:
         """After the drain's delay pass on all connections that wait, and close the socket."""
         await asyncio.sleep(self._share.drain_delay_s)
-        await self._acceptor.drain(give_up_at)
+        await self._acceptors[0].drain(give_up_at)
+        self._close()
         loop = asyncio.get_running_loop()
         while self._on_their_way() and loop.time() < give_up_at:  # noqa: ASYNC110 - few workers
             await asyncio.sleep(RETRY_S)
         for worker in self._workers:
             worker.stop("closed")
+
+    def _close(self) -> None:
+        for acceptor in self._acceptors:
+            acceptor.close()
 
     def _on_their_way(self) -> bool:
         """Return whether a connection was accepted, and no worker has received it."""
@@ -407,4 +421,5 @@ class _Parent:
         if not (self._announced or self._stopping) and any(one.ready for one in self._workers):
             self._announced = True
             self._events.ready()
-        self._acceptor.resume()
+        for acceptor in self._acceptors:
+            acceptor.resume()

@@ -29,7 +29,7 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from service.api.http.middleware import ARRIVED, KEY, REFUSAL, RequestContext
+from service.api.http.middleware import ARRIVED, KEY, LISTENER, MAIN, REFUSAL, RequestContext
 from service.errors import (
     HeadTimeout,
     HeadTooLarge,
@@ -93,6 +93,8 @@ class _ClosableTransport:
 class Protocol(HttpToolsProtocol):
     """uvicorn's protocol with bounds on all times and on the size of heads and trailers."""
 
+    listener = MAIN
+    """The listener that has accepted the connection."""
     _running: RequestResponseCycle | None = None
     """The request that is being answered; `cycle` is the one that was received last."""
     _receiving = _NOTHING
@@ -184,6 +186,7 @@ class Protocol(HttpToolsProtocol):
         path = target.path.decode("ascii")
         scope["path"] = unquote(path) if "%" in path else path
         scope["raw_path"], scope["query_string"] = target.path, target.query or b""
+        scope[LISTENER] = self.listener
         self._upgrades = self.parser.should_upgrade()
         last_answered = self._all_answered()
         self.cycle = self._cycle(version != "1.0" and self.parser.should_keep_alive())

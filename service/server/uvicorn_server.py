@@ -25,6 +25,7 @@ from fastapi import FastAPI
 from uvicorn._types import ASGI3Application
 
 from service.api.http.body import BodyReader
+from service.api.http.middleware import ADMIN_PORT, ADMIN_SOCKET, MAIN
 from service.core.service import Service
 from service.server.connections import SWEEP_S
 from service.server.listener import WRITING_S, Acceptor
@@ -33,6 +34,10 @@ from service.settings import Settings
 from service.system import descriptors, signals
 
 log = logging.getLogger("topfive.server")
+
+
+ADMIN_CONNECTIONS = 8
+"""Connections of the administration for which there is room when there is none for others."""
 
 
 class BaseServer(uvicorn.Server):
@@ -88,6 +93,7 @@ class BaseServer(uvicorn.Server):
     def connect(self, connection: socket.socket) -> None:
         """Serve an accepted connection."""
         protocol = Protocol(self.config, self._connections, self.lifespan.state)
+        protocol.listener = _listener_of(connection, self._settings)
         connecting = self._loop.connect_accepted_socket(lambda: protocol, connection)
         task = self._loop.create_task(connecting)
         self._accepting[task] = protocol
@@ -101,9 +107,13 @@ class BaseServer(uvicorn.Server):
         made = self._connections.connections
         return len(made) + sum(protocol not in made for protocol in self._accepting.values())
 
+    def room(self) -> int:
+        """Return how many more connections may be opened."""
+        return self._most_connections - self.connected()
+
     def has_room(self) -> bool:
         """Return whether one more connection may be opened."""
-        return self.connected() < self._most_connections
+        return self.room() > 0
 
     def make_room(self, waiting: int) -> dict[str, int]:
         """End idle connections, the oldest first, for the `waiting` ones. Return counts."""
@@ -172,26 +182,61 @@ class BaseServer(uvicorn.Server):
 
 
 class Server(BaseServer):
-    """A server that accepts the connections of its own listening socket."""
+    """A server that accepts the connections of its own listening sockets.
 
-    def __init__(self, app: FastAPI, settings: Settings, listener: socket.socket) -> None:
+    `admin` is that of the administration, if it has an address of its own.
+    """
+
+    def __init__(
+        self,
+        app: FastAPI,
+        settings: Settings,
+        listener: socket.socket,
+        admin: socket.socket | None = None,
+    ) -> None:
         super().__init__(app, settings)
         self._acceptor = Acceptor(listener, self)
+        self._admin = Acceptor(admin, _Administration(self)) if admin else None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self._acceptor.start()
+        if self._admin:
+            self._admin.start()
 
     def connection_lost(self) -> None:
         self._acceptor.resume()
 
     async def receive_last(self) -> None:
-        if self.force_exit:
-            self._acceptor.close()
-        else:
+        if not self.force_exit:
             await self._acceptor.drain(self._drained_at + WRITING_S / 2)
+        self._close()
 
     def end(self, hurry: bool) -> None:
         super().end(hurry)
         if hurry and self.started:
-            self._acceptor.close()
+            self._close()
+
+    def _close(self) -> None:
+        self._acceptor.close()
+        if self._admin:
+            self._admin.close()
+
+
+class _Administration:
+    """Takes the connections of the administration, also when there is no room for others."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self.connect = server.connect
+        self.make_room = server.make_room
+
+    def has_room(self) -> bool:
+        return self._server.room() > -ADMIN_CONNECTIONS
+
+
+def _listener_of(connection: socket.socket, settings: Settings) -> str:
+    """Return the listener that has accepted the connection: one of LISTENERS."""
+    if connection.family == socket.AF_UNIX:
+        return ADMIN_SOCKET
+    return ADMIN_PORT if connection.getsockname()[1] == settings.admin_port else MAIN

@@ -123,6 +123,9 @@ class Metrics:
         self.refusals = counter(
             "refusals_total", "Answers from status 400 up, by error code.", "route", "reason"
         )
+        self.key_checks = counter(
+            "key_checks_total", "API keys that were checked, by outcome.", "outcome"
+        )
         self.images = counter(
             "images_total", "Images that got a row, by outcome.", "model", "outcome"
         )

@@ -13,6 +13,7 @@ import grpc
 import grpc.aio
 import pytest
 
+from service.api.access import Access
 from service.api.grpc import calls
 from service.server.grpc_server import grpc_serving
 from service.settings import Settings
@@ -66,7 +67,14 @@ async def served(artifact: Path, **settings: Any) -> AsyncIterator[Client]:
     port = free_port()
     async with running(artifact, **settings) as core:
         effective = Settings.model_validate({"grpc_port": port, **settings})
-        async with grpc_serving(core.service, effective, core.metrics, "1", fatal=pytest.fail):
+        async with grpc_serving(
+            core.service,
+            effective,
+            core.metrics,
+            Access(effective, core.metrics),
+            "1",
+            fatal=pytest.fail,
+        ):
             client = Client(core, port)
             yield client
             await client.channel.close()

@@ -17,6 +17,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from scripts import write_descriptor
 from service import errors
+from service.api.access import Access
 from service.api.grpc import messages
 from service.api.grpc.calls import code_of
 from service.api.v2 import descriptions
@@ -146,7 +147,13 @@ async def test_control(artifact: Path) -> None:
     settings = Settings(grpc_port=caller.port)
     async with core_running(artifact) as core:
         serving = grpc_serving(
-            core.service, settings, core.metrics, "1", Loader(), fatal=pytest.fail
+            core.service,
+            settings,
+            core.metrics,
+            Access(settings, core.metrics),
+            "1",
+            Loader(),
+            fatal=pytest.fail,
         )
         async with serving:
             load = pb.RepositoryModelLoadRequest(model_name="tiny")
@@ -250,10 +257,18 @@ async def test_the_health_of_a_model_that_was_unloaded(
 ) -> None:
     """It is not ready."""
     port = free_port()
+    settings = Settings(grpc_port=port)
     check = health_pb2.HealthCheckRequest(service="tiny")
     async with (
         core_running(artifact) as core,
-        grpc_serving(core.service, Settings(grpc_port=port), core.metrics, "1", fatal=pytest.fail),
+        grpc_serving(
+            core.service,
+            settings,
+            core.metrics,
+            Access(settings, core.metrics),
+            "1",
+            fatal=pytest.fail,
+        ),
         grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
     ):
         watched = health_pb2_grpc.HealthStub(channel).Watch(check)

@@ -212,7 +212,7 @@ def broken_app(artifact: Path) -> FastAPI:
     """Return the real application with an endpoint that fails."""
     app = create_app(Settings(artifact=artifact), lambda error: None)
 
-    @app.get("/broken")
+    @app.get("/model")
     async def broken() -> None:
         raise ZeroDivisionError("the secret of line 5")
 
@@ -226,7 +226,7 @@ async def ask_broken(artifact: Path) -> httpx.Response:
         app.router.lifespan_context(app),
         httpx.AsyncClient(transport=transport, base_url="http://x") as http,
     ):
-        return await http.get("/broken?key=hidden", headers={"x-request-id": "my-own"})
+        return await http.get("/model?key=hidden", headers={"x-request-id": "my-own"})
 
 
 async def test_an_internal_error_hides_its_cause(

@@ -12,6 +12,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
 
+from service.api.access import Access
 from service.api.http import v2
 from service.api.http.middleware import Middleware
 from service.errors import NotFound
@@ -319,12 +320,15 @@ class Recorded:
 
 async def test_loading_under_control(artifact: Path) -> None:
     """With control, load and unload reach it, and the answers are as KServe's."""
-    app, control = create_app(Settings(artifact=artifact), lambda error: None), Recorded()
+    settings, control = Settings(artifact=artifact), Recorded()
+    app = create_app(settings, lambda error: None)
     async with app.router.lifespan_context(app):
         routed = FastAPI()
         routed.include_router(v2.router(app.state.service, app.state.bodies, "1", control))
-        stack = AsyncExitStackMiddleware(routed.router)
-        transport = httpx.ASGITransport(Middleware(app, stack, app.state.metrics, False))
+        stack, metrics = AsyncExitStackMiddleware(routed.router), app.state.metrics
+        transport = httpx.ASGITransport(
+            Middleware(app, stack, metrics, Access(settings, metrics), settings)
+        )
         async with httpx.AsyncClient(transport=transport, base_url="http://x") as http:
             path = "/v2/repository/models/tiny"
             loaded = await http.post(f"{path}/load", json={})

@@ -10,13 +10,14 @@ from scripts import structure
 from scripts.structure import ROOT, imports, name_of
 
 # Down only: what each room at the top of service/ may import of it, beside itself.
-FOR_ALL = {"errors", "targets", "settings", "artifact", "sdk", "system", "telemetry"}
+FOR_ALL = {"errors", "targets", "settings", "artifact", "keys", "sdk", "system", "telemetry"}
 MAY_IMPORT = {
     "errors": set(),
     "targets": set(),
     "system": {"errors"},
     "telemetry": {"errors"},
     "settings": {"errors", "system"},
+    "keys": {"errors", "settings", "system"},
     "artifact": {"errors", "system", "targets"},
     "sdk": {"errors", "system", "targets"},
     "command": {"errors", "system"},
@@ -48,6 +49,7 @@ INSIDE = {
         *("service.core.host_process", "service.core.rows", "service.core.throughput"),
     },
     # The V2 protocol is shared by all transports, and knows none.
+    "service.api.access": set(),
     "service.api.images": {"service.core"},
     "service.api.v2.messages": set(),
     "service.api.v2.tensors": {"service.api.v2.messages"},
@@ -107,7 +109,7 @@ HOMES = {
     "rich": {"service.cli", "service.tools.client", "service.tools.bench", "model_build"},
     "typer": {
         *("service.cli", "model_build.cli", "model_build.options", "model_build.int8_options"),
-        *("model_build.sweep_cli", "service.tools.bench.cli"),
+        *("model_build.sweep_cli", "service.tools.bench.cli", "service.tools.keys_cli"),
     },
     "httptools": {"service.tools.bench.connection", "service.server.uvicorn_protocol"},
     "uvloop": {"service.tools.bench.sweep"},

@@ -12,6 +12,7 @@ import grpc
 import grpc.aio
 import pytest
 
+from service.api.access import Access
 from service.errors import SettingsError, TopfiveError
 from service.server.grpc_server import grpc_serving
 from service.server.listener import claim
@@ -136,7 +137,14 @@ async def test_a_worker_that_cannot_listen(artifact: Path) -> None:
         settings = Settings(workers=2, grpc_port=held.getsockname()[1])
         async with (
             running(artifact) as core,
-            grpc_serving(core.service, settings, core.metrics, "1", fatal=failures.put_nowait),
+            grpc_serving(
+                core.service,
+                settings,
+                core.metrics,
+                Access(settings, core.metrics),
+                "1",
+                fatal=failures.put_nowait,
+            ),
         ):
             error = await failures.get()
     assert isinstance(error, SettingsError)

@@ -22,20 +22,24 @@ import grpc.aio
 from prometheus_client import Counter
 
 from service.api import tracing
+from service.api.access import Access, Peer, is_loopback, sent_key
 from service.api.grpc.messages import ANSWERS
 from service.core.request import Outcome, Request, TimeLimit
 from service.errors import (
     BodyTimeout,
     ClientDisconnected,
     Deadline,
+    Forbidden,
     Overloaded,
     RequestError,
     TooLarge,
+    Unauthenticated,
     internal,
     more_time,
     retry_after_ms,
     stopping,
 )
+from service.keys import ADMIN, INFER, PUBLIC
 from service.settings import Settings
 from service.telemetry import logs
 from service.telemetry.metrics import Metrics
@@ -55,15 +59,27 @@ STREAM = "ModelStreamInfer"
 INFERENCES = ("ModelInfer", STREAM)
 HEALTH = frozenset({"ServerLive", "ServerReady", "ModelReady"})
 """The methods that are not logged, and whose errors are no refusals."""
+_MEMORIES, _ACTS = ("System", "Cuda"), ("Status", "Register", "Unregister")
+SCOPES = (
+    dict.fromkeys(HEALTH, PUBLIC)
+    | dict.fromkeys(INFERENCES, INFER)
+    | dict.fromkeys(("ServerMetadata", "ModelMetadata", "ModelConfig", "ModelStatistics"), INFER)
+    | dict.fromkeys(("RepositoryIndex", "TraceSetting", "LogSettings"), INFER)
+    | dict.fromkeys((f"{kind}SharedMemory{act}" for kind in _MEMORIES for act in _ACTS), INFER)
+    | dict.fromkeys(("RepositoryModelLoad", "RepositoryModelUnload"), ADMIN)
+)
+"""The scope that a key needs for each method."""
 
 _CODES = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
+    401: grpc.StatusCode.UNAUTHENTICATED,
     403: grpc.StatusCode.PERMISSION_DENIED,
     404: grpc.StatusCode.NOT_FOUND,
     408: grpc.StatusCode.DEADLINE_EXCEEDED,
     413: grpc.StatusCode.INVALID_ARGUMENT,
     415: grpc.StatusCode.INVALID_ARGUMENT,
     422: grpc.StatusCode.INVALID_ARGUMENT,
+    429: grpc.StatusCode.RESOURCE_EXHAUSTED,
     499: grpc.StatusCode.CANCELLED,
     500: grpc.StatusCode.INTERNAL,
     501: grpc.StatusCode.UNIMPLEMENTED,
@@ -97,8 +113,8 @@ class Call:
     """
 
     __slots__ = (
-        "bytes_received", "bytes_sent", "code", "context", "error", "id", "images", "limit",
-        "method", "request_id", "sampled", "seconds_left", "started", "trace_id",
+        "bytes_received", "bytes_sent", "code", "context", "error", "id", "images", "key_id",
+        "limit", "method", "request_id", "sampled", "seconds_left", "started", "trace_id",
     )  # fmt: skip
 
     def __init__(self, method: str, context: Any, default_deadline_s: float) -> None:
@@ -121,6 +137,8 @@ class Call:
         self.id = ""
         """The id of an inference, which its answer repeats."""
         self.images = 0
+        self.key_id = ""
+        """The id of the valid API key that was sent, if one was needed."""
         self.bytes_received = 0
         self.bytes_sent = 0
 
@@ -183,6 +201,8 @@ class Call:
         }
         if self.error is not None:
             facts["reason"] = self.error.code
+        if self.key_id:
+            facts["key"] = self.key_id
         if self.trace_id:
             facts["trace_id"] = self.trace_id
         return facts
@@ -193,9 +213,10 @@ Endpoint = Callable[[Call, bytes], Awaitable[Any]]
 
 
 class Calls:
-    """The bound of all calls, and the answer, the count and the log line of each."""
+    """The bound of all calls, and the access, the answer, the count and the log line of each."""
 
-    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics, access: Access) -> None:
+        self._access = access
         self._most = settings.max_grpc_calls
         self._most_bytes = settings.max_body_bytes
         self._deadline_s = settings.default_deadline_ms / 1000
@@ -224,6 +245,7 @@ class Calls:
 
     def unary(self, method: str, endpoint: Endpoint) -> grpc.RpcMethodHandler:
         """Return the handler of a method with one request."""
+        scope = SCOPES[method]
 
         async def handle(_: object, context: Any) -> bytes:
             call = self._begin(method, context)
@@ -233,8 +255,9 @@ class Calls:
             answer: bytes = b""
             with self._errors(call):
                 self._check_room()
-                # The message is in no local variable: grpcio keeps the frame of an aborted call.
-                answer = (await endpoint(call, await self._receive(call))).SerializeToString()
+                with self._admitted(call, scope):
+                    # The message is in no local variable: grpcio keeps an aborted call's frame.
+                    answer = (await endpoint(call, await self._receive(call))).SerializeToString()
             await self._released.wait()
             if call.error is not None:
                 await context.abort(call.code, call.text(), call.trailer())
@@ -261,7 +284,10 @@ class Calls:
                 try:
                     with self._errors(call):
                         call.bytes_received = len(message)
-                        answer = response(infer_response=await endpoint(call, message))
+                        with self._admitted(call, INFER):
+                            answer = response(infer_response=await endpoint(call, message))
+                    if isinstance(call.error, Unauthenticated | Forbidden):
+                        await context.abort(call.code, call.text(), call.trailer())
                     if call.error is not None:
                         answer = response(error_message=call.text(), infer_response={"id": call.id})
                     await self._released.wait()
@@ -289,6 +315,17 @@ class Calls:
             self._all_answered.clear()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._all_answered.wait(), within_s)
+
+    def _admitted(self, call: Call, scope: str) -> contextlib.AbstractContextManager[None]:
+        """Return the block within which the client's key may make the call; see `Access`."""
+        if self._access.needs_nothing(scope):
+            return contextlib.nullcontext()
+        sent = dict(call.context.invocation_metadata())
+        # A header whose name ends with -bin is bytes; these two are text.
+        key = sent_key(str(sent.get("authorization", "")), str(sent.get("x-api-key", "")))
+        local = is_loopback(_host(call.context.peer()))
+        peer = Peer.LOOPBACK if local else Peer.NETWORK
+        return self._access.admitted(scope, call, key, peer, apart=False)
 
     def _check_room(self) -> None:
         if self._open > self._most:

@@ -1,6 +1,7 @@
-"""The state of the service: GET /model for people, GET /metrics for Prometheus."""
+"""The state of the service: GET /model for people, GET /metrics for Prometheus, and profiles."""
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import asdict
@@ -10,19 +11,27 @@ from fastapi import APIRouter, Request, Response
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
+from service.api.access import Access
 from service.api.http.answering import as_json
 from service.api.http.body import BodyReader
 from service.api.http.openapi import get
 from service.api.http.schema import ModelState
 from service.core.model import Model
 from service.core.service import Service
-from service.errors import RequestError
+from service.errors import Malformed, Overloaded, RequestError
+from service.telemetry.profile import profile
+
+MAX_PROFILE_S = 60
+"""Maximum seconds of a profile."""
 
 
 def router(
-    service: Service, bodies: BodyReader, collected: Callable[[], Awaitable[Collector]]
+    service: Service,
+    bodies: BodyReader,
+    access: Access,
+    collected: Callable[[], Awaitable[Collector]],
 ) -> APIRouter:
-    """Return the routes for the manifest with live statistics, and for the metrics.
+    """Return the routes for the manifest with live statistics, for the metrics, and for a profile.
 
     `collected` returns the collector of all metrics to expose.
     """
@@ -36,7 +45,7 @@ def router(
         (_STATE, None),
     )
     async def about() -> Response:
-        return as_json(_state(service, bodies))
+        return as_json(_state(service, bodies) | {"access": access.described()})
 
     @get(
         routes,
@@ -52,6 +61,30 @@ def router(
         text = await asyncio.to_thread(encode, families)
         return Response(text, headers={"content-type": media_type})
 
+    taking = asyncio.Lock()
+
+    @get(
+        routes,
+        "/debug/profile",
+        "Samples the functions of the event loop for ?seconds=5, as collapsed stacks",
+        None,
+        ("main;run 12", None),
+        errors=(Malformed, Overloaded),
+    )
+    async def take_profile(http: Request) -> Response:
+        text = http.query_params.get("seconds", "5")
+        if not re.fullmatch("[0-9]{1,2}", text) or not 1 <= int(text) <= MAX_PROFILE_S:
+            raise Malformed(
+                f"seconds is {text[:40]!r}.", f"Send a whole number from 1 to {MAX_PROFILE_S}."
+            )
+        if taking.locked():
+            raise Overloaded(
+                "A profile is being taken.", "Retry when it has ended.", retry_after_ms=1000
+            )
+        async with taking:
+            stacks = await asyncio.to_thread(profile, int(text))
+        return Response(stacks, headers={"cache-control": "no-store"}, media_type="text/plain")
+
     return routes
 
 
@@ -61,6 +94,7 @@ _STATE = {
     "statistics": {},
     "models": [{"name": "efficientnet-lite0", "version": "0f3a5c7e9b1d", "state": "READY"}],
     "reloads": {"asked": 0, "done": 0, "refused": []},
+    "access": {"keys": False, "public": False},
 }
 
 

@@ -1,8 +1,8 @@
-"""Middleware around all endpoints: request context, ids, counting, logging, answers to errors.
+"""Middleware around all endpoints: request context, ids, access, counting, logging, errors.
 
 `Middleware` gives every request a `RequestContext` (in the ASGI scope, under `KEY`) and every
-answer the X-Request-Id. It is the only place that turns errors into answers and that counts and
-logs answers. It routes nothing.
+answer the X-Request-Id. It asks `Access` before an endpoint is called. It is the only place that
+turns errors into answers and that counts and logs answers. It routes nothing.
 """
 
 import logging
@@ -15,8 +15,13 @@ from prometheus_client import Counter
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api import tracing
-from service.api.http.problem import problem
+from service.api.access import Access, Peer, is_loopback, sent_key
+from service.api.http.cors import Cors
+from service.api.http.problem import no_route, problem
+from service.api.http.rules import scope_of
 from service.errors import RequestError, internal
+from service.keys import INFER
+from service.settings import Settings
 from service.telemetry import logs
 from service.telemetry.metrics import IMAGE_ROUTES, ROUTES, Metrics
 
@@ -28,9 +33,13 @@ REFUSAL = "topfive.refusal"
 """Key in the scope of the RequestError with which the connection refuses a request or its body."""
 ARRIVED = "topfive.arrived"
 """Key in the scope that the connection adds when it has received the whole body."""
+LISTENER = "topfive.listener"
+"""Key in the scope of the listener of the connection, one of LISTENERS."""
+LISTENERS = MAIN, ADMIN_PORT, ADMIN_SOCKET = "main", "admin_port", "admin_socket"
+"""The listeners: that of the clients, or one of the administration."""
 CLASSIFY = "/classify"
 HEALTH = frozenset({"/livez", "/readyz", "/healthz", "/v2/health/live", "/v2/health/ready"})
-ADMIN = HEALTH | {"/metrics", "/model", "/"}
+ADMIN = HEALTH | {"/metrics", "/model", "/", "/debug/profile"}
 _ENDS = {"v1": ":predict", "v2": "/infer"}
 """The end of a path for images, by protocol."""
 
@@ -60,8 +69,8 @@ class RequestContext:
 
     __slots__ = (
         "answered", "body_ended", "bytes_received", "bytes_sent", "disconnected", "images",
-        "on_disconnect", "protocol", "reason", "received", "request_id", "route", "sampled",
-        "started", "status", "trace_id",
+        "key_id", "on_disconnect", "protocol", "reason", "received", "request_id", "route",
+        "sampled", "started", "status", "trace_id",
     )  # fmt: skip
 
     def __init__(self, scope: Scope) -> None:
@@ -73,6 +82,8 @@ class RequestContext:
         self.trace_id, self.sampled = tracing.trace(_headers(scope, b"traceparent"))
         self.status = 0
         self.reason = ""
+        self.key_id = ""
+        """The id of the valid API key that was sent, if one was needed."""
         self.bytes_received = 0
         """Bytes of the body that were read, as sent by the client."""
         self.bytes_sent = 0
@@ -109,12 +120,16 @@ class Middleware:
     router, where they are routes, too.
     """
 
-    def __init__(self, app: FastAPI, stack: ASGIApp, metrics: Metrics, access_log: bool) -> None:
+    def __init__(
+        self, app: FastAPI, stack: ASGIApp, metrics: Metrics, access: Access, settings: Settings
+    ) -> None:
         self._app = app
         self._stack = stack
         self._state = app.state
         self._metrics = metrics
-        self._access_log = access_log
+        self._access = access
+        self._cors = Cors(settings)
+        self._access_log = settings.access_log
         self._answers: dict[tuple[str, int], Counter] = {}
         self._in_flight = {route: metrics.http_requests_in_flight.labels(route) for route in ROUTES}
         self._seconds = {
@@ -131,19 +146,33 @@ class Middleware:
             return
         context = scope[KEY] = RequestContext(scope)
         receive = _watch(context, scope, receive)
-        send = self._stamp(context, send)
+        send = self._stamp(context, send, self._cors.headers(scope))
         in_flight = self._in_flight[context.route]
         in_flight.inc()
         try:
             if REFUSAL in scope:
                 raise _refused(context, scope)
+            if (preflight := self._cors.preflight(scope)) is not None:
+                await preflight(scope, receive, send)
+                return
             # The router costs 39 us, 1.8 % of an image: 7 us in a loop of its own, and more with
             # the cold caches of a busy machine (benchmarks/routing.py).
             hot = context.route in IMAGE_ROUTES and scope["method"] == "POST"
+            needed = INFER if hot else scope_of(scope["path"])
+            if needed is None:
+                raise no_route(scope["path"])
             endpoint = self._state.endpoints[context.route] if hot else self._stack
             # Every path that answers GET answers HEAD; the server leaves the body out.
-            head = scope["method"] == "HEAD"
-            await endpoint({**scope, "method": "GET"} if head else scope, receive, send)
+            if scope["method"] == "HEAD":
+                scope = {**scope, "method": "GET"}
+            if self._access.needs_nothing(needed):
+                await endpoint(scope, receive, send)
+                return
+            listener, headers = scope.get(LISTENER, MAIN), Headers(scope)
+            key = sent_key(headers.get("authorization", ""), headers.get("x-api-key", ""))
+            peer, apart = _peer(scope, headers), listener != MAIN
+            with self._access.admitted(needed, context, key, peer, apart):
+                await endpoint(scope, receive, send)
         except RequestError as error:
             # The frames of its traceback have the body, and the request whose outcome it may be:
             # such a cycle keeps the body in memory until the garbage collector runs.
@@ -161,9 +190,9 @@ class Middleware:
             self._count(context, scope["path"])
             self._log(context, scope)
 
-    def _stamp(self, context: RequestContext, send: Send) -> Send:
+    def _stamp(self, context: RequestContext, send: Send, cors: list[tuple[bytes, bytes]]) -> Send:
         state = self._state
-        stamps = ((b"x-request-id", context.request_id.encode()), *_SECURITY)
+        stamps = ((b"x-request-id", context.request_id.encode()), *_SECURITY, *cors)
 
         async def stamped(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -243,9 +272,29 @@ def _facts(context: RequestContext, scope: Scope) -> dict[str, Any]:
         facts["status"] = context.status
     if context.reason:
         facts["reason"] = context.reason
+    if context.key_id:
+        facts["key"] = context.key_id
     if context.trace_id:
         facts["trace_id"] = context.trace_id
     return facts
+
+
+def _peer(scope: Scope, headers: Headers) -> Peer:
+    """Return how the client has connected.
+
+    A page that a browser on this machine shows acts for its author, and not for this machine's
+    user. So a request of another origin, or for a name that only DNS leads here, is one of the
+    network.
+    """
+    if scope.get(LISTENER) == ADMIN_SOCKET:
+        return Peer.UNIX_SOCKET
+    if not scope.get("client") or not is_loopback(scope["client"][0]):
+        return Peer.NETWORK
+    host, origin = headers.get("host", ""), headers.get("origin")
+    foreign = origin is not None and origin.partition("://")[2] != host
+    name = host.rpartition(":")[0] if not host.endswith("]") and ":" in host else host
+    local = name == "localhost" or is_loopback(name.strip("[]"))
+    return Peer.LOOPBACK if local and not foreign else Peer.NETWORK
 
 
 def _headers(scope: Scope, name: bytes) -> list[str]:

@@ -11,13 +11,15 @@ from typing import Any
 from fastapi import APIRouter, Response
 from pydantic import BaseModel
 
+from service.api.http.rules import scope_of
 from service.api.http.schema import Problem
-from service.errors import RequestError
+from service.errors import Forbidden, RateLimited, RequestError, Unauthenticated
 
 Handler = Callable[..., Any]
 Errors = tuple[type[RequestError], ...]
 
 DEFAULT_TOP_K = 5
+_OF_KEYS = (Unauthenticated, Forbidden, RateLimited)
 
 
 def get(
@@ -70,6 +72,22 @@ def post(
         response_class=Response,
         openapi_extra={"requestBody": body},
     )
+
+
+def describe_keys(document: dict[str, Any]) -> None:
+    """Add to each operation that needs a key how it is sent, and the errors about it."""
+    document["components"]["securitySchemes"] = {
+        "bearer": {"type": "http", "scheme": "bearer"},
+        "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+    }
+    for path, methods in document["paths"].items():
+        if not scope_of(path):
+            continue
+        media_type = "application/json" if path.startswith("/v") else "application/problem+json"
+        for operation in methods.values():
+            operation["security"] = [{"bearer": []}, {"header": []}]
+            for status, answer in problems(_OF_KEYS, media_type).items():
+                operation["responses"].setdefault(status, answer)
 
 
 def operation_id(path: str) -> str:

@@ -9,7 +9,14 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from service.api.http.middleware import CLASSIFY
-from service.api.http.openapi import DEFAULT_TOP_K, Errors, operation_id, problems, reference
+from service.api.http.openapi import (
+    DEFAULT_TOP_K,
+    Errors,
+    describe_keys,
+    operation_id,
+    problems,
+    reference,
+)
 from service.api.http.schema import Answer, ImagesForm, ImagesRequest, Problem
 from service.api.http.schema_protocols import (
     InferenceAnswer,
@@ -111,6 +118,8 @@ def add_image_endpoints(
     document["components"]["schemas"] |= schemas["$defs"]
     images_first = {CLASSIFY: {"post": _classify(settings, largest_request, classes)}}
     document["paths"] = images_first | _protocols() | document["paths"]
+    if settings.keys_file:
+        describe_keys(document)
     app.openapi = lambda: document  # type: ignore[method-assign]
 
 

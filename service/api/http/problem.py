@@ -10,7 +10,14 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from service.decoding import images
-from service.errors import Draining, MethodNotAllowed, NotFound, RequestError, UnsupportedMedia
+from service.errors import (
+    Draining,
+    MethodNotAllowed,
+    NotFound,
+    RequestError,
+    Unauthenticated,
+    UnsupportedMedia,
+)
 
 MEDIA_TYPE = "application/problem+json"
 MEDIA_TYPES = (
@@ -93,6 +100,8 @@ def _headers(error: RequestError) -> dict[str, str]:
         headers["retry-after"] = str(max(1, math.ceil(int(str(wait_ms)) / 1000)))
     if error.status in (408, 413) or isinstance(error, Draining):  # no more of this body, or none
         headers["connection"] = "close"
+    if isinstance(error, Unauthenticated):
+        headers["www-authenticate"] = 'Bearer realm="topfive"'
     if isinstance(error, MethodNotAllowed):
         headers["allow"] = error.allow
     if isinstance(error, UnsupportedMedia):

@@ -143,3 +143,6 @@ class ModelState(BaseModel):
     reloads: dict[str, Any] = Field(
         description="Reloads asked for, reloads done, and what was refused the last time."
     )
+    access: dict[str, bool] = Field(
+        description="Whether requests need a key, and whether other machines reach the address."
+    )

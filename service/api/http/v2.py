@@ -10,6 +10,7 @@ from service.api.http.answering import as_json, parsed
 from service.api.http.body import BodyReader
 from service.api.http.middleware import ARRIVED, Headers
 from service.api.http.openapi import get, post
+from service.api.http.rules import MODEL, VERSION
 from service.api.http.schema_protocols import (
     IndexEntry,
     Loaded,
@@ -29,8 +30,6 @@ from service.errors import Forbidden, Malformed, NotFound, Unsupported
 
 BODY_TIMEOUT_S = 10.0
 """Maximum seconds to receive a body of the model repository extension."""
-MODEL = "/v2/models/{model}"
-VERSION = f"{MODEL}/versions/{{version}}"
 
 _ZERO = {"count": 0, "ns": 0}
 _COMPUTES = {"compute_input": _ZERO, "compute_infer": _ZERO, "compute_output": _ZERO}
