@@ -27,7 +27,7 @@ PREFIX = "TOPFIVE_"
 SYSTEM_FILE = Path("/etc/topfive/config.toml")
 # Variables with the prefix that are not settings of the service.
 OTHER_VARIABLES = frozenset(
-    f"{PREFIX}{name}" for name in ("CONFIG", "DEBUG", "DATA", "REVISION", "URL")
+    f"{PREFIX}{name}" for name in ("CONFIG", "DEBUG", "DATA", "KEY", "REVISION", "URL")
 )
 
 Positive = Annotated[int, Field(ge=1)]

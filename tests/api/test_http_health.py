@@ -189,7 +189,7 @@ def test_openapi_is_whole(document: dict[str, Any]) -> None:
     assert document["openapi"].startswith("3.1")
     assert set(document["paths"]) == {
         "/classify", "/livez", "/healthz", "/readyz", "/v2/health/live", "/v2/health/ready",
-        "/model", "/metrics", "/", "/v1/models", "/v1/models/{model}", "/v1/models/{model}:predict",
+        "/model", "/metrics", "/debug/profile", "/", "/v1/models", "/v1/models/{model}", "/v1/models/{model}:predict",
         "/v2", "/v2/models", "/v2/models/stats", "/v2/repository/index",
         "/v2/repository/models/{model}/load", "/v2/repository/models/{model}/unload",
         *(
@@ -213,8 +213,8 @@ def test_openapi_examples_are_of_their_schemas(document: dict[str, Any]) -> None
 
 
 def test_openapi_has_every_status_of_classify(document: dict[str, Any]) -> None:
-    """The document has the status of each error but those of other routes, and 499."""
-    others = {403, 404, 405, 406, 499, 501}
+    """The document has the status of each error but those of other routes, of keys, and 499."""
+    others = {401, 403, 404, 405, 406, 429, 499, 501}
     statuses = {error.status for error in errors.RequestError.__subclasses__()} - others
     classify = document["paths"]["/classify"]["post"]
     assert set(classify["responses"]) == {"200", *map(str, statuses)}

@@ -65,6 +65,7 @@ BEYOND = {
     "grpc_requests_total": ("counter", "method code"),
     "grpc_requests_in_flight": ("gauge", ""),
     "grpc_request_duration_seconds": ("histogram", "outcome"),
+    "key_checks_total": ("counter", "outcome"),
 }
 ROUTES = {"classify", "v1", "v2", "admin", "other", "grpc"}
 VALUES = {

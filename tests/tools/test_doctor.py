@@ -18,11 +18,14 @@ import pytest
 
 from service import artifact as artifacts
 from service import settings
+from service.errors import SettingsError
 from service.system import process
 from service.system.cgroup import memory_limit
+from service.tools import key_file
 from service.tools.doctor import cards, checks, machine
 from service.tools.doctor.context import Context, Finding
 from service.tools.doctor.scrub import scrubbed
+from service.tools.key_file import NewKey
 from tests.support.magicmind import SimulatedSdk
 from tests.support.serving import COMMAND, plain_environment
 from tests.support.small import write_small_network
@@ -189,7 +192,7 @@ def test_a_check_that_raises(
     """It has a line with the error, and the checks before and after it are done."""
     looked_at = context(root=tmp_path, artifact=artifact, port=0)
     findings = {one.name: one for one in checks.examine(looked_at)}
-    assert list(findings)[-3:] == ["memory", "port", "files"]
+    assert list(findings)[-4:] == ["memory", "port", "access", "files"]
     assert len(findings) == len(checks.CHECKS)
     assert findings["memory"].state == "FAIL" and findings["memory"].remedy
     assert findings["memory"].found.startswith("the check failed: FileNotFoundError: ")
@@ -588,6 +591,19 @@ def test_a_host_that_is_not_ours(host: str, context: Callable[..., Context]) -> 
     finding = machine.port(context(host=host))
     assert finding.state == "FAIL"
     assert "--host" in finding.remedy
+
+
+def test_access(tmp_path: Path, context: Callable[..., Context]) -> None:
+    """Keys that can be read; a warning for an address that others reach without keys."""
+    file = tmp_path / "keys"
+    key_file.add(file, NewKey("infer", "", "", "", ""))
+    with_keys = machine.access(context(keys_file=file, host="0.0.0.0"))
+    assert (with_keys.state, with_keys.found) == ("ok", f"1 keys in {file}")
+    without = machine.access(context(host="0.0.0.0"))
+    assert without.state == "warn" and "topfive keys add" in without.remedy
+    assert machine.access(context()).state == "ok"
+    with pytest.raises(SettingsError):
+        machine.access(context(keys_file=tmp_path / "none"))
 
 
 def test_few_open_files() -> None:

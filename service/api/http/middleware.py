@@ -163,16 +163,15 @@ class Middleware:
                 raise no_route(scope["path"])
             endpoint = self._state.endpoints[context.route] if hot else self._stack
             # Every path that answers GET answers HEAD; the server leaves the body out.
-            if scope["method"] == "HEAD":
-                scope = {**scope, "method": "GET"}
+            asked = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
             if self._access.needs_nothing(needed):
-                await endpoint(scope, receive, send)
+                await endpoint(asked, receive, send)
                 return
             listener, headers = scope.get(LISTENER, MAIN), Headers(scope)
             key = sent_key(headers.get("authorization", ""), headers.get("x-api-key", ""))
             peer, apart = _peer(scope, headers), listener != MAIN
             with self._access.admitted(needed, context, key, peer, apart):
-                await endpoint(scope, receive, send)
+                await endpoint(asked, receive, send)
         except RequestError as error:
             # The frames of its traceback have the body, and the request whose outcome it may be:
             # such a cycle keeps the body in memory until the garbage collector runs.

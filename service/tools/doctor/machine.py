@@ -1,4 +1,4 @@
-"""Checks of the machine: CPU, memory against the settings, the port, the limit of open files."""
+"""Checks of the machine: CPU, memory against the settings, port, access, limit of open files."""
 
 import errno
 import resource
@@ -6,6 +6,8 @@ import socket
 from pathlib import Path
 
 from service.artifact import Artifact
+from service.keys import keys_of
+from service.settings import is_public
 from service.system import cgroup, descriptors
 from service.tools.doctor.context import Context, Finding
 
@@ -97,6 +99,20 @@ _PORT_REMEDIES = {
     "another --port.",
     errno.EACCES: "Give a --port of 1024 or more.",
 }
+
+
+def access(context: Context) -> Finding:
+    """Check the file of keys, and that other machines cannot reach the service without one."""
+    host, file = context.settings.host, context.settings.keys_file
+    found = keys_of(context.settings)
+    if found is not None:
+        return Finding("access", "ok", f"{len(found)} keys in {file}")
+    if is_public(host):
+        remedy = "Create keys with topfive keys add --file FILE, and name it with --keys-file."
+        return Finding(
+            "access", "warn", f"every client that reaches {host} may use the service", remedy
+        )
+    return Finding("access", "ok", f"no keys: only this machine reaches {host}")
 
 
 def files(context: Context) -> Finding:
