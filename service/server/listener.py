@@ -96,7 +96,8 @@ def claim(settings: Settings) -> Iterator[None]:
 def announce(settings: Settings, listener: socket.socket) -> str:
     """Log the address, and warn if it is public. Return the URL for clients on this machine."""
     host, port = listener.getsockname()[:2]
-    if not host.startswith("127.") and host != "::1":
+    private = host.startswith("127.") or host == "::1"
+    if not (private or settings.tls_client_ca):  # which lets in clients with a certificate only
         log.warning(
             "public_listener",
             extra={"host": host, "detail": "Listening on a public address without authentication."},
@@ -104,12 +105,12 @@ def announce(settings: Settings, listener: socket.socket) -> str:
     log.info(
         "listening",
         extra={
-            "url": url_of(host, port),
+            "url": url_of(settings, host, port),
             "artifact": str(settings.models or settings.artifact),
             "devices": settings.devices,
         },
     )
-    return local_url(host, port)
+    return local_url(settings, host, port)
 
 
 def announce_ready(url: str, manifest: Manifest, devices: int) -> None:

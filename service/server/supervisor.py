@@ -37,7 +37,7 @@ from service.server.listener import (
     listen,
 )
 from service.settings import Settings
-from service.system import cgroup, descriptors, signals
+from service.system import certificate, cgroup, descriptors, signals
 from service.telemetry import logs
 
 log = logging.getLogger("topfive.workers")
@@ -59,6 +59,8 @@ def serve(settings: Settings) -> int:
             "With --model-control a client would change the models of one worker only.",
             "Use --workers 1, or leave out --model-control and run topfive reload.",
         )
+    if files := settings.tls_files():
+        certificate.read(files)  # before it listens: each worker reads and follows its own
     library = Library(settings)
     loadable = library.read_all()
     devices = _common_devices(loadable)

@@ -156,7 +156,11 @@ async def over_http(
     try:
         base, model = client.server_and_model(url)
         async with httpx.AsyncClient(
-            base_url=base, params=model, timeout=timeout_s, limits=limits, trust_env=False
+            base_url=base,
+            params=model,
+            timeout=timeout_s,
+            limits=limits,
+            **client.http_options(base),
         ) as http:
             yield _OverHttp(http, url, await _described(http, url, retry_for_s), top_k)
     except (httpx.TransportError, httpx.InvalidURL) as error:
