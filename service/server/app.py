@@ -157,6 +157,8 @@ def _grpc(
     """Return the block in which gRPC is served, if it is switched on: its libraries are large."""
     if not settings.grpc_port:
         return contextlib.nullcontext()
+    # By default grpcio logs each handshake that fails, and so lets clients fill the log.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     from service.server.grpc_server import grpc_serving
 
     service: Service = app.state.service
