@@ -401,4 +401,4 @@ def serial(port: int, client: ssl.SSLContext) -> str:
     ):
         certificate = secure.getpeercert()
         assert certificate
-        return str(certificate["serialNumber"]).lstrip("0")
+        return str(certificate["serialNumber"])

@@ -1,6 +1,7 @@
 """TLS under load: a drain and new certificates cost no request, over HTTP and over gRPC."""
 
 import asyncio
+import contextlib
 import signal
 import ssl
 from collections import Counter
@@ -189,7 +190,7 @@ async def _rotate(service: Service, port: int, authority: Authority) -> Counter[
             writer.write(POST)
             head = await reader.readuntil(b"\r\n\r\n")
             counts["HTTP" if head.startswith(b"HTTP/1.1 200") else repr(head)] += 1
-            writer.close()
+            await _close(writer)
 
     async def calls() -> None:
         while not over.is_set():
@@ -218,5 +219,11 @@ async def _serial(port: int, tls: ssl.SSLContext) -> str:
     context.set_alpn_protocols(["h2", "http/1.1"])
     _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
     certificate = writer.get_extra_info("peercert")
+    await _close(writer)
+    return str(certificate["serialNumber"])
+
+
+async def _close(writer: asyncio.StreamWriter) -> None:
     writer.close()
-    return str(certificate["serialNumber"]).lstrip("0")
+    with contextlib.suppress(OSError):  # the other side was faster
+        await writer.wait_closed()

@@ -64,4 +64,5 @@ def serial_of(pem: bytes) -> str:
     """Return the serial number of the first certificate in `pem`."""
     from cryptography import x509
 
-    return f"{x509.load_pem_x509_certificate(pem).serial_number:X}"
+    number = f"{x509.load_pem_x509_certificate(pem).serial_number:X}"
+    return number.zfill(len(number) + len(number) % 2)  # whole bytes

@@ -23,6 +23,7 @@ from service.system.cgroup import memory_limit
 from service.tools.doctor import cards, checks, machine
 from service.tools.doctor.context import Context, Finding
 from service.tools.doctor.scrub import scrubbed
+from tests.support.certificates import Authority
 from tests.support.magicmind import SimulatedSdk
 from tests.support.serving import COMMAND, plain_environment
 from tests.support.small import write_small_network
@@ -183,13 +184,27 @@ def test_a_check_that_failed(artifact: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(("days", "state"), [(90, "ok"), (3, "warn"), (-1, "FAIL")])
+def test_the_certificate(
+    tmp_path: Path, context: Callable[..., Context], days: float, state: str
+) -> None:
+    """A good one, one that ends soon, one that has ended; and a part of the settings."""
+    pair = Authority(tmp_path).issue("server", days=days)
+    named = context(tls_certificate=pair.certificate, tls_key=pair.key, port=0)
+    [finding] = [one for one in checks.examine(named) if one.name == "tls"]
+    assert finding.state == state
+    assert bool(finding.remedy) == (state != "ok")
+    [half] = [one for one in checks.examine(context(tls_key=pair.key)) if one.name == "tls"]
+    assert (half.state, "tls_certificate" in half.found) == ("FAIL", True)
+
+
 def test_a_check_that_raises(
     artifact: Path, tmp_path: Path, context: Callable[..., Context]
 ) -> None:
     """It has a line with the error, and the checks before and after it are done."""
     looked_at = context(root=tmp_path, artifact=artifact, port=0)
     findings = {one.name: one for one in checks.examine(looked_at)}
-    assert list(findings)[-3:] == ["memory", "port", "files"]
+    assert list(findings)[-4:] == ["memory", "port", "tls", "files"]
     assert len(findings) == len(checks.CHECKS)
     assert findings["memory"].state == "FAIL" and findings["memory"].remedy
     assert findings["memory"].found.startswith("the check failed: FileNotFoundError: ")

@@ -129,6 +129,7 @@ CHECKS: tuple[Check, ...] = (
     machine.cpu,
     machine.memory,
     machine.port,
+    machine.tls,
     machine.files,
 )
 

@@ -6,7 +6,7 @@ import socket
 from pathlib import Path
 
 from service.artifact import Artifact
-from service.system import cgroup, descriptors
+from service.system import certificate, cgroup, descriptors
 from service.tools.doctor.context import Context, Finding
 
 PROCESS_BYTES = 256 << 20
@@ -97,6 +97,17 @@ _PORT_REMEDIES = {
     "another --port.",
     errno.EACCES: "Give a --port of 1024 or more.",
 }
+
+
+def tls(context: Context) -> Finding:
+    """Check that the certificate, its key and the CA of clients can be used, and for how long."""
+    named = context.settings.tls_files()
+    if named is None:
+        return Finding("tls", "skip", "not needed: no TLS")
+    found = certificate.read(named)
+    if ending := found.ending():
+        return Finding("tls", "warn", *ending)
+    return Finding("tls", "ok", f"{named.certificate} ends in {found.days_left():.0f} days")
 
 
 def files(context: Context) -> Finding:
