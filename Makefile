@@ -97,7 +97,7 @@ cards: $(VENV)/.dev .venv37/.ready ## trained networks, every fault and switch o
 	$(BIN)/python -m pytest -m large tests/cards/test_cards.py tests/cards/test_card_switches.py tests/cards/test_cards_trained.py tests/tools/test_doctor_card.py tests/model_build/test_sweep.py tests/tools/test_bench_card.py
 
 drain: $(VENV)/.dev ## SIGTERM under full load, hosts that hang, clients that disconnect: minutes
-	$(BIN)/python -m pytest -m large tests/server/test_drain.py tests/server/test_workers.py tests/server/test_disconnects.py tests/server/test_stalls.py tests/server/test_grpc_drain.py
+	$(BIN)/python -m pytest -m large tests/server/test_drain.py tests/server/test_workers.py tests/server/test_disconnects.py tests/server/test_stalls.py tests/server/test_grpc_drain.py tests/server/test_tls_drain.py
 
 changes: $(VENV)/.dev .venv37/.ready ## ten changes of version under 64 clients, models that share a device: eight minutes
 	$(BIN)/python -m pytest -m large tests/server/test_changes.py tests/server/test_fairness.py

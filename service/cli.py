@@ -421,10 +421,9 @@ def reload(
 
     Example: topfive reload
     """
-    from service.tools import client
     from service.tools.reload import reload as reload_models
 
-    reloads = reload_models(url or client.own_url(), pid, wait_s)
+    reloads = reload_models(url, pid, wait_s)
     for model in reloads["models"]:
         print(f"{model['name']:24} {model.get('version', ''):14} {model['state']}", flush=True)
     for refusal in reloads["refused"]:
@@ -452,7 +451,7 @@ def health(
     from service.tools import client
 
     try:
-        text = client.wait_until_ready(url or client.own_url(), wait_s)
+        text = client.wait_until_ready(url, wait_s)
     except Unreachable:
         if quiet:
             sys.exit(UNREACHABLE)

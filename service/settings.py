@@ -22,12 +22,15 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDic
 
 from service.errors import SettingsError
 from service.system import disk
+from service.system.certificate import CertificateFiles
 
 PREFIX = "TOPFIVE_"
 SYSTEM_FILE = Path("/etc/topfive/config.toml")
+TRUST = ("CA", "CLIENT_CERTIFICATE")
+"""Variables of the certificates of commands: tools/trust.py."""
 # Variables with the prefix that are not settings of the service.
 OTHER_VARIABLES = frozenset(
-    f"{PREFIX}{name}" for name in ("CONFIG", "DEBUG", "DATA", "KEY", "REVISION", "URL")
+    f"{PREFIX}{name}" for name in ("CONFIG", "DEBUG", "DATA", "KEY", "REVISION", "URL", *TRUST)
 )
 
 Positive = Annotated[int, Field(ge=1)]
@@ -118,6 +121,18 @@ class Settings(BaseSettings):
         pattern=r"^(\*|https?://[^/,*\s]+(,https?://[^/,*\s]+)*)$",
         description="Origins whose pages may read answers in a browser: "
         "https://app.example.org,https://other.example.org, or * for all, without keys only.",
+    )
+    tls_certificate: Path | None = Field(
+        None,
+        description="PEM file of the certificate and its chain. With it HTTP and gRPC use TLS.",
+    )
+    tls_key: Path | None = Field(
+        None, description="PEM file of the certificate's private key, without a passphrase."
+    )
+    tls_client_ca: Path | None = Field(
+        None,
+        description="PEM file of CA certificates. With it each client must present a certificate "
+        "that one of them has signed.",
     )
 
     rows: int = Field(256, ge=1, le=65536, description="Maximum images in the service at one time.")
@@ -279,6 +294,22 @@ class Settings(BaseSettings):
             )
         return self.artifact
 
+    def tls_files(self) -> CertificateFiles | None:
+        """Return the files of the certificate, None without TLS.
+
+        Raise SettingsError if a part is missing.
+        """
+        certificate, key = self.tls_certificate, self.tls_key
+        if certificate and key:
+            return CertificateFiles(certificate, key, self.tls_client_ca)
+        if certificate or key or self.tls_client_ca:
+            missing = [name for name in ("tls_certificate", "tls_key") if not getattr(self, name)]
+            raise SettingsError(
+                f"TLS needs a certificate and its key; without a value: {', '.join(missing)}.",
+                "Set --tls-certificate and --tls-key, or leave out all settings of TLS.",
+            )
+        return None
+
     def devices_of(self, model: str) -> str:
         """Return the devices to serve `model` on, as the setting `devices` names them."""
         own = dict(entry.split("=") for entry in (self.model_devices or "").split(";") if entry)
@@ -319,15 +350,16 @@ def load(flags: Mapping[str, object], file: Path | None = None) -> tuple[Setting
     return settings, sources
 
 
-def url_of(host: str, port: int) -> str:
-    """Return the URL of an address; an IPv6 host is put in brackets."""
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+def url_of(settings: Settings, host: str, port: int) -> str:
+    """Return the URL of an address of the service; an IPv6 host is put in brackets."""
+    scheme = "https" if settings.tls_certificate else "http"
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
-def local_url(host: str, port: int) -> str:
-    """Return the URL by which clients on this machine reach a server that listens there."""
+def local_url(settings: Settings, host: str, port: int) -> str:
+    """Return the URL by which clients on this machine reach the service that listens there."""
     loopback = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
-    return url_of(loopback.get(host, host), port)
+    return url_of(settings, loopback.get(host, host), port)
 
 
 def is_public(host: str) -> bool:

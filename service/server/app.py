@@ -37,6 +37,7 @@ from service.core.service import Service
 from service.errors import Malformed, MethodNotAllowed, TopfiveError
 from service.server.listener import admin_listening, announce, announce_ready, claim, listen
 from service.server.metrics_merge import Peers
+from service.server.tls import Tls, expose
 from service.server.uvicorn_server import BaseServer, Server
 from service.settings import Settings
 from service.system import scheduling
@@ -59,15 +60,19 @@ def create_app(settings: Settings, fatal: Fatal, peers: Peers | None = None) -> 
 
     The service is made when the application starts, since it belongs to the event loop. `fatal` is
     called when the service cannot continue; `peers` are the other workers, if there are any. Raise
-    ArtifactError if no artifact is valid, SdkError if its devices cannot be used.
+    ArtifactError if no artifact is valid, SdkError if its devices cannot be used, SettingsError if
+    the certificate cannot be used.
     """
     started = time.perf_counter()
+    files = settings.tls_files()
+    tls = Tls(files) if files else None
     library = Library(settings)
     loadable = library.read_all()
     metrics = peers.metrics() if peers else Metrics()
     metrics.describe_build(version(), os.environ.get("TOPFIVE_REVISION", ""))
     logs.count_lost(metrics.log_lines_lost.inc)
     access = Access(settings, metrics)
+    expose(metrics, tls)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -76,13 +81,14 @@ def create_app(settings: Settings, fatal: Fatal, peers: Peers | None = None) -> 
         _add_routes(app, settings, metrics, access, peers)
         lag = asyncio.create_task(_watch_loop_lag(metrics))
         first = asyncio.create_task(_await_first_ready(app, metrics, started))
-        watch = asyncio.create_task(access.watch())
+        watching = [asyncio.create_task(access.watch())]
+        watching += [asyncio.create_task(tls.follow())] if tls else []
         async with (
             peers.answering(metrics) if peers else contextlib.nullcontext(),
-            _grpc(service, settings, metrics, access, fatal) as app.state.grpc,
+            _grpc(app, settings, fatal) as app.state.grpc,
         ):
             yield
-        for task in (lag, first, watch):
+        for task in (lag, first, *watching):
             task.cancel()
         await service.stop()
 
@@ -100,10 +106,12 @@ def create_app(settings: Settings, fatal: Fatal, peers: Peers | None = None) -> 
         ),
     )
     app.state.metrics = metrics
+    app.state.access = access
     app.state.versions = versions(loadable)
     app.state.url = ""
     app.state.paused = False
     app.state.grpc = None
+    app.state.tls = tls
     # In place of FastAPI's stack, whose other parts answer errors and bound bodies their own way.
     routed = AsyncExitStackMiddleware(app.router)
     handled = ExceptionMiddleware(routed, {HTTPException: _raise_request_error})
@@ -144,15 +152,19 @@ def _add_routes(
 
 
 def _grpc(
-    service: Service, settings: Settings, metrics: Metrics, access: Access, fatal: Fatal
+    app: FastAPI, settings: Settings, fatal: Fatal
 ) -> contextlib.AbstractAsyncContextManager["GrpcServer | None"]:
     """Return the block in which gRPC is served, if it is switched on: its libraries are large."""
     if not settings.grpc_port:
         return contextlib.nullcontext()
+    # By default grpcio logs each handshake that fails, and so lets clients fill the log.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     from service.server.grpc_server import grpc_serving
 
+    service: Service = app.state.service
     control = RepositoryControl(service) if settings.model_control else None
-    return grpc_serving(service, settings, metrics, access, version(), control, fatal=fatal)
+    about = (service, settings, app.state.metrics, app.state.access, version(), control)
+    return grpc_serving(*about, fatal=fatal, tls=app.state.tls)
 
 
 def serve(settings: Settings) -> int:

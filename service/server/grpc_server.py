@@ -27,6 +27,7 @@ from service.api.v2.repository import Control
 from service.core.service import Service
 from service.errors import TopfiveError
 from service.server.listener import WRITING_S, unusable
+from service.server.tls import Tls
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
 
@@ -152,6 +153,7 @@ async def grpc_serving(
     control: Control | None = None,
     *,
     fatal: Callable[[TopfiveError], None],
+    tls: Tls | None,
 ) -> AsyncIterator[GrpcServer]:
     """Serve `service` over gRPC until `GrpcServer.stop`, or until the end of the block.
 
@@ -177,9 +179,9 @@ async def grpc_serving(
     await states.report()
 
     if settings.workers == 1:
-        await _start(server, settings)
+        await _start(server, settings, tls)
     running = GrpcServer(server, calls)
-    working = asyncio.create_task(_work(server, settings, states))
+    working = asyncio.create_task(_work(server, settings, states, tls))
     working.add_done_callback(check)
     try:
         yield running
@@ -189,7 +191,9 @@ async def grpc_serving(
         await asyncio.wait([working])
 
 
-async def _work(server: grpc.aio.Server, settings: Settings, states: _Health) -> None:
+async def _work(
+    server: grpc.aio.Server, settings: Settings, states: _Health, tls: Tls | None
+) -> None:
     """Report the readiness of the service.
 
     One of several workers listens from when it is ready: the kernel shares the clients out, and
@@ -198,19 +202,42 @@ async def _work(server: grpc.aio.Server, settings: Settings, states: _Health) ->
     if settings.workers > 1:
         await states.until_ready()
         await states.report()
-        await _start(server, settings)
+        await _start(server, settings, tls)
     await states.follow()
 
 
-async def _start(server: grpc.aio.Server, settings: Settings) -> None:
+async def _start(server: grpc.aio.Server, settings: Settings, tls: Tls | None) -> None:
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     address = f"{host}:{settings.grpc_port}"
     try:
-        server.add_insecure_port(address)
+        if tls:
+            server.add_secure_port(address, _credentials(tls))
+        else:
+            server.add_insecure_port(address)
     except RuntimeError as error:
         raise unusable(settings.host, settings.grpc_port, str(error), "--grpc-port") from error
     await server.start()
     log.info("grpc_listening", extra={"address": address})
+
+
+def _credentials(tls: Tls) -> grpc.ServerCredentials:
+    """Return the credentials that give each new connection the certificate of its time."""
+    used = tls.certificate
+
+    def configuration() -> grpc.ServerCertificateConfiguration:
+        pair = (used.key, used.chain)
+        return grpc.ssl_server_certificate_configuration([pair], used.client_ca)
+
+    def changed() -> grpc.ServerCertificateConfiguration | None:
+        # Called by grpcio for each connection, on a thread of its own.
+        nonlocal used
+        if used is tls.certificate:
+            return None
+        used = tls.certificate
+        return configuration()
+
+    required = used.client_ca is not None
+    return grpc.dynamic_ssl_server_credentials(configuration(), changed, required)
 
 
 def _options(settings: Settings) -> list[tuple[str, int]]:

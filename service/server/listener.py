@@ -160,7 +160,8 @@ def claim(settings: Settings) -> Iterator[None]:
 def announce(settings: Settings, listener: socket.socket) -> str:
     """Log the address, and warn if it is public. Return the URL for clients on this machine."""
     host, port = listener.getsockname()[:2]
-    if is_public(host) and settings.keys_file is None:
+    # With a CA of clients only those with a certificate are let in.
+    if is_public(host) and settings.keys_file is None and settings.tls_client_ca is None:
         log.warning(
             "public_listener",
             extra={
@@ -172,12 +173,12 @@ def announce(settings: Settings, listener: socket.socket) -> str:
     log.info(
         "listening",
         extra={
-            "url": url_of(host, port),
+            "url": url_of(settings, host, port),
             "artifact": str(settings.models or settings.artifact),
             "devices": settings.devices,
         },
     )
-    return local_url(host, port)
+    return local_url(settings, host, port)
 
 
 def announce_ready(url: str, manifest: Manifest, devices: int) -> None:

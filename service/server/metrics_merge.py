@@ -37,7 +37,10 @@ KEPT = ("counter", "histogram")
 """The types of metrics that are in files."""
 OWN = ("process_", "python_gc_")
 """Prefixes of families that describe a process: they get the label `worker` and are not added."""
-GREATEST = {"topfive_ready", "topfive_draining", "topfive_model_load_duration_seconds"}
+GREATEST = {
+    *("topfive_ready", "topfive_draining", "topfive_model_load_duration_seconds"),
+    "topfive_tls_certificate_expiry_timestamp_seconds",
+}
 """Gauges whose sum has no meaning: the largest value is taken."""
 
 _Key = tuple[str, tuple[tuple[str, str], ...]]

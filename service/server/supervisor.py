@@ -39,7 +39,7 @@ from service.server.listener import (
     listen,
 )
 from service.settings import Settings
-from service.system import cgroup, descriptors, signals
+from service.system import certificate, cgroup, descriptors, signals
 from service.telemetry import logs
 
 log = logging.getLogger("topfive.workers")
@@ -61,7 +61,10 @@ def serve(settings: Settings) -> int:
             "With --model-control a client would change the models of one worker only.",
             "Use --workers 1, or leave out --model-control and run topfive reload.",
         )
-    keys_of(settings)  # a wrong file is found before a worker is started
+    # Wrong files are found before it listens. Each worker reads and follows its own.
+    keys_of(settings)
+    if files := settings.tls_files():
+        certificate.read(files)
     library = Library(settings)
     loadable = library.read_all()
     devices = _common_devices(loadable)

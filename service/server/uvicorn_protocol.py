@@ -13,6 +13,9 @@ disconnected: both send the same FIN. The request is answered. Only a write show
 because the kernel of a client that has closed its socket answers a write with a reset. So after
 PROBE_S without an answer an interim response (100 Continue) is sent, which a client of HTTP/1.1
 ignores, and another one after twice the time. After a reset the client counts as disconnected.
+
+With TLS there is no half-closed connection: neither asyncio nor uvloop has one. A client that ends
+its side has disconnected. When this side ends first, the transport itself drops what still arrives.
 """
 
 import asyncio
@@ -39,6 +42,8 @@ from service.errors import (
     internal,
 )
 from service.server.connections import Connections
+from service.server.tls import TLS_HANDSHAKE
+from service.server.transport import ClosableTransport, SecureTransport
 from service.server.uvicorn_cycle import CONTINUE, Cycle
 
 log = logging.getLogger("topfive.protocol")
@@ -54,7 +59,6 @@ LAST_REQUEST_S = 1.0
 """Seconds for a request that is on its way over an idle connection when the service stops."""
 PROBE_S = 0.5
 """Seconds from a client's end of its side to the first interim response."""
-_TLS_HANDSHAKE = b"\x16"  # RFC 8446 5.1: the type of the first record
 _INVALID_VERSION = "Invalid HTTP version"  # the message of llhttp
 _FRAMING = (b"content-length", b"transfer-encoding")
 _HTTP_1_1 = "Send HTTP/1.1 requests to this port, one after another, as RFC 9112 describes."
@@ -68,26 +72,6 @@ class ServerConnections(Connections, ServerState):
     def __init__(self, head_timeout_s: float, on_lost: Callable[[], None] = lambda: None) -> None:
         Connections.__init__(self, head_timeout_s, on_lost)
         ServerState.__init__(self)
-
-
-class _ClosableTransport:
-    """A transport whose `close` can be replaced, which uvloop's own does not allow."""
-
-    def __init__(self, transport: asyncio.Transport) -> None:
-        self._transport = transport
-        self.write = transport.write
-        self.write_eof = transport.write_eof
-        self.is_closing = transport.is_closing
-        self.abort = transport.abort
-        self.close: Callable[[], None] = transport.close
-
-    def unwritten(self) -> bool:
-        """Return whether the kernel has not yet taken all of an answer."""
-        return self._transport.get_write_buffer_size() > 0
-
-    def fileno(self) -> int:
-        descriptor: int = self._transport.get_extra_info("socket").fileno()
-        return descriptor
 
 
 class Protocol(HttpToolsProtocol):
@@ -118,7 +102,11 @@ class Protocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._closable = _ClosableTransport(transport)
+        if self.scheme == "https":
+            self._closable: ClosableTransport = SecureTransport(transport)
+            self._closable.close = self.end
+        else:
+            self._closable = ClosableTransport(transport)
         self.transport = cast(asyncio.Transport, self._closable)
         self._table.heads[self] = self.loop.time()
 
@@ -277,11 +265,10 @@ class Protocol(HttpToolsProtocol):
                 return _no_path(self.url)
             log.error("callback_failed", exc_info=error)
             return internal()
-        if self._receiving == _HEAD and not self.url and data.startswith(_TLS_HANDSHAKE):
+        if self._receiving == _HEAD and not self.url and data.startswith(TLS_HANDSHAKE):
             return Malformed(
                 "The bytes begin a TLS handshake, but this port serves plain HTTP.",
-                "Begin the URL with http://, or put a proxy that terminates TLS in "
-                "front of this server.",
+                "Begin the URL with http://, or have the operator set --tls-certificate.",
             )
         if str(error) == _INVALID_VERSION or self.parser.get_method() == b"PRI":
             return _other_version("another version of HTTP")
@@ -322,8 +309,13 @@ class Protocol(HttpToolsProtocol):
             self.abort()
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """Return whether an answer is due; then the connection stays open."""
+        """Return whether an answer is due; then the connection stays open.
+
+        With TLS no connection can stay open: the client counts as disconnected.
+        """
         cycle = self.cycle
+        if self.scheme == "https":
+            return False
         if cycle is None or cycle.response_complete or (cycle.more_body and not self._discarding):
             return False
         cycle.keep_alive = False
@@ -383,9 +375,25 @@ class Protocol(HttpToolsProtocol):
         self._ended = self._discarding = True
         self._table.forget(self)
         self._table.ending.add(self)
+        if isinstance(self._closable, SecureTransport):
+            self._closable.shut()
+            self.loop.call_later(LINGER_S, self._abort_when_written, self._closable)
+            return
         with contextlib.suppress(OSError):  # the client has reset the connection
             self.transport.write_eof()
         self.loop.call_later(LINGER_S, self.abort)
+
+    def _abort_when_written(self, transport: SecureTransport) -> None:
+        """Abort a connection whose client has not closed it, but has got the whole answer.
+
+        The transport ends a client that does not read after a time of its own.
+        """
+        if self not in self.connections:
+            return
+        if transport.unwritten():
+            self.loop.call_later(LINGER_S, self._abort_when_written, transport)
+        else:
+            self.abort()
 
     def end_late_head(self) -> None:
         self._refuse(
@@ -401,6 +409,16 @@ class Protocol(HttpToolsProtocol):
 
     def fileno(self) -> int:
         return self._closable.fileno()
+
+
+class WithoutTls(Protocol):
+    """The protocol of a client that sends no TLS to a port with TLS: it is refused."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._refuse(
+            Malformed("This port serves HTTPS only.", "Begin the URL with https:// instead.")
+        )
 
 
 class _Resumed:

@@ -18,6 +18,7 @@ import math
 import signal
 import socket
 from collections.abc import Iterator
+from functools import partial
 from typing import cast
 
 import uvicorn
@@ -29,7 +30,8 @@ from service.api.http.middleware import ADMIN_PORT, ADMIN_SOCKET, MAIN
 from service.core.service import Service
 from service.server.connections import SWEEP_S
 from service.server.listener import WRITING_S, Acceptor
-from service.server.uvicorn_protocol import Protocol, ServerConnections
+from service.server.tls import LAST_HANDSHAKES_S, Handshakes, Tls
+from service.server.uvicorn_protocol import Protocol, ServerConnections, WithoutTls
 from service.settings import Settings
 from service.system import descriptors, signals
 
@@ -60,6 +62,9 @@ class BaseServer(uvicorn.Server):
         self._app = app
         self._settings = settings
         self._loop: asyncio.AbstractEventLoop
+        tls: Tls | None = app.state.tls
+        about = (settings.head_timeout_s, app.state.metrics, self.connection_lost)
+        self._handshakes = Handshakes(tls, *about) if tls else None
         self._most_connections = 0
         self._accepting: dict[asyncio.Task[object], Protocol] = {}
         self._drained_at = 0.0
@@ -89,11 +94,22 @@ class BaseServer(uvicorn.Server):
         # Set the timer first: an error of one connection must not end the sweeps.
         self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
         self._connections.sweep(self._loop.time())
+        if self._handshakes is not None:
+            self._handshakes.sweep(self._loop.time())
 
     def connect(self, connection: socket.socket) -> None:
-        """Serve an accepted connection."""
-        protocol = Protocol(self.config, self._connections, self.lifespan.state)
-        protocol.listener = _listener_of(connection, self._settings)
+        """Serve an accepted connection, with TLS if there is a certificate."""
+        listener = _listener_of(connection, self._settings)
+
+        def made(kind: type[Protocol]) -> Protocol:
+            protocol = kind(self.config, self._connections, self.lifespan.state)
+            protocol.listener = listener
+            return protocol
+
+        if self._handshakes is not None and listener != ADMIN_SOCKET:
+            self._handshakes.begin(connection, partial(made, Protocol), partial(made, WithoutTls))
+            return
+        protocol = made(Protocol)
         connecting = self._loop.connect_accepted_socket(lambda: protocol, connection)
         task = self._loop.create_task(connecting)
         self._accepting[task] = protocol
@@ -105,7 +121,8 @@ class BaseServer(uvicorn.Server):
     def connected(self) -> int:
         """Return the number of open connections."""
         made = self._connections.connections
-        return len(made) + sum(protocol not in made for protocol in self._accepting.values())
+        accepting = sum(protocol not in made for protocol in self._accepting.values())
+        return len(made) + accepting + len(self._handshakes or ())
 
     def room(self) -> int:
         """Return how many more connections may be opened."""
@@ -118,7 +135,9 @@ class BaseServer(uvicorn.Server):
     def make_room(self, waiting: int) -> dict[str, int]:
         """End idle connections, the oldest first, for the `waiting` ones. Return counts."""
         most = waiting - len(self._connections.ending)
-        ended = self._connections.end_idle(most, self._loop.time())
+        now = self._loop.time()
+        ended = self._handshakes.end_idle(most, now) if self._handshakes is not None else 0
+        ended += self._connections.end_idle(most - ended, now)
         return {"connections": self.connected(), "idle_ended": ended}
 
     @contextlib.contextmanager
@@ -171,6 +190,9 @@ class BaseServer(uvicorn.Server):
         if self._accepting and not self.force_exit:
             await asyncio.wait(self._accepting)
         left_s = self._drained_at + WRITING_S - self._loop.time()
+        if self._handshakes is not None:
+            await self._handshakes.finish(0 if self.force_exit else min(LAST_HANDSHAKES_S, left_s))
+            left_s = self._drained_at + WRITING_S - self._loop.time()
         self.config.timeout_graceful_shutdown = math.ceil(max(WRITING_S / 2, left_s))
         await super().shutdown()
         self._sweeper.cancel()

@@ -43,6 +43,16 @@ ROUTES = (*IMAGE_ROUTES, "admin", "other")
 DEVICE_STATES = (
     "starting", "proving", "ready", "failed", "waiting", "quarantined", "stopped",
 )  # fmt: skip
+HANDSHAKE_FAILURES = (
+    "plain",
+    "closed",
+    "timeout",
+    "version",
+    "no_certificate",
+    "untrusted",
+    "other",
+)
+"""Why a TLS handshake failed: server/tls.py."""
 RESTART_REASONS = ("crashed", "hung", "wrong_answer", "driver", "artifact")
 
 disable_created_metrics()
@@ -214,6 +224,13 @@ class Metrics:
             "Seconds from the start to the first device that passed its self-test.",
             "model",
         )
+        self.tls_handshake_failures = counter(
+            "tls_handshake_failures_total",
+            "Connections over HTTP whose TLS handshake failed.",
+            "reason",
+        )
+        for reason in HANDSHAKE_FAILURES:
+            self.tls_handshake_failures.labels(reason)
         self.event_loop_lag = histogram(
             "event_loop_lag_seconds", "Lateness of a tick that is due every 100 ms.", LAG_SECONDS
         )

@@ -13,6 +13,7 @@ import orjson
 
 from service.errors import RequestError, Unreachable
 from service.system import disk
+from service.tools import trust
 
 if TYPE_CHECKING:
     from service.artifact import Label
@@ -42,7 +43,8 @@ def classify_over_http(
     """
     try:
         base, model = server_and_model(url)
-        with httpx.Client(base_url=base, params=model, timeout=timeout_s, trust_env=False) as http:
+        options = http_options(base)
+        with httpx.Client(base_url=base, params=model, timeout=timeout_s, **options) as http:
             return [_classify_file(http, file, top_k) for file in files]
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise Unreachable(f"{url} does not answer: {error}", START_IT) from error
@@ -90,30 +92,56 @@ def print_table(answers: Iterable[FileAnswer]) -> None:
 def wait_until_ready(url: str, wait_s: float) -> str:
     """Wait until the server is ready, and return its answer to GET /readyz.
 
-    Raise Unreachable if the server is not ready within `wait_s` seconds.
+    Without `url` the server is that of this machine's settings. Raise Unreachable if the server is
+    not ready within `wait_s` seconds.
     """
+    url, options = server(url)
     give_up_at = time.monotonic() + wait_s
-    while True:
-        try:
-            return _check_ready(url)
-        except Unreachable:
-            if time.monotonic() >= give_up_at:
-                raise
-        time.sleep(0.2)
+    try:
+        with httpx.Client(base_url=url, timeout=2.0, **options) as http:
+            while True:
+                try:
+                    return _check_ready(http, url)
+                except Unreachable:
+                    if time.monotonic() >= give_up_at:
+                        raise
+                time.sleep(0.2)
+    except httpx.InvalidURL as error:
+        raise Unreachable(f"{url} does not answer: {error}", START_IT) from error
 
 
-def own_url() -> str:
-    """Return the URL at which `topfive serve` would listen, by environment and settings file."""
+def http_options(url: str, exactly: Path | None = None) -> dict[str, Any]:
+    """Return the options of httpx for requests to `url`.
+
+    `exactly` is the file of the server's own certificate, if it is known. Raise SettingsError if a
+    certificate or the key cannot be used.
+    """
+    headers = trust.key_headers()
+    return {"verify": trust.context(url, exactly), "headers": headers, "trust_env": False}
+
+
+def server(url: str) -> tuple[str, dict[str, Any]]:
+    """Return the URL of a server and the options of httpx for it.
+
+    Without `url` it is the server that `topfive serve` would be, by environment and settings file,
+    over the Unix socket of its administration if it has one.
+    """
+    if url:
+        return url, http_options(url)
     from service import settings
 
     effective, _ = settings.load({})
-    return settings.local_url(effective.host, effective.port)
+    if effective.admin_socket:
+        transport = httpx.HTTPTransport(uds=str(effective.admin_socket))
+        return "http://topfive", {"transport": transport, "trust_env": False}
+    own = settings.local_url(effective, effective.host, effective.port)
+    return own, http_options(own, effective.tls_certificate)
 
 
-def _check_ready(url: str) -> str:
+def _check_ready(http: httpx.Client, url: str) -> str:
     try:
-        reply = httpx.get(f"{url}/readyz", timeout=2.0, trust_env=False)
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        reply = http.get("/readyz")
+    except httpx.HTTPError as error:
         raise Unreachable(f"{url} does not answer: {error}", START_IT) from error
     if reply.status_code != 200:
         raise Unreachable(
@@ -134,6 +162,7 @@ def _classify_file(http: httpx.Client, file: Path, top_k: int) -> FileAnswer:
         headers={"content-type": "application/octet-stream"},
     )
     fields = json_object(reply)
+    check_key(reply, str(http.base_url))
     if reply.status_code == 200 and "results" in fields:
         return FileAnswer(file, fields["results"][0]["predictions"])
     if fields.get("code") in NOT_SERVING:
@@ -160,6 +189,13 @@ def server_and_model(url: str) -> tuple[str, dict[str, str]]:
     """
     parsed = httpx.URL(url)
     return str(parsed.copy_with(query=None)), dict(parsed.params)
+
+
+def check_key(reply: httpx.Response, url: str) -> None:
+    """Raise Unreachable if the server at `url` refuses the API key, or wants one."""
+    if reply.status_code in (401, 403):
+        detail = json_object(reply).get("detail", f"The answer has status {reply.status_code}.")
+        raise Unreachable(f"{url}: {detail}", f"Set {trust.KEY} to a key of the server.")
 
 
 def json_object(reply: httpx.Response) -> dict[str, Any]:

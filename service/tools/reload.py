@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 
 from service.errors import SettingsError, Unreachable
-from service.tools.client import START_IT, json_object
+from service.tools.client import START_IT, check_key, json_object, server
 
 POLL_S = 0.2
 """Seconds between two looks whether the service has finished."""
@@ -19,13 +19,15 @@ POLL_S = 0.2
 def reload(url: str, pid: int | None, wait_s: float) -> dict[str, Any]:
     """Send SIGHUP to the service, and return what GET /model says when it has reloaded.
 
+    Without `url` it is the server of this machine's settings.
     Without `pid` the only `topfive serve` of this user on this machine is meant. Raise
     SettingsError if there is none or there are several, Unreachable if the service at `url` does
     not answer, or has not finished within `wait_s` seconds.
     """
     pid = _service() if pid is None else pid
     # One connection stays with one worker, whose reloads are counted.
-    with httpx.Client(base_url=url, timeout=10, trust_env=False) as http:
+    url, options = server(url)
+    with httpx.Client(base_url=url, timeout=10, **options) as http:
         # One that runs already may have looked before the change: it does not count.
         before = _reloads(http)["asked"]
         _hang_up(pid)
@@ -42,9 +44,11 @@ def reload(url: str, pid: int | None, wait_s: float) -> dict[str, Any]:
 
 def _reloads(http: httpx.Client) -> dict[str, Any]:
     try:
-        state = json_object(http.get("/model"))
+        reply = http.get("/model")
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise Unreachable(f"{http.base_url} does not answer: {error}", START_IT) from error
+    check_key(reply, str(http.base_url))
+    state = json_object(reply)
     if "reloads" not in state:
         raise Unreachable(f"{http.base_url} is not a service of this version.", START_IT)
     reloads: dict[str, Any] = state["reloads"] | {"models": state["models"]}

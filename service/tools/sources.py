@@ -156,7 +156,11 @@ async def over_http(
     try:
         base, model = client.server_and_model(url)
         async with httpx.AsyncClient(
-            base_url=base, params=model, timeout=timeout_s, limits=limits, trust_env=False
+            base_url=base,
+            params=model,
+            timeout=timeout_s,
+            limits=limits,
+            **client.http_options(base),
         ) as http:
             yield _OverHttp(http, url, await _described(http, url, retry_for_s), top_k)
     except (httpx.TransportError, httpx.InvalidURL) as error:
@@ -171,7 +175,9 @@ async def _described(http: httpx.AsyncClient, url: str, retry_for_s: float) -> _
 
     The classes come from the ranking of one image, which lists all of them.
     """
-    about = client.json_object(await http.get("/model"))
+    reply = await http.get("/model")
+    client.check_key(reply, url)
+    about = client.json_object(reply)
     try:
         manifest = _manifest(about, http.params.get("model", ""), url)
         count, preprocessing = manifest["output"]["classes"], manifest["preprocessing"]

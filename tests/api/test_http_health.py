@@ -189,7 +189,8 @@ def test_openapi_is_whole(document: dict[str, Any]) -> None:
     assert document["openapi"].startswith("3.1")
     assert set(document["paths"]) == {
         "/classify", "/livez", "/healthz", "/readyz", "/v2/health/live", "/v2/health/ready",
-        "/model", "/metrics", "/debug/profile", "/", "/v1/models", "/v1/models/{model}", "/v1/models/{model}:predict",
+        "/model", "/metrics", "/debug/profile", "/", "/v1/models", "/v1/models/{model}",
+        "/v1/models/{model}:predict",
         "/v2", "/v2/models", "/v2/models/stats", "/v2/repository/index",
         "/v2/repository/models/{model}/load", "/v2/repository/models/{model}/unload",
         *(

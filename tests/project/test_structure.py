@@ -65,7 +65,12 @@ INSIDE = {
         *("service.server.channel", "service.server.listener"),
         *("service.core.child_process", "service.core.library"),
     },
-    "service.tools.client": {"service.core.classification", "service.core.local_model"},
+    "service.tools.client": {
+        *("service.core.classification", "service.core.local_model", "service.tools.trust"),
+    },
+    "service.tools.trust": set(),
+    "service.server.tls": {"service.server.connections", "service.server.listener"},
+    "service.server.transport": set(),
 }
 # What the service's interpreter may know of the device host's folder.
 SHARED_WITH_THE_HOST = {

@@ -44,11 +44,15 @@ pb: Any = _compiled()
 class Caller:
     """A channel to the server on `port`, and its methods."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, tls: grpc.ChannelCredentials | None = None) -> None:
         self.port = port
         # Without a pool of its own, the channels of a process share one connection.
         options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_send_message_length", -1)]
-        self.channel = grpc.insecure_channel(f"127.0.0.1:{port}", options)
+        address = f"127.0.0.1:{port}"
+        if tls:
+            self.channel = grpc.secure_channel(address, tls, options)
+        else:
+            self.channel = grpc.insecure_channel(address, options)
 
     def method(self, name: str) -> Any:
         """Return the callable of a method, for its messages."""

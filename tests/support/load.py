@@ -5,6 +5,7 @@ It is small, because it shares the cores with the service under load.
 
 import asyncio
 import json
+import ssl
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -70,7 +71,11 @@ async def load(
 
 
 async def load_until_refused(
-    url: str, bodies: list[bytes], clients: int, keep_alive: bool
+    url: str,
+    bodies: list[bytes],
+    clients: int,
+    keep_alive: bool,
+    tls: ssl.SSLContext | None = None,
 ) -> Outcome:
     """Post `bodies` from `clients` clients, each until no server accepts its connection.
 
@@ -78,20 +83,25 @@ async def load_until_refused(
     """
     outcome = Outcome()
     await asyncio.gather(
-        *(_persistent(url, bodies, number, keep_alive, outcome) for number in range(clients))
+        *(_persistent(url, bodies, number, keep_alive, outcome, tls) for number in range(clients))
     )
     return outcome
 
 
 async def _persistent(
-    url: str, bodies: list[bytes], number: int, keep_alive: bool, outcome: Outcome
+    url: str,
+    bodies: list[bytes],
+    number: int,
+    keep_alive: bool,
+    outcome: Outcome,
+    tls: ssl.SSLContext | None,
 ) -> None:
     where = urlsplit(url)
     requests = _requests(url, "/classify", bodies, "application/octet-stream")
     turn = number
     while True:
         try:
-            reader, writer = await asyncio.open_connection(where.hostname, where.port)
+            reader, writer = await asyncio.open_connection(where.hostname, where.port, ssl=tls)
         except ConnectionRefusedError:
             return
         close = False

@@ -7,6 +7,7 @@ import queue
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -84,10 +85,11 @@ class Service:
         listening_within_s: float = 60,
         environment: Mapping[str, str] | None = None,
         under: Sequence[str] = (),
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         """Start the server of an artifact, or of a folder of models.
 
-        `under` is a command that becomes it, such as `prlimit`.
+        `under` is a command that becomes it, such as `prlimit`. `tls` is for clients of HTTPS.
         """
         models = artifact.is_dir() and not (artifact / MANIFEST).exists()
         option = "--models" if models else "--artifact"
@@ -105,7 +107,9 @@ class Service:
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         self.url = self.await_event("listening", listening_within_s)["url"]
-        self.http = httpx.Client(base_url=self.url, timeout=30, trust_env=False)
+        self.tls = tls
+        verify = True if tls is None else tls
+        self.http = httpx.Client(base_url=self.url, timeout=30, trust_env=False, verify=verify)
 
     def _read(self) -> None:
         assert self.process.stderr is not None
@@ -166,7 +170,10 @@ class Service:
     def connect(self) -> socket.socket:
         """Return a raw connection, for requests that no correct client sends."""
         url = httpx.URL(self.url)
-        return socket.create_connection((url.host, url.port), timeout=30)
+        connection = socket.create_connection((url.host, url.port), timeout=30)
+        return (
+            self.tls.wrap_socket(connection, server_hostname=url.host) if self.tls else connection
+        )
 
     def metric(self, name: str, **labels: str) -> float:
         """Return the sum of the samples of `name` with these labels."""
@@ -215,12 +222,13 @@ def serving(
     environment: Mapping[str, str] | None = None,
     ready_within_s: float = 60,
     under: Sequence[str] = (),
+    tls: ssl.SSLContext | None = None,
 ) -> Iterator[Service]:
     """Start a service, wait until it is ready, and stop it at the end.
 
     `environment` is added to the environment of this process.
     """
-    service = Service(artifact, *flags, environment=environment, under=under)
+    service = Service(artifact, *flags, environment=environment, under=under, tls=tls)
     try:
         service.await_ready(ready_within_s)
         yield service

@@ -62,6 +62,8 @@ BEYOND = {
     "decode_cpu_seconds_total": ("counter", ""),
     "decode_resident_memory_bytes": ("gauge", ""),
     "log_lines_lost_total": ("counter", ""),
+    "tls_certificate_expiry_timestamp_seconds": ("gauge", ""),
+    "tls_handshake_failures_total": ("counter", "reason"),
     "grpc_requests_total": ("counter", "method code"),
     "grpc_requests_in_flight": ("gauge", ""),
     "grpc_request_duration_seconds": ("histogram", "outcome"),
@@ -85,6 +87,9 @@ VALUES = {
     ("golden_probes_total", "result"): {"pass", "fail", "timed_out", "skipped"},
     ("device_info", "kind"): {"cpu"},
     ("workers", "state"): {"answering", "silent"},
+    ("tls_handshake_failures_total", "reason"): {
+        "plain", "closed", "timeout", "version", "no_certificate", "untrusted", "other",
+    },
 }  # fmt: skip
 BUCKETS = {
     "http_request_duration_seconds": ".001 .0025 .005 .0075 .01 .015 .02 .03 .05 .075 .1 .15 .2 "

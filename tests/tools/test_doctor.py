@@ -26,6 +26,7 @@ from service.tools.doctor import cards, checks, machine
 from service.tools.doctor.context import Context, Finding
 from service.tools.doctor.scrub import scrubbed
 from service.tools.key_file import NewKey
+from tests.support.certificates import Authority
 from tests.support.magicmind import SimulatedSdk
 from tests.support.serving import COMMAND, plain_environment
 from tests.support.small import write_small_network
@@ -186,13 +187,27 @@ def test_a_check_that_failed(artifact: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(("days", "state"), [(90, "ok"), (3, "warn"), (-1, "FAIL")])
+def test_the_certificate(
+    tmp_path: Path, context: Callable[..., Context], days: float, state: str
+) -> None:
+    """A good one, one that ends soon, one that has ended; and a part of the settings."""
+    pair = Authority(tmp_path).issue("server", days=days)
+    named = context(tls_certificate=pair.certificate, tls_key=pair.key, port=0)
+    [finding] = [one for one in checks.examine(named) if one.name == "tls"]
+    assert finding.state == state
+    assert bool(finding.remedy) == (state != "ok")
+    [half] = [one for one in checks.examine(context(tls_key=pair.key)) if one.name == "tls"]
+    assert (half.state, "tls_certificate" in half.found) == ("FAIL", True)
+
+
 def test_a_check_that_raises(
     artifact: Path, tmp_path: Path, context: Callable[..., Context]
 ) -> None:
     """It has a line with the error, and the checks before and after it are done."""
     looked_at = context(root=tmp_path, artifact=artifact, port=0)
     findings = {one.name: one for one in checks.examine(looked_at)}
-    assert list(findings)[-4:] == ["memory", "port", "access", "files"]
+    assert list(findings)[-5:] == ["memory", "port", "access", "tls", "files"]
     assert len(findings) == len(checks.CHECKS)
     assert findings["memory"].state == "FAIL" and findings["memory"].remedy
     assert findings["memory"].found.startswith("the check failed: FileNotFoundError: ")
@@ -688,14 +703,14 @@ def doctor_of_cards(
 
 
 def test_cards_that_are_well(simulated: tuple[SimulatedSdk, Path]) -> None:
-    """Each card is checked; only the nodes and cnmon, which no simulator has, are missing."""
+    """Each card is checked; only the nodes and cnmon, which no simulator has, and TLS are missing."""
     simulated[0].faults({})
     done = doctor_of_cards(simulated, MAGICMIND_SIM_CARDS="2")
     said = found(done)
     assert said["golden"]["found"].startswith("devices 0, 1: 3 rows correct, largest difference ")
     assert said["devices"]["found"] == "the SDK sees 2 devices; devices to serve on: 0, 1"
     ill = {name for name, each in said.items() if each["state"] != "ok"}
-    assert ill <= {"nodes", "driver", "mode"}
+    assert ill <= {"nodes", "driver", "mode", "tls"}
     assert simulated[0].wrong_uses() == []
 
 

@@ -7,6 +7,7 @@ neither waits nor counts.
 """
 
 import asyncio
+import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, cast
@@ -14,28 +15,39 @@ from urllib.parse import urlsplit
 
 from httptools import HttpParserError, HttpResponseParser
 
+from service.tools import trust
+
 PATH = "/classify"
 """Path of the requests, if the URL has none."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """The address of a server, and the requests to send; each is a head and an image, as bytes."""
+    """The address of a server, and the requests to send; each is a head and an image, as bytes.
+
+    `tls` is the context of HTTPS, which checks that the certificate is for `name`.
+    """
 
     url: str
     host: str
     port: int
     requests: tuple[bytes, ...]
+    tls: ssl.SSLContext | None
+    name: str | None
 
 
 def target(url: str, images: Sequence[bytes], deadline_ms: int = 0) -> Target:
     """Return the target of requests that post `images` to `url`, or to PATH if it has no path.
 
     With `deadline_ms` each request has X-Request-Timeout-Ms. Raise ValueError if `url` is not an
-    http:// URL.
+    http:// or https:// URL, SettingsError if a certificate or the key cannot be used.
     """
     parts = urlsplit(url)
-    if parts.scheme != "http" or not parts.hostname or not (url.isascii() and url.isprintable()):
+    if (
+        parts.scheme not in ("http", "https")
+        or not parts.hostname
+        or not (url.isascii() and url.isprintable())
+    ):
         raise ValueError(f"{url!r} is not a URL like http://127.0.0.1:8080")
     path = parts.path.rstrip("/") or PATH
     path += f"?{parts.query}" if parts.query else ""
@@ -45,11 +57,16 @@ def target(url: str, images: Sequence[bytes], deadline_ms: int = 0) -> Target:
         "Content-Type: application/octet-stream",
     ]
     lines += [f"X-Request-Timeout-Ms: {deadline_ms}"] if deadline_ms else []
+    lines += [f"{name}: {value}" for name, value in trust.key_headers().items()]
     head = "\r\n".join(lines).encode()
     requests = (
         b"%b\r\nContent-Length: %d\r\n\r\n%b" % (head, len(image), image) for image in images
     )
-    return Target(f"http://{parts.netloc}{path}", parts.hostname, parts.port or 80, tuple(requests))
+    whole = f"{parts.scheme}://{parts.netloc}{path}"
+    if parts.scheme == "http":
+        return Target(whole, parts.hostname, parts.port or 80, tuple(requests), None, None)
+    port, name = parts.port or 443, parts.hostname
+    return Target(whole, name, port, tuple(requests), trust.context(url), name)
 
 
 class ConnectionOwner(Protocol):

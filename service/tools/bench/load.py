@@ -49,7 +49,8 @@ class Load:
 async def resolved(target: Target) -> Target:
     """Return the target with its numeric address; raise Unreachable if no server listens there."""
     try:
-        opening = asyncio.open_connection(target.host, target.port)
+        where = (target.host, target.port)
+        opening = asyncio.open_connection(*where, ssl=target.tls, server_hostname=target.name)
         _, writer = await asyncio.wait_for(opening, CONNECT_TIMEOUT_S)
     except OSError as error:  # a TimeoutError is one
         reason = error.strerror or str(error) or f"no connection within {CONNECT_TIMEOUT_S:g} s"
@@ -153,9 +154,15 @@ class Run:
 
     async def _open_for(self, connection: LoadConnection, intended: float) -> None:
         """Open the connection, and send its first request."""
-        host, port = self._target.host, self._target.port
+        target = self._target
         with suppress(OSError):
-            await self._loop.create_connection(lambda: connection, host, port)
+            await self._loop.create_connection(
+                lambda: connection,
+                target.host,
+                target.port,
+                ssl=target.tls,
+                server_hostname=target.name,
+            )
         if connection.usable:
             self._opened += 1
             self._send(connection, intended)

@@ -130,6 +130,7 @@ CHECKS: tuple[Check, ...] = (
     machine.memory,
     machine.port,
     machine.access,
+    machine.tls,
     machine.files,
 )
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from service.artifact import Artifact
 from service.keys import keys_of
 from service.settings import is_public
-from service.system import cgroup, descriptors
+from service.system import certificate, cgroup, descriptors
 from service.tools.doctor.context import Context, Finding
 
 PROCESS_BYTES = 256 << 20
@@ -113,6 +113,17 @@ def access(context: Context) -> Finding:
             "access", "warn", f"every client that reaches {host} may use the service", remedy
         )
     return Finding("access", "ok", f"no keys: only this machine reaches {host}")
+
+
+def tls(context: Context) -> Finding:
+    """Check that the certificate, its key and the CA of clients can be used, and for how long."""
+    named = context.settings.tls_files()
+    if named is None:
+        return Finding("tls", "skip", "not needed: no TLS")
+    found = certificate.read(named)
+    if ending := found.ending():
+        return Finding("tls", "warn", *ending)
+    return Finding("tls", "ok", f"{named.certificate} ends in {found.days_left():.0f} days")
 
 
 def files(context: Context) -> Finding:
