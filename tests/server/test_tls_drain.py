@@ -6,6 +6,7 @@ import signal
 import ssl
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -162,6 +163,35 @@ def test_idle_connections(artifact: Path, authority: Authority) -> None:
             unused.sendall(POST)
         assert receive_all(unused) == b""
         assert receive_all(silent) == b""
+        assert service.await_end() == 0
+
+
+def test_a_handshake_that_has_begun(artifact: Path, authority: Authority) -> None:
+    """It is finished after the socket was closed, and the request is served."""
+    pair, tls = authority.issue("server"), authority.client()
+    received, sent = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = tls.wrap_bio(received, sent, server_hostname="127.0.0.1")
+    with serving(artifact, *pair.flags()) as service, service.connect() as connection:
+
+        def step(act: Callable[[], object]) -> object:
+            """Do `act` as soon as enough has arrived, and send what it has written."""
+            while True:
+                try:
+                    return act()
+                except ssl.SSLWantReadError:
+                    connection.sendall(sent.read())
+                    received.write(connection.recv(65536))
+
+        with pytest.raises(ssl.SSLWantReadError):
+            client.do_handshake()
+        hello = sent.read()
+        connection.sendall(hello[:9])
+        service.process.send_signal(signal.SIGTERM)
+        service.await_event("listener_closed")
+        connection.sendall(hello[9:])
+        step(client.do_handshake)
+        client.write(POST)
+        assert step(partial(client.read, 12)) == b"HTTP/1.1 200"
         assert service.await_end() == 0
 
 
