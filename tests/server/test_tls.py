@@ -182,7 +182,8 @@ def test_a_client_that_ends_its_side(running: Running) -> None:
     with service.frozen_device(), service.connect() as connection:
         connection.sendall(POST)
         service.await_metric(1, "topfive_rows", state="running")
-        connection.close()
+        assert isinstance(connection, ssl.SSLSocket)
+        connection.unwrap()  # waits for the server's end
         service.await_metric(
             before + 1, "topfive_http_requests_total", route="classify", code="499"
         )

@@ -4,8 +4,10 @@ import asyncio
 import contextlib
 import signal
 import ssl
+import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -62,7 +64,7 @@ def test_a_drain_costs_nothing(
     pair, tls = authority.issue("server"), authority.client()
     for _ in range(times):
         with serving(artifact, *flags, *pair.flags(), tls=tls) as service:
-            kept, new = asyncio.run(_stop_under_load(service, tls))
+            kept, new = asyncio.run(_stop_under_load(service, tls, 0.7 if times == 1 else 2))
             assert service.await_end() == 0
         figure(f"drained TLS: {kept.statuses[200]} answers, {new.statuses[200]} on new connections")
         for outcome in (kept, new):
@@ -71,12 +73,14 @@ def test_a_drain_costs_nothing(
             assert outcome.statuses[200] >= CLIENTS
 
 
-async def _stop_under_load(service: Service, tls: ssl.SSLContext) -> tuple[Outcome, Outcome]:
+async def _stop_under_load(
+    service: Service, tls: ssl.SSLContext, seconds: float
+) -> tuple[Outcome, Outcome]:
     kept, new = (
         asyncio.create_task(load_until_refused(service.url, BODIES, CLIENTS, keep_alive, tls))
         for keep_alive in (True, False)
     )
-    await asyncio.sleep(0.7)  # the load's own time, not an event's
+    await asyncio.sleep(seconds)  # the load's own time, not an event's
     service.process.send_signal(signal.SIGTERM)
     return await kept, await new
 
@@ -160,6 +164,36 @@ def test_idle_connections(artifact: Path, authority: Authority) -> None:
             unused.sendall(POST)
         assert receive_all(unused) == b""
         assert receive_all(silent) == b""
+        assert service.await_end() == 0
+
+
+def test_a_handshake_that_has_begun(artifact: Path, authority: Authority) -> None:
+    """It is finished after the socket was closed, and the request is served."""
+    pair, tls = authority.issue("server"), authority.client()
+    received, sent = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = tls.wrap_bio(received, sent, server_hostname="127.0.0.1")
+    with serving(artifact, *pair.flags()) as service, service.connect() as connection:
+
+        def step(act: Callable[[], object]) -> object:
+            """Do `act` as soon as enough has arrived, and send what it has written."""
+            while True:
+                try:
+                    return act()
+                except ssl.SSLWantReadError:
+                    connection.sendall(sent.read())
+                    received.write(connection.recv(65536))
+
+        with pytest.raises(ssl.SSLWantReadError):
+            client.do_handshake()
+        hello = sent.read()
+        connection.sendall(hello[:9])
+        service.process.send_signal(signal.SIGTERM)
+        service.await_event("listener_closed")
+        time.sleep(1)  # the client's own time: without this connection the service would end now
+        connection.sendall(hello[9:])
+        step(client.do_handshake)
+        client.write(POST)
+        assert step(partial(client.read, 12)) == b"HTTP/1.1 200"
         assert service.await_end() == 0
 
 
