@@ -703,7 +703,7 @@ def doctor_of_cards(
 
 
 def test_cards_that_are_well(simulated: tuple[SimulatedSdk, Path]) -> None:
-    """Each card is checked; only the nodes and cnmon, which no simulator has, and TLS are missing."""
+    """Each card is checked; only TLS, and the nodes and cnmon of a real card, are missing."""
     simulated[0].faults({})
     done = doctor_of_cards(simulated, MAGICMIND_SIM_CARDS="2")
     said = found(done)
