@@ -14,6 +14,7 @@
     │   ├── TooManyPixels      413  an image with more pixels than the limit
     │   ├── UnsupportedMedia   415  an unknown image format, media type or coding
     │   ├── Undecodable        422  a known image format, but a broken file
+    │   ├── UrlNotFetched      422  an image that could not be fetched from its URL
     │   ├── HeadTooLarge       431  more bytes of headers than the limit
     │   ├── Unsupported        501  a part of a protocol that topfive does not have
     │   ├── HttpVersion        505  an HTTP version other than 1.1 and 1.0
@@ -139,6 +140,10 @@ class UnsupportedMedia(RequestError):
 
 class Undecodable(RequestError):
     status, code, title = 422, "undecodable", "Undecodable image"
+
+
+class UrlNotFetched(RequestError):
+    status, code, title = 422, "url_not_fetched", "URL not fetched"
 
 
 class HeadTooLarge(RequestError):

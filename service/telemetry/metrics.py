@@ -43,6 +43,7 @@ ROUTES = (*IMAGE_ROUTES, "admin", "other")
 DEVICE_STATES = (
     "starting", "proving", "ready", "failed", "waiting", "quarantined", "stopped",
 )  # fmt: skip
+FETCH_OUTCOMES = ("ok", "refused", "failed", "timeout", "too_large")
 RESTART_REASONS = ("crashed", "hung", "wrong_answer", "driver", "artifact")
 
 disable_created_metrics()
@@ -122,6 +123,9 @@ class Metrics:
         )
         self.refusals = counter(
             "refusals_total", "Answers from status 400 up, by error code.", "route", "reason"
+        )
+        self.url_fetches = counter(
+            "url_fetches_total", "Images to fetch by URL, by outcome.", "outcome"
         )
         self.images = counter(
             "images_total", "Images that got a row, by outcome.", "model", "outcome"
@@ -239,6 +243,8 @@ class Metrics:
         self.grpc_requests.labels("ModelInfer", "OK")
         for outcome in ("ok", "error"):
             self.grpc_request_duration.labels(outcome)
+        for outcome in FETCH_OUTCOMES:
+            self.url_fetches.labels(outcome)
         for route in IMAGE_ROUTES:
             self.http_requests.labels(route, "200")
         for error in RequestError.__subclasses__():
