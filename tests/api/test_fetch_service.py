@@ -162,7 +162,7 @@ def test_the_fetch_is_part_of_receiving(service: Service) -> None:
 
 def test_a_slow_host_fails_its_own_image(service: Service) -> None:
     """A fetch ends before the deadline of the request, so the others are answered."""
-    reply = post(service, url("drip"), url("1"), **{"x-request-timeout-ms": "2000"})
+    reply = post(service, url("drip"), url("1"), **{"x-request-timeout-ms": "3000"})
     assert reply.status_code == 200, reply.text
     first, second = reply.json()["results"]
     assert first["error"]["code"] == "url_not_fetched"
