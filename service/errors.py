@@ -15,6 +15,7 @@
     │   ├── TooManyPixels      413  an image with more pixels than the limit
     │   ├── UnsupportedMedia   415  an unknown image format, media type or coding
     │   ├── Undecodable        422  a known image format, but a broken file
+    │   ├── UrlNotFetched      422  an image that could not be fetched from its URL
     │   ├── RateLimited        429  more than the limits of the client's API key
     │   ├── HeadTooLarge       431  more bytes of headers than the limit
     │   ├── Unsupported        501  a part of a protocol that topfive does not have
@@ -145,6 +146,10 @@ class UnsupportedMedia(RequestError):
 
 class Undecodable(RequestError):
     status, code, title = 422, "undecodable", "Undecodable image"
+
+
+class UrlNotFetched(RequestError):
+    status, code, title = 422, "url_not_fetched", "URL not fetched"
 
 
 class RateLimited(RequestError):

@@ -33,6 +33,8 @@ OTHER_VARIABLES = frozenset(
     f"{PREFIX}{name}" for name in ("CONFIG", "DEBUG", "DATA", "KEY", "REVISION", "URL", *TRUST)
 )
 
+_HOSTS = r"(\*\.)?([A-Za-z0-9_-]+\.)+[A-Za-z][A-Za-z0-9-]*"
+"""The name of a host in fetch_hosts, or all names below it."""
 Positive = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 
@@ -147,6 +149,13 @@ class Settings(BaseSettings):
         256 << 20, description="Maximum size of all request bodies in memory, in bytes."
     )
     max_pixels: Positive = Field(50_000_000, description="Maximum width times height of an image.")
+
+    fetch_hosts: str | None = Field(
+        None,
+        pattern=rf"^(\*|{_HOSTS}(,{_HOSTS})*)$",
+        description="Hosts from which POST /classify may fetch images by https URL: names, *.NAME "
+        "for all below one, or * for any public host. Default: none.",
+    )
 
     max_connections: int = Field(
         0, ge=0, description="Maximum open connections. 0 uses what the limit of open files allows."

@@ -98,24 +98,30 @@ class Request:
     async def wait(self) -> list[Outcome]:
         """Do as `ended` does, for an answer in which some images may have errors.
 
-        If no image has a prediction, raise the error of the only image, or of an image that the
-        service failed, or Undecodable with all errors.
+        Raise what `answerable` does.
         """
-        outcomes = await self.ended()
-        errors = [outcome for outcome in outcomes if isinstance(outcome, RequestError)]
-        if len(errors) < len(outcomes):
-            return outcomes
-        ours = [error for error in errors if error.status >= 500]
-        if len(errors) == 1 or ours:
-            raise (ours or errors)[0]
-        raise Undecodable(
-            f"None of the {len(errors)} images can be classified.",
-            "See errors for the reason of each image.",
-            errors=[
-                {"pointer": f"#/images/{index}", **error.fields()}
-                for index, error in enumerate(errors)
-            ],
-        )
+        return answerable(await self.ended())
+
+
+def answerable(outcomes: list[Outcome]) -> list[Outcome]:
+    """Return the outcomes of a request, of which some may be errors.
+
+    If no image has a prediction, raise the error of the only image, or of an image that the service
+    failed, or Undecodable with all errors.
+    """
+    errors = [outcome for outcome in outcomes if isinstance(outcome, RequestError)]
+    if len(errors) < len(outcomes):
+        return outcomes
+    ours = [error for error in errors if error.status >= 500]
+    if len(errors) == 1 or ours:
+        raise (ours or errors)[0]
+    raise Undecodable(
+        f"None of the {len(errors)} images can be classified.",
+        "See errors for the reason of each image.",
+        errors=[
+            {"pointer": f"#/images/{index}", **error.fields()} for index, error in enumerate(errors)
+        ],
+    )
 
 
 @dataclass(slots=True, eq=False)

@@ -45,6 +45,7 @@ from service.telemetry import logs
 from service.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
+    from service.api.http.fetch import Fetcher
     from service.server.grpc_server import GrpcServer
 
 log = logging.getLogger("topfive.app")
@@ -139,8 +140,9 @@ def _add_routes(
     control = RepositoryControl(service) if settings.model_control else None
     app.include_router(v2.router(service, bodies, version(), control))
     app.include_router(v1.router(service))
+    fetcher = _fetcher(settings, bodies, metrics)
     endpoints = app.state.endpoints = {
-        "classify": Classify(service, bodies, settings, metrics),
+        "classify": Classify(service, bodies, settings, metrics, fetcher),
         "v2": Infer(service, bodies, settings, metrics),
         "v1": v1.Predict(service, bodies, settings, metrics),
     }
@@ -149,6 +151,15 @@ def _add_routes(
     largest = min(model.admission.largest_request for model in service.models)
     classes = max(len(model.labels) for model in service.models)
     openapi_images.add_image_endpoints(app, settings, largest, classes)
+
+
+def _fetcher(settings: Settings, bodies: BodyReader, metrics: Metrics) -> "Fetcher | None":
+    """Return what fetches images by URL, if it is switched on: its libraries are large."""
+    if not settings.fetch_hosts:
+        return None
+    from service.api.http import fetch
+
+    return fetch.Fetcher(settings, bodies, metrics, fetch.internet())
 
 
 def _grpc(

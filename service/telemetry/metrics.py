@@ -53,6 +53,7 @@ HANDSHAKE_FAILURES = (
     "other",
 )
 """Why a TLS handshake failed: server/tls.py."""
+FETCH_OUTCOMES = ("ok", "refused", "failed", "timeout", "too_large")
 RESTART_REASONS = ("crashed", "hung", "wrong_answer", "driver", "artifact")
 
 disable_created_metrics()
@@ -132,6 +133,9 @@ class Metrics:
         )
         self.refusals = counter(
             "refusals_total", "Answers from status 400 up, by error code.", "route", "reason"
+        )
+        self.url_fetches = counter(
+            "url_fetches_total", "Images to fetch by URL, by outcome.", "outcome"
         )
         self.key_checks = counter(
             "key_checks_total", "API keys that were checked, by outcome.", "outcome"
@@ -259,6 +263,8 @@ class Metrics:
         self.grpc_requests.labels("ModelInfer", "OK")
         for outcome in ("ok", "error"):
             self.grpc_request_duration.labels(outcome)
+        for outcome in FETCH_OUTCOMES:
+            self.url_fetches.labels(outcome)
         for route in IMAGE_ROUTES:
             self.http_requests.labels(route, "200")
         for error in RequestError.__subclasses__():

@@ -22,7 +22,14 @@ from starlette.types import Message
 from service.api.http import payload
 from service.api.http.body import BodyReader
 from service.api.http.middleware import Headers
-from service.errors import BodyTimeout, Malformed, TooLarge, Undecodable, UnsupportedMedia
+from service.errors import (
+    BodyTimeout,
+    Forbidden,
+    Malformed,
+    TooLarge,
+    Undecodable,
+    UnsupportedMedia,
+)
 from tests.support import pictures, tiny
 from tests.support.serving import Service, serving
 
@@ -426,6 +433,44 @@ def test_wrong_members_are_pointed_at(service: Service, images: object, pointer:
     assert error["errors"][0]["detail"]
 
 
+URL = "https://images.example.org/cat.jpg"
+
+
+@pytest.mark.parametrize("images", [[{"url": URL}], [b64(), {"url": URL}, {"url": ""}]])
+def test_urls_are_forbidden_by_default(service: Service, images: list[dict[str, str]]) -> None:
+    """The error is 403, names the first URL, and says what to send and what to ask for."""
+    pointer = f"#/images/{len(images) // 2}/url"
+    error = assert_problem(post_json(service, images), 403, "forbidden", pointer)
+    assert error["errors"][0]["pointer"] == pointer
+    assert "b64" in error["remedy"]
+    assert "--fetch-hosts" in error["remedy"]
+
+
+@pytest.mark.parametrize(
+    ("image", "pointer"),
+    [
+        ({"url": 5}, "#/images/0/url"),
+        ({"url": None}, "#/images/0/url"),
+        ({"url": URL, **b64()}, "#/images/0"),
+        ({"url": URL, "headers": {}}, "#/images/0/headers"),
+        (URL, "#/images/0"),
+    ],
+)
+def test_urls_that_are_malformed(image: object, pointer: str) -> None:
+    """With URLs allowed, an image has one URL and nothing else, and a string is base64."""
+    body = json.dumps({"images": [image]}).encode()
+    with pytest.raises(Malformed) as malformed:
+        payload.split(body, "application/json", MAX_IMAGES, urls=True)
+    assert malformed.value.detail.startswith(f"{pointer}: ")
+
+
+def test_urls_stay_in_their_place() -> None:
+    """Files and URLs are in one list."""
+    body = json.dumps({"images": [{"url": URL}, {"b64": "AAAA"}, {"url": "x"}]}).encode()
+    found = payload.split(body, "application/json", MAX_IMAGES, urls=True)
+    assert found == [URL, bytes(3), "x"]
+
+
 @pytest.mark.parametrize(
     "body",
     [b"{", b"[]", b"5", b'"images"', b"{}", b'{"images": []}', b'{"images": [{"b64": ""}]}',
@@ -614,7 +659,7 @@ def test_images_are_counted_before_they_are_read(content_type: str, body: bytes)
 
 FRAGMENTS = st.sampled_from(
     [b"--b", b"\r\n", b"--", b"\n", DISPOSITION, b": ", b"x", b"\r\n\r\n", b'name="',
-     b'{"images": [', b'{"b64": "', b'"}', b"]}", b'"', b"data:", b";base64,", b",",
+     b'{"images": [', b'{"b64": "', b'{"url": "', b'"}', b"]}", b'"', b"data:", b";base64,", b",",
      b"\x00", b"\xff", b";", b"="]
 )  # fmt: skip
 CONTENT_TYPES = st.one_of(
@@ -632,7 +677,7 @@ def test_any_bytes_are_files_or_refused(body: bytes, content_type: str) -> None:
     """Any body of any type is split into files, or refused with a detail."""
     try:
         found = payload.split(body, content_type, MAX_IMAGES)
-    except (Malformed, TooLarge, Undecodable, UnsupportedMedia) as error:
+    except (Forbidden, Malformed, TooLarge, Undecodable, UnsupportedMedia) as error:
         assert error.detail
     else:
         assert 1 <= len(found) <= MAX_IMAGES

@@ -11,6 +11,7 @@ with atheris.instrument_imports(include=["PIL", "python_multipart", "service"]):
     from service.artifact import Resample
     from service.decoding import images
     from service.errors import (
+        Forbidden,
         Malformed,
         RequestError,
         TooLarge,
@@ -28,7 +29,7 @@ TYPES = (
     "application/x-www-form-urlencoded",
 )
 RESAMPLES = get_args(Resample)
-REFUSALS = {Malformed, TooLarge, TooManyPixels, Undecodable, UnsupportedMedia}
+REFUSALS = {Forbidden, Malformed, TooLarge, TooManyPixels, Undecodable, UnsupportedMedia}
 
 
 def take(data: bytes) -> None:
@@ -41,6 +42,7 @@ def take(data: bytes) -> None:
             assert type(error) in REFUSALS
         else:
             for file in found:
+                assert isinstance(file, bytes), "a URL is refused"
                 decode(file)
 
 

@@ -110,7 +110,10 @@ HOMES = {
     "grpc_health": {"service.server.grpc_server"},
     "grpc_reflection": {"service.server.grpc_server"},
     "grpc_tools": set(),
-    "httpx": {"service.tools.client", "service.tools.sources", "service.tools.reload"},
+    "httpx": {
+        *("service.api.http.fetch", "service.tools.client", "service.tools.sources"),
+        "service.tools.reload",
+    },
     "rich": {"service.cli", "service.tools.client", "service.tools.bench", "model_build"},
     "typer": {
         *("service.cli", "model_build.cli", "model_build.options", "model_build.int8_options"),

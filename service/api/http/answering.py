@@ -40,7 +40,6 @@ class ImageRequests:
         self._default_deadline_ms = settings.default_deadline_ms
         self._server_timing = settings.server_timing
         self._body_bytes = metrics.http_request_body.labels(route)
-        self._receive_seconds = metrics.request_stage.labels(route, "receive")
         self._encode_seconds = metrics.request_stage.labels(route, "encode")
 
     def deadline_ms(self, headers: Headers) -> int:
@@ -71,7 +70,6 @@ class ImageRequests:
         self._body_bytes.observe(len(body))
         body = await self._bodies.decoded(headers, body, reservation)
         context.received = context.seconds()
-        self._receive_seconds.observe(context.received)
         return body
 
     async def answer(

@@ -1,7 +1,9 @@
 """Reads request bodies within limits of bytes, of time, and of memory for all requests together."""
 
 import asyncio
+import contextlib
 import zlib
+from collections.abc import Iterator
 from typing import Self
 
 from starlette.types import Receive
@@ -74,8 +76,28 @@ class BodyReader:
         """End every body that is still being received with Draining."""
         self._ended = True
         for timer in self._timers:
-            if not timer.expired():
-                timer.reschedule(asyncio.get_running_loop().time())
+            end_now(timer)
+
+    @contextlib.contextmanager
+    def ending(self, timer: asyncio.Timeout) -> Iterator[None]:
+        """Let `end` end `timer` during the block; raise Draining if it was called before."""
+        if self._ended:
+            raise stopping()
+        self._timers.add(timer)
+        try:
+            yield
+        finally:
+            self._timers.discard(timer)
+
+    def check_size(self, size_bytes: int) -> None:
+        """Raise TooLarge if a body of `size_bytes` is above the limit."""
+        if size_bytes > self._max_body_bytes:
+            raise TooLarge(
+                f"The body has {size_bytes} bytes or more; this server accepts "
+                f"{self._max_body_bytes}.",
+                "Send a smaller file, or fewer files in one request.",
+                limit_bytes=self._max_body_bytes,
+            )
 
     def check_head(self, headers: Headers) -> None:
         """Validate the headers: raise UnsupportedMedia or TooLarge."""
@@ -85,7 +107,7 @@ class BodyReader:
                 f"Content-Encoding {coding[:40]!r} is not supported.",
                 "Send the body uncompressed, or compressed once with gzip or deflate.",
             )
-        self._check_size(_length(headers))
+        self.check_size(_length(headers))
 
     async def receive(
         self, headers: Headers, receive: Receive, deadline_s: float, reservation: "Reservation"
@@ -117,14 +139,12 @@ class BodyReader:
         self, receive: Receive, deadline_s: float, reservation: "Reservation"
     ) -> bytes:
         timer = asyncio.timeout(min(self._timeout_s, deadline_s))
-        self._timers.add(timer)
         try:
-            async with timer:
-                return await self._read(receive, reservation)
+            with self.ending(timer):
+                async with timer:
+                    return await self._read(receive, reservation)
         except TimeoutError:
             raise self._late(deadline_s) from None
-        finally:
-            self._timers.discard(timer)
 
     def _late(self, deadline_s: float) -> RequestError:
         if self._ended:
@@ -148,19 +168,10 @@ class BodyReader:
                 raise ClientDisconnected("The client disconnected before the end of the body.")
             parts.append(message.get("body", b""))
             size += len(parts[-1])
-            self._check_size(size)
+            self.check_size(size)
             reservation.grow(size)
             more = message.get("more_body", False)
         return parts[0] if len(parts) == 1 else b"".join(parts)
-
-    def _check_size(self, size_bytes: int) -> None:
-        if size_bytes > self._max_body_bytes:
-            raise TooLarge(
-                f"The body has {size_bytes} bytes or more; this server accepts "
-                f"{self._max_body_bytes}.",
-                "Send a smaller file, or fewer files in one request.",
-                limit_bytes=self._max_body_bytes,
-            )
 
     def _inflate(self, body: bytes, coding: str) -> bytes:
         inflater = zlib.decompressobj(_INFLATE[coding])
@@ -171,7 +182,7 @@ class BodyReader:
                 f"The body is not valid {coding}: {error}",
                 "Compress the body again, or send it uncompressed.",
             ) from error
-        self._check_size(len(inflated))
+        self.check_size(len(inflated))
         if not inflater.eof or inflater.unused_data:
             raise Malformed(
                 f"The {coding} body is truncated, or has data after its end.",
@@ -196,11 +207,26 @@ class Reservation:
             self._reader.reserve(more)
             self._reserved_bytes = size_bytes
 
+    def add(self, more_bytes: int) -> None:
+        """Reserve `more_bytes` in addition, which are fetched instead of being sent in the body.
+
+        Raise TooLarge if the request has more bytes in all than a body may have, or Overloaded.
+        """
+        size_bytes = self._reserved_bytes + more_bytes
+        self._reader.check_size(size_bytes)
+        self.grow(size_bytes)
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._reader.reserve(-self._reserved_bytes)
+
+
+def end_now(timer: asyncio.Timeout) -> None:
+    """End the block of `timer`, unless it has ended."""
+    if not timer.expired():
+        timer.reschedule(asyncio.get_running_loop().time())
 
 
 def _coding(headers: Headers) -> str:

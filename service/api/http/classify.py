@@ -1,7 +1,8 @@
 """POST /classify: image files in, the most likely labels of each image out."""
 
 import asyncio
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
 import orjson
@@ -9,29 +10,44 @@ from starlette.types import Receive, Scope, Send
 
 from service.api.http import openapi, payload
 from service.api.http.answering import AS_JSON, ImageRequests, Rendered, outcomes, parsed
-from service.api.http.body import BodyReader
+from service.api.http.body import BodyReader, Reservation
 from service.api.http.middleware import KEY, Headers, RequestContext
 from service.core.classification import Wanted
 from service.core.model import Model
-from service.core.request import Outcome
+from service.core.request import Outcome, answerable
 from service.core.service import Service
 from service.errors import Malformed, RequestError
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
 
+if TYPE_CHECKING:
+    from service.api.http.fetch import Fetcher
+
 PARAMETERS = ("top_k", "model")
+FETCHED_AT = 0.8
+"""Part of the time to the deadline after which no image is fetched any more.
+
+The rest is for the images that are there: a host that does not answer fails its own image only.
+"""
 
 
 class Classify:
     """The ASGI endpoint of POST /classify.
 
-    It raises the RequestError that a request ends with; the middleware answers it.
+    It raises the RequestError that a request ends with; the middleware answers it. Without a
+    `fetcher` an image that is named by URL is refused.
     """
 
     def __init__(
-        self, service: Service, bodies: BodyReader, settings: Settings, metrics: Metrics
+        self,
+        service: Service,
+        bodies: BodyReader,
+        settings: Settings,
+        metrics: Metrics,
+        fetcher: "Fetcher | None" = None,
     ) -> None:
         self._service = service
+        self._fetcher = fetcher
         self._bodies = bodies
         self._requests = ImageRequests(bodies, settings, metrics, "classify")
 
@@ -47,20 +63,45 @@ class Classify:
         top_k = _top_k(query, len(model.labels))
         deadline_ms = self._requests.deadline_ms(headers)
         self._bodies.check_head(headers)
-        limit = self._requests.limit(asyncio.get_running_loop().time(), deadline_ms)
+        started = asyncio.get_running_loop().time()
+        limit = self._requests.limit(started, deadline_ms)
         with (
             self._service.admitted(model, deadline_ms / 1000),
             self._bodies.reservation() as reservation,
         ):
             body = await self._requests.receive(scope, receive, headers, deadline_ms, reservation)
             most = model.admission.largest_request
-            files = await parsed(len(body), lambda: payload.split(body, content_type, most))
-            context.images = len(files)
+            urls = self._fetcher is not None
+            sources = await parsed(len(body), lambda: payload.split(body, content_type, most, urls))
+            context.images = len(sources)
+            until = started + FETCHED_AT * deadline_ms / 1000
+            fetched = await self._fetched(sources, until, reservation, context)
+            files = [file for file in fetched if not isinstance(file, RequestError)]
+            if not files:
+                answerable([error for error in fetched if isinstance(error, RequestError)])
             request = self._service.submit(model, files, Wanted(top_k), limit)
-            found = await outcomes(context, request, request.wait)
+            ended = iter(await outcomes(context, request, request.ended))
+            found = answerable(
+                [each if isinstance(each, RequestError) else next(ended) for each in fetched]
+            )
         await self._requests.answer(
             context, request, lambda: _rendered(context.request_id, model, found), send
         )
+
+    async def _fetched(
+        self,
+        sources: Sequence[bytes | str],
+        until: float,
+        reservation: Reservation,
+        context: RequestContext,
+    ) -> Sequence[bytes | RequestError]:
+        """Return the file of each image, or the error of one that could not be fetched."""
+        files = [source for source in sources if isinstance(source, bytes)]
+        if self._fetcher is None or len(files) == len(sources):
+            return files
+        found = await self._fetcher.files(sources, until, reservation, context)
+        context.received = context.seconds()
+        return found
 
 
 def _rendered(request_id: str, model: Model, found: list[Outcome]) -> Rendered:

@@ -89,7 +89,8 @@ class RequestContext:
         self.bytes_sent = 0
         """Bytes of the answer's body that were sent."""
         self.received = 0.0
-        """Seconds from the head of the request to the end of its body; 0 until then."""
+        """Seconds from the head of the request to the end of its body, or until all images that it
+        names by URL are fetched; 0 before."""
         self.images = 0
         """Number of image files in the body; 0 until the body is split."""
         self.body_ended = False
@@ -136,6 +137,9 @@ class Middleware:
             (route, ok): metrics.http_request_duration.labels(route, "ok" if ok else "error")
             for route in IMAGE_ROUTES
             for ok in (True, False)
+        }
+        self._receive_seconds = {
+            route: metrics.request_stage.labels(route, "receive") for route in IMAGE_ROUTES
         }
         self._few_faults = logs.Rationed()
 
@@ -217,6 +221,8 @@ class Middleware:
         if route in IMAGE_ROUTES:
             exemplar = {"trace_id": context.trace_id} if context.sampled else None
             self._seconds[route, status < 400].observe(context.seconds(), exemplar)
+            if context.received:
+                self._receive_seconds[route].observe(context.received)
         if status >= 400 and not _is_health(path):
             reason = context.reason or "client_gone"
             self._metrics.refusals.labels(route, reason).inc()

@@ -30,6 +30,7 @@ from service.errors import (
     Deadline,
     DeviceFailed,
     Draining,
+    Forbidden,
     HeadTimeout,
     HeadTooLarge,
     HttpVersion,
@@ -44,6 +45,7 @@ from service.errors import (
     Undecodable,
     Unsupported,
     UnsupportedMedia,
+    UrlNotFetched,
 )
 from service.settings import Settings
 
@@ -167,7 +169,7 @@ def _classify(settings: Settings, largest_request: int, classes: int) -> dict[st
                 "description": "Predictions, best first.",
                 "content": {"application/json": answer},
             },
-            **problems(_ERRORS, "application/problem+json"),
+            **problems((*_ERRORS, Forbidden, UrlNotFetched), "application/problem+json"),
         },
     }
 

@@ -1,4 +1,4 @@
-"""The image files in a body: the body itself, the parts of a form, or base64 in JSON."""
+"""The images in a body: the body itself, the parts of a form, or base64 and URLs in JSON."""
 
 import re
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from python_multipart.multipart import parse_options_header
 
 from service.api.images import from_base64
 from service.decoding import images
-from service.errors import Malformed, TooLarge, Undecodable, UnsupportedMedia
+from service.errors import Forbidden, Malformed, TooLarge, Undecodable, UnsupportedMedia
 
 RAW = frozenset({"application/octet-stream", ""})
 UNDECLARED = "application/x-www-form-urlencoded"
@@ -40,25 +40,26 @@ def media_type(content_type: str) -> str:
     raise UnsupportedMedia(f"Content-Type {declared[:80]!r} is not supported.", _TAKEN)
 
 
-def split(body: bytes, content_type: str, limit: int) -> list[bytes]:
-    """Return the image files of the body in their order, at least one and at most `limit`.
+def split(body: bytes, content_type: str, limit: int, urls: bool = False) -> list[bytes | str]:
+    """Return the images of the body in their order, at least one and at most `limit`.
 
-    Raise Malformed, which names the part or the member that is wrong, TooLarge for more than
-    `limit` files, and UnsupportedMedia or Undecodable if the type is UNDECLARED and the body is not
-    a whole image.
+    An image is a file, or a URL, which is Forbidden unless `urls` is true. Raise Malformed, which
+    names the part or the member that is wrong, TooLarge for more than `limit` images, and
+    UnsupportedMedia or Undecodable if the type is UNDECLARED and the body is not a whole image.
     """
     kind = media_type(content_type)
     if kind == UNDECLARED and body:
         _check_undeclared(body)
+    found: list[bytes | str]
     if kind == FORM:
-        files = _form(body, content_type, limit)
+        found = [*_form(body, content_type, limit)]
     elif kind == JSON:
-        files = _json(body, limit)
+        found = _json(body, limit, urls)
     else:
-        files = [body]
-    if not any(files):
+        found = [body]
+    if not any(found):
         raise Malformed("The body contains no image.", _TAKEN)
-    return files
+    return found
 
 
 def _check_undeclared(body: bytes) -> None:
@@ -80,7 +81,7 @@ def _check_undeclared(body: bytes) -> None:
         )
 
 
-def _json(body: bytes, limit: int) -> list[bytes]:
+def _json(body: bytes, limit: int, urls: bool) -> list[bytes | str]:
     # Each comma may become an object of sixty bytes; base64 has none, a data: URL has one.
     _check_count(body.count(b",") // COMMAS_AN_IMAGE, limit)
     try:
@@ -89,12 +90,12 @@ def _json(body: bytes, limit: int) -> list[bytes]:
         raise Malformed(f"The body is not JSON: {error}", _JSON_FORM) from error
     if not isinstance(document, dict):
         raise _bad_member("#", "An object is expected.")
-    _check_members(document, "images", "#")
+    _check_members(document, ("images",), "#")
     items = document.get("images")
     if not isinstance(items, list):
         raise _bad_member("#/images", "An array is expected.")
     _check_count(len(items), limit)
-    return [_file(item, f"#/images/{index}") for index, item in enumerate(items)]
+    return [_image(item, f"#/images/{index}", urls) for index, item in enumerate(items)]
 
 
 _JSON_FORM = (
@@ -104,16 +105,18 @@ _JSON_FORM = (
 _EXPECTED = "A string of base64, or an object with such a string as b64, is expected."
 
 
-def _check_members(members: dict[str, Any], known: str, pointer: str) -> None:
+def _check_members(members: dict[str, Any], known: tuple[str, ...], pointer: str) -> None:
     for name in members:
-        if name != known:
+        if name not in known:
             escaped = quote(name[:80].replace("~", "~0").replace("/", "~1"), safe="")
             raise _bad_member(f"{pointer}/{escaped}", f"There is no member {name[:80]!r}.")
 
 
-def _file(item: Any, pointer: str) -> bytes:
+def _image(item: Any, pointer: str, urls: bool) -> bytes | str:
     if isinstance(item, dict):
-        _check_members(item, "b64", pointer)
+        _check_members(item, ("b64", "url"), pointer)
+        if "url" in item:
+            return _url(item, pointer, urls)
         item, pointer = item.get("b64"), f"{pointer}/b64"
     if not isinstance(item, str):
         raise _bad_member(pointer, _EXPECTED)
@@ -121,6 +124,21 @@ def _file(item: Any, pointer: str) -> bytes:
         return from_base64(item)
     except ValueError as error:
         raise _bad_member(pointer, str(error)) from error
+
+
+def _url(item: dict[str, Any], pointer: str, urls: bool) -> str:
+    url = item["url"]
+    if "b64" in item:
+        raise _bad_member(pointer, "An image has either b64 or url.")
+    if not isinstance(url, str):
+        raise _bad_member(f"{pointer}/url", "A string is expected.")
+    if not urls:
+        raise Forbidden(
+            f"{pointer}/url: This server does not fetch images by URL.",
+            f"{_JSON_FORM}. The operator can allow hosts with --fetch-hosts.",
+            errors=[{"pointer": f"{pointer}/url", "detail": "URLs are not allowed."}],
+        )
+    return url
 
 
 def _bad_member(pointer: str, detail: str) -> Malformed:

@@ -87,12 +87,23 @@ class Base64Image(BaseModel):
     )
 
 
-class ImagesRequest(BaseModel):
-    """Image files in JSON, as objects or as strings of base64."""
+class ImageUrl(BaseModel):
+    """The URL of an image, on a server with the setting `fetch_hosts`; on others it is a 403."""
 
     model_config = ConfigDict(extra="forbid")
 
-    images: list[Base64Image | str]
+    url: str = Field(
+        description="An https URL of an allowed host, without a user name, a port and a fragment.",
+        examples=["https://images.example.org/cat.jpg"],
+    )
+
+
+class ImagesRequest(BaseModel):
+    """Images in JSON: files as objects or as strings of base64, or URLs."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    images: list[Base64Image | ImageUrl | str]
 
 
 class ImagesForm(BaseModel):
