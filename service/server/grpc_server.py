@@ -153,7 +153,7 @@ async def grpc_serving(
     control: Control | None = None,
     *,
     fatal: Callable[[TopfiveError], None],
-    tls: Tls | None,
+    tls: Tls | None = None,
 ) -> AsyncIterator[GrpcServer]:
     """Serve `service` over gRPC until `GrpcServer.stop`, or until the end of the block.
 

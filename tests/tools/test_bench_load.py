@@ -413,7 +413,7 @@ def test_ctrl_c(server: Obedient, tmp_path: Path, rates: str) -> None:
         (("--clients", "0"), "--clients: 0 is not from 1 to 60000"),
         (("--clients", "1", "--rate", "2"), "--clients: cannot be used together with --rate"),
         (("--rate", "1,2", "--p99-ms", "9"), "--rate: a search begins with exactly one rate"),
-        (("--url", "https://x"), "--url: 'https://x' is not a URL like http://127.0.0.1:8080"),
+        (("--url", "ftp://x"), "--url: 'ftp://x' is not a URL like http://127.0.0.1:8080"),
         (("--plot", "/none/x.png"), "--plot: the folder /none does not exist"),
         (("/none.jpg",), "IMAGE...: /none.jpg cannot be read: No such file or directory\n"),
     ],
