@@ -16,6 +16,7 @@ import hashlib
 import hmac
 import re
 import secrets
+import stat
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -128,15 +129,19 @@ def lines(file: Path) -> list[tuple[int, str]]:
     """
     remedy = "Create it with topfive keys add, or correct --keys-file."
     try:
-        if (size := file.stat().st_size) > MAX_FILE_BYTES:
-            raise SettingsError(f"{file} has {size} bytes: it is no file of keys.", remedy)
+        found = file.stat()
+        if found.st_size > MAX_FILE_BYTES or not (stat.S_ISREG(found.st_mode) or file.is_dir()):
+            raise SettingsError(
+                f"{file} is no file of keys: it has {found.st_size} bytes, or is a pipe.", remedy
+            )
         text = disk.read_text(file)
     except OSError as error:
         detail, remedy = disk.unreadable(file, error, remedy)
         raise SettingsError(f"Cannot read the keys in {file}: {detail}", remedy) from error
     except ValueError as error:
         raise SettingsError(f"Cannot read the keys in {file}: {error}", remedy) from error
-    numbered = enumerate(map(str.strip, text.splitlines()), 1)
+    # Not splitlines: it ends a line at letters that a note may have.
+    numbered = enumerate(map(str.strip, text.split("\n")), 1)
     return [(number, line) for number, line in numbered if line and not line.startswith("#")]
 
 

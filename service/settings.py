@@ -21,7 +21,7 @@ from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
 from service.errors import SettingsError
-from service.system import disk
+from service.system import addresses, disk
 from service.system.certificate import CertificateFiles
 
 PREFIX = "TOPFIVE_"
@@ -319,6 +319,11 @@ class Settings(BaseSettings):
             )
         return None
 
+    def public_host(self) -> str:
+        """Return an address of HTTP that other machines can reach; empty if there is none."""
+        hosts = [self.host, *([self.admin_host] if self.admin_port else [])]
+        return next(filter(is_public, hosts), "")
+
     def devices_of(self, model: str) -> str:
         """Return the devices to serve `model` on, as the setting `devices` names them."""
         own = dict(entry.split("=") for entry in (self.model_devices or "").split(";") if entry)
@@ -373,7 +378,7 @@ def local_url(settings: Settings, host: str, port: int) -> str:
 
 def is_public(host: str) -> bool:
     """Return whether clients on other machines can reach an address to listen on."""
-    return not host.startswith("127.") and host not in ("::1", "localhost")
+    return host != "localhost" and not addresses.is_loopback(host)
 
 
 def unknown_variables() -> list[str]:

@@ -3,6 +3,7 @@
 import hashlib
 import hmac
 import multiprocessing
+import os
 import subprocess
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -127,6 +128,23 @@ def test_wrong_files(tmp_path: Path, file: Path) -> None:
         keys.read_keys(file)
 
 
+def test_the_owner_stays(file: Path) -> None:
+    """The service, which runs as another user, can still read the file."""
+    if os.geteuid() != 0:
+        pytest.skip("only root may give a file away")
+    key_file.add(file, INFER)
+    os.chown(file, 12345, 12346)
+    key_file.add(file, INFER)
+    assert (file.stat().st_uid, file.stat().st_gid) == (12345, 12346)
+
+
+def test_a_pipe_is_no_file_of_keys(file: Path) -> None:
+    """It would block the service."""
+    os.mkfifo(file)
+    with pytest.raises(SettingsError, match="or is a pipe"):
+        keys.read_keys(file)
+
+
 def _add_ten(file: Path) -> None:
     for _ in range(10):
         key_file.add(file, INFER)
@@ -165,5 +183,7 @@ def test_the_commands(file: Path) -> None:
     assert len(keys.read_keys(file)) == 0
     again = run("revoke", key[3:11])
     assert again.returncode == 1 and "has no key" in again.stderr
+    for note in ("two\nlines", "x\u2028y", "x\u0085y"):
+        assert "that cannot be printed" in run("add", "--note", note).stderr
     wrong = run("add", "--scopes", "infer,root")
     assert wrong.returncode == 1 and "'root' is not a scope" in wrong.stderr

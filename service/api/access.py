@@ -9,18 +9,17 @@ key: its permissions say who may connect.
 """
 
 import enum
-import ipaddress
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
 from service.errors import Forbidden, NotFound, RateLimited, SettingsError, Unauthenticated
 from service.keys import ADMIN, INFER, PUBLIC, Key, Keys, keys_of, read_keys
-from service.settings import Settings, is_public
+from service.settings import Settings
 from service.system import watched
 from service.telemetry.metrics import Metrics
 
@@ -60,7 +59,9 @@ class Access:
         """The keys; None if requests need none."""
         self._limits = settings.key_images_per_s, settings.key_requests
         self._budgets: dict[str, _Budget] = {}
-        self._public = is_public(settings.host)
+        self._refused = ""
+        """Why the file was refused the last time."""
+        self._public = bool(settings.public_host())
         self._apart = bool(settings.admin_port or settings.admin_socket)
         self._checks = {outcome: metrics.key_checks.labels(outcome) for outcome in OUTCOMES}
 
@@ -97,13 +98,16 @@ class Access:
                 )
             yield
             return
-        budget = self._checked(self.keys, scope, asking, sent)
-        budget.running += 1
+        budget = self._taken(self._known(self.keys, scope, asking, sent))
         try:
             yield
         finally:
-            budget.running -= 1
-            budget.level -= max(0, asking.images - 1)
+            budget.end(asking.images)
+
+    def check(self, scope: str, asking: Asking, sent: str, peer: Peer) -> None:
+        """Raise what `admitted` raises for a key that is not valid, or lacks the scope."""
+        if self.keys is not None and not self.needs_nothing(scope) and peer != Peer.UNIX_SOCKET:
+            self._known(self.keys, scope, asking, sent)
 
     async def watch(self) -> None:
         """Read the keys again each time that their file has changed; run until cancelled."""
@@ -112,18 +116,22 @@ class Access:
     def _files(self) -> list[Path]:
         return [self._file] if self._file else []
 
-    def _read_again(self) -> None:
+    def _read_again(self) -> bool:
         assert self._file is not None
         try:
-            self.keys = read_keys(self._file)
+            keys = read_keys(self._file)
         except SettingsError as error:
-            facts = {"detail": error.detail, "remedy": f"{error.remedy} The old keys stay valid."}
-            log.error("keys_refused", extra=facts)
-        else:
-            log.info("keys_read", extra={"keys": len(self.keys)})
+            if error.detail != self._refused:
+                remedy = f"{error.remedy} The old keys stay valid."
+                log.error("keys_refused", extra={"detail": error.detail, "remedy": remedy})
+            self._refused = error.detail
+            return False
+        self.keys, self._refused = keys, ""
+        log.log(logging.INFO if keys else logging.WARNING, "keys_read", extra={"keys": len(keys)})
+        return True
 
-    def _checked(self, keys: Keys, scope: str, asking: Asking, sent: str) -> "_Budget":
-        """Return the budget of a key, from which the request is taken; raise as `admitted`."""
+    def _known(self, keys: Keys, scope: str, asking: Asking, sent: str) -> Key:
+        """Return the key that was sent; raise Unauthenticated, or Forbidden without the scope."""
         key = keys.find(sent)
         if key is None:
             self._checks["wrong" if sent else "missing"].inc()
@@ -138,10 +146,13 @@ class Access:
                 f"The key {key.id} is not for this: it lacks the scope {scope}.",
                 "Use another key, or ask the operator for the scope.",
             )
+        return key
+
+    def _taken(self, key: Key) -> "_Budget":
+        """Return the budget of a key, from which a request is taken; raise RateLimited."""
         rate, requests = _limits(key, self._limits)
-        budget = self._budgets.get(key.id)
-        if budget is None:
-            budget = self._budgets[key.id] = _Budget(rate)
+        budget = self._budgets.setdefault(key.id, _Budget())
+        budget.set_rate(rate)
         if requests and budget.running >= requests:
             self._checks["requests"].inc()
             raise RateLimited(
@@ -151,7 +162,7 @@ class Access:
                 retry_after_ms=BUSY_RETRY_MS,
                 limit_requests=requests,
             )
-        if rate and (wait_s := budget.wait_s(rate)) > 0:
+        if (wait_s := budget.wait_s()) > 0:
             self._checks["rate"].inc()
             raise RateLimited(
                 f"The key {key.id} has used its {rate:g} images per second.",
@@ -159,8 +170,8 @@ class Access:
                 retry_after_ms=math.ceil(wait_s * 1000),
                 limit_images_per_s=rate,
             )
-        budget.level -= 1
         self._checks["ok"].inc()
+        budget.begin()
         return budget
 
 
@@ -169,36 +180,55 @@ class _Budget:
 
     A request takes one image when it begins, and the others when it ends, since their number is in
     its body. So the level may become negative, and the next requests wait for it to rise again.
+    Without a rate (0) there is no level.
     """
 
-    def __init__(self, rate: float) -> None:
-        self.level = max(1.0, rate)
+    def __init__(self) -> None:
         self.running = 0
-        self._at = time.monotonic()
+        """Requests in flight."""
+        self._rate = 0.0
+        self._level = 0.0
+        self._at = 0.0
 
-    def wait_s(self, rate: float) -> float:
+    def set_rate(self, rate: float) -> None:
+        """Set the images per second. A new rate begins with a full level."""
+        if rate != self._rate:
+            self._rate, self._level, self._at = rate, max(1.0, rate), time.monotonic()
+
+    def wait_s(self) -> float:
         """Return the seconds until the level is a whole image; 0 if it is."""
+        rate = self._rate
+        if not rate:
+            return 0.0
         now = time.monotonic()
-        self.level = min(max(1.0, rate), self.level + (now - self._at) * rate)
+        self._level = min(max(1.0, rate), self._level + (now - self._at) * rate)
         self._at = now
         # A client that waits as long as it was asked to is not refused for a rounding.
-        return max(0.0, (1 - ROUNDING - self.level) / rate)
+        return max(0.0, (1 - ROUNDING - self._level) / rate)
+
+    def begin(self) -> None:
+        """Take a request and its first image."""
+        self.running += 1
+        self._level -= 1
+
+    def end(self, images: int) -> None:
+        """Give the request back, and take its other images."""
+        self.running -= 1
+        self._level -= max(0, images - 1)
 
 
-def sent_key(authorization: str, api_key: str) -> str:
-    """Return the key in the headers Authorization and X-API-Key; empty if there is none."""
-    scheme, _, credentials = authorization.partition(" ")
-    return api_key or (credentials.strip() if scheme.lower() == "bearer" else "")
+def sent_key(authorization: Sequence[str], api_key: Sequence[str]) -> str:
+    """Return the key in the headers Authorization and X-API-Key; empty if there is none.
 
-
-def is_loopback(address: str) -> bool:
-    """Return whether an address of a client is one of this machine's own."""
-    try:
-        found = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
-        return False
-    mapped = getattr(found, "ipv4_mapped", None)
-    return (mapped or found).is_loopback
+    Different ones in headers of one name are none: a proxy may have checked another one than this.
+    """
+    if not api_key:
+        parts = [each.partition(" ") for each in authorization]
+        api_key = [
+            credentials.strip() for scheme, _, credentials in parts if scheme.lower() == "bearer"
+        ]
+    found = set(api_key)
+    return found.pop() if len(found) == 1 else ""
 
 
 def _limits(key: Key, defaults: tuple[float, int]) -> tuple[float, int]:

@@ -12,11 +12,12 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import grpc
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection, reflection_pb2
+from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
 
 from service.api.access import Access
 from service.api.grpc.calls import Calls
@@ -107,11 +108,57 @@ class GrpcServer:
                 return
 
 
+class _Streams:
+    """The open streams of the services that need no key, `most` at one time.
+
+    They have no end of their own, and would take the room of the calls.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._open = 0
+
+    @contextlib.asynccontextmanager
+    async def one(self, context: Any) -> AsyncIterator[None]:
+        """Count a stream during the block; abort it if there are too many."""
+        if self._open >= self._most:
+            text = f"There are {self._open} streams of health and reflection; close one first."
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
+        self._open += 1
+        try:
+            yield
+        finally:
+            self._open -= 1
+
+
+class _HealthServicer(health.aio.HealthServicer):  # type: ignore[misc]
+    def __init__(self, streams: _Streams) -> None:
+        super().__init__()
+        self._streams = streams
+
+    async def Watch(self, request: Any, context: Any) -> None:  # noqa: N802 - named by the protocol
+        async with self._streams.one(context):
+            await super().Watch(request, context)
+
+
+class _ReflectionServicer(reflection.aio.ReflectionServicer):  # type: ignore[misc]
+    def __init__(self, streams: _Streams) -> None:
+        super().__init__((SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), pool=POOL)
+        self._streams = streams
+
+    async def ServerReflectionInfo(  # noqa: N802
+        self, request_iterator: Any, context: Any
+    ) -> AsyncIterator[Any]:
+        async with self._streams.one(context):
+            async for answer in super().ServerReflectionInfo(request_iterator, context):
+                yield answer
+
+
 class _Health:
     """The health service's states: of the whole server, its protocol, and each model."""
 
-    def __init__(self, service: Service) -> None:
-        self.servicer = health.aio.HealthServicer()
+    def __init__(self, service: Service, streams: _Streams) -> None:
+        self.servicer = _HealthServicer(streams)
         self._service = service
         self._changed = asyncio.Event()
         self._names: list[str] = []
@@ -167,15 +214,16 @@ async def grpc_serving(
             fatal(error if isinstance(error, TopfiveError) else bug)
 
     calls = Calls(settings, metrics, access)
-    states = _Health(service)
+    streams = _Streams(max(1, settings.max_grpc_calls // 2))
+    states = _Health(service, streams)
     server = grpc.aio.server(
         options=_options(settings), maximum_concurrent_rpcs=2 * settings.max_grpc_calls
     )
     handlers = Endpoints(service, metrics, version, control).handlers(calls)
     server.add_generic_rpc_handlers((handlers,))
     health_pb2_grpc.add_HealthServicer_to_server(states.servicer, server)
-    names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
-    reflection.enable_server_reflection(names, server, POOL)
+    described = _ReflectionServicer(streams)
+    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(described, server)
     await states.report()
 
     if settings.workers == 1:
@@ -248,6 +296,7 @@ def _options(settings: Settings) -> list[tuple[str, int]]:
         ("grpc.so_reuseport", int(settings.workers > 1)),
         ("grpc.max_receive_message_length", settings.max_body_bytes),
         ("grpc.max_connection_idle_ms", IDLE_S * 1000),
+        ("grpc.server_handshake_timeout_ms", int(settings.head_timeout_s * 1000)),
         ("grpc.keepalive_time_ms", SILENT_S * 1000),
         ("grpc.http2.min_ping_interval_without_data_ms", PING_S * 1000),
         ("grpc.keepalive_permit_without_calls", 1),

@@ -8,7 +8,10 @@ connections that wait in the socket are accepted.
 import asyncio
 import contextlib
 import ctypes
+import errno
+import fcntl
 import logging
+import os
 import select
 import socket
 import struct
@@ -18,7 +21,7 @@ from typing import Protocol
 
 from service.artifact import Manifest
 from service.errors import SettingsError
-from service.settings import Settings, is_public, local_url, url_of
+from service.settings import Settings, local_url, url_of
 
 log = logging.getLogger("topfive.listener")
 
@@ -78,24 +81,36 @@ def admin_listening(settings: Settings) -> Iterator[socket.socket | None]:
     elif path is not None:
         with _listen_unix(path) as listener:
             log.info("admin_listening", extra={"address": str(path)})
+            own = path.stat()
             try:
                 yield listener
             finally:
-                path.unlink(missing_ok=True)
+                # A service that was started meanwhile has replaced it by its own.
+                with contextlib.suppress(FileNotFoundError):
+                    if path.is_socket() and os.path.samestat(own, path.stat()):
+                        path.unlink()
     else:
         yield None
 
 
 def _listen_unix(path: Path) -> socket.socket:
-    listener = socket.socket(socket.AF_UNIX)
+    """Return a socket that listens at `path`, in place of one whose process has ended.
+
+    It gets its name when it listens already. A lock of the folder keeps two services that start at
+    the same time from replacing each other's.
+    """
+    listener, unnamed = socket.socket(socket.AF_UNIX), path.with_name(f"{path.name}.{os.getpid()}")
     try:
-        with contextlib.suppress(FileNotFoundError):
-            if _is_left_over(path):
-                path.unlink()
-        listener.bind(str(path))
-        # Until `listen` no client can connect, so none is there before the mode is right.
-        path.chmod(0o600)
-        listener.listen(BACKLOG)
+        with _locked(path.parent):
+            if path.exists() and not _is_left_over(path):
+                raise FileExistsError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+            try:
+                listener.bind(str(unnamed))
+                unnamed.chmod(0o600)
+                listener.listen(BACKLOG)
+                unnamed.replace(path)
+            finally:
+                unnamed.unlink(missing_ok=True)
     except OSError as error:
         listener.close()
         raise SettingsError(
@@ -111,11 +126,24 @@ def _is_left_over(path: Path) -> bool:
     if not path.is_socket():
         return False
     with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)  # a full queue of a process that hangs would block
         try:
             probe.connect(str(path))
         except ConnectionRefusedError:
             return True
+        except BlockingIOError:
+            pass
     return False
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def unusable(host: str, port: int, reason: str, flag: str = "--port") -> SettingsError:
@@ -161,11 +189,12 @@ def announce(settings: Settings, listener: socket.socket) -> str:
     """Log the address, and warn if it is public. Return the URL for clients on this machine."""
     host, port = listener.getsockname()[:2]
     # With a CA of clients only those with a certificate are let in.
-    if is_public(host) and settings.keys_file is None and settings.tls_client_ca is None:
+    public = settings.public_host()
+    if public and settings.keys_file is None and settings.tls_client_ca is None:
         log.warning(
             "public_listener",
             extra={
-                "host": host,
+                "host": public,
                 "detail": "Listening on a public address without authentication.",
                 "remedy": "Name a file of API keys with --keys-file.",
             },

@@ -291,7 +291,7 @@ class _Worker:
 class _Parent:
     """All workers, and the connections that they get. `job` is read at each start of a worker.
 
-    The first of `listeners` is that of the clients, and any other that of the administration.
+    The second of `listeners`, if any, is that of the administration.
     """
 
     def __init__(
@@ -390,8 +390,7 @@ class _Parent:
     async def _drain(self, give_up_at: float) -> None:
         """After the drain's delay pass on all connections that wait, and close the socket."""
         await asyncio.sleep(self._share.drain_delay_s)
-        await self._acceptors[0].drain(give_up_at)
-        self._close()
+        await asyncio.gather(*(acceptor.drain(give_up_at) for acceptor in self._acceptors))
         loop = asyncio.get_running_loop()
         while self._on_their_way() and loop.time() < give_up_at:  # noqa: ASYNC110 - few workers
             await asyncio.sleep(RETRY_S)

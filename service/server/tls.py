@@ -47,6 +47,8 @@ class Tls:
         self._files = files
         self._seen = watched.marks(files.all())  # before they are read: no change is missed
         self.certificate = certificate.read(files)
+        self._refused = ""
+        """Why the files were refused the last time."""
 
     async def follow(self) -> None:
         """Read the files again when they change, and warn before the certificate ends."""
@@ -54,17 +56,20 @@ class Tls:
             tasks.create_task(watched.watch(self._files.all(), self._seen, self._read_again))
             tasks.create_task(self._warn())
 
-    def _read_again(self) -> None:
+    def _read_again(self) -> bool:
         try:
             found = certificate.read(self._files)
         except SettingsError as error:
-            facts = {"detail": error.detail, "remedy": error.remedy}
-            log.error("tls_certificate_refused", extra=facts)
-            return
-        self.certificate = found
+            if error.detail != self._refused:
+                facts = {"detail": error.detail, "remedy": error.remedy}
+                log.error("tls_certificate_refused", extra=facts)
+            self._refused = error.detail
+            return False
+        self.certificate, self._refused = found, ""
         read = {"serial": found.serial, "days_left": round(found.days_left(), 1)}
         log.info("tls_certificate_read", extra=read)
         self._warn_if_ending()
+        return True
 
     async def _warn(self) -> None:
         while True:

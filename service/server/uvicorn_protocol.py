@@ -69,9 +69,15 @@ _NOTHING, _HEAD, _BODY = range(3)
 class ServerConnections(Connections, ServerState):
     """uvicorn's state of a server, and the connections that wait for their client."""
 
-    def __init__(self, head_timeout_s: float, on_lost: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        head_timeout_s: float,
+        max_body_bytes: int,
+        on_lost: Callable[[], None] = lambda: None,
+    ) -> None:
         Connections.__init__(self, head_timeout_s, on_lost)
         ServerState.__init__(self)
+        self.max_body_bytes = max_body_bytes
 
 
 class Protocol(HttpToolsProtocol):
@@ -92,6 +98,8 @@ class Protocol(HttpToolsProtocol):
     _stopping = False
     _dropped_bytes = 0
     _unparsed_bytes = 0
+    _unread_bytes = 0
+    """Bytes of a body that have arrived after its answer."""
     _probe_s, _probe_at = PROBE_S, 0.0
 
     def __init__(
@@ -167,7 +175,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Start the request, after those before it."""
-        self._unparsed_bytes = 0
+        self._unparsed_bytes = self._unread_bytes = 0
         scope, version = cast(dict[str, Any], self.scope), self.parser.get_http_version()
         scope["method"], scope["http_version"] = self.parser.get_method().decode("ascii"), version
         target = httptools.parse_url(self.url)
@@ -210,6 +218,11 @@ class Protocol(HttpToolsProtocol):
         if not self.cycle.response_complete:
             self.cycle.body += body
             self.cycle.message_event.set()
+            return
+        # The rest of a body that was refused. A client may send all of it before it reads.
+        self._unread_bytes += len(body)
+        if self._unread_bytes > self._table.max_body_bytes:
+            self.abort()
 
     def on_message_complete(self) -> None:
         if self._upgrades:  # the parser takes the head for the whole message
@@ -354,7 +367,7 @@ class Protocol(HttpToolsProtocol):
         self.loop.call_later(LAST_REQUEST_S, self._end_if_idle)
 
     def _end_if_idle(self) -> None:
-        if not self._all_answered():
+        if self not in self.connections or not self._all_answered():
             return
         if self._closable.unwritten():  # a client that reads slowly gets the whole answer
             self.transport.close()

@@ -57,7 +57,9 @@ class BaseServer(uvicorn.Server):
                 proxy_headers=False,
             )
         )
-        self._connections = ServerConnections(settings.head_timeout_s, self.connection_lost)
+        self._connections = ServerConnections(
+            settings.head_timeout_s, settings.max_body_bytes, self.connection_lost
+        )
         self.server_state = self._connections
         self._app = app
         self._settings = settings
@@ -231,7 +233,9 @@ class Server(BaseServer):
 
     async def receive_last(self) -> None:
         if not self.force_exit:
-            await self._acceptor.drain(self._drained_at + WRITING_S / 2)
+            acceptors = filter(None, (self._acceptor, self._admin))
+            give_up_at = self._drained_at + WRITING_S / 2
+            await asyncio.gather(*(acceptor.drain(give_up_at) for acceptor in acceptors))
         self._close()
 
     def end(self, hurry: bool) -> None:

@@ -10,6 +10,7 @@ import contextlib
 import os
 import re
 import ssl
+import stat
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from pathlib import Path
 from service.errors import SettingsError
 from service.system import disk
 
+MAX_FILE_BYTES = 4 << 20
+"""Maximum size of a file; the CAs of a whole system have 0.2 MB."""
 WARN_DAYS = 14
 """Days before the end of a certificate from which on the service warns."""
 _DAY_S = 86_400
@@ -105,6 +108,12 @@ def _trusting(certificates: bytes, file: Path) -> ssl.SSLContext:
 
 def _read(file: Path) -> bytes:
     try:
+        found = file.stat()
+        if found.st_size > MAX_FILE_BYTES or not (stat.S_ISREG(found.st_mode) or file.is_dir()):
+            raise SettingsError(
+                f"{file} is no PEM file: it has {found.st_size} bytes, or is a pipe.",
+                "Name a PEM file.",
+            )
         return file.read_bytes()
     except OSError as error:
         remedy = "Name a PEM file that the service's user can read."

@@ -1,5 +1,6 @@
 """A profile of the event loop: which functions it runs, sampled by a thread for some seconds."""
 
+import asyncio
 import sys
 import threading
 import time
@@ -10,18 +11,36 @@ INTERVAL_S = 0.01
 """Seconds between two samples."""
 
 
-def profile(seconds: float, thread: int | None = None) -> str:
-    """Return the stacks of the main thread within `seconds`, one in a line with its number.
+async def profile(seconds: float) -> str:
+    """Return the stacks of the event loop's thread within `seconds`, one in a line with its number.
 
     The form is that of collapsed stacks, `outer;inner 12`, which speedscope and flamegraph.pl read.
-    Call it on another thread. `thread` is the identity of the thread to sample.
+    The thread that samples ends when the call is cancelled, and does not hold up the process's end.
     """
-    thread = thread or threading.main_thread().ident
-    assert thread is not None
+    loop, ended = asyncio.get_running_loop(), threading.Event()
+    done: asyncio.Future[str] = loop.create_future()
+    own = threading.get_ident()
+
+    def report(text: str) -> None:
+        if not done.done():
+            done.set_result(text)
+
+    def sample() -> None:
+        text = _sampled(own, seconds, ended)
+        if not ended.is_set():
+            loop.call_soon_threadsafe(report, text)
+
+    threading.Thread(target=sample, name="topfive-profile", daemon=True).start()
+    try:
+        return await done
+    finally:
+        ended.set()
+
+
+def _sampled(thread: int, seconds: float, ended: threading.Event) -> str:
     stacks: Counter[str] = Counter()
     end_at = time.monotonic() + seconds
-    while time.monotonic() < end_at:
-        time.sleep(INTERVAL_S)
+    while time.monotonic() < end_at and not ended.wait(INTERVAL_S):
         frame = sys._current_frames().get(thread)
         if frame is not None:
             stacks[_stack(frame)] += 1

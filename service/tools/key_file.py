@@ -1,7 +1,7 @@
 """`topfive keys`: add, list and revoke keys in the file of their hashes.
 
-A running service reads the file again within a second. The file is replaced as a whole, under a
-lock of its folder, so that two commands at the same time lose nothing.
+A running service reads the file again within about a second. The file is replaced as a whole, under a
+lock of its folder, so that two commands at the same time lose nothing. Its owner and mode stay.
 """
 
 import fcntl
@@ -49,8 +49,8 @@ def add(file: Path, new: NewKey) -> str:
     key, identity, digest = keys.new_key()
     line = ":".join((identity, digest, *new))
     try:
-        if any(ord(letter) < 32 for letter in line):
-            raise ValueError("the note has a line break or another control character")
+        if not line.isprintable():
+            raise ValueError("the note has a line break or another letter that cannot be printed")
         keys.parsed(line)
     except ValueError as error:
         raise SettingsError(f"The key was not made: {error}.", "Correct the option.") from error
@@ -98,15 +98,17 @@ def _expiry(expires: float | None) -> str:
 def _changing(file: Path) -> Iterator[list[str]]:
     """Yield the lines of the file, comments included, and write them at the end of the block."""
     remedy = "Name another file with --file."
+    file = file.resolve()
     with disk.writing(file, SettingsError, remedy), _locked(file.parent):
+        lines, before = HEADER.splitlines(), None
         if file.exists():
             keys.read_keys(file)
-            lines, mode = disk.read_text(file).splitlines(), file.stat().st_mode & 0o7777
-        else:
-            lines, mode = HEADER.splitlines(), MODE
+            lines, before = disk.read_text(file).removesuffix("\n").split("\n"), file.stat()
         yield lines
-        with replaced(file.resolve()) as (out,):
-            os.fchmod(out.fileno(), mode)
+        with replaced(file) as (out,):
+            if before:  # the service must still be able to read it
+                os.fchown(out.fileno(), before.st_uid, before.st_gid)
+            os.fchmod(out.fileno(), before.st_mode & 0o7777 if before else MODE)
             out.write("".join(f"{line}\n" for line in lines).encode())
 
 

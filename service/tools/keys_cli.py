@@ -33,7 +33,7 @@ def add(
 ) -> None:
     """Add a key and print it. It is shown only now: the file has its hash.
 
-    A running service accepts the key within a second.
+    A running service accepts the key within about a second.
 
     Example: topfive keys add --file keys.txt --scopes infer --note 'the shop'
     """
@@ -66,7 +66,7 @@ def revoke(
     key_id: Annotated[str, typer.Argument(metavar="ID", help="Id of the key, or the whole key.")],
     file: File = None,
 ) -> None:
-    """Remove a key. A running service refuses it within a second.
+    """Remove a key. A running service refuses it within about a second.
 
     Example: topfive keys revoke 7f3a9c01 --file keys.txt
     """

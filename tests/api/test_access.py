@@ -3,8 +3,10 @@
 import asyncio
 import contextlib
 import re
+import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,15 +17,25 @@ from typing import Any
 import grpc
 import httpx
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from service.api.access import Access, Peer, is_loopback, sent_key
+from service.api.access import Access, Peer, sent_key
 from service.api.grpc.calls import SCOPES as METHODS
 from service.api.http.cors import Cors
 from service.api.http.rules import RULES, scope_of
-from service.errors import Forbidden, NotFound, RateLimited, RequestError, Unauthenticated
+from service.errors import (
+    Forbidden,
+    NotFound,
+    RateLimited,
+    RequestError,
+    SettingsError,
+    Unauthenticated,
+)
 from service.keys import ADMIN, INFER, METRICS, PUBLIC, SCOPES
 from service.server.app import create_app
+from service.server.listener import admin_listening
 from service.settings import Settings
+from service.system.addresses import is_loopback
 from service.telemetry.metrics import Metrics
 from service.tools import key_file
 from service.tools.key_file import NewKey
@@ -239,10 +251,37 @@ def call(world: World, method: str, key: str) -> tuple[str, str]:
     return "OK", answers[0].error_message[:7]
 
 
+def test_streams_without_a_key_take_no_room(artifact: Path, tmp_path: Path) -> None:
+    """One of requests ends at once, and those of the health service are bounded."""
+    file = tmp_path / "keys"
+    key = key_file.add(file, NewKey("infer", "", "", "", ""))
+    flags = ("--keys-file", str(file), "--max-grpc-calls", "8")
+    with serving_grpc(artifact, *flags) as (_, caller):
+        open_stream = caller.channel.stream_stream(f"/{NAME}/ModelStreamInfer")
+        forever = threading.Event()
+
+        def nothing() -> Iterator[bytes]:
+            forever.wait()
+            yield b""
+
+        for _ in range(8):
+            with pytest.raises(grpc.RpcError) as caught:
+                next(open_stream(nothing(), timeout=30))
+            assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
+        forever.set()
+        stub = health_pb2_grpc.HealthStub(caller.channel)
+        watches = [stub.Watch(health_pb2.HealthCheckRequest()) for _ in range(4)]
+        assert all(next(watch).status == 1 for watch in watches)
+        with pytest.raises(grpc.RpcError) as caught:
+            next(stub.Watch(health_pb2.HealthCheckRequest(), timeout=30))
+        assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        call = caller.method("ModelInfer")
+        metadata = [("authorization", f"Bearer {key}")]
+        assert call(infer_request(IMAGE), timeout=30, metadata=metadata).model_name == "tiny"
+
+
 def test_health_over_grpc_needs_no_key(world: World) -> None:
     """The health service, and reflection, which describes what the .proto has."""
-    from grpc_health.v1 import health_pb2, health_pb2_grpc
-
     stub = health_pb2_grpc.HealthStub(world.caller.channel)
     assert stub.Check(health_pb2.HealthCheckRequest(), timeout=30).status == 1
 
@@ -388,6 +427,30 @@ def test_the_unix_socket_needs_no_key(tmp_path: Path) -> None:
         assert outcome(settings, scope, Peer.LOOPBACK) is expected
 
 
+def test_a_new_rate_begins_full(tmp_path: Path) -> None:
+    """What a key has used without a rate does not count; its requests in flight do."""
+    file = tmp_path / "keys"
+    key = key_file.add(file, NewKey("infer", "", "", "", ""))
+    access = Access(Settings(keys_file=file), Metrics())
+    line = file.read_text().splitlines()[-1].removesuffix(":::")
+
+    def admitted(images: int = 1) -> contextlib.AbstractContextManager[None]:
+        return access.admitted(INFER, Asked(images=images), key, Peer.NETWORK, False)
+
+    for _ in range(100):
+        with admitted(32):
+            pass
+    with admitted():
+        file.write_text(f"{line}:10:1:\n")
+        assert access._read_again()
+        with pytest.raises(RateLimited, match="1 requests in flight"), admitted():
+            pass
+    with admitted(10):
+        pass
+    with pytest.raises(RateLimited, match="10 images per second"), admitted():
+        pass
+
+
 def test_the_rate_over_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As many images as the rate allows, at any times; a wait as long as said is enough."""
     file = tmp_path / "keys"
@@ -424,7 +487,6 @@ def test_the_rate_over_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 )
 def test_settings_that_contradict_each_other(settings: dict[str, object], why: str) -> None:
     from service import settings as module
-    from service.errors import SettingsError
 
     with pytest.raises(SettingsError) as caught:
         module.load(settings)
@@ -455,9 +517,11 @@ def test_addresses_and_headers() -> None:
         assert is_loopback(address)
     for address in ("", "10.0.0.1", "::", "0.0.0.0", "::ffff:10.0.0.1", "localhost", "fe80::1%lo"):
         assert not is_loopback(address)
-    assert sent_key("Bearer  a", "") == "a"
-    assert sent_key("bEARER a", "b") == "b"
-    assert sent_key("Basic a", "") == sent_key("a", "") == ""
+    assert sent_key(["Bearer  a"], []) == "a"
+    assert sent_key(["bEARER a"], ["b"]) == "b"
+    assert sent_key(["Basic x", "Bearer a", "bearer a"], []) == "a"
+    assert sent_key(["Basic a"], []) == sent_key(["a"], []) == ""
+    assert sent_key(["Bearer a", "Bearer b"], []) == sent_key([], ["a", "b"]) == ""
 
 
 # The addresses of the administration, with real sockets.
@@ -491,11 +555,13 @@ def test_the_administration_on_a_public_address(artifact: Path) -> None:
         for headers in (
             {"Origin": "https://evil.example"},
             {"Origin": "null"},
+            {"Sec-Fetch-Site": "cross-site"},
             {"Host": "evil.example"},
             {"Host": f"evil.example:{port}", "Origin": f"http://evil.example:{port}"},
         ):
             assert near.post(load, headers=headers).status_code == 403, headers
         own = {"Host": f"localhost:{port}", "Origin": f"http://localhost:{port}"}
+        own |= {"Sec-Fetch-Site": "same-origin"}
         assert near.post(load, headers=own).status_code == 404
         near.close()
 
@@ -547,6 +613,50 @@ def test_the_admin_port(artifact: Path) -> None:
             service.await_event("connections_full")
             reply = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=30, trust_env=False)
             assert reply.status_code == 200
+
+
+def test_the_socket_of_a_successor_stays(tmp_path: Path) -> None:
+    """A service that ends removes its own socket only, and a busy one is not replaced."""
+    settings = Settings(admin_socket=tmp_path / "admin.sock")
+    path = settings.admin_socket
+    assert path is not None
+    with admin_listening(settings) as first:
+        assert first is not None
+        first.close()  # as in a drain
+        with admin_listening(settings) as second:
+            assert second is not None
+            own = path.stat().st_ino
+            with pytest.raises(SettingsError, match="in use"), admin_listening(settings):
+                pass
+            assert path.stat().st_ino == own
+        assert not path.exists()
+        path.touch()
+    assert path.exists()
+
+
+def test_a_profile_ends_with_the_drain(artifact: Path) -> None:
+    """It holds up no exit."""
+    with serving(artifact, "--drain-timeout-s", "0.5") as service:
+        with service.connect() as connection:
+            connection.sendall(b"GET /debug/profile?seconds=60 HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+            service.await_metric(2, "topfive_http_requests_in_flight", route="admin")
+            service.process.send_signal(signal.SIGTERM)
+            assert connection.recv(65536).startswith(b"HTTP/1.1 503")
+        assert service.process.wait(20) == 0
+
+
+def test_the_rest_of_a_refused_body_is_bounded(world: World) -> None:
+    """A client without a key cannot send without end."""
+    head = b"POST /classify HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    chunk = b"100000\r\n" + bytes(1 << 20) + b"\r\n"
+    with world.service.connect() as connection:
+        connection.sendall(head)
+        sent = 0
+        with pytest.raises(OSError):
+            while sent < 1 << 30:
+                connection.sendall(chunk)
+                sent += 1 << 20
+    assert sent < 64 << 20
 
 
 def test_an_admin_address_that_is_in_use(artifact: Path, tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ async def test_an_answer_on_its_way_is_not_cut_short() -> None:
         await send({"type": "http.response.body", "body": answer})
 
     loop = asyncio.get_running_loop()
-    config, table = config_of(app), ServerConnections(head_timeout_s=10)
+    config, table = config_of(app), ServerConnections(head_timeout_s=10, max_body_bytes=1 << 20)
     ours, client = socket.socketpair()
     client.setblocking(False)
     await loop.connect_accepted_socket(lambda: Protocol(config, table, {}), ours)
@@ -79,7 +79,7 @@ async def test_a_few_bytes_that_are_not_read() -> None:
         await send({"type": "http.response.body"})
 
     now = asyncio.get_running_loop().time()
-    table = ServerConnections(head_timeout_s=10)
+    table = ServerConnections(head_timeout_s=10, max_body_bytes=1 << 20)
     connection, transport = connection_of(config_of(app), table)
     connection.data_received(GET)
     await asyncio.gather(*table.tasks)
@@ -101,7 +101,7 @@ async def test_half_of_a_head_during_an_answer() -> None:
         await send({"type": "http.response.start", "status": 204})
         await send({"type": "http.response.body"})
 
-    table = ServerConnections(head_timeout_s=10)
+    table = ServerConnections(head_timeout_s=10, max_body_bytes=1 << 20)
     connection, _ = connection_of(config_of(app), table)
     connection.data_received(GET + GET[:20])
     answered.set()

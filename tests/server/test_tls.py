@@ -175,6 +175,12 @@ def test_late_heads(running: Running) -> None:
     running.service.await_metric(before + 2, FAILURES, reason="timeout")
 
 
+def test_late_handshakes_over_grpc(running: Running) -> None:
+    """A connection without one is closed after the same time."""
+    with socket.create_connection(("127.0.0.1", running.ports[1]), timeout=20) as silent:
+        assert silent.recv(1) == b""
+
+
 def test_a_client_that_ends_its_side(running: Running) -> None:
     """It has disconnected, and its images are dropped: TLS has no half-closed connections here."""
     service = running.service

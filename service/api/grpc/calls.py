@@ -22,7 +22,7 @@ import grpc.aio
 from prometheus_client import Counter
 
 from service.api import tracing
-from service.api.access import Access, Peer, is_loopback, sent_key
+from service.api.access import Access, Peer, sent_key
 from service.api.grpc.messages import ANSWERS
 from service.core.request import Outcome, Request, TimeLimit
 from service.errors import (
@@ -41,6 +41,7 @@ from service.errors import (
 )
 from service.keys import ADMIN, INFER, PUBLIC
 from service.settings import Settings
+from service.system.addresses import is_loopback
 from service.telemetry import logs
 from service.telemetry.metrics import Metrics
 
@@ -277,6 +278,7 @@ class Calls:
         async def handle(_: object, context: Any) -> None:
             self._open += 1
             context.add_done_callback(self._end_stream)
+            await self._check_key(context)
             while (message := await self._next(context)) is not grpc.aio.EOF:
                 call = self._begin(STREAM, context)
                 # Sent when the stream ends: the id of its last request, or that of all.
@@ -320,11 +322,7 @@ class Calls:
         """Return the block within which the client's key may make the call; see `Access`."""
         if self._access.needs_nothing(scope):
             return contextlib.nullcontext()
-        sent = dict(call.context.invocation_metadata())
-        # A header whose name ends with -bin is bytes; these two are text.
-        key = sent_key(str(sent.get("authorization", "")), str(sent.get("x-api-key", "")))
-        local = is_loopback(_host(call.context.peer()))
-        peer = Peer.LOOPBACK if local else Peer.NETWORK
+        key, peer = _credentials(call.context)
         return self._access.admitted(scope, call, key, peer, apart=False)
 
     def _check_room(self) -> None:
@@ -355,6 +353,14 @@ class Calls:
         call.bytes_received = len(message)
         self._receive_seconds.observe(call.seconds())
         return cast(bytes, message)
+
+    async def _check_key(self, context: Any) -> None:
+        """Abort a stream whose client may send no request, before one is received."""
+        asking = Call(STREAM, context, self._deadline_s)
+        try:
+            self._access.check(INFER, asking, *_credentials(context))
+        except RequestError as error:
+            await self._abort(context, error)
 
     async def _next(self, context: Any) -> Any:
         """Return the next request of a stream, or EOF; abort the stream if it has none in time."""
@@ -429,6 +435,18 @@ class Calls:
             counter = self._metrics.grpc_requests.labels(method, code.name)
             self._counters[method, code] = counter
         return counter
+
+
+def _credentials(context: Any) -> tuple[str, Peer]:
+    """Return the key that the client of a call has sent, and how it has connected."""
+    sent = context.invocation_metadata()
+    # A header whose name ends with -bin is bytes; these two are text.
+    authorization, api_key = (
+        [str(value) for key, value in sent if key == name]
+        for name in ("authorization", "x-api-key")
+    )
+    local = is_loopback(_host(context.peer()))
+    return sent_key(authorization, api_key), Peer.LOOPBACK if local else Peer.NETWORK
 
 
 def _host(peer: str) -> str:

@@ -18,7 +18,7 @@ from service.api.http.openapi import get
 from service.api.http.schema import ModelState
 from service.core.model import Model
 from service.core.service import Service
-from service.errors import Malformed, Overloaded, RequestError
+from service.errors import Malformed, Overloaded, RequestError, stopping
 from service.telemetry.profile import profile
 
 MAX_PROFILE_S = 60
@@ -81,8 +81,13 @@ def router(
             raise Overloaded(
                 "A profile is being taken.", "Retry when it has ended.", retry_after_ms=1000
             )
-        async with taking:
-            stacks = await asyncio.to_thread(profile, int(text))
+        timer = asyncio.timeout(None)  # the end of a drain ends it
+        try:
+            with bodies.ending(timer):
+                async with taking, timer:
+                    stacks = await profile(int(text))
+        except TimeoutError:
+            raise stopping() from None
         return Response(stacks, headers={"cache-control": "no-store"}, media_type="text/plain")
 
     return routes

@@ -217,7 +217,8 @@ class Fetcher:
     def _checked_host(self, url: httpx.URL) -> str:
         """Return the host of `url`; raise _Failure if such a URL is not fetched."""
         host = url.raw_host.decode("ascii")
-        if url.scheme != "https" or url.port not in (None, 443) or url.userinfo or "#" in str(url):
+        user = url.userinfo or b"@" in url.netloc
+        if url.scheme != "https" or url.port not in (None, 443) or user or "#" in str(url):
             raise _Failure("refused", "The URL has another scheme or port, a user or a fragment.")
         if len(host) > _MAX_NAME or not _NAME.fullmatch(host):
             raise _Failure("refused", f"{host[:80]!r} is not the name of a host.")

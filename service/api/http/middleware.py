@@ -15,13 +15,14 @@ from prometheus_client import Counter
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api import tracing
-from service.api.access import Access, Peer, is_loopback, sent_key
+from service.api.access import Access, Peer, sent_key
 from service.api.http.cors import Cors
 from service.api.http.problem import no_route, problem
 from service.api.http.rules import scope_of
 from service.errors import RequestError, internal
 from service.keys import INFER
 from service.settings import Settings
+from service.system.addresses import is_loopback
 from service.telemetry import logs
 from service.telemetry.metrics import IMAGE_ROUTES, ROUTES, Metrics
 
@@ -172,7 +173,7 @@ class Middleware:
                 await endpoint(asked, receive, send)
                 return
             listener, headers = scope.get(LISTENER, MAIN), Headers(scope)
-            key = sent_key(headers.get("authorization", ""), headers.get("x-api-key", ""))
+            key = sent_key(_headers(scope, b"authorization"), _headers(scope, b"x-api-key"))
             peer, apart = _peer(scope, headers), listener != MAIN
             with self._access.admitted(needed, context, key, peer, apart):
                 await endpoint(asked, receive, send)
@@ -297,6 +298,8 @@ def _peer(scope: Scope, headers: Headers) -> Peer:
         return Peer.NETWORK
     host, origin = headers.get("host", ""), headers.get("origin")
     foreign = origin is not None and origin.partition("://")[2] != host
+    # A browser sends no Origin with an image or a link, and this instead.
+    foreign |= headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
     name = host.rpartition(":")[0] if not host.endswith("]") and ":" in host else host
     local = name == "localhost" or is_loopback(name.strip("[]"))
     return Peer.LOOPBACK if local and not foreign else Peer.NETWORK

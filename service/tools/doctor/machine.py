@@ -7,7 +7,6 @@ from pathlib import Path
 
 from service.artifact import Artifact
 from service.keys import keys_of
-from service.settings import is_public
 from service.system import certificate, cgroup, descriptors
 from service.tools.doctor.context import Context, Finding
 
@@ -103,16 +102,16 @@ _PORT_REMEDIES = {
 
 def access(context: Context) -> Finding:
     """Check the file of keys, and that other machines cannot reach the service without one."""
-    host, file = context.settings.host, context.settings.keys_file
+    file = context.settings.keys_file
     found = keys_of(context.settings)
     if found is not None:
         return Finding("access", "ok", f"{len(found)} keys in {file}")
-    if is_public(host):
+    if host := context.settings.public_host():
         remedy = "Create keys with topfive keys add --file FILE, and name it with --keys-file."
         return Finding(
             "access", "warn", f"every client that reaches {host} may use the service", remedy
         )
-    return Finding("access", "ok", f"no keys: only this machine reaches {host}")
+    return Finding("access", "ok", f"no keys: only this machine reaches {context.settings.host}")
 
 
 def tls(context: Context) -> Finding:
