@@ -1,7 +1,7 @@
 """`topfive keys`: add, list and revoke keys in the file of their hashes.
 
-A running service reads the file again within about a second. The file is replaced as a whole, under a
-lock of its folder, so that two commands at the same time lose nothing. Its owner and mode stay.
+A running service reads the file again within about a second. The file is replaced as a whole, under
+a lock of its folder, so that two commands at the same time lose nothing. Its owner and mode stay.
 """
 
 import fcntl

@@ -281,7 +281,7 @@ async def test_the_health_of_a_model_that_was_unloaded(
 
 OF_HTTP = {
     *(errors.MethodNotAllowed, errors.NotAcceptable, errors.HeadTimeout, errors.HeadTooLarge),
-    errors.HttpVersion,
+    *(errors.HttpVersion, errors.UrlNotFetched),
 }
 
 
