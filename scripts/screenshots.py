@@ -12,6 +12,7 @@ import signal
 import statistics
 import sys
 from pathlib import Path
+from typing import Any
 
 from playwright.sync_api import Browser, Page
 
@@ -20,7 +21,7 @@ from tests.support.browser import chromium, opened
 from tests.support.paths import PHOTOS, ROOT
 from tests.support.serving import Service, serving
 
-FORMS = {
+FORMS: dict[str, dict[str, Any]] = {
     "desktop": {"viewport": {"width": 1280, "height": 900}},
     "phone": {
         "viewport": {"width": 390, "height": 844},
@@ -30,6 +31,15 @@ FORMS = {
     },
 }
 RUNS = 5
+CLICK = """addEventListener("load", () => {
+    new MutationObserver(() => {
+        if (document.querySelectorAll(".bars li").length === 5) {
+            window.answeredAt ??= performance.now();
+        }
+    }).observe(document, { childList: true, subtree: true });
+    document.querySelector("[data-sample='cat.jpg']").click();
+});"""
+"""Clicks a sample photo as soon as the page is loaded, and notes when its five bars are there."""
 
 
 def main() -> int:
@@ -102,10 +112,11 @@ def take_failing(browser: Browser, service: Service, folder: Path) -> None:
 
 def first_answer_s(browser: Browser, url: str) -> float:
     """Return the seconds from the start of the navigation to five bars, with an empty cache."""
-    with opened(browser, url) as found:
-        found.page.click("[data-sample='cat.jpg']")
+    with opened(browser, "about:blank") as found:
+        found.page.add_init_script(CLICK)
+        found.page.goto(url)
         found.page.wait_for_selector(".bars li:nth-child(5)")
-        return float(found.page.evaluate("performance.now()")) / 1000
+        return float(found.page.evaluate("window.answeredAt")) / 1000
 
 
 def picture(page: Page, path: Path) -> None:
