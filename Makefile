@@ -11,7 +11,7 @@ DEMO := $(or $(DEMO),artifacts/efficientnet-lite0)
 PYTHON37 ?= $(shell ls -d $$(command -v python3.7 2>/dev/null | grep -v /shims/) \
 	$${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.7.*/bin/python3.7 2>/dev/null | head -n 1)
 
-.PHONY: help demo linux install quantize develop test test-all check lint types python37 unit slow networks cards drain changes overload ecosystem image-test fuzz bench bench-all bench-lock ecosystem-lock lock proto lines clean
+.PHONY: help demo linux install quantize develop test test-all check lint types python37 unit slow networks cards drain changes overload ecosystem image-test fuzz bench bench-all bench-lock ecosystem-lock lock screenshots proto lines clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -182,6 +182,10 @@ lock: $(VENV)/.dev ## resolve the dependencies again
 	$(BIN)/uv pip compile $(LOCK) --python-version 3.11 --python-platform linux --group fuzz -o requirements/fuzz.lock
 	$(BIN)/uv pip compile $(LOCK) --python-version 3.7 --python-platform linux --group sdk37 -o requirements/sdk37.lock
 LOCK := --quiet --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate
+
+screenshots: $(VENV)/.dev ## pictures of the page in Chromium, in build/screenshots
+	$(BIN)/topfive-build demo --output $(DEMO)
+	$(BIN)/python -m scripts.screenshots --artifact $(DEMO) --output build/screenshots
 
 proto: $(VENV)/.dev ## compile service/api/grpc/inference.proto
 	$(BIN)/python scripts/write_descriptor.py

@@ -148,7 +148,7 @@ def demo(artifact: Path, host: str, port: int) -> int:
                 "build with topfive-build caffe --precision force_bfloat16 (docs/building.md)"
             )
         print(
-            f"serving on {service.url} (docs at /docs) until Ctrl-C; try:\n"
+            f"serving on {service.url} (a page at /, the API at /docs) until Ctrl-C; try:\n"
             "  curl -H 'Content-Type: image/png' --data-binary @model_build/photos/cat.png "
             f"{service.url}/classify",
             flush=True,

@@ -285,6 +285,8 @@ class Artifact:
     golden: Golden
     marks: Mapping[str, "_Mark | None"] = field(default_factory=dict)
     """The mark of each file at the time of its verification."""
+    accuracy: dict[str, Any] | None = None
+    """The members of /model that tell its accuracy; see accuracy.py."""
 
     @property
     def model_path(self) -> Path:

@@ -31,6 +31,7 @@ from service.core.dispatcher import Dispatcher
 from service.core.host_process import Host, hello_message
 from service.core.request import Image
 from service.core.rows import Rows, State
+from service.core.statistics import DeviceStatistics
 from service.core.throughput import DeviceTime, Timings
 from service.errors import ArtifactError, DeviceError, DeviceFailed
 from service.settings import Settings
@@ -47,8 +48,8 @@ LATE_S = 2.0
 class BatchConsumer(Protocol):
     """The part of the pipeline that a device reports to."""
 
-    def computed(self, batch: list[Image], sent_at: float, timings: Timings) -> None:
-        """Continue with a batch that was sent at `sent_at` (`time.perf_counter`) and computed."""
+    def computed(self, batch: list[Image], device: str, sent_at: float, timings: Timings) -> None:
+        """Continue with a batch that `device` computed, sent at `sent_at` (time.perf_counter)."""
 
     def failed(self, image: Image, error: DeviceFailed) -> None:
         """Continue with an image that two devices have failed."""
@@ -86,6 +87,7 @@ class Device:
         self._changed = changed
         self.failure: DeviceError | None = None
         self._failures = 0
+        self._counted = DeviceStatistics()
         self._unverified_images = 0
         self.description = ""
         self.largest_batch = 0
@@ -158,13 +160,14 @@ class Device:
         self._set_state("stopped")
 
     def statistics(self) -> dict[str, object]:
-        """Return the state, the engine's description, batches in flight, failures in a row."""
+        """Return the state, the engine's description, batches in flight, and what it has done."""
         return {
             "device": self.name,
             "state": self.state,
             "engine": self.description,
             "batches_in_flight": self.batches_in_flight,
             "failures_in_a_row": self._failures,
+            **self._counted.members(),
         }
 
     @property
@@ -298,10 +301,11 @@ class Device:
         self._shared.dispatcher.dispatch()  # first, because the device may be idle
         self._batches["ok"].inc()
         self._unverified_images += len(batch)
+        self._counted.images += len(batch)
         for stage, nanoseconds in zip(self._stages, timings[:3], strict=True):
             stage.observe(nanoseconds / 1e9)
         self._behind.observe(max(0.0, time.perf_counter() - sent_at - sum(timings[:3]) / 1e9))
-        self._shared.consumer.computed(batch, sent_at, timings)
+        self._shared.consumer.computed(batch, self.name, sent_at, timings)
 
     async def _probe_regularly(self, host: Host) -> None:
         # One row at a time: all rows at once would hold up a slow device.
@@ -336,6 +340,7 @@ class Device:
             )
         self._probes["pass"].inc()
         self._probe_passed_at.set_to_current_time()
+        self._counted.check_passed("self_test" if self.state == "proving" else "probe")
         self._unverified_images -= verified
 
     async def _run_golden(self, host: Host, numbers: Sequence[int]) -> int:
@@ -410,6 +415,7 @@ class Device:
 
     def _fail(self, failure: DeviceError) -> None:
         self.failure = failure
+        self._counted.failed(failure.reason)
         self._set_state("failed", **_facts(failure))
 
     def _set_state(self, state: str, **facts: object) -> None:

@@ -7,16 +7,20 @@ Of several versions the last one is served; numbers in their names are compared 
 whose name begins with a dot is ignored: synchronisers write there.
 """
 
+import logging
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from service import accuracy, sdk
 from service import artifact as artifacts
-from service import sdk
 from service.artifact import MANIFEST, Artifact
 from service.errors import ArtifactError, SettingsError, TopfiveError
 from service.settings import Settings
+
+log = logging.getLogger("topfive.library")
 
 
 class Loadable(NamedTuple):
@@ -89,6 +93,7 @@ class Library:
         """
         # Resolved, so that a link to the folder may be changed while its devices are restarted.
         artifact = artifacts.read(self.folder(name).resolve())
+        artifact = replace(artifact, accuracy=_accuracy(artifact))
         if name:
             artifact = artifact.named(name)
         return Loadable(artifact, self._devices_of(artifact))
@@ -137,6 +142,16 @@ class Library:
                 target, named, settings.device_python, settings.import_timeout_s
             )
         return self._devices[target, named]
+
+
+def _accuracy(artifact: Artifact) -> dict[str, object] | None:
+    """Return the accuracy in the artifact's report. A wrong report is logged and left out."""
+    try:
+        return accuracy.read(artifact.path, artifact.manifest.version)
+    except ArtifactError as error:
+        extra = {"detail": error.detail, "remedy": error.remedy}
+        log.warning("accuracy_ignored", extra=extra)
+        return None
 
 
 def versions(loadable: Iterable[Loadable]) -> dict[str, str]:

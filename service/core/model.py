@@ -246,8 +246,8 @@ class Model:
             self.expire(image.request)
         self._release_unanswered(image, State.WAITING)
 
-    def computed(self, batch: list[Image], sent_at: float, timings: Timings) -> None:
-        """Set the prediction of each image of a batch that a device has computed.
+    def computed(self, batch: list[Image], device: str, sent_at: float, timings: Timings) -> None:
+        """Set the prediction of each image of a batch that `device` has computed.
 
         `sent_at` is by `time.perf_counter`, `timings` are the device host's nanoseconds.
         """
@@ -266,7 +266,7 @@ class Model:
                 continue
             answered += 1
             request.record(queue=queued, copy_in=copy_in, compute=compute, copy_out=copy_out)
-            request.batch = max(request.batch, len(batch))
+            request.computed_by(device, len(batch))
             request.set_result(image.index, prediction)
         self._images["ok"].inc(answered)
         self.counted.add_batch(len(batch), answered, timings)

@@ -27,13 +27,13 @@ class Request:
     """The outcomes of `count` images, in their order; `answered` is done when the request ends.
 
     `images_ahead` images of other requests were in flight when the request was made. `stages` has
-    the largest seconds of each stage, and `batch` the size of the largest batch that computed an
-    image of this request.
+    the largest seconds of each stage. `batch` is the size of the largest batch that computed an
+    image of this request, and `device` the name of the device that computed it.
     """
 
     __slots__ = (
-        "_missing", "answered", "batch", "deadline", "images_ahead", "outcomes", "seconds_left",
-        "shortened", "stages", "wanted",
+        "_missing", "answered", "batch", "deadline", "device", "images_ahead", "outcomes",
+        "seconds_left", "shortened", "stages", "wanted",
     )  # fmt: skip
 
     def __init__(self, count: int, wanted: Wanted, limit: TimeLimit, images_ahead: int = 0) -> None:
@@ -47,6 +47,7 @@ class Request:
         self.outcomes: list[Outcome | None] = [None] * count
         self.stages: dict[str, float] = {}
         self.batch = 0
+        self.device = ""
         self.answered: asyncio.Future[None] = loop.create_future()
         self._missing = count
 
@@ -86,6 +87,11 @@ class Request:
         for stage, seconds in stages.items():
             if seconds >= self.stages.get(stage, 0.0):
                 self.stages[stage] = seconds
+
+    def computed_by(self, device: str, batch: int) -> None:
+        """Keep the size and the device of the largest batch."""
+        if batch > self.batch:
+            self.batch, self.device = batch, device
 
     async def ended(self) -> list[Outcome]:
         """Wait until the request ends and return the outcome of each image, in order.

@@ -1,4 +1,4 @@
-"""What a model has done since its start, as counts and total times.
+"""What a model and each device have done since their start, as counts and total times.
 
 The numbers come from the clocks of the metrics. A metric is a histogram per image or per batch, and
 these are per request, as the statistics of the V2 protocol count.
@@ -74,3 +74,37 @@ class Statistics:
         self.last_batch_ms = int(time.time() * 1000)
         for stage, ns in zip(BATCH_STAGES, timings, strict=False):
             self.batches[size][stage].add(ns)
+
+
+class DeviceStatistics:
+    """What one device has done: the images computed, the last passed check, the last failure."""
+
+    def __init__(self) -> None:
+        self.images = 0
+        """Images of requests that the device has computed."""
+        self._check: tuple[str, float] | None = None
+        self._failure: tuple[str, float] | None = None
+
+    def check_passed(self, kind: str) -> None:
+        """Record that the device has answered golden rows correctly in a `self_test` or `probe`."""
+        self._check = kind, time.monotonic()
+
+    def failed(self, reason: str) -> None:
+        """Record a failure with the reason of its DeviceError."""
+        self._failure = reason, time.monotonic()
+
+    def members(self) -> dict[str, object]:
+        """Return the members for /model; those of a check or failure are None before the first."""
+        return {
+            "images": self.images,
+            "last_check": _dated("kind", self._check),
+            "last_failure": _dated("reason", self._failure),
+        }
+
+
+def _dated(name: str, event: tuple[str, float] | None) -> dict[str, object] | None:
+    """Return what the event was, under `name`, and the seconds since then."""
+    if event is None:
+        return None
+    what, at = event
+    return {name: what, "seconds_ago": round(time.monotonic() - at, 1)}

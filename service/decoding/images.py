@@ -101,7 +101,12 @@ _MAGIC = re.compile(
 _OTHERS = (
     (0, b"II*\0", "TIFF"),
     (0, b"MM\0*", "TIFF"),
-    (4, b"ftyp", "AVIF, HEIC or video"),
+    (4, b"ftyphei", "HEIC"),
+    (4, b"ftyphev", "HEIC"),
+    (4, b"ftypmif1", "HEIC"),
+    (4, b"ftypmsf1", "HEIC"),
+    (4, b"ftypavi", "AVIF"),
+    (4, b"ftyp", "a video"),
     (0, b"%PDF", "PDF"),
     (0, b"PK\x03\x04", "ZIP"),
     (0, b"\x1f\x8b", "gzip"),
@@ -111,6 +116,11 @@ _OTHERS = (
     (0, b"/9j/", "base64 text"),
     (0, b"iVBORw", "base64 text"),
 )
+_ANOTHER_FORMAT = {
+    "HEIC": " Export the photo as JPEG. An iPhone takes photos in JPEG after Settings > Camera > "
+    "Formats > Most Compatible.",
+    "AVIF": " Export the image as JPEG, PNG or WebP.",
+}
 # A marker that opens a segment or ends the image; not FF00 and restarts, which are inside a scan.
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _JPEG_MARKER = re.compile(rb"\xff([\xc0-\xcf\xd8-\xfe])")
@@ -475,7 +485,7 @@ def _unsupported(data: bytes) -> UnsupportedMedia:
     what = next(names, "no known image format") if data else "missing"
     return UnsupportedMedia(
         f"The bytes are {what}.",
-        f"Send one of {', '.join(MEDIA_TYPES)}.",
+        f"Send one of {', '.join(MEDIA_TYPES)}.{_ANOTHER_FORMAT.get(what, '')}",
     )
 
 

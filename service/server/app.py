@@ -23,7 +23,7 @@ from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.routing import Route
 
 from service.api.access import Access
-from service.api.http import admin, health, openapi_images, v1, v2
+from service.api.http import admin, health, openapi_images, page, v1, v2
 from service.api.http.body import BodyReader
 from service.api.http.classify import Classify
 from service.api.http.infer import Infer
@@ -140,6 +140,7 @@ def _add_routes(
     control = RepositoryControl(service) if settings.model_control else None
     app.include_router(v2.router(service, bodies, version(), control))
     app.include_router(v1.router(service))
+    app.include_router(page.router())
     fetcher = _fetcher(settings, bodies, metrics)
     endpoints = app.state.endpoints = {
         "classify": Classify(service, bodies, settings, metrics, fetcher),

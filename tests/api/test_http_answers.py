@@ -154,10 +154,11 @@ def timings(reply: httpx.Response) -> dict[str, dict[str, str]]:
 
 
 def test_server_timing(service: Service) -> None:
-    """The header has each stage in milliseconds, within the total, and the size of the batch."""
+    """The header has each stage in milliseconds, within the total; the batch's size and device."""
     reply = service.http.post("/classify", content=PNG)
     found = timings(reply)
-    assert found.keys() == STAGES | {"batch"}
+    assert found.keys() == STAGES | {"batch", "device"}
+    assert found["device"] == {"desc": '"cpu0"'}
     assert re.fullmatch(r'"\d+"', found["batch"]["desc"])
     milliseconds = {stage: float(found[stage]["dur"]) for stage in STAGES}
     total = milliseconds.pop("total")

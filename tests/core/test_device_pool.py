@@ -475,7 +475,11 @@ async def test_a_passed_probe_resets_the_failures(artifact: Path) -> None:
             service.kill_host()
             await until(lambda: service.device.state == "waiting")
             assert service.device.statistics()["failures_in_a_row"] == 1
+            assert service.device.statistics()["last_failure"]["reason"] == "crashed"
+            await until(lambda: service.device.state == "ready")
+            assert service.device.statistics()["last_check"]["kind"] == "self_test"
             await until(lambda: service.device.statistics()["failures_in_a_row"] == 0)
+            assert service.device.statistics()["last_check"]["kind"] == "probe"
             assert service.device.state == "ready"
 
 

@@ -136,7 +136,9 @@ async def test_stages_of_a_finished_request(artifact: Path) -> None:
         assert set(request.stages) == {"decode", "queue", "copy_in", "compute", "copy_out"}
         assert all(0 <= seconds < 10 for seconds in request.stages.values())
         assert request.stages["compute"] > 0
-        assert request.batch == 3
+        assert (request.batch, request.device) == (3, "cpu0")
+        [device] = service.model.devices.statistics()
+        assert (device["images"], device["last_failure"]) == (5, None)
         for stage in ("decode", "queue"):
             assert service.value("image_stage_duration_seconds_count", stage=stage) == 5
         computed = service.value("batch_stage_duration_seconds_sum", stage="compute")

@@ -14,6 +14,7 @@ from prometheus_client.registry import Collector
 from service.api.access import Access
 from service.api.http.answering import as_json
 from service.api.http.body import BodyReader
+from service.api.http.health import unready_reason
 from service.api.http.openapi import get
 from service.api.http.schema import ModelState
 from service.core.model import Model
@@ -95,7 +96,9 @@ def router(
 
 _STATE = {
     "model": {"name": "efficientnet-lite0"},
+    "accuracy": None,
     "ready": True,
+    "reason": "",
     "statistics": {},
     "models": [{"name": "efficientnet-lite0", "version": "0f3a5c7e9b1d", "state": "READY"}],
     "reloads": {"asked": 0, "done": 0, "refused": []},
@@ -110,7 +113,9 @@ def _state(service: Service, bodies: BodyReader) -> dict[str, Any]:
         default = service.find()
     return {
         "model": _manifest(default) if default else None,
+        "accuracy": default.artifact.accuracy if default else None,
         "ready": service.ready,
+        "reason": "" if service.ready else unready_reason(service),
         "statistics": {
             "bodies": bodies.statistics(),
             **(default.statistics() if default else {}),
@@ -130,6 +135,7 @@ def _served(model: Model | None) -> dict[str, Any]:
         "version": model.version,
         "ready": model.devices.ready > 0,
         "manifest": _manifest(model),
+        "accuracy": model.artifact.accuracy,
         "statistics": model.statistics(),
     }
 

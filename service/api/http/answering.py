@@ -22,7 +22,8 @@ STAGES = ("receive", "decode", "queue", "copy_in", "compute", "copy_out", "encod
 AS_JSON = ((b"content-type", b"application/json"),)
 _NO_STORE = (b"cache-control", b"no-store")
 _SERVER_TIMING = (
-    ", ".join(f"{stage};dur=%.1f" for stage in (*STAGES, "total")) + ', batch;desc="%d"'
+    ", ".join(f"{stage};dur=%.1f" for stage in (*STAGES, "total"))
+    + ', batch;desc="%d", device;desc="%s"'
 )
 
 Rendered = tuple[bytes, tuple[tuple[bytes, bytes], ...]]
@@ -120,6 +121,9 @@ def _positive(name: str, text: str) -> int:
 
 
 def _timing(request: Request, context: RequestContext) -> str:
-    """Return the milliseconds of each stage, the largest of several images, and the batch size."""
+    """Return the milliseconds of each stage, the largest of several images.
+
+    They are followed by the size of the largest batch, and by its device.
+    """
     milliseconds = [request.stages[stage] * 1e3 for stage in STAGES]
-    return _SERVER_TIMING % (*milliseconds, context.seconds() * 1e3, request.batch)
+    return _SERVER_TIMING % (*milliseconds, context.seconds() * 1e3, request.batch, request.device)

@@ -65,11 +65,12 @@ class BodyReader:
         self._reserved_bytes += more_bytes
 
     def statistics(self) -> dict[str, int]:
-        """Return the number of bodies being received, the bytes reserved, and their limit."""
+        """Return the number of bodies being received, the bytes reserved, and the limits."""
         return {
             "receiving": len(self._timers),
             "reserved_bytes": self._reserved_bytes,
             "limit_bytes": self._limit_bytes,
+            "max_body_bytes": self._max_body_bytes,
         }
 
     def end(self) -> None:

@@ -49,7 +49,9 @@ def router(service: Service) -> APIRouter:
     async def v2_ready() -> Response:
         if service.ready:
             return _answer(service, 200, {"ready": True})
-        return _answer(service, 503, {"ready": False, "error": f"not ready: {_reason(service)}"})
+        return _answer(
+            service, 503, {"ready": False, "error": f"not ready: {unready_reason(service)}"}
+        )
 
     def add_model_ready(path: str, handler: Callable[..., Any]) -> None:
         summary, examples = "Readiness of a model", (_MODEL_READY, _MODEL_NOT_READY)
@@ -86,7 +88,7 @@ def _readiness(service: Service) -> dict[str, Any]:
     devices = _devices(service)
     if service.ready:
         return {"ready": True, "devices": devices}
-    return {"ready": False, "reason": _reason(service), "devices": devices}
+    return {"ready": False, "reason": unready_reason(service), "devices": devices}
 
 
 def _devices(service: Service) -> dict[str, int]:
@@ -98,7 +100,8 @@ def _devices(service: Service) -> dict[str, int]:
     return {"ready": sum(states.values()), "total": len(states)}
 
 
-def _reason(service: Service) -> str:
+def unready_reason(service: Service) -> str:
+    """Return why the service is not ready: `draining`, `no_device` or `starting`."""
     if service.draining:
         return "draining"
     started = (model.devices.first_ready.is_set() for model in service.models)

@@ -323,4 +323,5 @@ def _route(protocol: str, path: str) -> str:
         return "classify"
     if protocol and path.endswith(_ENDS[protocol]):
         return protocol
-    return "admin" if protocol or path in ADMIN else "other"
+    own = protocol or path in ADMIN or path.startswith("/page/")
+    return "admin" if own else "other"

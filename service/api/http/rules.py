@@ -15,7 +15,7 @@ INFERENCES = ("/classify", f"{MODEL}/infer", f"{VERSION}/infer", "/v1/models/{mo
 
 RULES = {
     PUBLIC: (
-        *("/", "/livez", "/readyz", "/healthz"),
+        *("/", "/page/{name}", "/livez", "/readyz", "/healthz"),
         *("/v2/health/live", "/v2/health/ready", f"{MODEL}/ready", f"{VERSION}/ready"),
         "/v1/models/{model}",  # the readiness of V1
         *("/docs", "/docs/oauth2-redirect", "/openapi.json", "/static-offline-docs/{file:path}"),

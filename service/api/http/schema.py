@@ -146,7 +146,11 @@ class ModelState(BaseModel):
     model: dict[str, Any] | None = Field(
         description="The manifest of the default model; null if there is none."
     )
+    accuracy: dict[str, Any] | None = Field(
+        description="The accuracy of the default model, if its artifact has a report of it."
+    )
     ready: bool
+    reason: str = Field(description="Why the service is not ready; empty if it is.")
     statistics: dict[str, Any] = Field(description="Statistics of the default model.")
     models: list[dict[str, Any]] = Field(
         description="For each model its name, state, version, manifest and statistics."

@@ -19,7 +19,7 @@ from service.api.http.body import BodyReader
 from service.api.http.middleware import KEY, Headers, RequestContext
 from service.api.http.openapi import get
 from service.api.http.problem import no_route
-from service.api.http.schema_protocols import Alive, ModelNames, ModelReady
+from service.api.http.schema_protocols import ModelNames, ModelReady
 from service.api.http.v2_json import json_object
 from service.api.images import all_answered, from_base64
 from service.api.v2.descriptions import is_ready, not_ready_reason, served
@@ -83,10 +83,6 @@ def router(service: Service) -> APIRouter:
     """Return the routes that list the models and report whether they are ready."""
     routes = APIRouter()
     ready_example = {"name": "efficientnet-lite0", "ready": True}
-
-    @get(routes, "/", "Liveness of the V1 protocol", Alive, ({"status": "alive"}, None), "v1")
-    async def alive() -> Response:
-        return as_json({"status": "alive"})
 
     @get(routes, "/v1/models", "Lists the models", ModelNames, ({"models": []}, None), "v1")
     async def names() -> Response:
