@@ -75,7 +75,8 @@ class DeviceLine {
     const images = this.seen ? Math.max(0, now.images - this.seen.images) : 0;
     const seconds = this.seen ? (at - this.seen.at) / 1000 : 1;
     this.seen = { images: now.images, at };
-    this.rates.push(images / Math.max(seconds, 0.05));
+    // A reading soon after an answer is not a second later, and would make one image a high rate.
+    this.rates.push(images / Math.max(seconds, 1));
     this.rates.splice(0, this.rates.length - SECONDS_SHOWN);
 
     this.element.dataset.state = now.state;

@@ -16,7 +16,7 @@ const MOST_IMAGES = 100;
 const UNREADY = {
   starting: "The service is starting. Images that you choose now are answered when it is ready.",
   no_device: "No device is ready. The service is starting one again, and answers then.",
-  draining: "The service is stopping: it answers what it has, and accepts little more.",
+  draining: "The service is stopping. It answers what it has accepted.",
 };
 
 const deviceList = new DeviceList(byId("devices"));
@@ -249,6 +249,7 @@ function showFailure(refusal, seconds) {
 function askForKey(refusal) {
   showPill("key", []);
   say(byId("connection-notice"), "");
+  byId("metrics-link").hidden = true;
   byId("key-form").hidden = false;
   byId("forget-key").hidden = !currentKey();
   if (currentKey()) {

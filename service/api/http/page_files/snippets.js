@@ -48,7 +48,7 @@ const TEXTS = {
 };
 const NOTES = {
   curl: "",
-  python: "pip install httpx",
+  python: "Install httpx with pip.",
   javascript: "For Node 18 or newer, as a file that ends in .mjs. A page sends a File as the body.",
 };
 
