@@ -3,7 +3,6 @@
 import base64
 import json
 import os
-import re
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -14,6 +13,8 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, Route, expect
 
 from service.api.http.page import FOLDER
+from service.tools import key_file
+from service.tools.key_file import NewKey
 from tests.support import pictures, tiny
 from tests.support.browser import browsing, opened
 from tests.support.serving import Service, serving
@@ -194,30 +195,21 @@ def serious(page: Page) -> list[object]:
     ]
 
 
-def test_a_key_is_asked_for_and_kept_for_the_tab(browser: Browser, service: Service) -> None:
+def test_a_key_is_asked_for_and_kept_for_the_tab(browser: Browser, tmp_path: Path) -> None:
     """It is sent as a bearer, is not in the snippets, and is forgotten on demand."""
-    state = service.http.get("/model").json() | {"access": {"keys": True, "public": True}}
-
-    def keyed(route: Route) -> None:
-        key = route.request.headers.get("authorization", "")
-        if key != "Bearer tf_right":
-            problem = {"code": "unauthenticated", "detail": "No valid key.", "remedy": "Send one."}
-            route.fulfill(status=401, body=json.dumps(problem))
-        elif route.request.url.endswith("/model"):
-            route.fulfill(json=state)
-        else:
-            route.continue_()
-
-    with opened(browser, "about:blank") as found:
+    artifact, file = tiny.write_tiny_artifact(tmp_path / "tiny"), tmp_path / "keys"
+    key = key_file.add(file, NewKey("infer", "", "", "", ""))
+    with (
+        serving(artifact, "--keys-file", str(file)) as service,
+        opened(browser, service.url) as found,
+    ):
         page = found.page
-        page.route(re.compile("/(model|classify)$"), keyed)
-        page.goto(service.url)
         expect(page.locator("#key-form")).to_be_visible()
         assert serious(page) == []
-        page.fill("#key", "tf_wrong")
+        page.fill("#key", key[:-4] + "0000")
         page.keyboard.press("Enter")
-        expect(page.locator("#key-why")).to_have_text("No valid key. Send one.")
-        page.fill("#key", "tf_right")
+        expect(page.locator("#key-why")).to_contain_text("needs a valid API key")
+        page.fill("#key", key)
         page.keyboard.press("Enter")
         expect(page.locator("#key-form")).to_be_hidden()
         page.reload()
@@ -227,7 +219,7 @@ def test_a_key_is_asked_for_and_kept_for_the_tab(browser: Browser, service: Serv
         await_answers(page)
         assert len(labels(page)) == 5
         expect(page.locator("#snippet-text")).to_contain_text("Bearer $TOPFIVE_KEY")
-        assert "tf_right" not in page.content()
+        assert key not in page.content()
         page.click("#forget-key")
         expect(page.locator("#key-form")).to_be_visible()
         assert page.evaluate("sessionStorage.length") == 0
