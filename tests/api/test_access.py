@@ -125,6 +125,7 @@ def filled(path: str) -> str:
     # A right key may unload, but not the model of these tests.
     model = "other" if "/repository/" in path else "tiny"
     values = {"model": model, "version": "0" * 12, "file:path": "swagger-ui.css", "rest:path": "x"}
+    values["name"] = "page.js"
     return re.sub("{(.*?)}", lambda found: values[found[1]], path)
 
 

@@ -96,7 +96,7 @@ def router(
 
 _STATE = {
     "model": {"name": "efficientnet-lite0"},
-    "accuracy": None,
+    "accuracy": {"top1": {"accuracy": 0.869, "wilson_95": [0.841, 0.892]}, "images": 663},
     "ready": True,
     "reason": "",
     "statistics": {},
