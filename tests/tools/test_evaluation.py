@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from service import accuracy
+from service.artifact import read_manifest
 from service.core.classification import TopClasses
 from service.errors import RunError
 from service.tools.evaluation import results as files
@@ -89,6 +91,11 @@ def test_the_samples_files_line_by_line(artifact: Path, images: Path, tmp_path: 
     assert lines(out / "failed.csv") == ["file,reason,detail"]
     assert not (out / "journal.jsonl").exists()
     assert "top-1" in done.stdout and str(out) in done.stdout
+    # Beside an artifact the report is what the page shows.
+    (out / "report.json").rename(tmp_path / accuracy.NAME)
+    shown = accuracy.read(tmp_path, read_manifest(artifact).version)
+    assert shown and (shown["images"], shown["labels"]) == (4, "labels.txt")
+    assert shown["top1"]["accuracy"] == np.mean(ranked[:, 0] == [7, 3, 1, 0])
 
 
 def test_missing_and_failed_images(artifact: Path, images: Path, tmp_path: Path) -> None:
