@@ -66,8 +66,9 @@ class Access:
         self._checks = {outcome: metrics.key_checks.labels(outcome) for outcome in OUTCOMES}
 
     def described(self) -> dict[str, bool]:
-        """Return whether requests need a key, and whether other machines reach the address."""
-        return {"keys": self.keys is not None, "public": self._public}
+        """Return whether requests need a key, whether other machines reach the address, and
+        whether the administration has an address of its own."""
+        return {"keys": self.keys is not None, "public": self._public, "apart": self._apart}
 
     def needs_nothing(self, scope: str) -> bool:
         """Return whether every client may make every request of this scope."""

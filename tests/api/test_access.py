@@ -301,7 +301,7 @@ def test_the_log_and_the_metrics(world: World) -> None:
     secret = key.split("_", 2)[2]
     assert secret not in str(world.service.log)
     described = ask(world, "GET", "/model", key).json()["access"]
-    assert described == {"keys": True, "public": False}
+    assert described == {"keys": True, "public": False, "apart": False}
 
 
 def test_a_broken_file_keeps_the_keys(world: World) -> None:
@@ -548,7 +548,11 @@ def test_the_administration_on_a_public_address(artifact: Path) -> None:
         with httpx.Client(base_url=f"http://{address}:{port}", trust_env=False) as far:
             assert far.post("/classify", content=IMAGE).status_code == 200
             assert far.get("/metrics").status_code == 200
-            assert far.get("/model").json()["access"] == {"keys": False, "public": True}
+            assert far.get("/model").json()["access"] == {
+                "keys": False,
+                "public": True,
+                "apart": False,
+            }
             for reply in (far.post(load), far.get("/debug/profile")):
                 assert (reply.status_code, reply.json()["code"]) == (403, "forbidden")
         near = httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False)

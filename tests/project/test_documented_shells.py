@@ -22,7 +22,7 @@ PROGRAMS = (
         "make",
         "docker",
         "curl",
-        "apt-get",
+        *("apt-get", "cp"),
         "sha256sum",
         "perf_analyzer",
     ),

@@ -102,7 +102,7 @@ _STATE = {
     "statistics": {},
     "models": [{"name": "efficientnet-lite0", "version": "0f3a5c7e9b1d", "state": "READY"}],
     "reloads": {"asked": 0, "done": 0, "refused": []},
-    "access": {"keys": False, "public": False},
+    "access": {"keys": False, "public": False, "apart": False},
 }
 
 

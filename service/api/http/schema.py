@@ -159,5 +159,6 @@ class ModelState(BaseModel):
         description="Reloads asked for, reloads done, and what was refused the last time."
     )
     access: dict[str, bool] = Field(
-        description="Whether requests need a key, and whether other machines reach the address."
+        description="Whether requests need a key, whether other machines reach the address, and "
+        "whether the administration has an address of its own."
     )

@@ -184,7 +184,7 @@ function showState(state) {
   say(byId("access-notice"), !keys && state.access?.public
     ? "Everyone who reaches this address can use the service. With --keys-file its operator can require keys."
     : "");
-  byId("metrics-link").hidden = keys;
+  byId("metrics-link").hidden = keys || (state.access?.apart ?? false);
 
   const several = state.models.length > 1;
   const served = chosen(state.models, state.model?.name);
