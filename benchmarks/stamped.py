@@ -80,7 +80,7 @@ class Stamps:
 def serve(stamps: Stamps) -> None:
     """Run the service."""
     from service import cli
-    from service.api.http.classify import Classify
+    from service.api.http import classify
     from service.core import child_process
     from service.core.decode_pool import DecodePool
     from service.core.host_process import Host
@@ -94,7 +94,7 @@ def serve(stamps: Stamps) -> None:
     stamps.before(DecodePool, "_woken", "the event loop takes the row")
     stamps.before(Host, "send", "the host gets the batch")
     stamps.before(Host, "_replied", "the event loop takes the batch")
-    stamps.before(Classify, "_rendered", "the handler writes the answer")
+    stamps.before(classify, "_rendered", "the handler writes the answer")
 
     started = child_process.Child.__init__
 

@@ -82,7 +82,7 @@ def create_app(settings: Settings, fatal: Fatal, peers: Peers | None = None) -> 
         _add_routes(app, settings, metrics, access, peers)
         lag = asyncio.create_task(_watch_loop_lag(metrics))
         first = asyncio.create_task(_await_first_ready(app, metrics, started))
-        watching = [asyncio.create_task(access.watch())]
+        watching = [asyncio.create_task(access.watch())] if settings.keys_file else []
         watching += [asyncio.create_task(tls.follow())] if tls else []
         async with (
             peers.answering(metrics) if peers else contextlib.nullcontext(),
