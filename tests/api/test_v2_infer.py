@@ -261,7 +261,7 @@ def test_head_and_stages(service: Service) -> None:
     assert reply.headers["x-request-id"] == "abc"
     stages = [part.partition(";")[0].strip() for part in reply.headers["server-timing"].split(",")]
     assert stages == ["receive", "decode", "queue", "copy_in", "compute", "copy_out", "encode",
-                      "total", "batch"]  # fmt: skip
+                      "total", "batch", "device"]  # fmt: skip
 
 
 def binary(input: Any, data: bytes = b"", **members: Any) -> tuple[bytes, dict[str, str]]:

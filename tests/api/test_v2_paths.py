@@ -329,7 +329,7 @@ async def test_loading_under_control(artifact: Path) -> None:
         transport = httpx.ASGITransport(
             Middleware(app, stack, metrics, Access(settings, metrics), settings)
         )
-        async with httpx.AsyncClient(transport=transport, base_url="http://x") as http:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
             path = "/v2/repository/models/tiny"
             loaded = await http.post(f"{path}/load", json={})
             unloaded = await http.post(

@@ -66,7 +66,7 @@ def test_the_doctor_says_whose_an_artifact_is(made: Path) -> None:
     [line] = [line for line in done.stdout.splitlines() if "  artifact  " in line]
     assert line.startswith("FAIL") and f"{made} {OF_ROOT.format('0700')}" in line
     names = [line.split()[1] for line in done.stdout.splitlines()]
-    assert names[-4:] == ["memory", "port", "tls", "files"]
+    assert names[-5:] == ["memory", "port", "access", "tls", "files"]
     assert len(names) == len(checks.CHECKS)
 
 
