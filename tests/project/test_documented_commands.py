@@ -141,7 +141,7 @@ class Session:
             self.reader.serve(command)
             return ended
         if "http://127.0.0.1:8080" in command.words and not self.reader.serves:
-            [served] = (one for one in commands(DOCUMENTS[0]) if one.begins_with("topfive serve"))
+            served = next(one for one in commands(DOCUMENTS[0]) if one.begins_with("topfive serve"))
             self.reader.serve(replace(served, document=command.document))
         # Where the reader's machine has nodes of cards, this one has a folder with such files.
         text = with_nodes(command.text, self.nodes)
