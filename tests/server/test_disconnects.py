@@ -16,9 +16,10 @@ from tests.support.small import write_small_network
 
 CALLERS = 1000
 OTHERS = 4
-# A card so slow that nearly all are still queued when they leave.
-CARD = {"MAGICMIND_SIM_LATENCY": "1:1000,8:1000"}
-PATIENT = ("--rows", "2048", "--default-deadline-ms", "600000")
+# A card so slow that nearly all are still queued when they leave, which the service notices after a
+# second or so: it answers no batch until then.
+CARD = {"MAGICMIND_SIM_LATENCY": "1:2000,8:2000"}
+PATIENT = ("--rows", "2048", "--default-deadline-ms", "3600000")
 
 
 @pytest.fixture
