@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import ctypes
 import errno
-import fcntl
 import logging
 import os
 import select
@@ -22,6 +21,7 @@ from typing import Protocol
 from service.artifact import Manifest
 from service.errors import SettingsError
 from service.settings import Settings, local_url, url_of
+from service.system import disk
 
 log = logging.getLogger("topfive.listener")
 
@@ -101,7 +101,7 @@ def _listen_unix(path: Path) -> socket.socket:
     """
     listener, unnamed = socket.socket(socket.AF_UNIX), path.with_name(f"{path.name}.{os.getpid()}")
     try:
-        with _locked(path.parent):
+        with disk.locked(path.parent):
             if path.exists() and not _is_left_over(path):
                 raise FileExistsError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
             try:
@@ -134,16 +134,6 @@ def _is_left_over(path: Path) -> bool:
         except BlockingIOError:
             pass
     return False
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def unusable(host: str, port: int, reason: str, flag: str = "--port") -> SettingsError:

@@ -7,6 +7,7 @@ which names the path. Text files are read here too, with or without a byte order
 import codecs
 import contextlib
 import errno
+import fcntl
 import os
 import re
 import shlex
@@ -72,6 +73,17 @@ def writing(path: Path, failure: type[TopfiveError], remedy: str) -> Iterator[No
     except OSError as error:
         detail, remedy = unwritable(path, error, remedy)
         raise failure(f"Cannot write {path}: {detail}", remedy) from error
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a lock of the folder during the block; other processes that want it wait."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def write_whole(file: FileIO, data: bytes) -> None:

@@ -4,7 +4,6 @@ A running service reads the file again within about a second. The file is replac
 a lock of its folder, so that two commands at the same time lose nothing. Its owner and mode stay.
 """
 
-import fcntl
 import os
 import time
 from collections.abc import Iterator
@@ -99,7 +98,7 @@ def _changing(file: Path) -> Iterator[list[str]]:
     """Yield the lines of the file, comments included, and write them at the end of the block."""
     remedy = "Name another file with --file."
     file = file.resolve()
-    with disk.writing(file, SettingsError, remedy), _locked(file.parent):
+    with disk.writing(file, SettingsError, remedy), disk.locked(file.parent):
         lines, before = HEADER.splitlines(), None
         if file.exists():
             keys.read_keys(file)
@@ -110,13 +109,3 @@ def _changing(file: Path) -> Iterator[list[str]]:
                 os.fchown(out.fileno(), before.st_uid, before.st_gid)
             os.fchmod(out.fileno(), before.st_mode & 0o7777 if before else MODE)
             out.write("".join(f"{line}\n" for line in lines).encode())
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
