@@ -189,7 +189,7 @@ def check_image(store: Store, folder: Path, image: str) -> None:
     archive = folder / f"{name}.tar"  # has uncompressed layers and the configuration
     store.buildah("push", "--quiet", image, f"docker-archive:{archive}")
     with archive.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        assert data.find(b"at which `topfive serve` would listen") >= 0, "layers cannot be searched"
+        assert data.find(b"server that `topfive serve` would be") >= 0, "layers cannot be searched"
         found = [word for word in machine.addresses() if data.find(word.encode()) >= 0]
     archive.unlink()
     assert not found, f"in a layer of {image}: {found}"
